@@ -1,0 +1,85 @@
+//! What can go wrong with an object, cut by what a caller does about it.
+
+use std::io;
+
+use crate::ObjectPath;
+
+/// The result of an operation on a storage.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a caller can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// Nothing has that name.
+    NotFound,
+    /// A directory stands where an object of bytes was expected.
+    IsDirectory,
+    /// An object of bytes stands where a directory was expected.
+    NotDirectory,
+    /// The storage refuses access.
+    PermissionDenied,
+    /// A name or link leads out of the storage, or is no name at all.
+    Escape,
+    /// The object is larger than what was expected to stand there.
+    TooLarge,
+    /// Decryption failed: damaged, not encrypted, or another key.
+    Authentication,
+    /// The key is wrong or missing, or the storage's encryption is unknown.
+    Key,
+    /// Anything else the storage says; trying again may help.
+    Io,
+}
+
+/// An error with its kind, the object, and the source.
+#[derive(Debug, thiserror::Error)]
+#[error("{act} '{path}': {reason}")]
+pub struct Error {
+    kind: ErrorKind,
+    act: &'static str,
+    path: ObjectPath,
+    reason: String,
+    #[source]
+    source: Option<io::Error>,
+}
+
+impl Error {
+    /// Makes an error. `act` is a present-tense verb ("read", "list"); `reason` says what was expected and found.
+    pub fn new(kind: ErrorKind, act: &'static str, path: &ObjectPath, reason: impl Into<String>) -> Self {
+        Self { kind, act, path: path.clone(), reason: reason.into(), source: None }
+    }
+
+    /// Makes an error of what the operating system said.
+    pub fn from_io(act: &'static str, path: &ObjectPath, error: io::Error) -> Self {
+        let kind = match error.kind() {
+            io::ErrorKind::NotFound => ErrorKind::NotFound,
+            io::ErrorKind::IsADirectory => ErrorKind::IsDirectory,
+            io::ErrorKind::NotADirectory => ErrorKind::NotDirectory,
+            io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
+            io::ErrorKind::CrossesDevices => ErrorKind::Escape,
+            _ => ErrorKind::Io,
+        };
+        let reason = match kind {
+            ErrorKind::Escape => "leads outside the repository".to_owned(),
+            _ => error.to_string(),
+        };
+        Self { kind, act, path: path.clone(), reason, source: Some(error) }
+    }
+
+    /// Returns the kind.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Returns the path of the object.
+    #[must_use]
+    pub fn path(&self) -> &ObjectPath {
+        &self.path
+    }
+
+    /// Returns the error number of the operating system, if it was the one to fail.
+    #[must_use]
+    pub fn raw_os_error(&self) -> Option<i32> {
+        self.source.as_ref().and_then(io::Error::raw_os_error)
+    }
+}

@@ -1,0 +1,165 @@
+//! A folder of this machine, or one that NFS or SMB put there.
+//!
+//! Every name is resolved beneath the root by the kernel (`openat2` with `RESOLVE_BENEATH`), so neither `..` nor a
+//! symbolic link leads out.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
+
+use crate::{Capabilities, Entry, Error, ErrorKind, Kind, Object, ObjectPath, Result, Stat, Storage};
+
+/// A folder as a storage.
+pub struct LocalStorage {
+    root: OwnedFd,
+    shown: PathBuf,
+    is_remote: bool,
+}
+
+impl LocalStorage {
+    /// Opens the folder `root`.
+    ///
+    /// # Errors
+    /// What the operating system says; a path that is no folder is `NotADirectory`.
+    pub fn open(root: &Path) -> io::Result<Self> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = openat(CWD, root, flags, Mode::empty())?;
+        let is_remote = rustix::fs::fstatfs(&fd).is_ok_and(|stat| is_remote(stat.f_type));
+        Ok(Self { root: fd, shown: root.to_path_buf(), is_remote })
+    }
+
+    fn open_fd(&self, path: &ObjectPath, act: &'static str, flags: OFlags) -> Result<OwnedFd> {
+        let name = if path.as_str().is_empty() { "." } else { path.as_str() };
+        // The kernel answers EAGAIN when a rename elsewhere made it unsure whether the path stayed beneath the root.
+        const ATTEMPTS: u32 = 16;
+        for _ in 0..ATTEMPTS {
+            let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+            match openat2(&self.root, name, flags | OFlags::CLOEXEC, Mode::empty(), how) {
+                Ok(fd) => return Ok(fd),
+                Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(Error::from_io(act, path, error.into())),
+            }
+        }
+        Err(Error::from_io(act, path, rustix::io::Errno::AGAIN.into()))
+    }
+
+    fn open_file(&self, path: &ObjectPath, act: &'static str) -> Result<(File, Stat)> {
+        // Without O_NONBLOCK a FIFO planted in a repository would block the open for ever.
+        let file = File::from(self.open_fd(path, act, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?);
+        let stat = stat_of(&file).map_err(|error| Error::from_io(act, path, error))?;
+        match stat.kind {
+            Kind::File => Ok((file, stat)),
+            Kind::Directory => Err(Error::new(ErrorKind::IsDirectory, act, path, "a file was expected, not a folder")),
+            Kind::Other => Err(Error::new(ErrorKind::Io, act, path, "a regular file was expected")),
+        }
+    }
+}
+
+/// Whether a file system of this magic number (statfs(2)) is reached over a network.
+#[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "magic numbers are 32 bits wide")]
+fn is_remote(magic: rustix::fs::FsWord) -> bool {
+    const NFS: u32 = 0x6969;
+    const SMB2: u32 = 0xfe53_4d42;
+    const CIFS: u32 = 0xff53_4d42;
+    const FUSE: u32 = 0x6573_5546;
+    const CEPH: u32 = 0x00c3_6400;
+    matches!(magic as u32, NFS | SMB2 | CIFS | FUSE | CEPH)
+}
+
+fn stat_of(file: &File) -> io::Result<Stat> {
+    let metadata = file.metadata()?;
+    let kind = if metadata.is_file() {
+        Kind::File
+    } else if metadata.is_dir() {
+        Kind::Directory
+    } else {
+        Kind::Other
+    };
+    let modified = metadata.modified()?;
+    Ok(Stat { kind, size: metadata.len(), inode: metadata.ino(), links: metadata.nlink(), modified })
+}
+
+impl Storage for LocalStorage {
+    fn open(&self, path: &ObjectPath) -> Result<Arc<dyn Object>> {
+        let (file, _) = self.open_file(path, "open")?;
+        Ok(Arc::new(LocalObject { file, path: path.clone() }))
+    }
+
+    fn read(&self, path: &ObjectPath, limit: u64) -> Result<Vec<u8>> {
+        let (file, stat) = self.open_file(path, "read")?;
+        let too_large = || Error::new(ErrorKind::TooLarge, "read", path, format!("larger than {limit} bytes"));
+        if stat.size > limit {
+            return Err(too_large());
+        }
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let mut bytes = Vec::with_capacity(usize::try_from(stat.size).map_err(|_| too_large())?);
+        // One byte past the limit shows a file that grew since its size was asked.
+        io::Read::read_to_end(&mut io::Read::take(&file, (limit as u64).saturating_add(1)), &mut bytes)
+            .map_err(|error| Error::from_io("read", path, error))?;
+        if bytes.len() > limit { Err(too_large()) } else { Ok(bytes) }
+    }
+
+    fn list(&self, path: &ObjectPath) -> Result<Vec<Entry>> {
+        let fd = self.open_fd(path, "list", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let failed = |error: rustix::io::Errno| Error::from_io("list", path, error.into());
+        let mut entries = Vec::new();
+        for entry in Dir::new(fd).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let Ok(name) = entry.file_name().to_str() else { continue };
+            if name == "." || name == ".." {
+                continue;
+            }
+            let is_directory = match entry.file_type() {
+                FileType::Directory => true,
+                FileType::Unknown | FileType::Symlink => {
+                    self.stat(&path.join(name)?).is_ok_and(|stat| stat.kind == Kind::Directory)
+                }
+                _ => false,
+            };
+            entries.push(Entry { name: name.to_owned(), is_directory });
+        }
+        Ok(entries)
+    }
+
+    fn stat(&self, path: &ObjectPath) -> Result<Stat> {
+        let fd = self.open_fd(path, "stat", OFlags::PATH)?;
+        stat_of(&File::from(fd)).map_err(|error| Error::from_io("stat", path, error))
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { ranged_reads: true, is_remote: self.is_remote }
+    }
+
+    fn describe(&self) -> String {
+        self.shown.display().to_string()
+    }
+}
+
+struct LocalObject {
+    file: File,
+    path: ObjectPath,
+}
+
+impl Object for LocalObject {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::from_io("read", &self.path, error)),
+            }
+        }
+        Ok(done)
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        stat_of(&self.file).map_err(|error| Error::from_io("stat", &self.path, error))
+    }
+}
