@@ -1,0 +1,58 @@
+//! `mount.xofs`, run by mount(8) for `mount -t xofs` and for lines of fstab: says it to `xofs mount --daemon`, waits until
+//! the mount can be read, and passes on what came of it.
+
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use mount_xofs::{MOUNT_FAILURE, Request};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            if !message.is_empty() {
+                eprintln!("mount.xofs: {message}");
+            }
+            ExitCode::from(MOUNT_FAILURE)
+        }
+    }
+}
+
+/// Mounts; an error without text was already reported by `xofs`.
+fn run() -> Result<(), String> {
+    let request = Request::parse(std::env::args_os().skip(1)).map_err(|error| error.to_string())?;
+    for warning in &request.options.warnings {
+        eprintln!("mount.xofs: warning: {warning}");
+    }
+    let program = find_xofs().ok_or("'xofs' is neither beside mount.xofs nor in PATH: install both together")?;
+    if request.is_verbose || request.is_fake {
+        eprintln!("mount.xofs: runs {} {:?}", program.display(), request.arguments());
+    }
+    if request.is_fake {
+        return Ok(());
+    }
+    let status = Command::new(&program)
+        .args(request.arguments())
+        .status()
+        .map_err(|error| format!("run '{}': {error}", program.display()))?;
+    match (status.success(), status.code()) {
+        (true, _) => Ok(()),
+        (false, Some(_)) => Err(String::new()),
+        (false, None) => Err(format!("'{}' was ended: {status}", program.display())),
+    }
+}
+
+/// Returns the `xofs` beside this program, else the first in PATH, else in the places where mount(8), which may clear
+/// PATH, finds programs.
+fn find_xofs() -> Option<PathBuf> {
+    let beside = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_path_buf));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    beside
+        .into_iter()
+        .chain(std::env::split_paths(OsStr::new(&path)).filter(|folder| folder.is_absolute()))
+        .chain(["/usr/local/bin", "/usr/bin", "/usr/local/sbin", "/usr/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join("xofs"))
+        .find(|path| path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0))
+}
