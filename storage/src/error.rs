@@ -31,8 +31,10 @@ pub enum ErrorKind {
 }
 
 /// An error with its kind, the object, and the source.
+///
+/// It reads `read 'a/b': a reason`; an error that concerns no object has no act and shows its reason alone.
 #[derive(Debug, thiserror::Error)]
-#[error("{act} '{path}': {reason}")]
+#[error("{}{reason}", shown(act, path))]
 pub struct Error {
     kind: ErrorKind,
     act: &'static str,
@@ -46,6 +48,17 @@ impl Error {
     /// Makes an error. `act` is a present-tense verb ("read", "list"); `reason` says what was expected and found.
     pub fn new(kind: ErrorKind, act: &'static str, path: &ObjectPath, reason: impl Into<String>) -> Self {
         Self { kind, act, path: path.clone(), reason: reason.into(), source: None }
+    }
+
+    /// Makes the error of an object longer than `limit` bytes.
+    #[must_use]
+    pub fn too_large(act: &'static str, path: &ObjectPath, limit: u64) -> Self {
+        Self::new(ErrorKind::TooLarge, act, path, format!("at most {limit} bytes were expected, it has more"))
+    }
+
+    /// Makes the error of a key that cannot be one, whatever it is for.
+    pub(crate) fn of_key(reason: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Key, "", &ObjectPath::root(), reason)
     }
 
     /// Makes an error of what the operating system said.
@@ -82,4 +95,8 @@ impl Error {
     pub fn raw_os_error(&self) -> Option<i32> {
         self.source.as_ref().and_then(io::Error::raw_os_error)
     }
+}
+
+fn shown(act: &str, path: &ObjectPath) -> String {
+    if act.is_empty() { String::new() } else { format!("{act} '{path}': ") }
 }

@@ -92,7 +92,7 @@ impl Storage for LocalStorage {
 
     fn read(&self, path: &ObjectPath, limit: u64) -> Result<Vec<u8>> {
         let (file, stat) = self.open_file(path, "read")?;
-        let too_large = || Error::new(ErrorKind::TooLarge, "read", path, format!("larger than {limit} bytes"));
+        let too_large = || Error::too_large("read", path, limit);
         if stat.size > limit {
             return Err(too_large());
         }

@@ -1,0 +1,324 @@
+//! A decorator that decrypts whole objects.
+//!
+//! ```text
+//! nonce (12) | ciphertext | tag (16)            chacha20-poly1305, aes-256-gcm; no associated data
+//! IV (16)    | ciphertext, padded (PKCS#7)      aes-256-cbc, of 2022 only: nothing proves its bytes
+//! ```
+//!
+//! The key is the text itself, 32 bytes, without derivation. Names, folders and a few files at the root are plain. One
+//! nonce and one tag cover an object, so no part of it can be read without reading all of it: an open object holds its
+//! decrypted bytes. No byte is handed out before the tag is verified.
+//!
+//! Source: `@xen-orchestra/fs`, `_encryptor.js` and `abstract.js` (`_checkMetadata`, `readFile`).
+
+use std::fmt;
+use std::sync::Arc;
+
+use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::cipher::{self, DecryptionContext, PaddedBlockDecryptingKey, UnboundCipherKey};
+use aws_lc_rs::iv::FixedLength;
+use zeroize::Zeroizing;
+
+use crate::memory::copy_at;
+use crate::{Capabilities, Entry, Error, ErrorKind, Object, ObjectPath, Result, Stat, Storage};
+
+/// The longest object opened for positioned reads, as stored: it is decrypted as a whole, in memory. Blocks have 2 MiB
+/// and the largest BAT and metadata stay far below; only a full backup (XVA) is larger, and is refused.
+const MAX_OPEN_OBJECT: u64 = 64 << 20;
+
+/// The longest `encryption.json` and `metadata.json` read; they hold one short field each.
+const MAX_MARKER: u64 = 64 << 10;
+
+const KEY_LENGTH: usize = 32;
+
+/// The key of an encrypted repository, zeroized when dropped.
+pub struct EncryptionKey(Zeroizing<[u8; KEY_LENGTH]>);
+
+impl EncryptionKey {
+    /// Makes a key of its text; one line end at the end is not part of it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Key`] if it has not 32 bytes.
+    pub fn from_text(text: &str) -> Result<Self> {
+        let text = text.strip_suffix('\n').map_or(text, |text| text.strip_suffix('\r').unwrap_or(text));
+        let bytes = <[u8; KEY_LENGTH]>::try_from(text.as_bytes()).map_err(|_| {
+            let reason = format!("the encryption key has {} bytes, 32 characters (ASCII) were expected", text.len());
+            Error::of_key(reason)
+        })?;
+        Ok(Self(Zeroizing::new(bytes)))
+    }
+}
+
+impl fmt::Debug for EncryptionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EncryptionKey(..)")
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Algorithm {
+    ChaCha20Poly1305,
+    Aes256Gcm,
+    Aes256Cbc,
+}
+
+impl Algorithm {
+    fn of_name(name: &str) -> Option<Self> {
+        match name {
+            "chacha20-poly1305" => Some(Self::ChaCha20Poly1305),
+            "aes-256-gcm" => Some(Self::Aes256Gcm),
+            "aes-256-cbc" => Some(Self::Aes256Cbc),
+            _ => None,
+        }
+    }
+
+    /// Returns how much longer than its plain bytes an object is at most.
+    fn overhead(self) -> u64 {
+        match self {
+            Self::ChaCha20Poly1305 | Self::Aes256Gcm => (NONCE_LENGTH + TAG_LENGTH) as u64,
+            Self::Aes256Cbc => 2 * CBC_BLOCK as u64,
+        }
+    }
+}
+
+const NONCE_LENGTH: usize = 12;
+const TAG_LENGTH: usize = 16;
+const CBC_BLOCK: usize = 16;
+
+enum Cipher {
+    Authenticated(LessSafeKey),
+    Cbc(PaddedBlockDecryptingKey),
+}
+
+impl Cipher {
+    fn new(algorithm: Algorithm, key: &EncryptionKey) -> Self {
+        let authenticated = |algorithm: &'static aead::Algorithm| {
+            let key = UnboundKey::new(algorithm, &*key.0).expect("the algorithm's keys have 32 bytes");
+            Self::Authenticated(LessSafeKey::new(key))
+        };
+        match algorithm {
+            Algorithm::ChaCha20Poly1305 => authenticated(&aead::CHACHA20_POLY1305),
+            Algorithm::Aes256Gcm => authenticated(&aead::AES_256_GCM),
+            Algorithm::Aes256Cbc => {
+                let key = UnboundCipherKey::new(&cipher::AES_256, &*key.0).expect("the algorithm's keys have 32 bytes");
+                Self::Cbc(PaddedBlockDecryptingKey::cbc_pkcs7(key).expect("CBC takes an AES key"))
+            }
+        }
+    }
+
+    /// Turns what is stored into what it says, in place; the reason if it does not decrypt.
+    fn decrypt(&self, mut stored: Vec<u8>) -> std::result::Result<Vec<u8>, String> {
+        let length = stored.len();
+        let (head, plain_length) = match self {
+            Self::Authenticated(key) => {
+                let Some((nonce, sealed)) = stored.split_first_chunk_mut::<NONCE_LENGTH>() else {
+                    return Err(format!("{length} bytes, at least {} were expected", NONCE_LENGTH + TAG_LENGTH));
+                };
+                if sealed.len() < TAG_LENGTH {
+                    return Err(format!("{length} bytes, at least {} were expected", NONCE_LENGTH + TAG_LENGTH));
+                }
+                let nonce = Nonce::assume_unique_for_key(*nonce);
+                let plain = key.open_in_place(nonce, Aad::empty(), sealed);
+                (NONCE_LENGTH, plain.map_err(|_| "its authentication tag does not match".to_owned())?.len())
+            }
+            Self::Cbc(key) => {
+                if length < 2 * CBC_BLOCK || length % CBC_BLOCK != 0 {
+                    return Err(format!("{length} bytes, two or more blocks of {CBC_BLOCK} were expected"));
+                }
+                let (iv, sealed) = stored.split_first_chunk_mut::<CBC_BLOCK>().expect("two blocks are there");
+                let context = DecryptionContext::Iv128(FixedLength::from(&*iv));
+                let plain = key.decrypt(sealed, context);
+                (CBC_BLOCK, plain.map_err(|_| "its padding is wrong".to_owned())?.len())
+            }
+        };
+        stored.copy_within(head..head + plain_length, 0);
+        stored.truncate(plain_length);
+        Ok(stored)
+    }
+}
+
+/// A storage whose objects are decrypted.
+pub struct EncryptedStorage {
+    inner: Arc<dyn Storage>,
+    algorithm: Algorithm,
+    cipher: Cipher,
+}
+
+impl EncryptedStorage {
+    /// Returns `storage` as it is if it is plain, else decorated, after the key decrypted `metadata.json`.
+    ///
+    /// `encryption.json` names the algorithm. Without it, a storage is plain, or, if a key is given, chacha20-poly1305.
+    /// A key given for a storage that says it is plain is not used.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Key`] if the key is missing or wrong, or the algorithm unknown; else what the storage says.
+    pub fn detect(storage: Arc<dyn Storage>, key: Option<EncryptionKey>) -> Result<Arc<dyn Storage>> {
+        let marker_path = ObjectPath::new("encryption.json")?;
+        let refuse = |reason: String| Err(Error::new(ErrorKind::Key, "read", &marker_path, reason));
+        let marker = match storage.read(&marker_path, MAX_MARKER) {
+            Ok(bytes) => Some(bytes),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(error) => return Err(error),
+        };
+        let name = match &marker {
+            Some(bytes) => match serde_json::from_slice::<Marker>(bytes) {
+                Ok(marker) => marker.algorithm,
+                Err(error) => return refuse(format!("{{\"algorithm\": <name>}} was expected: {error}")),
+            },
+            None if key.is_none() => return Ok(storage),
+            None => "chacha20-poly1305".to_owned(),
+        };
+        if name == "none" {
+            return if key.is_none() || is_plain_repository(&*storage)? {
+                Ok(storage)
+            } else {
+                refuse("it says the repository is not encrypted, but metadata.json is".to_owned())
+            };
+        }
+        let Some(algorithm) = Algorithm::of_name(&name) else {
+            return refuse(format!(
+                "the encryption '{}' is not supported; chacha20-poly1305, aes-256-gcm and aes-256-cbc are",
+                name.escape_debug()
+            ));
+        };
+        let Some(key) = key else {
+            return refuse(format!(
+                "the repository is encrypted ({name}): give its key with --password-file, --password-command or \
+                 XOFS_PASSWORD"
+            ));
+        };
+        let cipher = Cipher::new(algorithm, &key);
+        let encrypted = Self { inner: storage, algorithm, cipher };
+        encrypted.verify(marker.is_some())?;
+        Ok(Arc::new(encrypted))
+    }
+
+    /// Checks that the key decrypts `metadata.json`, whose only use that is.
+    fn verify(&self, has_marker: bool) -> Result<()> {
+        let path = ObjectPath::new("metadata.json")?;
+        let refuse = |reason: &str| Err(Error::new(ErrorKind::Key, "read", &path, reason));
+        match self.read(&path, MAX_MARKER) {
+            Ok(bytes) if is_key_check(&bytes) => Ok(()),
+            Ok(_) => refuse("the encryption key is wrong: what it decrypts to is no key check"),
+            Err(error) if error.kind() == ErrorKind::Authentication => {
+                if is_plain_repository(&*self.inner)? {
+                    refuse("a key was given, but the repository is not encrypted: leave the key out")
+                } else {
+                    refuse("the encryption key is wrong: this file does not decrypt with it")
+                }
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound && !has_marker => {
+                refuse("a key was given, but nothing here is encrypted: leave the key out")
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                refuse("the file that shows whether the key is right is missing: restore it from another copy")
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn decrypt(&self, act: &'static str, path: &ObjectPath, stored: Vec<u8>) -> Result<Vec<u8>> {
+        self.cipher.decrypt(stored).map_err(|reason| {
+            let reason = format!("does not decrypt, it is damaged or not encrypted with this key: {reason}");
+            Error::new(ErrorKind::Authentication, act, path, reason)
+        })
+    }
+}
+
+/// `encryption.json`.
+#[derive(serde::Deserialize)]
+struct Marker {
+    algorithm: String,
+}
+
+/// Whether these are the bytes of a decrypted `metadata.json`.
+fn is_key_check(bytes: &[u8]) -> bool {
+    #[derive(serde::Deserialize)]
+    struct KeyCheck {
+        #[expect(dead_code, reason = "only its presence matters")]
+        random: String,
+    }
+    serde_json::from_slice::<KeyCheck>(bytes).is_ok()
+}
+
+/// Whether `metadata.json` is missing or plain.
+fn is_plain_repository(storage: &dyn Storage) -> Result<bool> {
+    match storage.read(&ObjectPath::new("metadata.json")?, MAX_MARKER) {
+        Ok(bytes) => Ok(serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether an object of an encrypted repository is stored plain. Checksums are those of the stored bytes.
+fn is_plain(path: &ObjectPath) -> bool {
+    matches!(path.as_str(), "encryption.json" | "immutability.json") || path.file_name().ends_with(".checksum")
+}
+
+impl Storage for EncryptedStorage {
+    fn open(&self, path: &ObjectPath) -> Result<Arc<dyn Object>> {
+        let inner = self.inner.open(path)?;
+        if is_plain(path) {
+            return Ok(inner);
+        }
+        let stored = read_all(&*inner, path)?;
+        let bytes = self.decrypt("open", path, stored)?;
+        Ok(Arc::new(DecryptedObject { inner, bytes }))
+    }
+
+    fn read(&self, path: &ObjectPath, limit: u64) -> Result<Vec<u8>> {
+        if is_plain(path) {
+            return self.inner.read(path, limit);
+        }
+        let too_large = || Error::too_large("read", path, limit);
+        let stored = match self.inner.read(path, limit.saturating_add(self.algorithm.overhead())) {
+            Err(error) if error.kind() == ErrorKind::TooLarge => return Err(too_large()),
+            stored => stored?,
+        };
+        let bytes = self.decrypt("read", path, stored)?;
+        if bytes.len() as u64 > limit { Err(too_large()) } else { Ok(bytes) }
+    }
+
+    fn list(&self, path: &ObjectPath) -> Result<Vec<Entry>> {
+        self.inner.list(path)
+    }
+
+    fn stat(&self, path: &ObjectPath) -> Result<Stat> {
+        self.inner.stat(path)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { ranged_reads: false, ..self.inner.capabilities() }
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+}
+
+/// Reads an open object from its beginning to its end.
+fn read_all(object: &dyn Object, path: &ObjectPath) -> Result<Vec<u8>> {
+    let size = object.stat()?.size;
+    if size > MAX_OPEN_OBJECT {
+        return Err(Error::too_large("open", path, MAX_OPEN_OBJECT));
+    }
+    let mut stored = vec![0; usize::try_from(size).expect("bounded above")];
+    let count = object.read_at(0, &mut stored)?;
+    stored.truncate(count);
+    Ok(stored)
+}
+
+struct DecryptedObject {
+    inner: Arc<dyn Object>,
+    bytes: Vec<u8>,
+}
+
+impl Object for DecryptedObject {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        Ok(copy_at(&self.bytes, offset, buffer))
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        Ok(Stat { size: self.bytes.len() as u64, ..self.inner.stat()? })
+    }
+}

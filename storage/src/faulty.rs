@@ -1,0 +1,199 @@
+//! A decorator that delays, fails or stalls operations on demand, for tests of what stands above a storage.
+//!
+//! A rule says for each operation and path which fault it meets, if any; the rule can be changed at any time, and holds
+//! for objects that are open already. Operations are counted when they begin.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::{Capabilities, Entry, Error, ErrorKind, Object, ObjectPath, Result, Stat, Storage};
+
+/// What is asked of a storage or of an open object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Operation {
+    /// [`Storage::open`].
+    Open,
+    /// [`Storage::read`].
+    Read,
+    /// [`Storage::list`].
+    List,
+    /// [`Storage::stat`].
+    Stat,
+    /// [`Object::read_at`].
+    ReadAt,
+    /// [`Object::stat`].
+    StatOpen,
+}
+
+/// What happens to an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It begins later.
+    Delay(Duration),
+    /// It fails with this kind.
+    Error(ErrorKind),
+    /// It fails with this error number of the operating system.
+    Errno(i32),
+    /// It begins only after [`FaultyStorage::release`].
+    Stall,
+}
+
+type Rule = Box<dyn Fn(Operation, &ObjectPath) -> Option<Fault> + Send>;
+
+/// A storage whose operations meet faults.
+pub struct FaultyStorage {
+    inner: Arc<dyn Storage>,
+    control: Arc<Control>,
+}
+
+/// What the storage and its open objects share.
+struct Control {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+struct State {
+    rule: Rule,
+    counts: BTreeMap<Operation, u64>,
+    /// How often [`FaultyStorage::release`] was called: a stalled operation waits for a change.
+    releases: u64,
+    stalled: usize,
+}
+
+impl FaultyStorage {
+    /// Decorates `inner`; nothing fails until a rule says so.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Storage>) -> Self {
+        let state = State { rule: Box::new(|_, _| None), counts: BTreeMap::new(), releases: 0, stalled: 0 };
+        Self { inner, control: Arc::new(Control { state: Mutex::new(state), changed: Condvar::new() }) }
+    }
+
+    /// Sets the rule. It is called under a lock and must not use this storage.
+    pub fn set_rule(&self, rule: impl Fn(Operation, &ObjectPath) -> Option<Fault> + Send + 'static) {
+        self.control.state().rule = Box::new(rule);
+    }
+
+    /// Removes the rule and lets go what is stalled.
+    pub fn release(&self) {
+        let mut state = self.control.state();
+        state.rule = Box::new(|_, _| None);
+        state.releases += 1;
+        drop(state);
+        self.control.changed.notify_all();
+    }
+
+    /// Waits until `count` operations are stalled at once; false if that takes longer than `patience`.
+    #[must_use]
+    pub fn wait_for_stalled(&self, count: usize, patience: Duration) -> bool {
+        let end = Instant::now() + patience;
+        let mut state = self.control.state();
+        while state.stalled < count {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.control.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Returns how many such operations began since the last [`FaultyStorage::reset_counts`].
+    #[must_use]
+    pub fn count(&self, operation: Operation) -> u64 {
+        self.control.state().counts.get(&operation).copied().unwrap_or(0)
+    }
+
+    /// Returns how many operations of any kind began since the last [`FaultyStorage::reset_counts`].
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.control.state().counts.values().sum()
+    }
+
+    /// Starts counting anew.
+    pub fn reset_counts(&self) {
+        self.control.state().counts.clear();
+    }
+}
+
+impl Control {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts an operation and lets it meet its fault.
+    fn begin(&self, operation: Operation, act: &'static str, path: &ObjectPath) -> Result<()> {
+        let mut state = self.state();
+        *state.counts.entry(operation).or_default() += 1;
+        match (state.rule)(operation, path) {
+            None => Ok(()),
+            Some(Fault::Error(kind)) => Err(Error::new(kind, act, path, "a fault was asked for")),
+            Some(Fault::Errno(number)) => Err(Error::from_io(act, path, io::Error::from_raw_os_error(number))),
+            Some(Fault::Delay(delay)) => {
+                drop(state);
+                std::thread::sleep(delay);
+                Ok(())
+            }
+            Some(Fault::Stall) => {
+                let releases = state.releases;
+                state.stalled += 1;
+                self.changed.notify_all();
+                while state.releases == releases {
+                    state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                }
+                state.stalled -= 1;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Storage for FaultyStorage {
+    fn open(&self, path: &ObjectPath) -> Result<Arc<dyn Object>> {
+        self.control.begin(Operation::Open, "open", path)?;
+        let inner = self.inner.open(path)?;
+        Ok(Arc::new(FaultyObject { inner, path: path.clone(), control: Arc::clone(&self.control) }))
+    }
+
+    fn read(&self, path: &ObjectPath, limit: u64) -> Result<Vec<u8>> {
+        self.control.begin(Operation::Read, "read", path)?;
+        self.inner.read(path, limit)
+    }
+
+    fn list(&self, path: &ObjectPath) -> Result<Vec<Entry>> {
+        self.control.begin(Operation::List, "list", path)?;
+        self.inner.list(path)
+    }
+
+    fn stat(&self, path: &ObjectPath) -> Result<Stat> {
+        self.control.begin(Operation::Stat, "stat", path)?;
+        self.inner.stat(path)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    fn describe(&self) -> String {
+        self.inner.describe()
+    }
+}
+
+struct FaultyObject {
+    inner: Arc<dyn Object>,
+    path: ObjectPath,
+    control: Arc<Control>,
+}
+
+impl Object for FaultyObject {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.control.begin(Operation::ReadAt, "read", &self.path)?;
+        self.inner.read_at(offset, buffer)
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        self.control.begin(Operation::StatOpen, "stat", &self.path)?;
+        self.inner.stat()
+    }
+}
