@@ -1,0 +1,470 @@
+//! A disk seen as a complete dynamic VHD file, put together as it is read; nothing is stored.
+//!
+//! ```text
+//! 0      footer            512
+//! 512    header            1024
+//! 1536   table             4 bytes per block, padded to a sector with 0xFF
+//! ...    present blocks    512 bytes of bitmap, all ones, and 2 MiB of data each, ascending, without gaps
+//! end    footer            512, the same again
+//! ```
+//!
+//! That is the layout Xen Orchestra writes (vhd-lib, `DiskConsumerVhdStream.mjs`). Which blocks are present is found
+//! once, when the view is made, so the file never changes its size or its layout.
+
+use std::sync::Arc;
+
+use disk::{Disk, Error, ErrorKind, Extent, Result};
+use uuid::Uuid;
+
+use crate::footer::{DiskType, FOOTER_BYTES, Footer};
+use crate::geometry::{BlockSize, Chs, SECTOR};
+use crate::header::{HEADER_BYTES, Header, ParentLocator};
+
+const BLOCK: BlockSize = BlockSize::DEFAULT;
+const BITMAP_BYTES: u64 = 512;
+const FULL_BLOCK_BYTES: u64 = BITMAP_BYTES + (2 << 20);
+const HEADER_AT: u64 = 512;
+const TABLE_AT: u64 = 1536;
+const ABSENT: [u8; 4] = [0xff; 4];
+
+/// "More than this geometry can say": what tools write, and understand, where the size is not to be taken from it.
+const NO_GEOMETRY: Chs = Chs { cylinders: 65_535, heads: 16, sectors: 255 };
+
+/// A dynamic VHD over any disk.
+pub struct VhdView {
+    disk: Arc<dyn Disk>,
+    /// Footer, header and padded table.
+    head: Vec<u8>,
+    /// The numbers of the present blocks, ascending: the n-th of them is the n-th of the file.
+    present: Vec<u32>,
+    footer: [u8; FOOTER_BYTES],
+}
+
+impl VhdView {
+    /// The largest disk a VHD can hold for all tools: 2040 GiB.
+    ///
+    /// Beyond, the 32-bit sector numbers of the table end. Source: VHD specification 1.0, "Maximum size".
+    pub const MAX_SIZE: u64 = 2040 << 30;
+
+    /// Makes the view and finds out which blocks the disk has data in.
+    ///
+    /// `uuid` and `timestamp` go into the footer; Xen Orchestra expects a UUID of RFC 4122, versions 1 to 5. The size
+    /// of the disk is stored exactly, but for a last partial sector, which is completed with zeroes: readers count in
+    /// sectors and would leave it out.
+    ///
+    /// # Errors
+    /// `Unsupported` if the disk is larger than [`VhdView::MAX_SIZE`]; others as for [`Disk::extent_at`].
+    pub fn new(disk: Arc<dyn Disk>, uuid: Uuid, timestamp: u32) -> Result<Self> {
+        if disk.size() > Self::MAX_SIZE {
+            let message = format!(
+                "a VHD file holds a disk of at most {} bytes, but this one has {}; read the raw disk instead",
+                Self::MAX_SIZE,
+                disk.size()
+            );
+            return Err(Error::new(ErrorKind::Unsupported, message));
+        }
+        let size = disk.size().next_multiple_of(SECTOR);
+        let footer = Footer {
+            features: 2,
+            data_offset: HEADER_AT,
+            timestamp,
+            // Unknown to qemu-img, which is right: 10.0.2 takes the size from the geometry for 'vpc ' and 'qemu' only;
+            // older versions do for any creator they do not know, but not if the geometry is the largest there is.
+            // Vhd-lib, libvhdi and tapdisk take the size from the footer in any case.
+            creator: *b"xofs",
+            creator_version: 0x0001_0000,
+            creator_host_os: *b"Wi2k",
+            original_size: size,
+            current_size: size,
+            chs: NO_GEOMETRY,
+            disk_type: DiskType::Dynamic,
+            uuid,
+        }
+        .to_bytes();
+        let entries = u32::try_from(BLOCK.block_count(size)).expect("2040 GiB have about a million blocks");
+        let header = Header {
+            table_offset: TABLE_AT,
+            max_table_entries: entries,
+            block_size: BLOCK,
+            parent_uuid: None,
+            parent_timestamp: 0,
+            parent_name: String::new(),
+            locators: [ParentLocator::default(); 8],
+        };
+        let present = present_blocks(&*disk)?;
+        let mut head = Vec::with_capacity(head_bytes(entries));
+        head.extend_from_slice(&footer);
+        head.extend_from_slice(&header.to_bytes());
+        head.extend(table(entries, &present));
+        head.resize(head_bytes(entries), 0xff);
+        Ok(Self { disk, head, present, footer })
+    }
+
+    /// Returns where the blocks start and where they end, in bytes from the start of the file.
+    fn blocks(&self) -> (u64, u64) {
+        let start = bytes(self.head.len());
+        (start, start + bytes(self.present.len()) * FULL_BLOCK_BYTES)
+    }
+
+    /// Fills as much of `buffer` as lies in the same part of the file as `offset`, and returns how much that was.
+    fn read_part(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let (start, end) = self.blocks();
+        if offset < start {
+            return Ok(copy_from(&self.head, offset, buffer));
+        }
+        if offset >= end {
+            return Ok(copy_from(&self.footer, offset - end, buffer));
+        }
+        let slot = usize::try_from((offset - start) / FULL_BLOCK_BYTES).expect("the blocks are listed in memory");
+        let within = (offset - start) % FULL_BLOCK_BYTES;
+        if within < BITMAP_BYTES {
+            let part = at_most(buffer, BITMAP_BYTES - within);
+            part.fill(0xff);
+            return Ok(part.len());
+        }
+        let part = at_most(buffer, FULL_BLOCK_BYTES - within);
+        let disk_offset = u64::from(self.present[slot]) * BLOCK.bytes() + (within - BITMAP_BYTES);
+        let stored = at_most(part, self.disk.size().saturating_sub(disk_offset)).len();
+        if stored > 0 {
+            self.disk.read_at(disk_offset, &mut part[..stored])?;
+        }
+        part[stored..].fill(0);
+        Ok(part.len())
+    }
+}
+
+impl Disk for VhdView {
+    /// Returns the exact length of the VHD file.
+    fn size(&self) -> u64 {
+        self.blocks().1 + bytes(self.footer.len())
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        if offset.checked_add(bytes(buffer.len())).is_none_or(|end| end > self.size()) {
+            let message =
+                format!("{} bytes at {offset} do not lie within the VHD file of {} bytes", buffer.len(), self.size());
+            return Err(Error::new(ErrorKind::OutOfRange, message));
+        }
+        let mut done = 0;
+        while done < buffer.len() {
+            done += self.read_part(offset + bytes(done), &mut buffer[done..])?;
+        }
+        Ok(())
+    }
+
+    /// Returns the rest of the file as data: what is not present is not in the file either.
+    fn extent_at(&self, offset: u64) -> Result<Extent> {
+        match self.size().checked_sub(offset) {
+            None | Some(0) => {
+                let message = format!("offset {offset} does not lie within the VHD file of {} bytes", self.size());
+                Err(Error::new(ErrorKind::OutOfRange, message))
+            }
+            Some(len) => Ok(Extent { len, is_hole: false }),
+        }
+    }
+}
+
+/// Returns the blocks that have any data in them, ascending.
+fn present_blocks(disk: &dyn Disk) -> Result<Vec<u32>> {
+    let mut present = Vec::new();
+    let mut at = 0;
+    while let Some(data) = disk::seek_data(disk, at)? {
+        let block = data / BLOCK.bytes();
+        present.push(u32::try_from(block).expect("2040 GiB have about a million blocks"));
+        at = (block + 1) * BLOCK.bytes();
+    }
+    Ok(present)
+}
+
+/// Yields the bytes of the table, without padding.
+fn table(entries: u32, present: &[u32]) -> impl Iterator<Item = u8> {
+    let sector = |bytes: u64| u32::try_from(bytes / SECTOR).expect("2040 GiB and their bitmaps have fewer sectors");
+    let (first, step) = (sector(bytes(head_bytes(entries))), sector(FULL_BLOCK_BYTES));
+    let mut next = first;
+    let mut present = present.iter().peekable();
+    (0..entries).flat_map(move |block| {
+        if present.next_if(|found| **found == block).is_none() {
+            return ABSENT;
+        }
+        let entry = next.to_be_bytes();
+        // After the last block this may not fit any more, and is not used.
+        next = next.saturating_add(step);
+        entry
+    })
+}
+
+/// Returns the length of footer, header and a table of `entries`, which takes at least one sector.
+fn head_bytes(entries: u32) -> usize {
+    let table = (u64::from(entries) * 4).max(1).next_multiple_of(SECTOR);
+    FOOTER_BYTES + HEADER_BYTES + usize::try_from(table).expect("the table of 2040 GiB takes 4 MiB")
+}
+
+fn bytes(len: usize) -> u64 {
+    u64::try_from(len).expect("usize fits in u64")
+}
+
+fn at_most(buffer: &mut [u8], len: u64) -> &mut [u8] {
+    let len = usize::try_from(len).unwrap_or(usize::MAX).min(buffer.len());
+    &mut buffer[..len]
+}
+
+/// Copies what `source` has from `offset` on, as far as it goes, and returns how much that was.
+fn copy_from(source: &[u8], offset: u64, buffer: &mut [u8]) -> usize {
+    let rest = usize::try_from(offset).ok().and_then(|at| source.get(at..)).unwrap_or_default();
+    let len = rest.len().min(buffer.len());
+    buffer[..len].copy_from_slice(&rest[..len]);
+    len
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+    use std::sync::Mutex;
+
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A disk in memory that remembers what was read of it.
+    struct Memory {
+        bytes: Vec<u8>,
+        data: Vec<Range<u64>>,
+        reads: Mutex<Vec<Range<u64>>>,
+    }
+
+    impl Memory {
+        fn new(size: u64, data: &[Range<u64>]) -> Arc<Self> {
+            let mut content = vec![0; usize::try_from(size).unwrap()];
+            let mut state = 0x2545_f491_4f6c_dd1d_u64;
+            for range in data {
+                for at in range.clone() {
+                    state ^= state << 13;
+                    state ^= state >> 7;
+                    state ^= state << 17;
+                    content[usize::try_from(at).unwrap()] = state.to_le_bytes()[3];
+                }
+            }
+            Arc::new(Self { bytes: content, data: data.to_vec(), reads: Mutex::default() })
+        }
+    }
+
+    impl Disk for Memory {
+        fn size(&self) -> u64 {
+            bytes(self.bytes.len())
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+            let end = offset + bytes(buffer.len());
+            assert!(end <= self.size(), "the view reads past the end of the disk");
+            self.reads.lock().unwrap().push(offset..end);
+            let at = usize::try_from(offset).unwrap();
+            buffer.copy_from_slice(&self.bytes[at..at + buffer.len()]);
+            Ok(())
+        }
+
+        fn extent_at(&self, offset: u64) -> Result<Extent> {
+            assert!(offset < self.size());
+            if let Some(range) = self.data.iter().find(|range| range.contains(&offset)) {
+                return Ok(Extent { len: range.end - offset, is_hole: false });
+            }
+            let next = self.data.iter().map(|range| range.start).filter(|start| *start > offset).min();
+            Ok(Extent { len: next.unwrap_or(self.size()) - offset, is_hole: true })
+        }
+    }
+
+    /// A disk of any size without data.
+    struct Empty(u64);
+
+    impl Disk for Empty {
+        fn size(&self) -> u64 {
+            self.0
+        }
+
+        fn read_at(&self, _: u64, buffer: &mut [u8]) -> Result<()> {
+            buffer.fill(0);
+            Ok(())
+        }
+
+        fn extent_at(&self, offset: u64) -> Result<Extent> {
+            Ok(Extent { len: self.0 - offset, is_hole: true })
+        }
+    }
+
+    fn uuid() -> Uuid {
+        Uuid::parse_str("01234567-89ab-4cde-8f01-23456789abcd").unwrap()
+    }
+
+    fn view(disk: Arc<dyn Disk>) -> VhdView {
+        VhdView::new(disk, uuid(), 0x6a6d_3700).unwrap()
+    }
+
+    fn whole(disk: &dyn Disk) -> Vec<u8> {
+        let mut bytes = vec![0xa5; usize::try_from(disk.size()).unwrap()];
+        disk.read_at(0, &mut bytes).unwrap();
+        bytes
+    }
+
+    /// The disks of which the views are handed to other programs.
+    fn disks() -> Vec<(&'static str, Arc<Memory>)> {
+        let odd = 5 * 2 * MIB + 512;
+        vec![
+            ("one sector", Memory::new(512, &[0..512])),
+            ("one empty sector", Memory::new(512, &[])),
+            ("whole blocks", Memory::new(4 * MIB, &[0..4 * MIB])),
+            ("holes and a last block of one sector", Memory::new(odd, &[0..4096, 6 * MIB..8 * MIB, odd - 512..odd])),
+            ("holes within blocks", Memory::new(7 * MIB + 1536, &[MIB..MIB + 1024, 3 * MIB + 512..3 * MIB + 1024])),
+            ("data across blocks", Memory::new(9 * MIB, &[2 * MIB - 512..4 * MIB + 512])),
+        ]
+    }
+
+    /// Returns whether `program` is there; with `XOFS_REQUIRE_TOOLS` set its absence fails the test.
+    fn has(program: &str) -> bool {
+        let found = Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+        assert!(found || std::env::var_os("XOFS_REQUIRE_TOOLS").is_none(), "{program} is required");
+        if !found {
+            eprintln!("skipped: there is no {program}");
+        }
+        found
+    }
+
+    fn qemu_img(arguments: &[&str]) -> String {
+        let output = Command::new("qemu-img").args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {text}{}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
+    fn write(directory: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = directory.join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    #[test]
+    fn the_layout_is_that_of_xen_orchestra() {
+        let odd = 5 * 2 * MIB + 512;
+        let disk = Memory::new(odd, &[0..512, 6 * MIB..8 * MIB, odd - 512..odd]);
+        let bytes = whole(&view(disk.clone()));
+        assert_eq!(bytes.len(), 6_295_552);
+        let footer = Footer::parse(bytes[..512].try_into().unwrap()).unwrap();
+        assert_eq!(bytes[bytes.len() - 512..], bytes[..512]);
+        assert_eq!((footer.disk_type, footer.data_offset), (DiskType::Dynamic, 512));
+        assert_eq!((footer.original_size, footer.current_size), (odd, odd));
+        assert_eq!((footer.uuid, footer.timestamp, footer.features), (uuid(), 0x6a6d_3700, 2));
+        let header = Header::parse(bytes[512..1536].try_into().unwrap()).unwrap();
+        assert_eq!((header.table_offset, header.max_table_entries, header.parent_uuid), (1536, 6, None));
+        let table = [[0, 0, 0, 4], ABSENT, ABSENT, [0, 0, 0x10, 5], ABSENT, [0, 0, 0x20, 6]].concat();
+        assert_eq!(bytes[1536..1560], table);
+        assert!(bytes[1560..2048].iter().all(|byte| *byte == 0xff));
+        let block = usize::try_from(BLOCK.bytes()).unwrap();
+        for (slot, number) in [0, 3, 5].into_iter().enumerate() {
+            let at = 2048 + slot * (512 + block);
+            assert!(bytes[at..at + 512].iter().all(|byte| *byte == 0xff));
+            let mut expected = vec![0; block];
+            let stored = &disk.bytes[number * block..disk.bytes.len().min((number + 1) * block)];
+            expected[..stored.len()].copy_from_slice(stored);
+            assert!(bytes[at + 512..at + 512 + block] == expected, "block {number}");
+        }
+    }
+
+    #[test]
+    fn reading_anywhere_equals_reading_the_whole_file() {
+        for (name, disk) in disks() {
+            let view = view(disk);
+            let all = whole(&view);
+            let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+            let mut below = |limit: usize| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                usize::try_from(state >> 33).unwrap() % limit
+            };
+            let edges = [0, 511, 512, 1535, 1536, 2047, 2048, 2559, 2560, all.len() - 513, all.len() - 1];
+            for round in 0..200 {
+                let at = edges.get(round).copied().unwrap_or_else(|| below(all.len())).min(all.len() - 1);
+                let len = (1 + below(if round % 2 == 0 { 5000 } else { 3 << 20 })).min(all.len() - at);
+                let mut part = vec![0xa5; len];
+                view.read_at(bytes(at), &mut part).unwrap();
+                assert!(part == all[at..at + len], "{name}: {len} bytes at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_block_that_is_touched_is_read() {
+        let disk = Memory::new(8 * MIB, &[0..8 * MIB]);
+        let view = view(disk.clone());
+        let mut buffer = [0; 4096];
+        view.read_at(0, &mut buffer[..2560]).unwrap();
+        assert_eq!(*disk.reads.lock().unwrap(), []);
+        view.read_at(2048 + 2 * FULL_BLOCK_BYTES + 512 + 100, &mut buffer[..50]).unwrap();
+        assert_eq!(*disk.reads.lock().unwrap(), [4 * MIB + 100..4 * MIB + 150]);
+    }
+
+    #[test]
+    fn ranges_past_the_end_are_refused() {
+        let view = view(Memory::new(512, &[]));
+        assert_eq!(view.size(), 2560);
+        assert_eq!(view.read_at(2560, &mut []).map_err(|error| error.kind()), Ok(()));
+        for (offset, len) in [(2560, 1), (2559, 2), (u64::MAX, 1)] {
+            let mut buffer = vec![0; len];
+            assert_eq!(view.read_at(offset, &mut buffer).unwrap_err().kind(), ErrorKind::OutOfRange);
+        }
+        assert_eq!(view.extent_at(60).unwrap(), Extent { len: 2500, is_hole: false });
+        assert_eq!(view.extent_at(2560).unwrap_err().kind(), ErrorKind::OutOfRange);
+        assert_eq!(view.extent_at(u64::MAX).unwrap_err().kind(), ErrorKind::OutOfRange);
+        assert_eq!(view.allocated().unwrap(), 2560);
+    }
+
+    #[test]
+    fn a_disk_of_2040_gib_is_the_largest_there_can_be() {
+        let largest = view(Arc::new(Empty(VhdView::MAX_SIZE)));
+        assert_eq!(largest.size(), 1536 + 1_044_480 * 4 + 512);
+        let error = VhdView::new(Arc::new(Empty(VhdView::MAX_SIZE + 1)), uuid(), 0).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_full_disk_of_2040_gib_fits_the_table() {
+        let present: Vec<u32> = (0..1_044_480).collect();
+        let last: Vec<u8> = table(1_044_480, &present).skip(1_044_479 * 4).collect();
+        assert_eq!(u32::from_be_bytes(last.try_into().unwrap()), 8163 + 1_044_479 * 4097);
+    }
+
+    #[test]
+    fn a_last_partial_sector_is_completed() {
+        let disk = Memory::new(1000, &[0..1000]);
+        let bytes = whole(&view(disk.clone()));
+        assert_eq!(Footer::parse(bytes[..512].try_into().unwrap()).unwrap().current_size, 1024);
+        assert_eq!(bytes[2560..3560], disk.bytes);
+        assert_eq!(bytes[3560..3584], [0; 24]);
+    }
+
+    #[test]
+    fn an_empty_disk_is_a_vhd_without_blocks() {
+        let bytes = whole(&view(Arc::new(Empty(0))));
+        assert_eq!(bytes.len(), 2560);
+        assert_eq!(Header::parse(bytes[512..1536].try_into().unwrap()).unwrap().max_table_entries, 0);
+    }
+
+    #[test]
+    fn qemu_img_reads_the_same_disk_of_exactly_the_same_size() {
+        if !has("qemu-img") {
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        for (name, disk) in disks() {
+            let raw = write(directory.path(), "disk.raw", &disk.bytes);
+            let vhd = write(directory.path(), "disk.vhd", &whole(&view(disk.clone())));
+            let (raw, vhd) = (raw.to_str().unwrap(), vhd.to_str().unwrap());
+            assert_eq!(qemu_img(&["compare", "-f", "raw", "-F", "vpc", raw, vhd]), "Images are identical.\n");
+            // As older versions decide for creators they do not know.
+            for calculation in ["", ",force_size_calc=chs", ",force_size_calc=current_size"] {
+                let options = format!("driver=vpc{calculation},file.driver=file,file.filename={vhd}");
+                let info = qemu_img(&["info", "--output=json", "--image-opts", &options]);
+                let size = format!("\"virtual-size\": {}", disk.size());
+                assert!(info.contains(&size), "{name}{calculation}: {info}");
+            }
+        }
+    }
+}
