@@ -1,0 +1,349 @@
+//! Answers the requests of a mount from the tree.
+//!
+//! A read goes from the number of an open file to its disk, is clamped to the disk's size and filled into a buffer of
+//! the thread: no lock is held meanwhile, and nothing is allocated.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::ffi::OsStr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::errno::Errno;
+use super::handles::Handles;
+use super::transport::{
+    Attributes, Caching, Ctx, DirectoryEntry, FileKind, Handler, Opened, Reply, Seek, Statfs, Timed,
+};
+use crate::tree::{self, Content, Kind, Tree};
+
+/// For how long the kernel believes names and attributes: so long may what appears or leaves stay unseen.
+const BELIEVED_LOCAL: Duration = Duration::from_secs(1);
+/// The same where looking again crosses a network.
+const BELIEVED_REMOTE: Duration = Duration::from_secs(5);
+
+/// Prefix of our extended attributes.
+const PREFIX: &str = "user.xofs.";
+
+/// What programs are told to read at once, in bytes: of a disk as much as one request carries, since each request
+/// comes to us.
+const DISK_BLOCK: u32 = 1 << 20;
+const FILE_BLOCK: u32 = 4096;
+
+/// Longest name, in bytes.
+const NAME_LENGTH: u32 = 255;
+
+/// Errors of reads remembered as logged; past it each new one is logged again.
+const LOGGED_LIMIT: usize = 4096;
+
+thread_local! {
+    /// Grows to the largest read of the thread (1 MiB) and is then reused as it is.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// To whom everything seems to belong, and what they may do with it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Owner {
+    uid: u32,
+    gid: u32,
+    /// Permission bits taken away from 0555 and 0444.
+    umask: u16,
+}
+
+impl Owner {
+    /// Makes an owner; what is not given is who mounts, who alone may read.
+    pub(super) fn new(uid: Option<u32>, gid: Option<u32>, umask: Option<u32>) -> Self {
+        Self {
+            uid: uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
+            gid: gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
+            umask: umask.map_or(0o077, |umask| u16::try_from(umask & 0o777).expect("nine bits")),
+        }
+    }
+
+    fn mode(self, kind: FileKind) -> u16 {
+        match kind {
+            FileKind::Directory => 0o555 & !self.umask,
+            FileKind::File => 0o444 & !self.umask,
+            // Nobody asks for the permissions of a link.
+            FileKind::Symlink => 0o777,
+        }
+    }
+}
+
+enum Open {
+    File {
+        inode: u64,
+        content: Content,
+    },
+    Directory {
+        inode: u64,
+        /// What was there when reading last began at the start; offsets count in it.
+        entries: Mutex<Arc<Vec<DirectoryEntry>>>,
+    },
+}
+
+/// A tree, as a mount shows it.
+pub(super) struct TreeFilesystem {
+    tree: Tree,
+    owner: Owner,
+    believed: Duration,
+    open: Handles<Open>,
+    /// (inode, message) of the errors that were logged.
+    logged: Mutex<HashSet<(u64, String)>>,
+}
+
+impl TreeFilesystem {
+    pub(super) fn new(tree: Tree, owner: Owner) -> Self {
+        let believed = if tree.is_remote() { BELIEVED_REMOTE } else { BELIEVED_LOCAL };
+        Self { tree, owner, believed, open: Handles::new(), logged: Mutex::default() }
+    }
+
+    fn timed(&self, attributes: &tree::Attributes) -> Timed {
+        let kind = file_kind(attributes.kind);
+        let attributes = Attributes {
+            inode: attributes.inode,
+            kind,
+            size: attributes.size,
+            blocks: attributes.allocated.div_ceil(512),
+            block_size: if attributes.is_disk { DISK_BLOCK } else { FILE_BLOCK },
+            modified: attributes.modified,
+            mode: self.owner.mode(kind),
+            links: if kind == FileKind::Directory { 2 } else { 1 },
+            uid: self.owner.uid,
+            gid: self.owner.gid,
+        };
+        Timed { attributes, valid: self.believed }
+    }
+
+    /// Makes a number of an error; one that means trouble is logged, once for each file and message.
+    fn tree_errno(&self, inode: u64, error: &tree::Error) -> Errno {
+        let errno = Errno::of_tree(error);
+        if errno == Errno::IO {
+            self.log(inode, &error.to_string());
+        }
+        errno
+    }
+
+    fn read_errno(&self, inode: u64, error: &disk::Error) -> Errno {
+        let errno = Errno::of_disk(error);
+        if errno == Errno::IO {
+            let message = error.to_string();
+            if self.log(inode, &message) {
+                self.tree.report(inode, &message);
+            }
+        }
+        errno
+    }
+
+    /// Logs an error unless it was logged; returns whether it was new.
+    fn log(&self, inode: u64, message: &str) -> bool {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.len() >= LOGGED_LIMIT {
+            logged.clear();
+        }
+        let is_new = logged.insert((inode, message.to_owned()));
+        drop(logged);
+        if is_new {
+            tracing::error!(inode, "{message}");
+        }
+        is_new
+    }
+
+    /// Lists a directory as `readdir(3)` shows it.
+    fn entries(&self, inode: u64) -> tree::Result<Vec<DirectoryEntry>> {
+        let listed = self.tree.list(inode)?;
+        let own = [(inode, "."), (self.tree.parent(inode)?, "..")];
+        let own = own.map(|(inode, name)| (inode, FileKind::Directory, name.to_owned()));
+        let listed = listed.into_iter().map(|entry| (entry.inode, file_kind(entry.kind), entry.name));
+        Ok(own
+            .into_iter()
+            .chain(listed)
+            .zip(1..)
+            .map(|((inode, kind, name), next)| DirectoryEntry { inode, kind, name, next })
+            .collect())
+    }
+
+    fn read_disk(&self, inode: u64, disk: &dyn disk::Disk, offset: u64, len: u32, reply: Reply<[u8]>) {
+        let left = disk.size().saturating_sub(offset);
+        let len = usize::try_from(left.min(u64::from(len))).expect("at most len");
+        if len == 0 {
+            return reply.ok(&[]);
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let buffer = &mut buffer[..len];
+            match disk.read_at(offset, buffer) {
+                Ok(()) => reply.ok(buffer),
+                Err(error) => reply.error(self.read_errno(inode, &error)),
+            }
+        });
+    }
+
+    fn read_object(&self, inode: u64, object: &dyn storage::Object, offset: u64, len: u32, reply: Reply<[u8]>) {
+        BUFFER.with_borrow_mut(|buffer| {
+            let len = usize::try_from(len).expect("usize holds 32 bits");
+            if buffer.len() < len {
+                buffer.resize(len, 0);
+            }
+            let mut filled = 0;
+            while filled < len {
+                match object.read_at(offset + filled as u64, &mut buffer[filled..len]) {
+                    Ok(0) => break,
+                    Ok(count) => filled += count,
+                    Err(error) => return reply.error(self.tree_errno(inode, &tree::Error::from(error))),
+                }
+            }
+            reply.ok(&buffer[..filled]);
+        });
+    }
+
+    /// Returns one of our attributes; the tree is not asked for those of others.
+    fn property(&self, inode: u64, name: &OsStr) -> Result<String, Errno> {
+        let name = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).ok_or(Errno::NO_ATTRIBUTE)?;
+        let properties = self.tree.properties(inode).map_err(|error| self.tree_errno(inode, &error))?;
+        properties.into_iter().find(|(found, _)| *found == name).map(|(_, value)| value).ok_or(Errno::NO_ATTRIBUTE)
+    }
+}
+
+fn file_kind(kind: Kind) -> FileKind {
+    match kind {
+        Kind::Directory => FileKind::Directory,
+        Kind::File => FileKind::File,
+        Kind::Symlink => FileKind::Symlink,
+    }
+}
+
+/// Returns the bytes that a read from a whole file gives.
+fn part(bytes: &[u8], offset: u64, len: u32) -> &[u8] {
+    let start = usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+    let end = start.saturating_add(usize::try_from(len).unwrap_or(usize::MAX)).min(bytes.len());
+    &bytes[start..end]
+}
+
+impl Handler for TreeFilesystem {
+    fn lookup(&self, _ctx: Ctx, parent: u64, name: &OsStr, reply: Reply<Timed>) {
+        // All our names are UTF-8.
+        let Some(name) = name.to_str() else { return reply.error(Errno::NOT_FOUND) };
+        match self.tree.lookup(parent, name) {
+            Ok(attributes) => reply.ok(&self.timed(&attributes)),
+            Err(error) => reply.error(self.tree_errno(parent, &error)),
+        }
+    }
+
+    fn getattr(&self, _ctx: Ctx, inode: u64, reply: Reply<Timed>) {
+        match self.tree.attributes(inode) {
+            Ok(attributes) => reply.ok(&self.timed(&attributes)),
+            Err(error) => reply.error(self.tree_errno(inode, &error)),
+        }
+    }
+
+    fn readlink(&self, _ctx: Ctx, inode: u64, reply: Reply<[u8]>) {
+        match self.tree.target(inode) {
+            Ok(target) => reply.ok(target.as_bytes()),
+            Err(error) => reply.error(self.tree_errno(inode, &error)),
+        }
+    }
+
+    fn open(&self, _ctx: Ctx, inode: u64, writable: bool, reply: Reply<Opened>) {
+        if writable {
+            return reply.error(Errno::READ_ONLY);
+        }
+        match self.tree.open(inode) {
+            Ok(content) => {
+                let caching = match content {
+                    Content::Disk(_) | Content::Live(_) => Caching::Direct,
+                    Content::Object(_) | Content::Bytes(_) => Caching::Pages,
+                };
+                reply.ok(&Opened { handle: self.open.insert(Open::File { inode, content }), caching });
+            }
+            Err(error) => reply.error(self.tree_errno(inode, &error)),
+        }
+    }
+
+    fn read(&self, _ctx: Ctx, handle: u64, offset: u64, len: u32, reply: Reply<[u8]>) {
+        match self.open.get(handle).as_deref() {
+            Some(Open::File { inode, content }) => match content {
+                Content::Disk(disk) => self.read_disk(*inode, disk.as_ref(), offset, len, reply),
+                Content::Object(object) => self.read_object(*inode, object.as_ref(), offset, len, reply),
+                Content::Bytes(bytes) | Content::Live(bytes) => reply.ok(part(bytes, offset, len)),
+            },
+            Some(Open::Directory { .. }) => reply.error(Errno::IS_DIRECTORY),
+            None => reply.error(Errno::BAD_HANDLE),
+        }
+    }
+
+    fn lseek(&self, _ctx: Ctx, handle: u64, offset: u64, seek: Seek, reply: Reply<u64>) {
+        let open = self.open.get(handle);
+        let Some(Open::File { inode, content }) = open.as_deref() else { return reply.error(Errno::BAD_HANDLE) };
+        // What is no disk is one run of data.
+        let whole = |size: u64| match seek {
+            _ if offset >= size => None,
+            Seek::Data => Some(offset),
+            Seek::Hole => Some(size),
+        };
+        let found = match content {
+            Content::Disk(disk) => match seek {
+                Seek::Data => disk::seek_data(disk.as_ref(), offset),
+                Seek::Hole => disk::seek_hole(disk.as_ref(), offset),
+            }
+            .map_err(|error| self.read_errno(*inode, &error)),
+            Content::Object(object) => object
+                .stat()
+                .map(|stat| whole(stat.size))
+                .map_err(|error| self.tree_errno(*inode, &tree::Error::from(error))),
+            Content::Bytes(bytes) | Content::Live(bytes) => Ok(whole(bytes.len() as u64)),
+        };
+        match found {
+            Ok(Some(offset)) => reply.ok(&offset),
+            Ok(None) => reply.error(Errno::NO_SUCH_OFFSET),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn release(&self, handle: u64) {
+        self.open.remove(handle);
+    }
+
+    fn opendir(&self, _ctx: Ctx, inode: u64, reply: Reply<Opened>) {
+        let entries = Mutex::default();
+        let handle = self.open.insert(Open::Directory { inode, entries });
+        reply.ok(&Opened { handle, caching: Caching::Pages });
+    }
+
+    fn readdir(&self, _ctx: Ctx, handle: u64, offset: u64, reply: Reply<[DirectoryEntry]>) {
+        let open = self.open.get(handle);
+        let Some(Open::Directory { inode, entries }) = open.as_deref() else { return reply.error(Errno::BAD_HANDLE) };
+        if offset == 0 {
+            // Listed without the lock held; the start is also where `rewinddir(3)` comes back to see what is new.
+            match self.entries(*inode) {
+                Ok(listed) => *entries.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(listed),
+                Err(error) => return reply.error(self.tree_errno(*inode, &error)),
+            }
+        }
+        let entries = entries.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(entries.len());
+        reply.ok(&entries[start..]);
+    }
+
+    fn getxattr(&self, _ctx: Ctx, inode: u64, name: &OsStr, reply: Reply<[u8]>) {
+        match self.property(inode, name) {
+            Ok(value) => reply.ok(value.as_bytes()),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn listxattr(&self, _ctx: Ctx, inode: u64, reply: Reply<[u8]>) {
+        match self.tree.properties(inode) {
+            Ok(properties) => {
+                let names: String = properties.iter().map(|(name, _)| format!("{PREFIX}{name}\0")).collect();
+                reply.ok(names.as_bytes());
+            }
+            Err(error) => reply.error(self.tree_errno(inode, &error)),
+        }
+    }
+
+    fn statfs(&self, _ctx: Ctx, reply: Reply<Statfs>) {
+        reply.ok(&Statfs { files: self.tree.seen(), block_size: FILE_BLOCK, name_length: NAME_LENGTH });
+    }
+}

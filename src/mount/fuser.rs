@@ -1,0 +1,340 @@
+//! The adapter to the crate `fuser`: the only file that names it.
+//!
+//! It speaks the kernel's protocol over `/dev/fuse`, mounts (`mount(2)`, else `fusermount3`) and runs the threads that
+//! read requests. Requests that would write are refused by the kernel, as the mount is read-only.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+
+use ::fuser::{
+    AccessFlags, Config, Errno as FuserErrno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags, ReplyAttr, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, SessionACL,
+};
+
+use super::errno::Errno;
+use super::transport::{
+    Attributes, Caching, Ctx, DirectoryEntry, FileKind, Handler, Opened, Reply, Seek, Sink, Statfs, Timed,
+};
+
+/// Longest answer to a read, in bytes: the most the kernel asks for by default (`fs.fuse.max_pages_limit`).
+const MAX_REQUEST: u32 = 1 << 20;
+
+/// Requests that readers need not wait for (read-ahead) and that may be under way at once; more queue in the kernel.
+const MAX_BACKGROUND: u16 = 64;
+
+/// Longest target of a symbolic link or value of an attribute that the protocol can carry, in bytes.
+const MAX_XATTR: usize = 64 << 10;
+
+/// What is asked of the kernel when mounting.
+pub(super) struct Mounting<'a> {
+    pub(super) mountpoint: &'a Path,
+    /// Source in the table of mounts; without commas.
+    pub(super) source: String,
+    pub(super) subtype: String,
+    pub(super) allow_other: bool,
+    pub(super) threads: usize,
+}
+
+/// A mount whose requests nobody answers yet.
+pub(super) struct Connection<H: Handler>(::fuser::Session<Adapter<H>>);
+
+impl<H: Handler> Connection<H> {
+    /// Mounts and shakes hands with the kernel.
+    ///
+    /// # Errors
+    /// What `mount(2)` or `fusermount3` says.
+    pub(super) fn mount(handler: H, mounting: &Mounting<'_>) -> io::Result<Self> {
+        let mut config = Config::default();
+        config.mount_options = vec![
+            MountOption::FSName(mounting.source.clone()),
+            // As an option of the kernel's, since `MountOption::Subtype` is lost when root mounts.
+            MountOption::CUSTOM(format!("subtype={}", mounting.subtype)),
+            MountOption::RO,
+            MountOption::NoDev,
+            MountOption::NoSuid,
+            MountOption::DefaultPermissions,
+        ];
+        config.acl = if mounting.allow_other { SessionACL::All } else { SessionACL::Owner };
+        config.n_threads = Some(mounting.threads);
+        ::fuser::Session::new(Adapter(handler), mounting.mountpoint, &config).map(Self)
+    }
+
+    /// Answers requests until the mount ends.
+    ///
+    /// # Errors
+    /// What ended it, unless it was an unmount.
+    pub(super) fn run(self) -> io::Result<()> {
+        self.0.run()
+    }
+}
+
+struct Adapter<H>(H);
+
+fn ctx(request: &Request) -> Ctx {
+    Ctx { unique: request.unique().0, pid: request.pid() }
+}
+
+fn errno(errno: Errno) -> FuserErrno {
+    FuserErrno::from_i32(errno.code())
+}
+
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::Directory => FileType::Directory,
+        FileKind::File => FileType::RegularFile,
+        FileKind::Symlink => FileType::Symlink,
+    }
+}
+
+fn file_attr(attributes: &Attributes) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attributes.inode),
+        size: attributes.size,
+        blocks: attributes.blocks,
+        atime: attributes.modified,
+        mtime: attributes.modified,
+        ctime: attributes.modified,
+        crtime: attributes.modified,
+        kind: file_type(attributes.kind),
+        perm: attributes.mode,
+        nlink: attributes.links,
+        uid: attributes.uid,
+        gid: attributes.gid,
+        rdev: 0,
+        blksize: attributes.block_size,
+        flags: 0,
+    }
+}
+
+impl Sink<Timed> for ReplyEntry {
+    fn send(self: Box<Self>, answer: Result<&Timed, Errno>) {
+        match answer {
+            // Inode numbers are never reused, so the generation is always 0.
+            Ok(timed) => self.entry(&timed.valid, &file_attr(&timed.attributes), Generation(0)),
+            Err(error) => self.error(errno(error)),
+        }
+    }
+}
+
+impl Sink<Timed> for ReplyAttr {
+    fn send(self: Box<Self>, answer: Result<&Timed, Errno>) {
+        match answer {
+            Ok(timed) => self.attr(&timed.valid, &file_attr(&timed.attributes)),
+            Err(error) => self.error(errno(error)),
+        }
+    }
+}
+
+impl Sink<[u8]> for ReplyData {
+    fn send(self: Box<Self>, answer: Result<&[u8], Errno>) {
+        match answer {
+            Ok(bytes) => self.data(bytes),
+            Err(error) => self.error(errno(error)),
+        }
+    }
+}
+
+impl Sink<Opened> for ReplyOpen {
+    fn send(self: Box<Self>, answer: Result<&Opened, Errno>) {
+        match answer {
+            Ok(opened) => {
+                // Without NOFLUSH every close would wait for an answer that says nothing.
+                let flags = match opened.caching {
+                    Caching::Direct => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_DIRECT_IO,
+                    Caching::Pages => FopenFlags::FOPEN_NOFLUSH,
+                };
+                self.opened(FileHandle(opened.handle), flags);
+            }
+            Err(error) => self.error(errno(error)),
+        }
+    }
+}
+
+/// A directory's answer: its buffer takes as many entries as the kernel has room for.
+impl Sink<[DirectoryEntry]> for ReplyDirectory {
+    fn send(mut self: Box<Self>, answer: Result<&[DirectoryEntry], Errno>) {
+        match answer {
+            Ok(entries) => {
+                for entry in entries {
+                    if self.add(INodeNo(entry.inode), entry.next, file_type(entry.kind), &entry.name) {
+                        break;
+                    }
+                }
+                self.ok();
+            }
+            Err(error) => self.error(errno(error)),
+        }
+    }
+}
+
+impl Sink<u64> for ReplyLseek {
+    fn send(self: Box<Self>, answer: Result<&u64, Errno>) {
+        match answer.and_then(|offset| i64::try_from(*offset).map_err(|_| Errno::INVALID)) {
+            Ok(offset) => self.offset(offset),
+            Err(error) => self.error(errno(error)),
+        }
+    }
+}
+
+impl Sink<Statfs> for ReplyStatfs {
+    fn send(self: Box<Self>, answer: Result<&Statfs, Errno>) {
+        match answer {
+            Ok(statfs) => {
+                self.statfs(0, 0, 0, statfs.files, 0, statfs.block_size, statfs.name_length, statfs.block_size);
+            }
+            Err(error) => self.error(errno(error)),
+        }
+    }
+}
+
+/// An attribute's answer: the caller asks for its size first, with room for nothing.
+struct XattrReply {
+    reply: ReplyXattr,
+    room: u32,
+}
+
+impl Sink<[u8]> for XattrReply {
+    fn send(self: Box<Self>, answer: Result<&[u8], Errno>) {
+        match answer {
+            Ok(bytes) if bytes.len() > MAX_XATTR => self.reply.error(errno(Errno::RANGE)),
+            Ok(bytes) => {
+                let size = u32::try_from(bytes.len()).expect("at most MAX_XATTR");
+                match self.room {
+                    0 => self.reply.size(size),
+                    room if room < size => self.reply.error(errno(Errno::RANGE)),
+                    _ => self.reply.data(bytes),
+                }
+            }
+            Err(error) => self.reply.error(errno(error)),
+        }
+    }
+}
+
+impl<H: Handler> Filesystem for Adapter<H> {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Each setter that is refused says the nearest value it takes.
+        if let Err(nearest) = config.set_max_write(MAX_REQUEST) {
+            let _ = config.set_max_write(nearest);
+        }
+        if let Err(nearest) = config.set_max_readahead(MAX_REQUEST) {
+            let _ = config.set_max_readahead(nearest);
+        }
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        // One by one: a set with one unknown member would be refused whole.
+        for capability in [
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+        ] {
+            if config.add_capabilities(capability).is_err() {
+                tracing::debug!(?capability, "the kernel does not know a capability");
+            }
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.0.lookup(ctx(request), parent.0, name, Reply::new(reply));
+    }
+
+    fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.0.getattr(ctx(request), inode.0, Reply::new(reply));
+    }
+
+    fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
+        self.0.readlink(ctx(request), inode.0, Reply::new(reply));
+    }
+
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
+        self.0.open(ctx(request), inode.0, writable, Reply::new(reply));
+    }
+
+    fn read(
+        &self,
+        request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.0.read(ctx(request), handle.0, offset, size.min(MAX_REQUEST), Reply::new(reply));
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.0.release(handle.0);
+        reply.ok();
+    }
+
+    fn opendir(&self, request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.0.opendir(ctx(request), inode.0, Reply::new(reply));
+    }
+
+    fn readdir(&self, request: &Request, _inode: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
+        self.0.readdir(ctx(request), handle.0, offset, Reply::new(reply));
+    }
+
+    fn releasedir(
+        &self,
+        _request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.0.release(handle.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
+        self.0.statfs(ctx(request), Reply::new(reply));
+    }
+
+    fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        self.0.getxattr(ctx(request), inode.0, name, Reply::new(XattrReply { reply, room: size }));
+    }
+
+    fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
+        self.0.listxattr(ctx(request), inode.0, Reply::new(XattrReply { reply, room: size }));
+    }
+
+    fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
+        // The kernel decides by mode and owner (`default_permissions`) before it asks.
+        reply.ok();
+    }
+
+    fn lseek(
+        &self,
+        request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let seek = match whence {
+            libc::SEEK_DATA => Seek::Data,
+            libc::SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(errno(Errno::INVALID)),
+        };
+        let Ok(offset) = u64::try_from(offset) else {
+            return reply.error(errno(Errno::NO_SUCH_OFFSET));
+        };
+        self.0.lseek(ctx(request), handle.0, offset, seek, Reply::new(reply));
+    }
+}

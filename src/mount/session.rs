@@ -1,0 +1,331 @@
+//! A mount from its beginning to its end.
+//!
+//! A mount ends when somebody unmounts it: this process ([`Unmounter`], or dropping the [`Session`]), [`unmount`] in
+//! another, or an administrator. What a process that died left behind is removed by [`unmount`], and by [`mount`] at the
+//! same place.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::filesystem::{Owner, TreeFilesystem};
+use super::fuser::{Connection, Mounting};
+use super::mounts;
+use crate::repository::Repository;
+use crate::tree::Tree;
+
+/// For how long an unmount is tried before the mount is detached from its place while still in use, and for how long a
+/// dropped session waits for its last answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Pause between two attempts.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The result of mounting or unmounting.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What a caller can do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The place is no directory, or something that is not ours is in the way.
+    Mountpoint,
+    /// Nothing of ours is mounted there.
+    NotMounted,
+    /// The repository cannot be listed.
+    Repository,
+    /// The system refuses to mount or unmount.
+    System,
+}
+
+/// Why a mount could not be made or ended.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    message: String,
+}
+
+impl Error {
+    fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+
+    /// Returns the kind.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// How a repository is mounted.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// Other users may enter, as far as modes let them.
+    pub allow_other: bool,
+    /// Owner of everything; `None` is who mounts.
+    pub uid: Option<u32>,
+    /// Group of everything; `None` is that of who mounts.
+    pub gid: Option<u32>,
+    /// Permission bits to take away from 0500 (directories) and 0400 (files), or, if given, from 0555 and 0444.
+    pub umask: Option<u32>,
+    /// Source in the table of mounts; must hold no secret.
+    pub fsname: String,
+    /// Threads that answer requests; 0 is the larger of 8 and twice the number of cores.
+    pub threads: usize,
+    /// Shows symbolic links of guests as small text files. The links of the tree itself stay links.
+    pub inert_symlinks: bool,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self {
+            allow_other: false,
+            uid: None,
+            gid: None,
+            umask: None,
+            fsname: "xofs".to_owned(),
+            threads: 0,
+            inert_symlinks: false,
+        }
+    }
+}
+
+impl MountOptions {
+    fn thread_count(&self) -> usize {
+        match self.threads {
+            0 => thread::available_parallelism().map_or(8, |cores| (2 * cores.get()).max(8)),
+            threads => threads,
+        }
+    }
+}
+
+/// A mount that is served; dropping it unmounts.
+pub struct Session {
+    server: Option<JoinHandle<io::Result<()>>>,
+    unmounter: Unmounter,
+}
+
+/// Mounts a repository; returns once the tree can be read.
+///
+/// `mountpoint` must be an existing directory. A mount there whose process died is removed first.
+///
+/// # Errors
+/// `Mountpoint`, `Repository` or `System`, with a sentence that says what to do.
+pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptions) -> Result<Session> {
+    let mountpoint = prepare(mountpoint)?;
+    let tree = Tree::new(repository.clone());
+    // The top level is listed before the mount exists: a repository that cannot be listed is not mounted.
+    tree.warm_up().map_err(|error| Error::new(ErrorKind::Repository, error.to_string()))?;
+    let filesystem = TreeFilesystem::new(tree, Owner::new(options.uid, options.gid, options.umask));
+    let mounting = Mounting {
+        mountpoint: &mountpoint,
+        source: mounts::escape_source(&options.fsname),
+        subtype: "xofs".to_owned(),
+        allow_other: options.allow_other,
+        threads: options.thread_count(),
+    };
+    let connection = Connection::mount(filesystem, &mounting)
+        .map_err(|error| Error::new(ErrorKind::System, explain_mount(&mountpoint, &error)))?;
+    let server = thread::Builder::new()
+        .name("xofs-mount".to_owned())
+        .spawn(move || connection.run())
+        .map_err(|error| Error::new(ErrorKind::System, format!("start a thread for the mount: {error}")))?;
+    // Asks the mount itself: this returns when its threads answer.
+    let device = mounts::device_of(&mountpoint).map_err(|error| {
+        Error::new(ErrorKind::System, format!("read the new mount at '{}': {error}", mountpoint.display()))
+    })?;
+    tracing::info!(mountpoint = %mountpoint.display(), repository = %repository.storage().describe(), "mounted");
+    Ok(Session {
+        server: Some(server),
+        unmounter: Unmounter { mountpoint: Arc::from(mountpoint), device: Arc::from(device) },
+    })
+}
+
+/// Checks the place of a mount, and removes what a dead process left there.
+fn prepare(mountpoint: &Path) -> Result<PathBuf> {
+    let refuse = |reason: String| {
+        Error::new(ErrorKind::Mountpoint, format!("cannot mount at '{}': {reason}", mountpoint.display()))
+    };
+    let resolved = mounts::resolve(mountpoint).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => refuse("no such directory; create it first".to_owned()),
+        _ => refuse(error.to_string()),
+    })?;
+    let mut metadata = std::fs::metadata(&resolved);
+    if metadata.as_ref().is_err_and(mounts::is_dead) {
+        let ours = mounts::at(&resolved).is_ok_and(|found| found.is_some_and(|mount| mount.is_ours()));
+        if !ours {
+            return Err(refuse("a dead mount of another program is there; unmount it first".to_owned()));
+        }
+        tracing::warn!(mountpoint = %resolved.display(), "removing a mount whose process died");
+        unmount(&resolved)?;
+        metadata = std::fs::metadata(&resolved);
+    }
+    let metadata = metadata.map_err(|error| refuse(error.to_string()))?;
+    if !metadata.is_dir() {
+        return Err(refuse("it is not a directory".to_owned()));
+    }
+    Ok(resolved)
+}
+
+fn explain_mount(mountpoint: &Path, error: &io::Error) -> String {
+    let said = error.to_string();
+    let said = said.trim();
+    let place = mountpoint.display();
+    if said.contains("user_allow_other") {
+        return format!(
+            "mount at '{place}': other users may be let in only if /etc/fuse.conf says 'user_allow_other'; \
+             add that line, or mount without allow_other"
+        );
+    }
+    match error.kind() {
+        io::ErrorKind::NotFound if !Path::new("/dev/fuse").exists() => {
+            format!("mount at '{place}': /dev/fuse is missing; load the kernel module 'fuse'")
+        }
+        io::ErrorKind::NotFound => format!("mount at '{place}': fusermount3 was not found; install the package fuse3"),
+        _ => format!("mount at '{place}': {said}"),
+    }
+}
+
+impl Session {
+    /// Waits until the mount has ended.
+    ///
+    /// # Errors
+    /// What ended it, unless it was an unmount.
+    pub fn wait(mut self) -> Result<()> {
+        let Some(server) = self.server.take() else { return Ok(()) };
+        match server.join() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Error::new(ErrorKind::System, format!("serve the mount: {error}"))),
+            Err(_) => Err(Error::new(ErrorKind::System, "a thread that serves the mount panicked")),
+        }
+    }
+
+    /// Returns what ends the mount from another thread.
+    #[must_use]
+    pub fn unmounter(&self) -> Unmounter {
+        self.unmounter.clone()
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let Some(server) = self.server.take() else { return };
+        if !server.is_finished() {
+            if let Err(error) = self.unmounter.unmount() {
+                tracing::warn!(%error, "the mount stays");
+            }
+            // Files still open keep a detached mount alive: they are not waited for.
+            let start = Instant::now();
+            while !server.is_finished() && start.elapsed() < PATIENCE {
+                thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
+/// Ends a mount of this process; may be used from any thread, more than once.
+#[derive(Debug, Clone)]
+pub struct Unmounter {
+    mountpoint: Arc<Path>,
+    device: Arc<str>,
+}
+
+impl Unmounter {
+    /// Unmounts; a mount still in use after a while is detached from its place and ends with its last open file.
+    ///
+    /// Does nothing if the mount is gone, also if another one has taken its place.
+    ///
+    /// # Errors
+    /// `System` if the system refuses.
+    pub fn unmount(&self) -> Result<()> {
+        let found = mounts::at(&self.mountpoint)
+            .map_err(|error| Error::new(ErrorKind::System, format!("read the table of mounts: {error}")))?;
+        match found {
+            Some(mount) if *mount.device == *self.device => detach(&self.mountpoint),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Unmounts what is mounted at `mountpoint`, by this process or another, living or dead.
+///
+/// Works as root and as the user who mounted. A mount still in use after a while is detached from its place and ends
+/// with its last open file.
+///
+/// # Errors
+/// `NotMounted` if nothing of ours is mounted there, `System` if the system refuses.
+pub fn unmount(mountpoint: &Path) -> Result<()> {
+    let resolved = mounts::resolve(mountpoint).map_err(|error| {
+        Error::new(ErrorKind::NotMounted, format!("cannot unmount '{}': {error}", mountpoint.display()))
+    })?;
+    let found = mounts::at(&resolved)
+        .map_err(|error| Error::new(ErrorKind::System, format!("read the table of mounts: {error}")))?;
+    match found {
+        Some(mount) if mount.is_ours() => detach(&resolved),
+        Some(mount) => Err(Error::new(
+            ErrorKind::NotMounted,
+            format!("'{}' is a mount of kind {}, not of xofs; use umount", resolved.display(), mount.kind),
+        )),
+        None => Err(Error::new(ErrorKind::NotMounted, format!("nothing is mounted at '{}'", resolved.display()))),
+    }
+}
+
+/// Unmounts a path: at once if it is idle, lazily once patience is over.
+fn detach(mountpoint: &Path) -> Result<()> {
+    let start = Instant::now();
+    loop {
+        let is_last = start.elapsed() >= PATIENCE;
+        match unmount_once(mountpoint, is_last) {
+            Ok(()) => {
+                if is_last {
+                    tracing::warn!(mountpoint = %mountpoint.display(), "still in use, ends with its last open file");
+                }
+                return Ok(());
+            }
+            // Somebody else was faster.
+            Err(_) if matches!(mounts::at(mountpoint), Ok(found) if !found.as_ref().is_some_and(mounts::Mount::is_ours)) =>
+            {
+                return Ok(());
+            }
+            Err(error) if is_last => {
+                return Err(Error::new(
+                    ErrorKind::System,
+                    format!("unmount '{}': {}", mountpoint.display(), error.to_string().trim()),
+                ));
+            }
+            Err(_) => thread::sleep(PAUSE),
+        }
+    }
+}
+
+fn unmount_once(mountpoint: &Path, lazy: bool) -> io::Result<()> {
+    use rustix::mount::UnmountFlags;
+
+    let flags = if lazy { UnmountFlags::DETACH } else { UnmountFlags::empty() };
+    match rustix::mount::unmount(mountpoint, flags | UnmountFlags::NOFOLLOW) {
+        Ok(()) => return Ok(()),
+        // Only root may; fusermount3 has the right to end the mounts of who calls it.
+        Err(rustix::io::Errno::PERM) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let output = Command::new("fusermount3")
+        .args(if lazy { &["-u", "-z"][..] } else { &["-u"] })
+        .arg("--")
+        .arg(mountpoint)
+        .output()?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(io::Error::other(String::from_utf8_lossy(&output.stderr).into_owned()))
+}

@@ -1,0 +1,182 @@
+//! What a mount is asked and how it answers, whatever carries the requests.
+//!
+//! A [`Reply`] answers exactly once and may be sent to another thread first. One that is dropped unanswered says EIO, so
+//! that a panic never leaves a reader waiting.
+
+use std::ffi::OsStr;
+use std::time::{Duration, SystemTime};
+
+use super::errno::Errno;
+
+/// Who asks, and the number of the request.
+#[derive(Debug, Clone, Copy)]
+#[expect(dead_code, reason = "a deadline or a signal ends a request by its number and its process")]
+pub(super) struct Ctx {
+    /// Number of the request, unique among those not yet answered.
+    pub(super) unique: u64,
+    /// Process or thread that asks; 0 if it is not visible from here.
+    pub(super) pid: u32,
+}
+
+/// What stands at a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum FileKind {
+    Directory,
+    File,
+    Symlink,
+}
+
+/// What `stat(2)` shows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attributes {
+    pub(super) inode: u64,
+    pub(super) kind: FileKind,
+    /// Size in bytes.
+    pub(super) size: u64,
+    /// Allocated, in units of 512 bytes.
+    pub(super) blocks: u64,
+    /// Bytes a reader should ask for at once, a power of two.
+    pub(super) block_size: u32,
+    pub(super) modified: SystemTime,
+    pub(super) mode: u16,
+    pub(super) links: u32,
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+}
+
+/// Attributes, and for how long the kernel may believe them.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Timed {
+    pub(super) attributes: Attributes,
+    pub(super) valid: Duration,
+}
+
+/// How an open file is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Caching {
+    /// Every read comes to us; nothing is kept in the page cache.
+    Direct,
+    /// Through the page cache, dropped at each open.
+    Pages,
+}
+
+/// An open file or directory.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opened {
+    pub(super) handle: u64,
+    pub(super) caching: Caching,
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone)]
+pub(super) struct DirectoryEntry {
+    pub(super) inode: u64,
+    pub(super) kind: FileKind,
+    pub(super) name: String,
+    /// Offset from which a later request goes on after this entry.
+    pub(super) next: u64,
+}
+
+/// What `statfs(2)` shows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Statfs {
+    /// Files and directories seen so far.
+    pub(super) files: u64,
+    /// Block size in bytes.
+    pub(super) block_size: u32,
+    /// Longest name in bytes.
+    pub(super) name_length: u32,
+}
+
+/// Where `lseek(2)` is to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seek {
+    Data,
+    Hole,
+}
+
+/// Carries an answer of type `A` to whoever asked.
+pub(super) trait Sink<A: ?Sized>: Send {
+    /// Sends the answer.
+    fn send(self: Box<Self>, answer: Result<&A, Errno>);
+}
+
+/// A request's answer, to be given once.
+pub(super) struct Reply<A: ?Sized>(Option<Box<dyn Sink<A>>>);
+
+impl<A: ?Sized> Reply<A> {
+    /// Makes a reply that goes to `sink`.
+    pub(super) fn new(sink: impl Sink<A> + 'static) -> Self {
+        Self(Some(Box::new(sink)))
+    }
+
+    /// Answers.
+    pub(super) fn ok(mut self, answer: &A) {
+        if let Some(sink) = self.0.take() {
+            sink.send(Ok(answer));
+        }
+    }
+
+    /// Answers with an error.
+    pub(super) fn error(mut self, errno: Errno) {
+        if let Some(sink) = self.0.take() {
+            sink.send(Err(errno));
+        }
+    }
+}
+
+impl<A: ?Sized> Drop for Reply<A> {
+    fn drop(&mut self) {
+        if let Some(sink) = self.0.take() {
+            sink.send(Err(Errno::IO));
+        }
+    }
+}
+
+/// Answers the requests of a read-only mount.
+///
+/// Called by several threads at once. Inode 1 is the root.
+pub(super) trait Handler: Send + Sync + 'static {
+    fn lookup(&self, ctx: Ctx, parent: u64, name: &OsStr, reply: Reply<Timed>);
+    fn getattr(&self, ctx: Ctx, inode: u64, reply: Reply<Timed>);
+    /// Returns the target of a symbolic link.
+    fn readlink(&self, ctx: Ctx, inode: u64, reply: Reply<[u8]>);
+    fn open(&self, ctx: Ctx, inode: u64, writable: bool, reply: Reply<Opened>);
+    /// Answers at most `len` bytes from `offset`, fewer only at the end.
+    fn read(&self, ctx: Ctx, handle: u64, offset: u64, len: u32, reply: Reply<[u8]>);
+    fn lseek(&self, ctx: Ctx, handle: u64, offset: u64, seek: Seek, reply: Reply<u64>);
+    /// Forgets an open file or directory.
+    fn release(&self, handle: u64);
+    fn opendir(&self, ctx: Ctx, inode: u64, reply: Reply<Opened>);
+    /// Answers entries from `offset` on (0 is the start), more than fit into the request if there are more.
+    fn readdir(&self, ctx: Ctx, handle: u64, offset: u64, reply: Reply<[DirectoryEntry]>);
+    fn getxattr(&self, ctx: Ctx, inode: u64, name: &OsStr, reply: Reply<[u8]>);
+    /// Answers the names, each followed by a zero byte.
+    fn listxattr(&self, ctx: Ctx, inode: u64, reply: Reply<[u8]>);
+    fn statfs(&self, ctx: Ctx, reply: Reply<Statfs>);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    struct Recorder(mpsc::Sender<Result<u64, Errno>>);
+
+    impl Sink<u64> for Recorder {
+        fn send(self: Box<Self>, answer: Result<&u64, Errno>) {
+            self.0.send(answer.copied()).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_reply_answers_once_from_any_thread_and_says_io_error_when_dropped() {
+        let (sender, receiver) = mpsc::channel();
+        let reply = Reply::new(Recorder(sender.clone()));
+        std::thread::spawn(move || reply.ok(&7)).join().unwrap();
+        drop(Reply::new(Recorder(sender.clone())));
+        Reply::new(Recorder(sender)).error(Errno::NOT_FOUND);
+        assert_eq!(receiver.iter().collect::<Vec<_>>(), [Ok(7), Err(Errno::IO), Err(Errno::NOT_FOUND)]);
+    }
+}

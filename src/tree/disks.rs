@@ -1,0 +1,233 @@
+//! Disks as files: their names, sizes, bytes and what is said of them.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use disk::Disk;
+use storage::ObjectPath;
+use uuid::Uuid;
+use vhd::{LayerInfo, VhdView};
+
+use super::key::{Form, Key};
+use super::{Error, Result, Tree};
+use crate::repository::{Backup, BackupDisk, BackupId, DiskSource, LooseDisk};
+
+/// For how long the size of a disk that cannot be opened is answered without trying again.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Seconds from 1970 to 2000, where VHD's clock starts. Source: VHD specification 1.0, "Time Stamp".
+const VHD_EPOCH: i64 = 946_684_800;
+
+/// What `stat` needs of each disk: (size, allocated) in bytes. 16 bytes and a key for each that was looked at.
+#[derive(Default)]
+pub(super) struct Sizes(Mutex<HashMap<Key, Known>>);
+
+#[derive(Clone, Copy)]
+enum Known {
+    Exact(u64, u64),
+    /// It could not be opened; the size is what the metadata says.
+    Guess(u64, Instant),
+}
+
+impl Sizes {
+    fn get(&self, key: &Key) -> Option<(u64, u64)> {
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key)? {
+            Known::Exact(size, allocated) => Some((*size, *allocated)),
+            Known::Guess(size, at) => (at.elapsed() < RETRY).then_some((*size, 0)),
+        }
+    }
+
+    fn set(&self, key: &Key, known: Known) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), known);
+    }
+
+    /// Answers from memory, else by opening; a disk that cannot be read has the size `guess`.
+    fn get_or_open(&self, key: &Key, guess: u64, open: impl FnOnce() -> Result<Arc<dyn Disk>>) -> Result<(u64, u64)> {
+        if let Some(sizes) = self.get(key) {
+            return Ok(sizes);
+        }
+        let sizes = open().and_then(|disk| Ok((disk.size(), disk.allocated()?)));
+        match sizes {
+            Ok((size, allocated)) => {
+                self.set(key, Known::Exact(size, allocated));
+                Ok((size, allocated))
+            }
+            Err(Error::Disk(_)) => {
+                self.set(key, Known::Guess(guess, Instant::now()));
+                Ok((guess, 0))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Tree {
+    /// Returns the files of a backup's disks. A VHD is left out where the disk is known to be larger than one can be.
+    pub(super) fn disk_files(&self, id: &BackupId) -> Result<Vec<(String, Key)>> {
+        let backup = self.backup(id)?;
+        let mut files = Vec::with_capacity(2 * backup.disks.len());
+        for disk in &backup.disks {
+            let name: Arc<str> = Arc::from(disk.name.as_str());
+            for form in forms(disk.virtual_size) {
+                files.push((format!("{name}{}", form.suffix()), Key::Disk(id.clone(), name.clone(), *form)));
+            }
+        }
+        Ok(files)
+    }
+
+    /// Returns the files of the disks that have no metadata.
+    pub(super) fn loose_files(&self) -> Result<Vec<(String, Key)>> {
+        let disks = self.repository.loose_disks()?;
+        let mut files = Vec::with_capacity(2 * disks.len());
+        for disk in disks.iter() {
+            let name: Arc<str> = Arc::from(disk.name.as_str());
+            for form in forms(None) {
+                files.push((format!("{name}{}", form.suffix()), Key::Loose(name.clone(), *form)));
+            }
+        }
+        Ok(files)
+    }
+
+    pub(super) fn disk_sizes(&self, key: &Key, id: &BackupId, name: &str, form: Form) -> Result<(u64, u64)> {
+        let (_, disk) = self.disk(id, name)?;
+        // Of a VHD that cannot be made, nothing is known.
+        let guess = if form == Form::Raw { disk.virtual_size.unwrap_or(0) } else { 0 };
+        self.sizes.get_or_open(key, guess, || self.open_disk(id, name, form))
+    }
+
+    pub(super) fn loose_sizes(&self, key: &Key, name: &str, form: Form) -> Result<(u64, u64)> {
+        self.loose(name)?;
+        self.sizes.get_or_open(key, 0, || self.open_loose(name, form))
+    }
+
+    pub(super) fn open_disk(&self, id: &BackupId, name: &str, form: Form) -> Result<Arc<dyn Disk>> {
+        let (backup, disk) = self.disk(id, name)?;
+        let open = self.repository.open_disk(&backup, &disk)?;
+        if form == Form::Raw {
+            return Ok(open);
+        }
+        let layers = self.repository.chain(&backup, &disk)?;
+        view(open, layers.first(), (id, name), id.time.unix())
+    }
+
+    pub(super) fn open_loose(&self, name: &str, form: Form) -> Result<Arc<dyn Disk>> {
+        let disk = self.loose(name)?;
+        let open = self.repository.open_loose(&disk)?;
+        if form == Form::Raw {
+            return Ok(open);
+        }
+        let layers = self.repository.loose_chain(&disk)?;
+        view(open, layers.first(), name, VHD_EPOCH)
+    }
+
+    /// Returns what is said of a disk; of one that cannot be opened, why.
+    pub(super) fn disk_properties(&self, id: &BackupId, name: &str) -> Result<Vec<(&'static str, String)>> {
+        let (backup, disk) = self.disk(id, name)?;
+        let mut properties = Vec::new();
+        for (property, value) in [("name", &disk.label), ("description", &disk.description)] {
+            if !value.is_empty() {
+                properties.push((property, value.clone()));
+            }
+        }
+        let opened = self.repository.open_disk(&backup, &disk);
+        let chain = opened.as_ref().ok().map(|_| self.repository.chain(&backup, &disk));
+        let problem = describe(opened, chain, &mut properties)?;
+        if let Some(problem) = problem.or_else(|| backup.problem.clone()) {
+            properties.push(("problem", problem));
+        }
+        Ok(properties)
+    }
+
+    pub(super) fn loose_properties(&self, name: &str) -> Result<Vec<(&'static str, String)>> {
+        let disk = self.loose(name)?;
+        let mut properties = Vec::new();
+        let opened = self.repository.open_loose(&disk);
+        let chain = opened.as_ref().ok().map(|_| self.repository.loose_chain(&disk));
+        if let Some(problem) = describe(opened, chain, &mut properties)? {
+            properties.push(("problem", problem));
+        }
+        Ok(properties)
+    }
+
+    /// Returns where a disk is stored.
+    pub(super) fn disk_path(&self, id: &BackupId, name: &str) -> Option<ObjectPath> {
+        match self.disk(id, name).ok()?.1.source {
+            DiskSource::Vhd(path) | DiskSource::Xva { path, .. } => Some(path),
+            DiskSource::Unusable(_) => None,
+        }
+    }
+
+    pub(super) fn loose_path(&self, name: &str) -> Option<ObjectPath> {
+        Some(self.loose(name).ok()?.path.clone())
+    }
+
+    fn disk(&self, id: &BackupId, name: &str) -> Result<(Arc<Backup>, BackupDisk)> {
+        let backup = self.backup(id)?;
+        let disk = backup.disks.iter().find(|disk| disk.name == name).ok_or(Error::NotFound)?.clone();
+        Ok((backup, disk))
+    }
+
+    fn loose(&self, name: &str) -> Result<Arc<LooseDisk>> {
+        let disks = self.repository.loose_disks()?;
+        disks.iter().find(|disk| disk.name == name).cloned().ok_or(Error::NotFound)
+    }
+}
+
+/// Returns the forms in which a disk of that size is shown.
+fn forms(size: Option<u64>) -> &'static [Form] {
+    match size {
+        Some(size) if size > VhdView::MAX_SIZE => &[Form::Raw],
+        _ => &[Form::Raw, Form::Vhd],
+    }
+}
+
+/// Makes one VHD of a whole disk.
+///
+/// Its id is the leaf's; that of a disk which has no VHD is made of `identity`, the same each time.
+fn view(disk: Arc<dyn Disk>, leaf: Option<&LayerInfo>, identity: impl Hash, unix: i64) -> Result<Arc<dyn Disk>> {
+    if disk.size() > VhdView::MAX_SIZE {
+        return Err(Error::NotFound);
+    }
+    let uuid = leaf.map_or_else(|| made_uuid(identity), |leaf| leaf.uuid);
+    let timestamp = leaf.map_or_else(|| u32::try_from(unix - VHD_EPOCH).unwrap_or(0), |leaf| leaf.timestamp);
+    Ok(Arc::new(VhdView::new(disk, uuid, timestamp)?))
+}
+
+fn made_uuid(identity: impl Hash) -> Uuid {
+    let hash = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, &identity).hash(&mut hasher);
+        hasher.finish()
+    };
+    // Version 8 is for ids made in a way of one's own. Source: RFC 9562, section 5.8.
+    uuid::Builder::from_u128(u128::from(hash(0)) << 64 | u128::from(hash(1)))
+        .with_version(uuid::Version::Custom)
+        .with_variant(uuid::Variant::RFC4122)
+        .into_uuid()
+}
+
+/// Adds what the layers of an open disk say; returns why it could not be opened.
+fn describe(
+    opened: disk::Result<Arc<dyn Disk>>,
+    chain: Option<disk::Result<Vec<LayerInfo>>>,
+    properties: &mut Vec<(&'static str, String)>,
+) -> Result<Option<String>> {
+    let found = opened.and_then(|disk| Ok((disk.allocated()?, chain.transpose()?.unwrap_or_default())));
+    match found.map_err(Error::from) {
+        Ok((allocated, layers)) => {
+            properties.push(("allocated", allocated.to_string()));
+            if let Some(leaf) = layers.first() {
+                properties.push(("uuid", leaf.uuid.to_string()));
+                if let Some(parent) = leaf.parent_uuid {
+                    properties.push(("parent", parent.to_string()));
+                }
+                properties.push(("chain", layers.len().to_string()));
+            }
+            Ok(None)
+        }
+        Err(Error::Disk(error)) => Ok(Some(error.to_string())),
+        Err(error) => Err(error),
+    }
+}

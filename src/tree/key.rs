@@ -1,0 +1,182 @@
+//! What a place in the tree is, and the number it is known by.
+//!
+//! A key names a place by what stands there (a VM, a backup, a disk), never by a position in a list, so what appears or
+//! leaves elsewhere changes nothing. A number is given at first sight and never to anything else while the tree lives.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use crate::repository::{BackupId, BackupTime, VmId};
+
+/// The number of the root.
+pub const ROOT: u64 = 1;
+
+/// The form in which a disk is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Form {
+    /// The bytes of the disk.
+    Raw,
+    /// One VHD with all of them.
+    Vhd,
+}
+
+impl Form {
+    /// Returns how names of files in this form end.
+    pub(super) fn suffix(self) -> &'static str {
+        match self {
+            Self::Raw => ".raw",
+            Self::Vhd => ".vhd",
+        }
+    }
+}
+
+/// Backups that are shown as the files they are stored in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Store {
+    /// XO's configuration, by schedule.
+    Config,
+    /// Pool metadata, by pool.
+    Pools,
+}
+
+/// A symbolic link of the tree.
+///
+/// The target is part of the identity: the kernel keeps the target of a link by its number, so a link that points
+/// elsewhere is another link.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Link {
+    pub(super) directory: Key,
+    pub(super) name: String,
+    pub(super) target: String,
+    /// Time of the backup it leads to.
+    pub(super) time: Option<BackupTime>,
+}
+
+/// What stands at a place of the tree.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    Root,
+    Vms,
+    ByUuid,
+    ByDate,
+    Store(Store),
+    Control,
+    Status,
+    Problems,
+    Vm(VmId),
+    Backup(BackupId),
+    Metadata(BackupId),
+    Disks(BackupId),
+    Disk(BackupId, Arc<str>, Form),
+    /// A date, `2026-11-20`.
+    Day(Arc<str>),
+    Link(Arc<Link>),
+    /// A schedule or a pool.
+    Group(Store, Arc<str>),
+    Stored(Store, Arc<str>, BackupTime),
+    StoredFile(Store, Arc<str>, BackupTime, Arc<str>),
+    /// A disk without metadata.
+    Loose(Arc<str>, Form),
+}
+
+impl Key {
+    /// Returns the directory above; the root is above itself.
+    pub(super) fn parent(&self) -> Self {
+        match self {
+            Self::Root | Self::Vms | Self::ByUuid | Self::ByDate | Self::Store(_) | Self::Control | Self::Loose(..) => {
+                Self::Root
+            }
+            Self::Status | Self::Problems => Self::Control,
+            Self::Vm(_) => Self::Vms,
+            Self::Backup(id) => Self::Vm(id.vm.clone()),
+            Self::Metadata(id) | Self::Disks(id) => Self::Backup(id.clone()),
+            Self::Disk(id, ..) => Self::Disks(id.clone()),
+            Self::Day(_) => Self::ByDate,
+            Self::Link(link) => link.directory.clone(),
+            Self::Group(store, _) => Self::Store(*store),
+            Self::Stored(store, group, _) => Self::Group(*store, group.clone()),
+            Self::StoredFile(store, group, time, _) => Self::Stored(*store, group.clone(), *time),
+        }
+    }
+
+    /// Returns the time of the backup it belongs to.
+    pub(super) fn time(&self) -> Option<BackupTime> {
+        match self {
+            Self::Backup(id) | Self::Metadata(id) | Self::Disks(id) | Self::Disk(id, ..) => Some(id.time),
+            Self::Stored(_, _, time) | Self::StoredFile(_, _, time, _) => Some(*time),
+            Self::Link(link) => link.time,
+            _ => None,
+        }
+    }
+}
+
+/// The numbers given so far.
+///
+/// About 200 bytes for each place that was ever looked at; nothing is taken back, so that no number is reused.
+pub(super) struct Inodes(RwLock<Numbers>);
+
+struct Numbers {
+    by_key: HashMap<Key, u64>,
+    /// The key of number `i + 1` is at `i`.
+    keys: Vec<Key>,
+}
+
+impl Inodes {
+    pub(super) fn new() -> Self {
+        Self(RwLock::new(Numbers { by_key: HashMap::from([(Key::Root, ROOT)]), keys: vec![Key::Root] }))
+    }
+
+    /// Returns the number of a place, a new one at first sight.
+    pub(super) fn number(&self, key: &Key) -> u64 {
+        if let Some(number) = self.0.read().unwrap_or_else(PoisonError::into_inner).by_key.get(key) {
+            return *number;
+        }
+        let mut numbers = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(number) = numbers.by_key.get(key) {
+            return *number;
+        }
+        numbers.keys.push(key.clone());
+        let number = numbers.keys.len() as u64;
+        numbers.by_key.insert(key.clone(), number);
+        number
+    }
+
+    /// Returns what a number was given to.
+    pub(super) fn key(&self, number: u64) -> Option<Key> {
+        let index = usize::try_from(number.checked_sub(1)?).ok()?;
+        self.0.read().unwrap_or_else(PoisonError::into_inner).keys.get(index).cloned()
+    }
+
+    /// Returns how many numbers were given.
+    pub(super) fn count(&self) -> u64 {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).keys.len() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_keeps_its_number_and_no_number_is_given_twice() {
+        let inodes = Inodes::new();
+        let vm = Key::Vm(VmId::new("1f2e3d4c-0000-0000-0000-000000000000").unwrap());
+        let first = inodes.number(&vm);
+        let day = inodes.number(&Key::Day(Arc::from("2026-11-20")));
+        assert_eq!((inodes.number(&Key::Root), first, day), (ROOT, 2, 3));
+        assert_eq!(inodes.number(&vm), first);
+        assert_eq!(inodes.key(first), Some(vm));
+        assert_eq!((inodes.key(0), inodes.key(4)), (None, None));
+        assert_eq!(inodes.count(), 3);
+    }
+
+    #[test]
+    fn a_link_that_points_elsewhere_is_another_link() {
+        let link = |target: &str| {
+            let name = "latest".to_owned();
+            Key::Link(Arc::new(Link { directory: Key::Vms, name, target: target.to_owned(), time: None }))
+        };
+        let inodes = Inodes::new();
+        assert_ne!(inodes.number(&link("a")), inodes.number(&link("b")));
+    }
+}

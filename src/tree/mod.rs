@@ -1,0 +1,512 @@
+//! What is visible of a repository, as directories and files; it never hears of who looks at it.
+//!
+//! ```text
+//! /vms/web01~1f2e3d4c/latest -> 2026-11-20T030007Z
+//!                     2026-11-20T030007Z/backup.json
+//!                                        disks/xvda.raw  xvda.vhd
+//! /by-uuid/<vm uuid> -> ../vms/web01~1f2e3d4c
+//! /by-date/2026-11-20/030007Z-web01~1f2e3d4c -> ../../vms/web01~1f2e3d4c/2026-11-20T030007Z
+//! /config/<schedule>/<time>/  /pools/<uuid>/<time>/      files as stored
+//! /.xofs/status.json  problems.json
+//! ```
+//!
+//! VHDs without metadata stand in the root instead, as `<name>.raw` and `<name>.vhd`.
+//!
+//! Nothing is kept but the numbers of places ([`key`]) and two numbers for each disk ([`disks`]): every question is put
+//! to the repository, which lists again when what it knows is old. A list that was returned does not change. Looking at
+//! directories opens no VHD; the first `stat` of a disk does, since its exact size stands nowhere else.
+
+mod control;
+mod disks;
+mod error;
+mod key;
+mod names;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use disk::Disk;
+use storage::{Object, ObjectPath};
+
+use crate::repository::{Backup, BackupId, BackupTime, Layout, Problem, ProblemKind, Repository, StoredBackup, VmId};
+use disks::Sizes;
+pub use error::{Error, Result};
+pub use key::ROOT;
+use key::{Form, Inodes, Key, Link, Store};
+use names::{Names, VmNames};
+
+/// VMs whose backups are listed at once for `by-date`, which needs those of all.
+const LISTERS: usize = 8;
+
+/// What stands at a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Holds names.
+    Directory,
+    /// Holds bytes.
+    File,
+    /// Leads to another name.
+    Symlink,
+}
+
+/// What is known of a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attributes {
+    /// Its number.
+    pub inode: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Exact size in bytes; of a link, the length of its target.
+    pub size: u64,
+    /// Bytes that are stored, not holes.
+    pub allocated: u64,
+    /// Time of the backup it belongs to; of what belongs to none, when the tree was made.
+    pub modified: SystemTime,
+    /// Whether it is a disk, best read in large pieces.
+    pub is_disk: bool,
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its number.
+    pub inode: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// The name.
+    pub name: String,
+}
+
+/// The bytes of a file.
+pub enum Content {
+    /// A disk.
+    Disk(Arc<dyn Disk>),
+    /// A file as stored, decrypted.
+    Object(Arc<dyn Object>),
+    /// A small file, whole.
+    Bytes(Arc<[u8]>),
+    /// A small file, whole, that says something else at each opening.
+    Live(Arc<[u8]>),
+}
+
+/// A repository as directories and files.
+pub struct Tree {
+    repository: Arc<Repository>,
+    inodes: Inodes,
+    names: Names,
+    sizes: Sizes,
+    since: SystemTime,
+}
+
+impl Tree {
+    /// Makes the tree of a repository; reads nothing yet.
+    #[must_use]
+    pub fn new(repository: Arc<Repository>) -> Self {
+        Self {
+            repository,
+            inodes: Inodes::new(),
+            names: Names::default(),
+            sizes: Sizes::default(),
+            since: SystemTime::now(),
+        }
+    }
+
+    /// Reads what the top level needs, so that looking at it is fast.
+    ///
+    /// # Errors
+    /// `Repository` if it cannot be listed.
+    pub fn warm_up(&self) -> Result<()> {
+        match self.repository.layout() {
+            Layout::Repository => self.names.get(&self.repository).map(drop)?,
+            Layout::Disks => self.repository.loose_disks().map(drop)?,
+        }
+        Ok(())
+    }
+
+    /// Returns whether looking again crosses a network.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.repository.storage().capabilities().is_remote
+    }
+
+    /// Returns how many places were seen so far.
+    #[must_use]
+    pub fn seen(&self) -> u64 {
+        self.inodes.count()
+    }
+
+    /// Returns what stands at a name in a directory.
+    ///
+    /// # Errors
+    /// `NotFound`, `Stale`, `NotDirectory`, or why it cannot be looked at.
+    pub fn lookup(&self, parent: u64, name: &str) -> Result<Attributes> {
+        let key = self.child(&self.key(parent)?, name)?;
+        self.attributes_of(&key)
+    }
+
+    /// Returns what is known of a place.
+    ///
+    /// # Errors
+    /// `Stale` if it is gone.
+    pub fn attributes(&self, inode: u64) -> Result<Attributes> {
+        self.attributes_of(&self.key(inode)?).map_err(Error::of_known)
+    }
+
+    /// Returns the names in a directory, sorted, without `.` and `..`.
+    ///
+    /// # Errors
+    /// `Stale`, `NotDirectory`, or why it cannot be listed: a list is complete or not there.
+    pub fn list(&self, inode: u64) -> Result<Vec<Entry>> {
+        let children = self.children(&self.key(inode)?).map_err(Error::of_known)?;
+        Ok(children
+            .into_iter()
+            .map(|(name, key)| Entry { inode: self.inodes.number(&key), kind: kind_of(&key), name })
+            .collect())
+    }
+
+    /// Returns the number of the directory above; the root is above itself.
+    ///
+    /// # Errors
+    /// `Stale` if the number was never given.
+    pub fn parent(&self, inode: u64) -> Result<u64> {
+        Ok(self.inodes.number(&self.key(inode)?.parent()))
+    }
+
+    /// Returns the target of a symbolic link.
+    ///
+    /// # Errors
+    /// `NotLink` if it is none.
+    pub fn target(&self, inode: u64) -> Result<String> {
+        match self.key(inode)? {
+            Key::Link(link) => Ok(link.target.clone()),
+            _ => Err(Error::NotLink),
+        }
+    }
+
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// `IsDirectory`, `Stale`, or why it cannot be read.
+    pub fn open(&self, inode: u64) -> Result<Content> {
+        let key = self.key(inode)?;
+        self.open_key(&key).map_err(Error::of_known)
+    }
+
+    /// Returns the extended attributes of a place, without the prefix `user.xofs.`.
+    ///
+    /// # Errors
+    /// `Stale`, or why it cannot be looked at.
+    pub fn properties(&self, inode: u64) -> Result<Vec<(&'static str, String)>> {
+        let key = self.key(inode)?;
+        match &key {
+            Key::Disk(id, name, Form::Raw) => self.disk_properties(id, name),
+            Key::Loose(name, Form::Raw) => self.loose_properties(name),
+            Key::Backup(id) => {
+                Ok(self.backup(id)?.problem.iter().map(|problem| ("problem", problem.clone())).collect())
+            }
+            _ => Ok(Vec::new()),
+        }
+        .map_err(Error::of_known)
+    }
+
+    /// Remembers that some bytes of a disk could not be read.
+    pub fn report(&self, inode: u64, message: &str) {
+        let Ok(key) = self.key(inode) else { return };
+        let Some(path) = self.path_of(&key) else { return };
+        let backup = match &key {
+            Key::Disk(id, ..) | Key::Metadata(id) => Some(id.clone()),
+            _ => None,
+        };
+        self.repository.report_problem(Problem { path, backup, kind: ProblemKind::Read, message: message.to_owned() });
+    }
+
+    fn key(&self, inode: u64) -> Result<Key> {
+        self.inodes.key(inode).ok_or(Error::Stale)
+    }
+
+    /// Returns the object in the repository that a file is made of.
+    fn path_of(&self, key: &Key) -> Option<ObjectPath> {
+        match key {
+            Key::Disk(id, name, _) => self.disk_path(id, name),
+            Key::Loose(name, _) => self.loose_path(name),
+            Key::Metadata(id) => Some(self.backup(id).ok()?.metadata.clone()),
+            Key::StoredFile(store, group, time, name) => {
+                self.stored(*store, group, *time).ok()?.directory.join(name).ok()
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the key of a name in a directory.
+    fn child(&self, parent: &Key, name: &str) -> Result<Key> {
+        let found = match parent {
+            Key::Vms => self.names.get(&self.repository)?.vm(name).map(|vm| Key::Vm(vm.clone())),
+            Key::ByUuid => {
+                let names = self.names.get(&self.repository)?;
+                VmId::new(name).and_then(|vm| names.name(&vm).map(|target| uuid_link(&vm, target)))
+            }
+            Key::Vm(vm) if name != "latest" => BackupTime::parse(&name.replace('-', ""))
+                .filter(|time| time.to_string() == name)
+                .and_then(|time| {
+                    let id = BackupId { vm: vm.clone(), time };
+                    match self.backup(&id) {
+                        Ok(_) => Some(Ok(Key::Backup(id))),
+                        Err(Error::NotFound) => None,
+                        Err(error) => Some(Err(error)),
+                    }
+                })
+                .transpose()?,
+            Key::Day(day) => self.day_link(day, name)?,
+            Key::Status
+            | Key::Problems
+            | Key::Metadata(_)
+            | Key::Disk(..)
+            | Key::Link(_)
+            | Key::StoredFile(..)
+            | Key::Loose(..) => return Err(Error::NotDirectory),
+            _ => self.children(parent)?.into_iter().find(|(found, _)| found == name).map(|(_, key)| key),
+        };
+        found.ok_or(Error::NotFound)
+    }
+
+    /// Returns every name in a directory and its key, sorted by name.
+    fn children(&self, parent: &Key) -> Result<Vec<(String, Key)>> {
+        let named = |name: &str, key: Key| (name.to_owned(), key);
+        let mut children = match parent {
+            Key::Root => {
+                let mut children = vec![named(".xofs", Key::Control)];
+                match self.repository.layout() {
+                    Layout::Repository => children.extend([
+                        named("by-date", Key::ByDate),
+                        named("by-uuid", Key::ByUuid),
+                        named("config", Key::Store(Store::Config)),
+                        named("pools", Key::Store(Store::Pools)),
+                        named("vms", Key::Vms),
+                    ]),
+                    Layout::Disks => children.extend(self.loose_files()?),
+                }
+                children
+            }
+            Key::Control => vec![named("problems.json", Key::Problems), named("status.json", Key::Status)],
+            Key::Vms => {
+                let names = self.names.get(&self.repository)?;
+                names.iter().map(|(name, vm)| named(name, Key::Vm(vm.clone()))).collect()
+            }
+            Key::ByUuid => {
+                let names = self.names.get(&self.repository)?;
+                names.iter().map(|(name, vm)| named(vm.as_str(), uuid_link(vm, name))).collect()
+            }
+            Key::Vm(vm) => {
+                let backups = self.repository.backups(vm)?;
+                let latest = backups.last().map(|newest| named("latest", latest_link(vm, newest.time)));
+                let dated = backups.iter().map(|backup| {
+                    named(&backup.time.to_string(), Key::Backup(BackupId { vm: vm.clone(), time: backup.time }))
+                });
+                dated.chain(latest).collect()
+            }
+            Key::Backup(id) => {
+                self.backup(id)?;
+                vec![named("backup.json", Key::Metadata(id.clone())), named("disks", Key::Disks(id.clone()))]
+            }
+            Key::Disks(id) => self.disk_files(id)?,
+            Key::ByDate => self.days()?.into_keys().map(|day| (day.clone(), Key::Day(Arc::from(day)))).collect(),
+            Key::Day(day) => {
+                let names = self.names.get(&self.repository)?;
+                let mut days = self.days()?;
+                let backups = days.remove(&**day).ok_or(Error::NotFound)?;
+                backups.iter().filter_map(|id| dated_link(day, id, &names)).collect()
+            }
+            Key::Store(store) => {
+                let mut groups: Vec<String> = self.store(*store)?.into_iter().map(|stored| stored.group).collect();
+                groups.sort_unstable();
+                groups.dedup();
+                groups.into_iter().map(|group| (group.clone(), Key::Group(*store, Arc::from(group)))).collect()
+            }
+            Key::Group(store, group) => {
+                let stored = self.store(*store)?.into_iter().filter(|stored| *stored.group == **group);
+                stored
+                    .map(|stored| (stored.time.to_string(), Key::Stored(*store, group.clone(), stored.time)))
+                    .collect()
+            }
+            Key::Stored(store, group, time) => {
+                let stored = self.stored(*store, group, *time)?;
+                let file = |name: String| {
+                    let key = Key::StoredFile(*store, group.clone(), *time, Arc::from(name.as_str()));
+                    (name, key)
+                };
+                stored.files.into_iter().map(|(name, _)| file(name)).collect()
+            }
+            Key::Status
+            | Key::Problems
+            | Key::Metadata(_)
+            | Key::Disk(..)
+            | Key::Link(_)
+            | Key::StoredFile(..)
+            | Key::Loose(..) => return Err(Error::NotDirectory),
+        };
+        children.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        Ok(children)
+    }
+
+    fn attributes_of(&self, key: &Key) -> Result<Attributes> {
+        let (size, allocated) = match key {
+            Key::Status => whole(control::status(&self.repository, self.since).len()),
+            Key::Problems => whole(control::problems(&self.repository).len()),
+            Key::Link(link) => whole(link.target.len()),
+            Key::Metadata(id) => whole(self.repository.backup_metadata(&*self.backup(id)?)?.len()),
+            Key::Disk(id, name, form) => self.disk_sizes(key, id, name, *form)?,
+            Key::Loose(name, form) => self.loose_sizes(key, name, *form)?,
+            Key::StoredFile(store, group, time, name) => {
+                let stored = self.stored(*store, group, *time)?;
+                let size = stored.files.iter().find(|(found, _)| **found == **name).ok_or(Error::NotFound)?.1;
+                (size, size)
+            }
+            Key::Backup(id) | Key::Disks(id) => {
+                self.backup(id)?;
+                (0, 0)
+            }
+            _ => (0, 0),
+        };
+        Ok(Attributes {
+            inode: self.inodes.number(key),
+            kind: kind_of(key),
+            size,
+            allocated,
+            modified: key.time().map_or(self.since, |time| at(time.unix())),
+            is_disk: matches!(key, Key::Disk(..) | Key::Loose(..)),
+        })
+    }
+
+    fn open_key(&self, key: &Key) -> Result<Content> {
+        match key {
+            Key::Status => Ok(Content::Live(Arc::from(control::status(&self.repository, self.since)))),
+            Key::Problems => Ok(Content::Live(Arc::from(control::problems(&self.repository)))),
+            Key::Metadata(id) => Ok(Content::Bytes(Arc::from(self.repository.backup_metadata(&*self.backup(id)?)?))),
+            Key::Disk(id, name, form) => self.open_disk(id, name, *form).map(Content::Disk),
+            Key::Loose(name, form) => self.open_loose(name, *form).map(Content::Disk),
+            Key::StoredFile(store, group, time, name) => {
+                let path = self.stored(*store, group, *time)?.directory.join(name)?;
+                Ok(Content::Object(self.repository.storage().open(&path)?))
+            }
+            Key::Link(_) => Err(Error::NotFound),
+            _ => Err(Error::IsDirectory),
+        }
+    }
+
+    /// Returns a backup as it is now.
+    fn backup(&self, id: &BackupId) -> Result<Arc<Backup>> {
+        let backups = self.repository.backups(&id.vm)?;
+        // Oldest first, so by time.
+        let found = backups.binary_search_by_key(&id.time, |backup| backup.time);
+        found.map(|index| backups[index].clone()).map_err(|_| Error::NotFound)
+    }
+
+    fn store(&self, store: Store) -> Result<Vec<StoredBackup>> {
+        Ok(match store {
+            Store::Config => self.repository.config_backups()?,
+            Store::Pools => self.repository.pool_backups()?,
+        })
+    }
+
+    fn stored(&self, store: Store, group: &str, time: BackupTime) -> Result<StoredBackup> {
+        let mut all = self.store(store)?.into_iter();
+        all.find(|stored| *stored.group == *group && stored.time == time).ok_or(Error::NotFound)
+    }
+
+    /// Returns the backups of every day, listing all VMs. One whose backups cannot be listed has none here: the
+    /// repository names the problem, and its own directory says the error.
+    fn days(&self) -> Result<BTreeMap<String, Vec<BackupId>>> {
+        let vms = self.repository.vms()?;
+        let days = Mutex::new(BTreeMap::<String, Vec<BackupId>>::new());
+        let next = AtomicUsize::new(0);
+        let list = || {
+            while let Some(vm) = vms.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let backups = match self.repository.backups(&vm.id) {
+                    Ok(backups) => backups,
+                    Err(error) => {
+                        tracing::debug!(vm = %vm.id, %error, "left out of by-date");
+                        continue;
+                    }
+                };
+                let mut days = days.lock().unwrap_or_else(PoisonError::into_inner);
+                for backup in backups.iter() {
+                    let id = BackupId { vm: vm.id.clone(), time: backup.time };
+                    days.entry(split_time(backup.time).0).or_default().push(id);
+                }
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 1..LISTERS.min(vms.len()) {
+                scope.spawn(list);
+            }
+            list();
+        });
+        Ok(days.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns the link of a name like `030007Z-web01~1f2e3d4c`.
+    fn day_link(&self, day: &str, name: &str) -> Result<Option<Key>> {
+        let Some((clock, vm_name)) = name.split_once('-') else { return Ok(None) };
+        let names = self.names.get(&self.repository)?;
+        let Some(vm) = names.vm(vm_name) else { return Ok(None) };
+        let time = BackupTime::parse(&format!("{}T{clock}", day.replace('-', "")));
+        let Some(time) = time.filter(|time| split_time(*time).1 == clock) else { return Ok(None) };
+        let id = BackupId { vm: vm.clone(), time };
+        match self.backup(&id) {
+            Ok(_) => Ok(dated_link(day, &id, &names).map(|(_, key)| key)),
+            Err(Error::NotFound) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Splits a time into the names of its day and of its clock.
+fn split_time(time: BackupTime) -> (String, String) {
+    let shown = time.to_string();
+    let (day, clock) = shown.split_once('T').expect("a time is shown with a T");
+    (day.to_owned(), clock.to_owned())
+}
+
+fn link(directory: Key, name: &str, target: String, time: Option<BackupTime>) -> Key {
+    Key::Link(Arc::new(Link { directory, name: name.to_owned(), target, time }))
+}
+
+fn latest_link(vm: &VmId, newest: BackupTime) -> Key {
+    link(Key::Vm(vm.clone()), "latest", newest.to_string(), Some(newest))
+}
+
+fn uuid_link(vm: &VmId, directory: &str) -> Key {
+    link(Key::ByUuid, vm.as_str(), format!("../vms/{directory}"), None)
+}
+
+fn dated_link(day: &str, id: &BackupId, names: &VmNames) -> Option<(String, Key)> {
+    let vm = names.name(&id.vm)?;
+    let name = format!("{}-{vm}", split_time(id.time).1);
+    let key = link(Key::Day(Arc::from(day)), &name, format!("../../vms/{vm}/{}", id.time), Some(id.time));
+    Some((name, key))
+}
+
+fn kind_of(key: &Key) -> Kind {
+    match key {
+        Key::Link(_) => Kind::Symlink,
+        Key::Status | Key::Problems | Key::Metadata(_) | Key::Disk(..) | Key::StoredFile(..) | Key::Loose(..) => {
+            Kind::File
+        }
+        _ => Kind::Directory,
+    }
+}
+
+/// The size and allocation of something that has no holes.
+fn whole(len: usize) -> (u64, u64) {
+    (len as u64, len as u64)
+}
+
+/// The time so many seconds after 1970.
+fn at(unix: i64) -> SystemTime {
+    let distance = Duration::from_secs(unix.unsigned_abs());
+    let time = if unix < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+    time.unwrap_or(UNIX_EPOCH)
+}
