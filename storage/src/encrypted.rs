@@ -42,8 +42,10 @@ impl EncryptionKey {
     pub fn from_text(text: &str) -> Result<Self> {
         let text = text.strip_suffix('\n').map_or(text, |text| text.strip_suffix('\r').unwrap_or(text));
         let bytes = <[u8; KEY_LENGTH]>::try_from(text.as_bytes()).map_err(|_| {
-            let reason = format!("the encryption key has {} bytes, 32 characters (ASCII) were expected", text.len());
-            Error::of_key(reason)
+            Error::of_key(format!(
+                "the encryption key has {} bytes, {KEY_LENGTH} characters (ASCII) were expected",
+                text.len()
+            ))
         })?;
         Ok(Self(Zeroizing::new(bytes)))
     }
@@ -87,7 +89,7 @@ const CBC_BLOCK: usize = 16;
 
 enum Cipher {
     Authenticated(LessSafeKey),
-    Cbc(PaddedBlockDecryptingKey),
+    Cbc(Box<PaddedBlockDecryptingKey>),
 }
 
 impl Cipher {
@@ -101,7 +103,7 @@ impl Cipher {
             Algorithm::Aes256Gcm => authenticated(&aead::AES_256_GCM),
             Algorithm::Aes256Cbc => {
                 let key = UnboundCipherKey::new(&cipher::AES_256, &*key.0).expect("the algorithm's keys have 32 bytes");
-                Self::Cbc(PaddedBlockDecryptingKey::cbc_pkcs7(key).expect("CBC takes an AES key"))
+                Self::Cbc(Box::new(PaddedBlockDecryptingKey::cbc_pkcs7(key).expect("CBC takes an AES key")))
             }
         }
     }
@@ -111,12 +113,10 @@ impl Cipher {
         let length = stored.len();
         let (head, plain_length) = match self {
             Self::Authenticated(key) => {
-                let Some((nonce, sealed)) = stored.split_first_chunk_mut::<NONCE_LENGTH>() else {
-                    return Err(format!("{length} bytes, at least {} were expected", NONCE_LENGTH + TAG_LENGTH));
-                };
-                if sealed.len() < TAG_LENGTH {
+                if length < NONCE_LENGTH + TAG_LENGTH {
                     return Err(format!("{length} bytes, at least {} were expected", NONCE_LENGTH + TAG_LENGTH));
                 }
+                let (nonce, sealed) = stored.split_first_chunk_mut::<NONCE_LENGTH>().expect("a nonce is there");
                 let nonce = Nonce::assume_unique_for_key(*nonce);
                 let plain = key.open_in_place(nonce, Aad::empty(), sealed);
                 (NONCE_LENGTH, plain.map_err(|_| "its authentication tag does not match".to_owned())?.len())

@@ -30,24 +30,23 @@ pub enum ErrorKind {
     Io,
 }
 
-/// An error with its kind, the object, and the source.
+/// An error with its kind and the object.
 ///
 /// It reads `read 'a/b': a reason`; an error that concerns no object has no act and shows its reason alone.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("{}{reason}", shown(act, path))]
 pub struct Error {
     kind: ErrorKind,
     act: &'static str,
     path: ObjectPath,
     reason: String,
-    #[source]
-    source: Option<io::Error>,
+    errno: Option<i32>,
 }
 
 impl Error {
     /// Makes an error. `act` is a present-tense verb ("read", "list"); `reason` says what was expected and found.
     pub fn new(kind: ErrorKind, act: &'static str, path: &ObjectPath, reason: impl Into<String>) -> Self {
-        Self { kind, act, path: path.clone(), reason: reason.into(), source: None }
+        Self { kind, act, path: path.clone(), reason: reason.into(), errno: None }
     }
 
     /// Makes the error of an object longer than `limit` bytes.
@@ -63,19 +62,22 @@ impl Error {
 
     /// Makes an error of what the operating system said.
     pub fn from_io(act: &'static str, path: &ObjectPath, error: io::Error) -> Self {
-        let kind = match error.kind() {
-            io::ErrorKind::NotFound => ErrorKind::NotFound,
-            io::ErrorKind::IsADirectory => ErrorKind::IsDirectory,
-            io::ErrorKind::NotADirectory => ErrorKind::NotDirectory,
-            io::ErrorKind::PermissionDenied => ErrorKind::PermissionDenied,
-            io::ErrorKind::CrossesDevices => ErrorKind::Escape,
+        const TOO_LONG: i32 = rustix::io::Errno::NAMETOOLONG.raw_os_error();
+        const LOOP: i32 = rustix::io::Errno::LOOP.raw_os_error();
+        let kind = match (error.kind(), error.raw_os_error()) {
+            // A name no file can have, and links that lead to each other, stay so: trying again does not help.
+            (io::ErrorKind::NotFound, _) | (_, Some(TOO_LONG | LOOP)) => ErrorKind::NotFound,
+            (io::ErrorKind::IsADirectory, _) => ErrorKind::IsDirectory,
+            (io::ErrorKind::NotADirectory, _) => ErrorKind::NotDirectory,
+            (io::ErrorKind::PermissionDenied, _) => ErrorKind::PermissionDenied,
+            (io::ErrorKind::CrossesDevices, _) => ErrorKind::Escape,
             _ => ErrorKind::Io,
         };
         let reason = match kind {
             ErrorKind::Escape => "leads outside the repository".to_owned(),
             _ => error.to_string(),
         };
-        Self { kind, act, path: path.clone(), reason, source: Some(error) }
+        Self { kind, act, path: path.clone(), reason, errno: error.raw_os_error() }
     }
 
     /// Returns the kind.
@@ -93,7 +95,7 @@ impl Error {
     /// Returns the error number of the operating system, if it was the one to fail.
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
-        self.source.as_ref().and_then(io::Error::raw_os_error)
+        self.errno
     }
 }
 

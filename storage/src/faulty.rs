@@ -80,6 +80,7 @@ impl FaultyStorage {
         let mut state = self.control.state();
         state.rule = Box::new(|_, _| None);
         state.releases += 1;
+        state.stalled = 0;
         drop(state);
         self.control.changed.notify_all();
     }
@@ -142,7 +143,6 @@ impl Control {
                 while state.releases == releases {
                     state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
-                state.stalled -= 1;
                 Ok(())
             }
         }

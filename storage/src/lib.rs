@@ -35,7 +35,7 @@ pub enum Kind {
     File,
     /// Holds named objects.
     Directory,
-    /// Neither: a device, a socket, a dangling link.
+    /// Neither: a device, a pipe, a socket.
     Other,
 }
 

@@ -48,6 +48,20 @@ impl LocalStorage {
         Err(Error::from_io(act, path, rustix::io::Errno::AGAIN.into()))
     }
 
+    /// Whether a name just listed is, or leads to, a directory.
+    fn is_directory(&self, path: &ObjectPath) -> Result<bool> {
+        match self.stat(path) {
+            Ok(stat) => Ok(stat.kind == Kind::Directory),
+            Err(error) => match error.kind() {
+                // It is gone, leads nowhere, or leads where nobody follows; one such link hides nothing else.
+                ErrorKind::NotFound | ErrorKind::NotDirectory | ErrorKind::Escape | ErrorKind::PermissionDenied => {
+                    Ok(false)
+                }
+                _ => Err(error),
+            },
+        }
+    }
+
     fn open_file(&self, path: &ObjectPath, act: &'static str) -> Result<(File, Stat)> {
         // Without O_NONBLOCK a FIFO planted in a repository would block the open for ever.
         let file = File::from(self.open_fd(path, act, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?);
@@ -116,9 +130,7 @@ impl Storage for LocalStorage {
             }
             let is_directory = match entry.file_type() {
                 FileType::Directory => true,
-                FileType::Unknown | FileType::Symlink => {
-                    self.stat(&path.join(name)?).is_ok_and(|stat| stat.kind == Kind::Directory)
-                }
+                FileType::Unknown | FileType::Symlink => self.is_directory(&path.join(name)?)?,
                 _ => false,
             };
             entries.push(Entry { name: name.to_owned(), is_directory });
@@ -149,7 +161,9 @@ impl Object for LocalObject {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
         let mut done = 0;
         while done < buffer.len() {
-            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
+            // No file reaches beyond i64::MAX: the system calls an offset there an error, it is the end.
+            let Some(at) = offset.checked_add(done as u64).filter(|at| i64::try_from(*at).is_ok()) else { break };
+            match self.file.read_at(&mut buffer[done..], at) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

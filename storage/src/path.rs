@@ -38,7 +38,12 @@ impl ObjectPath {
     /// As for [`ObjectPath::new`]; also if `name` has several components.
     pub fn join(&self, name: &str) -> Result<Self> {
         if name.is_empty() || name.contains('/') {
-            return Err(Error::new(ErrorKind::Escape, "resolve", self, format!("'{}' is no name", name.escape_debug())));
+            return Err(Error::new(
+                ErrorKind::Escape,
+                "resolve",
+                self,
+                format!("'{}' is no name", name.escape_debug()),
+            ));
         }
         self.resolve(name)
     }
