@@ -45,3 +45,54 @@ pub fn parse(bytes: &[u8]) -> Result<String, FormatError> {
     }
     Ok(target.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn an_alias_is_recognised_by_its_name() {
+        for (name, expected) in [
+            ("20260801T000000Z.alias.vhd", true),
+            ("vdis/x.alias.vhd", true),
+            ("alias.vhd", false),
+            ("x.vhd", false),
+            ("x.alias.vhd.tmp", false),
+            (".x.alias.vhd.merge.json", false),
+        ] {
+            assert_eq!(is_alias(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn white_space_around_the_path_is_ignored() {
+        for content in ["data/x y.vhd", " data/x y.vhd\n", "\u{feff}\tdata/x y.vhd\r\n"] {
+            assert_eq!(parse(content.as_bytes()), Ok("data/x y.vhd".to_owned()));
+        }
+    }
+
+    #[test]
+    fn an_alias_that_leads_to_no_vhd_is_damaged() {
+        let bad: [&[u8]; 8] = [
+            b"",
+            b" \n\t",
+            b"\xff.vhd",
+            b"data/x.alias.vhd",
+            b"data/x.vhd\0.vhd",
+            b"data/x",
+            b"/dev/zero",
+            b"data/x.vhd/",
+        ];
+        for content in bad {
+            assert_eq!(parse(content).unwrap_err().kind, ErrorKind::Damaged, "{content:?}");
+        }
+    }
+
+    #[test]
+    fn an_alias_of_1024_bytes_is_the_longest() {
+        let longest = format!("{}.vhd", "a".repeat(1020));
+        assert_eq!(parse(longest.as_bytes()), Ok(longest.clone()));
+        assert_eq!(parse(format!("a{longest}").as_bytes()).unwrap_err().kind, ErrorKind::Damaged);
+    }
+}

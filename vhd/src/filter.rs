@@ -63,6 +63,34 @@ impl Filter {
         }
     }
 
+    /// Decodes the first `len` bytes of `stored`, fewer if it ends before; what follows them is not looked at.
+    ///
+    /// # Errors
+    /// `Damaged` if the stream is not sound up to there.
+    pub fn decode_prefix(&self, stored: &[u8], len: usize) -> Result<Vec<u8>, FormatError> {
+        match self {
+            Self::None => Ok(stored[..len.min(stored.len())].to_vec()),
+            Self::Gzip => {
+                let mut out = Vec::new();
+                let limit = u64::try_from(len).expect("usize fits in u64");
+                GzDecoder::new(stored).take(limit).read_to_end(&mut out).map_err(|_| unsound("gzip"))?;
+                Ok(out)
+            }
+            Self::Brotli => {
+                let mut out = vec![0; len];
+                match Brotli::new(stored).step(&mut out) {
+                    (BrotliResult::ResultSuccess | BrotliResult::NeedsMoreOutput, written) => {
+                        out.truncate(written);
+                        Ok(out)
+                    }
+                    (BrotliResult::NeedsMoreInput, written) if written == len => Ok(out),
+                    (BrotliResult::NeedsMoreInput, _) => Err(cut_off("brotli")),
+                    (BrotliResult::ResultFailure, _) => Err(unsound("brotli")),
+                }
+            }
+        }
+    }
+
     /// Decodes `stored` into `out`, which it must fill exactly.
     ///
     /// # Errors
@@ -196,6 +224,207 @@ fn unbrotli(stored: &[u8], limit: usize) -> Result<Vec<u8>, FormatError> {
             BrotliResult::NeedsMoreOutput => out.resize(limit.min(out.len().saturating_mul(2)), 0),
             BrotliResult::NeedsMoreInput => return Err(cut_off("brotli")),
             BrotliResult::ResultFailure => return Err(unsound("brotli")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    /// "abc" as written by Node 20: gzip at level 1, brotli at quality 0.
+    const GZIP_ABC: &str = "1f8b08000000000004034b4c4a0600c241243503000000";
+    const BROTLI_ABC: &str = "0b018061626303";
+
+    fn hex(text: &str) -> Vec<u8> {
+        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn brotli(bytes: &[u8]) -> Vec<u8> {
+        let mut stored = Vec::new();
+        brotli::CompressorWriter::new(&mut stored, 4096, 0, 22).write_all(bytes).unwrap();
+        stored
+    }
+
+    fn encoded(filter: Filter, bytes: &[u8]) -> Vec<u8> {
+        match filter {
+            Filter::None => bytes.to_vec(),
+            Filter::Gzip => gzip(bytes),
+            Filter::Brotli => brotli(bytes),
+        }
+    }
+
+    /// Decodes in both ways, which must agree, into a buffer of the right length.
+    fn decode(filter: Filter, stored: &[u8], len: usize) -> Result<Vec<u8>, ErrorKind> {
+        let mut exact = vec![0xa5; len];
+        let exact = filter.decode_exact(stored, &mut exact).map(|()| exact).map_err(|error| error.kind);
+        let loose = filter.decode(stored, len).map_err(|error| error.kind);
+        assert_eq!(exact, loose);
+        loose
+    }
+
+    const ALL: [Filter; 3] = [Filter::None, Filter::Gzip, Filter::Brotli];
+
+    #[test]
+    fn the_filter_is_the_first_in_the_list() {
+        let table: [(&str, Result<Filter, ErrorKind>); 12] = [
+            ("[]", Ok(Filter::None)),
+            (r#"["gzip"]"#, Ok(Filter::Gzip)),
+            (r#"["brotli"]"#, Ok(Filter::Brotli)),
+            ("[ \"brotli\" , \"gzip\" ]\n", Ok(Filter::Brotli)),
+            (r#"["none"]"#, Err(ErrorKind::Unsupported)),
+            (r#"["zstd"]"#, Err(ErrorKind::Unsupported)),
+            ("[null]", Err(ErrorKind::Damaged)),
+            ("[7]", Err(ErrorKind::Damaged)),
+            ("", Err(ErrorKind::Damaged)),
+            ("{}", Err(ErrorKind::Damaged)),
+            (r#""gzip""#, Err(ErrorKind::Damaged)),
+            (r#"["gzip""#, Err(ErrorKind::Damaged)),
+        ];
+        for (json, expected) in table {
+            assert_eq!(
+                Filter::from_chunk_filters_json(json.as_bytes()).map_err(|error| error.kind),
+                expected,
+                "{json}"
+            );
+        }
+    }
+
+    #[test]
+    fn streams_written_by_node_are_decoded() {
+        assert_eq!(decode(Filter::Gzip, &hex(GZIP_ABC), 3), Ok(b"abc".to_vec()));
+        assert_eq!(decode(Filter::Brotli, &hex(BROTLI_ABC), 3), Ok(b"abc".to_vec()));
+        assert_eq!(decode(Filter::None, b"abc", 3), Ok(b"abc".to_vec()));
+    }
+
+    #[test]
+    fn what_follows_a_gzip_member_is_treated_as_by_node() {
+        let member = hex(GZIP_ABC);
+        let with = |rest: &[u8], len| decode(Filter::Gzip, &[&member[..], rest].concat(), len);
+        assert_eq!(with(&member, 6), Ok(b"abcabc".to_vec()));
+        assert_eq!(with(&gzip(b""), 3), Ok(b"abc".to_vec()));
+        assert_eq!(with(&[0; 10], 3), Ok(b"abc".to_vec()));
+        assert_eq!(with(&[0, 5, 6], 3), Ok(b"abc".to_vec()));
+        assert_eq!(with(&[&member[..], &[0; 10]].concat(), 6), Ok(b"abcabc".to_vec()));
+        for rest in [&[0x50][..], &[0x50; 20], &[0x1f], &[0x1f, 0x8b], &[0x1f, 0x8b, 0xff, 0xff, 0, 0, 0, 0, 0, 0]] {
+            assert_eq!(with(rest, 3), Err(ErrorKind::Damaged), "{rest:?}");
+        }
+    }
+
+    #[test]
+    fn what_follows_a_brotli_stream_is_ignored() {
+        let stored = [hex(BROTLI_ABC), b"junk".to_vec()].concat();
+        assert_eq!(decode(Filter::Brotli, &stored, 3), Ok(b"abc".to_vec()));
+    }
+
+    #[test]
+    fn a_stream_cut_off_anywhere_is_damaged() {
+        let content = [vec![0xff; 512], vec![0; 4096], (0..=255).collect()].concat();
+        for filter in ALL {
+            let stored = encoded(filter, &content);
+            assert_eq!(decode(filter, &stored, content.len()), Ok(content.clone()));
+            for len in (0..stored.len()).step_by(7) {
+                let mut out = vec![0; content.len()];
+                let error = filter.decode_exact(&stored[..len], &mut out).unwrap_err();
+                assert_eq!(error.kind, ErrorKind::Damaged, "{filter:?}: {len}");
+                if filter != Filter::None {
+                    assert_eq!(filter.decode(&stored[..len], content.len()).unwrap_err().kind, ErrorKind::Damaged);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn another_length_than_expected_is_damaged() {
+        let content = vec![7; 100_000];
+        for filter in ALL {
+            let stored = encoded(filter, &content);
+            for len in [0, 1, 99_999, 100_001, 200_000] {
+                let mut out = vec![0; len];
+                let error = filter.decode_exact(&stored, &mut out).unwrap_err();
+                assert_eq!(error.kind, ErrorKind::Damaged, "{filter:?}: {len}");
+            }
+            assert_eq!(filter.decode(&stored, 200_000).unwrap(), content);
+            assert_eq!(filter.decode(&stored, 100_000).unwrap(), content);
+            assert_eq!(filter.decode(&stored, 99_999).unwrap_err().kind, ErrorKind::Damaged);
+        }
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_limit() {
+        let bomb = vec![0; 64 << 20];
+        for filter in [Filter::Gzip, Filter::Brotli] {
+            let stored = encoded(filter, &bomb);
+            assert!(stored.len() < 1 << 20);
+            assert_eq!(filter.decode(&stored, 1024).unwrap_err().kind, ErrorKind::Damaged);
+            let mut out = vec![0; 1024];
+            assert_eq!(filter.decode_exact(&stored, &mut out).unwrap_err().kind, ErrorKind::Damaged);
+        }
+    }
+
+    #[test]
+    fn an_empty_content_is_decoded() {
+        assert_eq!(decode(Filter::Gzip, &gzip(b""), 0), Ok(Vec::new()));
+        assert_eq!(decode(Filter::Brotli, &brotli(b""), 0), Ok(Vec::new()));
+    }
+
+    #[test]
+    fn a_flipped_bit_in_a_gzip_stream_is_damaged() {
+        let content: Vec<u8> = (0..5000_u32).flat_map(u32::to_le_bytes).collect();
+        let mut stored = gzip(&content);
+        let middle = stored.len() / 2;
+        stored[middle] ^= 1;
+        assert_eq!(decode(Filter::Gzip, &stored, content.len()), Err(ErrorKind::Damaged));
+    }
+
+    #[test]
+    fn the_large_window_of_brotli_is_refused() {
+        // The first byte of a stream with the extension; in plain brotli its window bits are reserved.
+        assert_eq!(decode(Filter::Brotli, &[0x11, 0x1e, 0x03], 0), Err(ErrorKind::Damaged));
+    }
+
+    #[test]
+    fn a_prefix_needs_no_more_than_itself() {
+        let content: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
+        for filter in ALL {
+            let stored = encoded(filter, &content);
+            assert_eq!(filter.decode_prefix(&stored, 1000).unwrap(), content[..1000], "{filter:?}");
+            assert_eq!(filter.decode_prefix(&stored, content.len()).unwrap(), content, "{filter:?}");
+            assert_eq!(filter.decode_prefix(&stored, content.len() + 1).unwrap(), content, "{filter:?}");
+            assert_eq!(filter.decode_prefix(&encoded(filter, b""), 10).unwrap(), b"", "{filter:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn noise_never_panics_and_never_exceeds_the_limit(noise in prop::collection::vec(any::<u8>(), 0..300), len in 0_usize..5000) {
+            for filter in ALL {
+                for start in [&[][..], &[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 3], &[0x0b]] {
+                    let stored = [start, &noise].concat();
+                    if let Ok(decoded) = filter.decode(&stored, len) {
+                        prop_assert!(decoded.len() <= len);
+                    }
+                    let _ = filter.decode_exact(&stored, &mut vec![0; len]);
+                }
+            }
+        }
+
+        #[test]
+        fn what_was_encoded_is_decoded(content in prop::collection::vec(any::<u8>(), 0..3000)) {
+            for filter in ALL {
+                prop_assert_eq!(decode(filter, &encoded(filter, &content), content.len()), Ok(content.clone()));
+            }
         }
     }
 }

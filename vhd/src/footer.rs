@@ -175,3 +175,111 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 pub(crate) fn put<const N: usize>(bytes: &mut [u8], at: usize, field: [u8; N]) {
     bytes[at..at + N].copy_from_slice(&field);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    /// The footer vhd-lib writes for a disk of 10 MiB.
+    fn sample() -> Footer {
+        Footer {
+            features: 2,
+            data_offset: 512,
+            timestamp: 0x6a6d_3700,
+            creator: *b"xo  ",
+            creator_version: 0,
+            creator_host_os: *b"Wi2k",
+            original_size: 10 << 20,
+            current_size: 10 << 20,
+            chs: Chs::of_size(10 << 20),
+            disk_type: DiskType::Dynamic,
+            uuid: Uuid::parse_str("01234567-89ab-4cde-8f01-23456789abcd").unwrap(),
+        }
+    }
+
+    /// Returns the bytes with the field at `at` replaced and the checksum made right again.
+    fn changed<const N: usize>(at: usize, field: [u8; N]) -> [u8; FOOTER_BYTES] {
+        let mut bytes = sample().to_bytes();
+        put(&mut bytes, at, field);
+        let sum = checksum(&bytes, CHECKSUM_AT);
+        put(&mut bytes, CHECKSUM_AT, sum.to_be_bytes());
+        bytes
+    }
+
+    fn kind(bytes: &[u8; FOOTER_BYTES]) -> ErrorKind {
+        Footer::parse(bytes).unwrap_err().kind
+    }
+
+    #[test]
+    fn a_footer_is_written_as_by_xen_orchestra() {
+        let expected = concat!(
+            "636f6e6563746978000000020001000000000000000002006a6d3700786f2020",
+            "000000005769326b0000000000a000000000000000a00000012e041100000003",
+            "fffff0f60123456789ab4cde8f0123456789abcd00000000"
+        );
+        let bytes = sample().to_bytes();
+        let start: String = bytes[..88].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(start, expected);
+        assert_eq!(bytes[88..], [0; 424]);
+        assert_eq!(Footer::parse(&bytes), Ok(sample()));
+    }
+
+    #[test]
+    fn a_wrong_byte_anywhere_is_damage() {
+        for at in 0..FOOTER_BYTES {
+            let mut bytes = sample().to_bytes();
+            bytes[at] ^= 0x10;
+            assert_eq!(kind(&bytes), ErrorKind::Damaged, "byte {at}");
+        }
+        assert_eq!(kind(&[0; FOOTER_BYTES]), ErrorKind::Damaged);
+    }
+
+    #[test]
+    fn other_versions_and_types_are_unsupported() {
+        assert_eq!(kind(&changed(12, [0, 2, 0, 0])), ErrorKind::Unsupported);
+        for disk_type in [0_u32, 1, 5, 6, u32::MAX] {
+            assert_eq!(kind(&changed(60, disk_type.to_be_bytes())), ErrorKind::Unsupported, "{disk_type}");
+        }
+    }
+
+    #[test]
+    fn sizes_and_offsets_beyond_any_file_are_damage() {
+        assert_eq!(kind(&changed(48, (1_u64 << 63).to_be_bytes())), ErrorKind::Damaged);
+        assert_eq!(kind(&changed(16, NO_HEADER.to_be_bytes())), ErrorKind::Damaged);
+        let largest = Footer::parse(&changed(48, ((1_u64 << 63) - 1).to_be_bytes())).unwrap();
+        assert_eq!(largest.virtual_size(), (1 << 63) - 1);
+    }
+
+    #[test]
+    fn a_fixed_disk_has_no_header() {
+        let fixed = Footer { disk_type: DiskType::Fixed, data_offset: NO_HEADER, ..sample() };
+        assert_eq!(Footer::parse(&fixed.to_bytes()), Ok(fixed));
+    }
+
+    #[test]
+    fn any_creator_and_geometry_are_accepted() {
+        for creator in [*b"caml", *b"tap\0", *b"vpc ", [0; 4], [0xff; 4]] {
+            let footer = Footer::parse(&changed(28, creator)).unwrap();
+            assert_eq!((footer.creator, footer.virtual_size()), (creator, 10 << 20));
+        }
+        assert_eq!(Footer::parse(&changed(56, [0xff; 4])).unwrap().virtual_size(), 10 << 20);
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_that_pass_for_a_footer_never_panic(noise in prop::collection::vec(any::<u8>(), 500)) {
+            let mut bytes = sample().to_bytes();
+            bytes[12..].copy_from_slice(&noise);
+            put(&mut bytes, 12, VERSION.to_be_bytes());
+            put(&mut bytes, 60, [0, 0, 0, 2 + noise[0] % 3]);
+            let sum = checksum(&bytes, CHECKSUM_AT);
+            put(&mut bytes, CHECKSUM_AT, sum.to_be_bytes());
+            if let Ok(footer) = Footer::parse(&bytes) {
+                prop_assert_eq!(Footer::parse(&footer.to_bytes()), Ok(footer));
+            }
+        }
+    }
+}

@@ -165,3 +165,97 @@ impl Chs {
         u64::from(self.cylinders) * u64::from(self.heads) * u64::from(self.sectors) * SECTOR
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn the_geometry_is_that_of_xen_orchestra() {
+        const MIB: u64 = 1 << 20;
+        const GIB: u64 = 1 << 30;
+        // Produced by vhd-lib's own function.
+        let table = [
+            (512, (1, 4, 17), 34_816),
+            (10 * MIB, (302, 4, 17), 10_514_432),
+            (10 * MIB + 512, (302, 4, 17), 10_514_432),
+            (504 * MIB, (1024, 16, 63), 528_482_304),
+            (GIB, (2081, 16, 63), 1_073_995_776),
+            (10 * GIB, (20_806, 16, 63), 10_737_893_376),
+            (50 * GIB, (25_701, 16, 255), 53_688_360_960),
+            (100 * GIB, (51_401, 16, 255), 107_374_632_960),
+            (128 * GIB, (65_535, 16, 255), 136_899_993_600),
+            (u64::MAX, (65_535, 16, 255), 136_899_993_600),
+        ];
+        for (size, (cylinders, heads, sectors), covered) in table {
+            let chs = Chs::of_size(size);
+            assert_eq!(chs, Chs { cylinders, heads, sectors }, "{size}");
+            assert_eq!(chs.bytes(), covered, "{size}");
+        }
+        assert_eq!(Chs::of_size(0).bytes(), 0);
+    }
+
+    #[test]
+    fn only_powers_of_two_up_to_256_mib_are_block_sizes() {
+        for bytes in [512, 4096, 2 << 20, 256 << 20] {
+            assert_eq!(BlockSize::new(bytes).unwrap().bytes(), u64::from(bytes));
+        }
+        for bytes in [0, 1, 256, 513, 3 << 20, u32::MAX] {
+            assert_eq!(BlockSize::new(bytes).unwrap_err().kind, ErrorKind::Damaged, "{bytes}");
+        }
+        for bytes in [512 << 20, 1 << 31] {
+            assert_eq!(BlockSize::new(bytes).unwrap_err().kind, ErrorKind::Unsupported, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn a_bitmap_takes_whole_sectors() {
+        for (bytes, bitmap) in [(512, 512), (2 << 20, 512), (4 << 20, 1024), (256 << 20, 65_536)] {
+            let size = BlockSize::new(bytes).unwrap();
+            assert_eq!(size.bitmap_bytes(), bitmap, "{bytes}");
+        }
+        assert_eq!(BlockSize::DEFAULT.full_bytes(), 2_097_664);
+    }
+
+    #[test]
+    fn a_last_partial_block_counts() {
+        let size = BlockSize::DEFAULT;
+        assert_eq!([0, 1, 2 << 20, (2 << 20) + 1].map(|bytes| size.block_count(bytes)), [0, 1, 1, 2]);
+        assert_eq!(size.block_count(u64::MAX), 1 << 43);
+    }
+
+    #[test]
+    fn a_range_is_split_at_the_blocks() {
+        let spans: Vec<_> = BlockSize::DEFAULT.spans((2 << 20) - 10, (2 << 20) + 30).collect();
+        let expected = [(0, (2 << 20) - 10, 10), (1, 0, 2 << 20), (2, 0, 20)].map(|(block, skip, len)| BlockSpan {
+            block: BlockIndex(block),
+            skip,
+            len,
+        });
+        assert_eq!(spans, expected);
+        assert_eq!(BlockSize::MIN.spans(700, 0).count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn spans_cover_the_range_without_gaps(offset in 0_u64..1 << 40, len in 0_usize..100_000, shift in 9_u32..=28) {
+            let size = BlockSize::new(1 << shift).unwrap();
+            let mut at = offset;
+            for span in size.spans(offset, len) {
+                prop_assert!(span.len > 0 && span.skip + span.len <= size.len());
+                prop_assert_eq!(u64::from(span.block.0) * size.bytes() + span.skip as u64, at);
+                at += span.len as u64;
+            }
+            prop_assert_eq!(at, offset + len as u64);
+        }
+
+        #[test]
+        fn the_geometry_covers_the_size_up_to_its_limit(size in 0_u64..140 << 30) {
+            let covered = Chs::of_size(size).bytes();
+            prop_assert!(covered >= size.min(136_899_993_600));
+        }
+    }
+}

@@ -144,3 +144,99 @@ fn decode_name(bytes: &[u8]) -> String {
     let units = bytes.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]])).take_while(|unit| *unit != 0);
     char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    /// The header vhd-lib writes for a differencing disk of five blocks.
+    fn sample() -> Header {
+        Header {
+            table_offset: 1536,
+            max_table_entries: 5,
+            block_size: BlockSize::DEFAULT,
+            parent_uuid: Some(Uuid::parse_str("fedcba98-7654-4321-8fed-cba987654321").unwrap()),
+            parent_timestamp: 0,
+            parent_name: "20260801T000000Z.alias.vhd".to_owned(),
+            locators: [ParentLocator::default(); 8],
+        }
+    }
+
+    /// Returns the bytes with the field at `at` replaced and the checksum made right again.
+    fn changed<const N: usize>(at: usize, field: [u8; N]) -> [u8; HEADER_BYTES] {
+        let mut bytes = sample().to_bytes();
+        put(&mut bytes, at, field);
+        let sum = checksum(&bytes, CHECKSUM_AT);
+        put(&mut bytes, CHECKSUM_AT, sum.to_be_bytes());
+        bytes
+    }
+
+    fn kind(bytes: &[u8; HEADER_BYTES]) -> ErrorKind {
+        Header::parse(bytes).unwrap_err().kind
+    }
+
+    #[test]
+    fn a_header_is_written_as_by_xen_orchestra() {
+        let expected = concat!(
+            "6378737061727365ffffffffffffffff00000000000006000001000000000005",
+            "00200000ffffe4cffedcba98765443218fedcba9876543210000000000000000",
+            "0032003000320036003000380030003100540030003000300030003000300",
+            "05a002e0061006c006900610073002e0076006800640000"
+        );
+        let bytes = sample().to_bytes();
+        let start: String = bytes[..118].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(start, expected);
+        assert_eq!(bytes[118..], [0; 906]);
+        assert_eq!(Header::parse(&bytes), Ok(sample()));
+    }
+
+    #[test]
+    fn a_wrong_byte_anywhere_is_damage() {
+        for at in 0..HEADER_BYTES {
+            let mut bytes = sample().to_bytes();
+            bytes[at] ^= 0x10;
+            assert_eq!(kind(&bytes), ErrorKind::Damaged, "byte {at}");
+        }
+        assert_eq!(kind(&[0; HEADER_BYTES]), ErrorKind::Damaged);
+    }
+
+    #[test]
+    fn other_versions_and_impossible_values_are_refused() {
+        assert_eq!(kind(&changed(24, [0, 2, 0, 0])), ErrorKind::Unsupported);
+        assert_eq!(kind(&changed(16, (1_u64 << 63).to_be_bytes())), ErrorKind::Damaged);
+        assert_eq!(kind(&changed(32, 0_u32.to_be_bytes())), ErrorKind::Damaged);
+        assert_eq!(kind(&changed(32, (3_u32 << 20).to_be_bytes())), ErrorKind::Damaged);
+        assert_eq!(kind(&changed(32, (512_u32 << 20).to_be_bytes())), ErrorKind::Unsupported);
+        assert_eq!(Header::parse(&changed(28, [0xff; 4])).unwrap().max_table_entries, u32::MAX);
+    }
+
+    #[test]
+    fn a_parent_of_zeroes_is_no_parent() {
+        let orphan = Header { parent_uuid: None, parent_name: String::new(), ..sample() };
+        let bytes = orphan.to_bytes();
+        assert_eq!(bytes[40..56], [0; 16]);
+        assert_eq!(Header::parse(&bytes), Ok(orphan));
+    }
+
+    #[test]
+    fn the_name_of_a_parent_may_fill_its_field() {
+        let long = Header { parent_name: format!("é😀{}", "a".repeat(253)), ..sample() };
+        assert_eq!(Header::parse(&long.to_bytes()), Ok(long));
+    }
+
+    #[test]
+    fn a_lone_surrogate_in_a_name_is_replaced() {
+        assert_eq!(Header::parse(&changed(64, [0xd8, 0, 0, b'a', 0, 0])).unwrap().parent_name, "\u{fffd}a");
+    }
+
+    #[test]
+    fn locators_keep_their_slots() {
+        let mut header = sample();
+        header.locators[0] = ParentLocator { platform_code: *b"W2ku", space: 1, length: 54, offset: 3584 };
+        header.locators[7] = ParentLocator { platform_code: *b"MacX", space: 512, length: u32::MAX, offset: u64::MAX };
+        let bytes = header.to_bytes();
+        assert_eq!(bytes[576..600], *b"W2ku\0\0\0\x01\0\0\0\x36\0\0\0\0\0\0\0\0\0\0\x0e\0");
+        assert_eq!(Header::parse(&bytes), Ok(header));
+    }
+}

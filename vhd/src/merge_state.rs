@@ -83,3 +83,69 @@ pub fn file_name(parent: &str) -> String {
 pub fn parent_of(file_name: &str) -> Option<&str> {
     file_name.strip_prefix('.')?.strip_suffix(".merge.json").filter(|parent| !parent.is_empty())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    fn parse(json: &str) -> Result<MergeState, ErrorKind> {
+        MergeState::parse(json.as_bytes()).map_err(|error| error.kind)
+    }
+
+    fn state(chain: &[&str], current_block: u64, step: Step) -> MergeState {
+        let chain = chain.iter().map(|name| (*name).to_owned()).collect();
+        MergeState { chain, current_block, step, child_uuid: None, parent_uuid: None }
+    }
+
+    #[test]
+    fn the_current_generation_names_the_disks_by_uuid() {
+        let json = r#"{"child":{"uuid":"01234567-89ab-4cde-8f01-23456789abcd"},
+            "parent":{"uuid":"fedcba98-7654-4321-8fed-cba987654321"},"chain":["a.alias.vhd","b.alias.vhd"],
+            "currentBlock":8,"mergedDataSize":8388608,"step":"mergeBlocks","diskSize":0}"#;
+        let expected = MergeState {
+            child_uuid: Some(Uuid::parse_str("01234567-89ab-4cde-8f01-23456789abcd").unwrap()),
+            parent_uuid: Some(Uuid::parse_str("fedcba98-7654-4321-8fed-cba987654321").unwrap()),
+            ..state(&["a.alias.vhd", "b.alias.vhd"], 8, Step::MergeBlocks)
+        };
+        assert_eq!(parse(json), Ok(expected));
+    }
+
+    #[test]
+    fn older_generations_name_the_disks_by_checksum_or_not_at_all() {
+        let vhd_lib = r#"{"child":{"header":4294961359},"parent":{"header":1},"currentBlock":3,"mergedDataSize":0,
+            "step":"cleanupVhds","chain":["a.vhd","b.vhd"],"vhdSize":7}"#;
+        assert_eq!(parse(vhd_lib), Ok(state(&["a.vhd", "b.vhd"], 3, Step::Cleanup)));
+        let oldest = r#"{"child":{"header":1},"parent":{"header":2},"currentBlock":5}"#;
+        assert_eq!(parse(oldest), Ok(state(&[], 5, Step::MergeBlocks)));
+        assert_eq!(parse(r#"{"step":"cleanup"}"#), Ok(state(&[], 0, Step::Cleanup)));
+    }
+
+    #[test]
+    fn a_current_block_that_is_no_number_of_a_block_takes_nothing_for_moved() {
+        for block in ["null", "-1", "\"7\"", "[]"] {
+            let json = format!(r#"{{"currentBlock":{block},"step":"mergeBlocks"}}"#);
+            assert_eq!(parse(&json), Ok(state(&[], 0, Step::MergeBlocks)), "{block}");
+        }
+    }
+
+    #[test]
+    fn a_state_that_says_something_else_is_refused() {
+        for json in ["", "{", "[]", "null", "7", r#"{"chain":"a"}"#, r#"{"chain":["a",1]}"#] {
+            assert_eq!(parse(json), Err(ErrorKind::Damaged), "{json}");
+        }
+        for json in [r#"{"step":"rename"}"#, r#"{"step":1}"#] {
+            assert_eq!(parse(json), Err(ErrorKind::Unsupported), "{json}");
+        }
+    }
+
+    #[test]
+    fn the_name_of_the_file_says_the_parent() {
+        let name = ".20260801T000000Z.alias.vhd.merge.json";
+        assert_eq!(file_name("20260801T000000Z.alias.vhd"), name);
+        assert_eq!(parent_of(name), Some("20260801T000000Z.alias.vhd"));
+        for other in ["20260801T000000Z.alias.vhd.merge.json", "..merge.json", ".merge.json", ".a.vhd"] {
+            assert_eq!(parent_of(other), None, "{other}");
+        }
+    }
+}
