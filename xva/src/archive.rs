@@ -1,0 +1,242 @@
+//! An opened XVA and its disks.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use disk::{Disk, Extent};
+use storage::Object;
+
+use crate::ova::{self, XvaDisk};
+use crate::regular::{CHUNK, Place, Regular};
+use crate::tar::{self, Header};
+use crate::walk::{Piece, Walk};
+use crate::{Error, ErrorKind, Result};
+
+/// How an XVA is compressed; its name does not say it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// Not at all: a tar.
+    None,
+    /// gzip.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+/// Returns how an XVA is compressed, by its first bytes.
+///
+/// Source: XO `@xen-orchestra/backups/_isValidXva.mjs`.
+///
+/// # Errors
+/// What the storage says.
+pub fn compression(object: &dyn Object) -> Result<Compression> {
+    let mut magic = [0; 4];
+    let len = object.read_at(0, &mut magic)?.min(magic.len());
+    Ok(match &magic[..len] {
+        [0x1f, 0x8b, ..] => Compression::Gzip,
+        [0x28, 0xb5, 0x2f, 0xfd] => Compression::Zstd,
+        _ => Compression::None,
+    })
+}
+
+/// The bytes of the file.
+pub(crate) struct Source {
+    object: Arc<dyn Object>,
+    /// Bytes of the file when it was opened.
+    pub len: u64,
+}
+
+impl Source {
+    /// Fills `buffer` from `offset`.
+    pub fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let found = self.object.read_at(offset, buffer)?;
+        if found < buffer.len() {
+            return Err(Error::damaged(format!(
+                "at byte {offset}: {} bytes were expected, there are {found}: the file is cut off",
+                buffer.len()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// An uncompressed XVA.
+#[derive(Clone)]
+pub struct Xva {
+    archive: Arc<Archive>,
+}
+
+struct Archive {
+    source: Source,
+    ova_xml: Vec<u8>,
+    disks: Vec<XvaDisk>,
+    /// Place of the header after `ova.xml`, in bytes.
+    first: u64,
+    /// Empty until the first read; `None` inside if the archive is not regular.
+    regular: OnceLock<Option<Regular>>,
+    /// Set once the walk found something where `regular` could not be right.
+    is_irregular: AtomicBool,
+    walk: Walk,
+}
+
+impl Xva {
+    /// Opens an XVA: reads `ova.xml`, and nothing after it.
+    ///
+    /// # Errors
+    /// `Unsupported` if it is compressed, `Damaged` if it does not start with a sound `ova.xml` of at most 16 MiB.
+    pub fn open(object: Arc<dyn Object>) -> Result<Self> {
+        let compressed = match compression(object.as_ref())? {
+            Compression::None => None,
+            Compression::Gzip => Some(("gzip", "gzip -dc")),
+            Compression::Zstd => Some(("zstd", "zstd -dc")),
+        };
+        if let Some((name, command)) = compressed {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "is an XVA compressed with {name}: its disks can be read only once it is decompressed ({command})"
+                ),
+            ));
+        }
+        let source = Source { len: object.stat()?.size, object };
+        let mut block = [0; 512];
+        source.read(0, &mut block)?;
+        let no_ova = |found: &str| Error::damaged(format!("at byte 0: {} was expected, {found}", ova::NAME));
+        let header = Header::parse(&block, 0)?.ok_or_else(|| no_ova("there are zeroes"))?;
+        if header.name != ova::NAME {
+            return Err(no_ova(&format!("there is '{}'", header.name.escape_debug())));
+        }
+        if header.size > ova::MAX_SIZE {
+            return Err(no_ova(&format!("it has {} bytes, more than {}", header.size, ova::MAX_SIZE)));
+        }
+        let first = tar::room(header.size).filter(|first| *first <= source.len).ok_or_else(|| {
+            no_ova(&format!("it has {} bytes, the file ends at byte {}: it is cut off", header.size, source.len))
+        })?;
+        let mut ova_xml = vec![0; usize::try_from(header.size).map_err(|_| no_ova("it does not fit in memory"))?];
+        source.read(tar::SECTOR, &mut ova_xml)?;
+        let disks = ova::parse(&ova_xml)?;
+        let walk = Walk::new(first, disks.len());
+        let (regular, is_irregular) = (OnceLock::new(), AtomicBool::new(false));
+        Ok(Self { archive: Arc::new(Archive { source, ova_xml, disks, first, regular, is_irregular, walk }) })
+    }
+
+    /// Returns the disks, in the order of `ova.xml`.
+    #[must_use]
+    pub fn disks(&self) -> &[XvaDisk] {
+        &self.archive.disks
+    }
+
+    /// Returns `ova.xml` as stored.
+    #[must_use]
+    pub fn ova_xml(&self) -> &[u8] {
+        &self.archive.ova_xml
+    }
+
+    /// Returns the content of the disk of that index in [`Xva::disks`].
+    ///
+    /// Holes are chunks that are not stored. The first question about holes follows the headers up to where it asks;
+    /// a plain read does so only in an archive whose headers do not stand at equal distances.
+    ///
+    /// # Panics
+    /// If there is no such disk.
+    #[must_use]
+    pub fn disk(&self, index: usize) -> Arc<dyn Disk> {
+        assert!(index < self.archive.disks.len(), "disk {index} of {}", self.archive.disks.len());
+        Arc::new(Content { archive: Arc::clone(&self.archive), index })
+    }
+}
+
+impl Archive {
+    /// Returns what stands at an offset below the size of the disk, by whichever way is the shortest.
+    fn piece(&self, disk: usize, offset: u64) -> Result<Piece> {
+        if let Some(piece) = self.walk.known(&self.disks, disk, offset) {
+            return Ok(piece);
+        }
+        let regular = self.regular()?;
+        if let Some(regular) = regular {
+            let (number, skip) = (offset / CHUNK, offset % CHUNK);
+            let len = (CHUNK - skip).min(self.disks[disk].size - offset);
+            match regular.place(&self.source, &self.disks, disk, number)? {
+                Place::At(file) => return Ok(Piece::Data { file: file + skip, len, run: len }),
+                Place::Absent => return Ok(Piece::Hole { len }),
+                Place::Unclear => {}
+            }
+        }
+        // If a header is damaged, the walk stops there, and what can be reached otherwise still is.
+        let piece = self.walk.piece(&self.source, &self.disks, disk, offset)?;
+        if regular.is_some() {
+            self.is_irregular.store(true, Ordering::Relaxed);
+        }
+        Ok(piece)
+    }
+
+    fn regular(&self) -> Result<Option<&Regular>> {
+        if self.is_irregular.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        if let Some(regular) = self.regular.get() {
+            return Ok(regular.as_ref());
+        }
+        // Not `get_or_init`, which would lock while it reads: two threads may find out the same.
+        let found = Regular::detect(&self.source, &self.disks, self.first)?;
+        Ok(self.regular.get_or_init(|| found).as_ref())
+    }
+}
+
+struct Content {
+    archive: Arc<Archive>,
+    index: usize,
+}
+
+impl Content {
+    fn out_of_range(&self, offset: u64, len: usize) -> disk::Error {
+        let XvaDisk { reference, size, .. } = &self.archive.disks[self.index];
+        disk::Error::new(
+            disk::ErrorKind::OutOfRange,
+            format!("{len} bytes at byte {offset} of '{}', which has {size} bytes", reference.escape_debug()),
+        )
+    }
+}
+
+impl Disk for Content {
+    fn size(&self) -> u64 {
+        self.archive.disks[self.index].size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
+        let asked = u64::try_from(buffer.len()).ok().and_then(|len| offset.checked_add(len));
+        if asked.is_none_or(|end| end > self.size()) {
+            return Err(self.out_of_range(offset, buffer.len()));
+        }
+        let (mut at, mut rest) = (offset, buffer);
+        while !rest.is_empty() {
+            let piece = self.archive.piece(self.index, at)?;
+            let (Piece::Data { len, .. } | Piece::Hole { len }) = piece;
+            let taken = usize::try_from(len).map_or(rest.len(), |len| len.min(rest.len()));
+            let (now, later) = rest.split_at_mut(taken);
+            match piece {
+                Piece::Data { file, .. } => self.archive.source.read(file, now)?,
+                Piece::Hole { .. } => now.fill(0),
+            }
+            at += len;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn extent_at(&self, offset: u64) -> disk::Result<Extent> {
+        if offset >= self.size() {
+            return Err(self.out_of_range(offset, 1));
+        }
+        let Archive { walk, source, disks, .. } = self.archive.as_ref();
+        Ok(match walk.piece(source, disks, self.index, offset)? {
+            Piece::Data { run, .. } => Extent { len: run, is_hole: false },
+            Piece::Hole { len } => Extent { len, is_hole: true },
+        })
+    }
+
+    fn allocated(&self) -> disk::Result<u64> {
+        let Archive { walk, source, disks, .. } = self.archive.as_ref();
+        Ok(walk.stored(source, disks, self.index)?)
+    }
+}
