@@ -2,6 +2,8 @@
 
 use storage::ObjectPath;
 
+use crate::geometry::BlockIndex;
+
 /// The result of an operation on a VHD.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -35,6 +37,13 @@ impl Error {
     /// Makes an error; `reason` says what was expected and what was found.
     pub fn new(kind: ErrorKind, path: &ObjectPath, reason: impl Into<String>) -> Self {
         Self { kind, path: path.clone(), reason: reason.into() }
+    }
+
+    /// Names the block the error is about.
+    #[must_use]
+    pub(crate) fn in_block(mut self, block: BlockIndex) -> Self {
+        self.reason = format!("block {}: {}", block.0, self.reason);
+        self
     }
 
     /// Returns the kind.

@@ -1,0 +1,586 @@
+//! A chain as one disk: which layer a byte is in, reading it, and being sure that it was it.
+//!
+//! ```text
+//! read_at ─ spans of blocks ─ table (made at open): layer and place per block ─ layer ─ bytes
+//!    │                                                                                   │
+//!    └── the backup is still there, the places still are those used? ────────────────────┘
+//!           yes: answer · backup gone: stale · changed or missing: resolve anew, read again, for at most 5 s
+//! ```
+//!
+//! The table never changes. When the files under it do (a merge moves blocks), a new one is made and swapped in.
+
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use disk::{Disk, Extent};
+use lru::LruCache;
+use storage::{Object, ObjectPath, Storage};
+use uuid::Uuid;
+
+use crate::cache::BlockCache;
+use crate::chain::{self, Chain, Member};
+use crate::error::{Error, ErrorKind, Result};
+use crate::exploded::Exploded;
+use crate::filter::Filter;
+use crate::footer::DiskType;
+use crate::geometry::{BlockIndex, BlockSize, BlockSpan, FileSector, SECTOR};
+use crate::layer::{BitmapRule, BlockMap, Body, Format, Layer};
+
+/// How long a read is tried again while the files under it change; XO's own pauses (an alias that is empty for an
+/// instant) are far shorter.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Pause before names are resolved again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Block files kept open per disk, so that random reads of uncompressed blocks do not open one each time.
+const OPEN_BLOCK_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
+
+/// Blocks that XO's merge has in flight at most; it moves them in ascending order.
+const MERGE_IN_FLIGHT: usize = 16;
+
+/// What disks share: where they lie, and the cache of their decoded blocks.
+#[derive(Clone)]
+pub struct Context {
+    /// The repository.
+    pub storage: Arc<dyn Storage>,
+    /// Decoded blocks of all disks.
+    pub cache: Arc<BlockCache>,
+}
+
+/// Says whether what a disk belongs to still exists.
+pub trait Liveness: Send + Sync {
+    /// Returns whether the backup is still there.
+    ///
+    /// # Errors
+    /// What the storage says; then nobody knows.
+    fn is_alive(&self) -> storage::Result<bool>;
+}
+
+/// What is known of one layer, for people.
+#[derive(Debug, Clone)]
+pub struct LayerInfo {
+    /// The path by which it is named: a VHD file, an alias, or a folder.
+    pub name: ObjectPath,
+    /// The VHD file or folder that holds its bytes.
+    pub data: ObjectPath,
+    /// How it is stored.
+    pub format: Format,
+    /// Its type.
+    pub disk_type: DiskType,
+    /// Its uuid.
+    pub uuid: Uuid,
+    /// The uuid of its parent, `None` for a base.
+    pub parent_uuid: Option<Uuid>,
+    /// Virtual size in bytes.
+    pub size: u64,
+    /// Bytes per block.
+    pub block_size: u64,
+    /// Blocks it holds.
+    pub allocated_blocks: u64,
+    /// The creator field of its footer.
+    pub creator: [u8; 4],
+    /// The time field of its footer: Unix seconds where XO wrote it, else seconds since 2000.
+    pub timestamp: u32,
+    /// Whether a merge is taking its blocks away.
+    pub is_merging: bool,
+}
+
+/// A chain of VHDs as a disk.
+pub struct ChainDisk {
+    context: Context,
+    name: ObjectPath,
+    liveness: Option<Arc<dyn Liveness>>,
+    current: RwLock<Arc<Snapshot>>,
+}
+
+/// Opens the disk called `name`: a VHD file, an alias, or an exploded VHD's folder.
+///
+/// # Errors
+/// [`ErrorKind::Missing`] if a member of its chain is not there, [`ErrorKind::Damaged`] if a structure is wrong or
+/// two contradict each other, [`ErrorKind::Escape`] if a name leads outside, [`ErrorKind::Stale`] if the backup is gone.
+pub fn open(context: &Context, name: &ObjectPath, liveness: Option<Arc<dyn Liveness>>) -> Result<ChainDisk> {
+    let deadline = Instant::now() + PATIENCE;
+    let current = RwLock::new(Arc::new(resolve(context, name, deadline)?));
+    Ok(ChainDisk { context: context.clone(), name: name.clone(), liveness, current })
+}
+
+/// Resolves until it succeeds, or fails while nobody changes anything, or the deadline passes.
+fn resolve(context: &Context, name: &ObjectPath, deadline: Instant) -> Result<Snapshot> {
+    loop {
+        let before = chain::evidence(&context.storage, name);
+        let error = match Snapshot::open(context, name) {
+            Ok(snapshot) => return Ok(snapshot),
+            Err(error) => error,
+        };
+        std::thread::sleep(PAUSE);
+        let is_unchanged = match (before, chain::evidence(&context.storage, name)) {
+            (Ok(before), Ok(after)) => before == after,
+            _ => true,
+        };
+        if is_unchanged || Instant::now() >= deadline {
+            return Err(error);
+        }
+    }
+}
+
+impl ChainDisk {
+    /// Returns what is known of its layers, leaf first.
+    ///
+    /// # Errors
+    /// If a map cannot be read again.
+    pub fn layers(&self) -> Result<Vec<LayerInfo>> {
+        let snapshot = self.snapshot();
+        let maps = snapshot.maps()?;
+        Ok(snapshot.chain.members.iter().zip(maps).map(|(member, map)| layer_info(member, map)).collect())
+    }
+
+    /// Returns the uuid of the leaf.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        self.snapshot().leaf().footer.uuid
+    }
+
+    /// Returns the time field of the leaf's footer.
+    #[must_use]
+    pub fn timestamp(&self) -> u32 {
+        self.snapshot().leaf().footer.timestamp
+    }
+
+    /// Returns the number of bytes per block.
+    #[must_use]
+    pub fn block_size(&self) -> u64 {
+        self.snapshot().block_size.bytes()
+    }
+
+    /// Returns the number of blocks that any layer holds.
+    #[must_use]
+    pub fn allocated_blocks(&self) -> u64 {
+        self.snapshot().allocated_blocks
+    }
+
+    /// Returns the number of layers.
+    #[must_use]
+    pub fn chain_length(&self) -> usize {
+        self.snapshot().chain.members.len()
+    }
+
+    fn snapshot(&self) -> Arc<Snapshot> {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn check_alive(&self) -> Result<()> {
+        match &self.liveness {
+            Some(liveness) if !liveness.is_alive()? => {
+                Err(Error::new(ErrorKind::Stale, &self.name, "its backup was removed"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let mut snapshot = self.snapshot();
+        let mut deadline = None;
+        loop {
+            let outcome = snapshot.read(&self.context, offset, buffer);
+            // After the bytes, before the answer: a backup's metadata is removed before its blocks may be merged away.
+            self.check_alive()?;
+            let error = match outcome {
+                Ok(Outcome::Right) => return Ok(()),
+                Ok(Outcome::Changed) => None,
+                Err(error) if matches!(error.kind(), ErrorKind::Missing | ErrorKind::Damaged) => Some(error),
+                Err(error) => return Err(error),
+            };
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + PATIENCE);
+            let fresh = match resolve(&self.context, &self.name, deadline) {
+                Ok(fresh) => Arc::new(fresh),
+                Err(resolving) => {
+                    self.check_alive()?;
+                    return Err(error.unwrap_or(resolving));
+                }
+            };
+            if let Some(error) = error
+                && (fresh.chain == snapshot.chain || Instant::now() >= deadline)
+            {
+                self.check_alive()?;
+                return Err(error);
+            }
+            if Instant::now() >= deadline {
+                let reason = "it changed again and again while it was read; try again when the merge has ended";
+                return Err(Error::new(ErrorKind::Unavailable, &self.name, reason));
+            }
+            tracing::debug!(disk = %self.name, "resolved anew: the files under it changed");
+            *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
+            snapshot = fresh;
+        }
+    }
+}
+
+impl Disk for ChainDisk {
+    fn size(&self) -> u64 {
+        self.snapshot().size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
+        let end = offset.checked_add(buffer.len() as u64);
+        if end.is_none_or(|end| end > self.size()) {
+            return Err(out_of_range(&self.name, offset, self.size()));
+        }
+        Ok(self.read(offset, buffer)?)
+    }
+
+    fn extent_at(&self, offset: u64) -> disk::Result<Extent> {
+        let snapshot = self.snapshot();
+        if offset >= snapshot.size {
+            return Err(out_of_range(&self.name, offset, snapshot.size));
+        }
+        Ok(snapshot.extent_at(offset))
+    }
+
+    fn allocated(&self) -> disk::Result<u64> {
+        let snapshot = self.snapshot();
+        Ok((snapshot.allocated_blocks * snapshot.block_size.bytes()).min(snapshot.size))
+    }
+}
+
+fn out_of_range(name: &ObjectPath, offset: u64, size: u64) -> disk::Error {
+    let reason = format!("'{name}': a range within {size} bytes was expected, {offset} and more was asked");
+    disk::Error::new(disk::ErrorKind::OutOfRange, reason)
+}
+
+fn layer_info(member: &Member, map: &BlockMap) -> LayerInfo {
+    let layer = &member.layer;
+    let count = usize::try_from(layer.block_count()).expect("at most MAX_BLOCKS");
+    LayerInfo {
+        name: layer.name.clone(),
+        data: layer.data.clone(),
+        format: layer.format(),
+        disk_type: layer.footer.disk_type,
+        uuid: layer.footer.uuid,
+        parent_uuid: layer.parent_uuid(),
+        size: layer.virtual_size(),
+        block_size: layer.block_size.bytes(),
+        allocated_blocks: (0..count).filter(|block| map.place(*block).is_some()).count() as u64,
+        creator: layer.footer.creator,
+        timestamp: layer.footer.timestamp,
+        is_merging: member.moving.is_some(),
+    }
+}
+
+/// Whether what was read is what was asked for.
+enum Outcome {
+    Right,
+    Changed,
+}
+
+/// The chain as it was found once, and where each block is.
+struct Snapshot {
+    chain: Chain,
+    size: u64,
+    block_size: BlockSize,
+    /// Per layer: the first byte that it and the layers above do not reach; what lies beyond is zero.
+    limits: Vec<u64>,
+    /// Per block: the topmost layer that holds it, plus 1; 0 if none does.
+    layers: Vec<u16>,
+    /// Per block: the sector of its bitmap, if any layer is a VHD file.
+    sectors: Vec<u32>,
+    allocated_blocks: u64,
+    /// Per block a bit: its sector bitmap was found full.
+    full: Vec<AtomicU8>,
+    /// The layers' own maps, read again only for blocks that are composed of several layers.
+    maps: OnceLock<Vec<BlockMap>>,
+    storage: Arc<dyn Storage>,
+    files: Option<Mutex<LruCache<(u16, BlockIndex), Arc<dyn Object>>>>,
+}
+
+/// The answer of a block's topmost layer: its number in the chain and the block's place in it.
+#[derive(Clone, Copy)]
+struct Place {
+    layer: usize,
+    sector: FileSector,
+}
+
+impl Snapshot {
+    fn open(context: &Context, name: &ObjectPath) -> Result<Self> {
+        let storage = &context.storage;
+        let chain = Chain::resolve(storage, &context.cache, name)?;
+        let maps = read_maps(&chain, storage)?;
+        let leaf = chain.members[0].layer.clone();
+        let block_size = leaf.block_size;
+        let mut limit = u64::MAX;
+        let limits: Vec<u64> = chain
+            .members
+            .iter()
+            .map(|member| {
+                limit = limit.min(member.layer.virtual_size());
+                limit
+            })
+            .collect();
+        let count = usize::try_from(leaf.block_count()).expect("at most MAX_BLOCKS");
+        let has_files = maps.iter().any(|map| matches!(map, BlockMap::Sectors(_)));
+        let mut layers = vec![0_u16; count];
+        let mut sectors = if has_files { vec![0; count] } else { Vec::new() };
+        let mut allocated_blocks = 0;
+        for (number, (map, limit)) in maps.iter().zip(&limits).enumerate() {
+            let visible = usize::try_from(block_size.block_count(*limit)).expect("at most MAX_BLOCKS");
+            let number = u16::try_from(number + 1).expect("at most MAX_LAYERS");
+            for (block, layer) in layers.iter_mut().enumerate().take(visible) {
+                if *layer == 0
+                    && let Some(place) = map.place(block)
+                {
+                    *layer = number;
+                    allocated_blocks += 1;
+                    if let Some(sector) = sectors.get_mut(block) {
+                        *sector = place;
+                    }
+                }
+            }
+        }
+        let full = if has_files { (0..count.div_ceil(8)).map(|_| AtomicU8::new(0)).collect() } else { Vec::new() };
+        // Behind a network a name is asked for each time: an open file would hide that it moved.
+        let keeps_files = !storage.capabilities().is_remote;
+        let files = keeps_files.then(|| Mutex::new(LruCache::new(OPEN_BLOCK_FILES)));
+        let size = leaf.virtual_size();
+        let (storage, maps) = (storage.clone(), OnceLock::new());
+        Ok(Self { chain, size, block_size, limits, layers, sectors, allocated_blocks, full, maps, storage, files })
+    }
+
+    fn leaf(&self) -> &Layer {
+        &self.chain.members[0].layer
+    }
+
+    fn maps(&self) -> Result<&[BlockMap]> {
+        if let Some(maps) = self.maps.get() {
+            return Ok(maps);
+        }
+        let maps = read_maps(&self.chain, &self.storage)?;
+        Ok(self.maps.get_or_init(|| maps))
+    }
+
+    fn place(&self, block: BlockIndex) -> Option<Place> {
+        let block = block.0 as usize;
+        let layer = usize::from(*self.layers.get(block)?).checked_sub(1)?;
+        Some(Place { layer, sector: FileSector(self.sectors.get(block).copied().unwrap_or(0)) })
+    }
+
+    fn extent_at(&self, offset: u64) -> Extent {
+        let first = offset / self.block_size.bytes();
+        let index = usize::try_from(first).expect("below MAX_BLOCKS");
+        let is_hole = self.layers[index] == 0;
+        let run = self.layers[index..].iter().take_while(|layer| (**layer == 0) == is_hole).count() as u64;
+        let end = ((first + run) * self.block_size.bytes()).min(self.size);
+        Extent { len: end - offset, is_hole }
+    }
+
+    /// Reads a range within the disk.
+    fn read(&self, context: &Context, offset: u64, mut buffer: &mut [u8]) -> Result<Outcome> {
+        for span in self.block_size.spans(offset, buffer.len()) {
+            let (part, rest) = buffer.split_at_mut(span.len);
+            buffer = rest;
+            let outcome = match self.place(span.block) {
+                Some(place) => self.read_block(context, place, &span, part)?,
+                None => {
+                    part.fill(0);
+                    Outcome::Right
+                }
+            };
+            if matches!(outcome, Outcome::Changed) {
+                return Ok(outcome);
+            }
+        }
+        Ok(Outcome::Right)
+    }
+
+    /// Reads a part of a block from `place` and, where its sector bitmap says so, from the layers below.
+    fn read_block(&self, context: &Context, place: Place, span: &BlockSpan, part: &mut [u8]) -> Result<Outcome> {
+        let member = &self.chain.members[place.layer];
+        let start = u64::from(span.block.0) * self.block_size.bytes() + span.skip as u64;
+        let visible = self.limits[place.layer].saturating_sub(start).min(part.len() as u64);
+        let (part, beyond) = part.split_at_mut(usize::try_from(visible).expect("within the part"));
+        beyond.fill(0);
+        if part.is_empty() {
+            return Ok(Outcome::Right);
+        }
+        match &member.layer.body {
+            Body::Flat(flat) => {
+                let bitmap = self.partial_bitmap(member, place, span.block)?;
+                match &bitmap {
+                    None => flat.read(&member.layer, span.block, place.sector, span.skip, part)?,
+                    Some(bitmap) => {
+                        if let Outcome::Changed = self.compose(context, place, bitmap, span, part)? {
+                            return Ok(Outcome::Changed);
+                        }
+                    }
+                }
+                if !flat.verify(&member.layer, span.block, place.sector)? {
+                    return Ok(Outcome::Changed);
+                }
+                if bitmap.is_none() {
+                    self.remember_full(span.block, place);
+                }
+                Ok(Outcome::Right)
+            }
+            Body::Exploded(exploded) => {
+                self.check_order(member, place, span.block)?;
+                let skip = self.block_size.bitmap_bytes() + span.skip;
+                if exploded.filter == Filter::None && self.storage.capabilities().ranged_reads {
+                    let file = self.block_file(member, place, span.block)?;
+                    if file.read_at(skip as u64, part).map_err(|error| Error::from(error).in_block(span.block))?
+                        != part.len()
+                    {
+                        let reason = "its file was cut off while it was read";
+                        return Err(member.layer.block_error(ErrorKind::Damaged, span.block, reason));
+                    }
+                } else {
+                    let load = || exploded.load_block(&member.layer, member.moving.as_ref(), &self.storage, span.block);
+                    let bytes = context.cache.get(member.layer.id, span.block, load)?;
+                    part.copy_from_slice(&bytes[skip..skip + part.len()]);
+                }
+                Ok(Outcome::Right)
+            }
+        }
+    }
+
+    /// Returns the bitmap of a block if some of its sectors are not in its layer.
+    fn partial_bitmap(&self, member: &Member, place: Place, block: BlockIndex) -> Result<Option<Vec<u8>>> {
+        let layer = &member.layer;
+        let Body::Flat(flat) = &layer.body else { return Ok(None) };
+        if layer.header.is_none() || layer.format().bitmap_rule() == BitmapRule::Ignore || self.is_full(block, place) {
+            return Ok(None);
+        }
+        let bitmap = flat.bitmap(layer, block, place.sector)?;
+        let sectors = self.block_size.len() / SECTOR as usize;
+        let is_full = (0..sectors).all(|sector| has_sector(&bitmap, sector));
+        Ok((!is_full).then_some(bitmap))
+    }
+
+    /// Whether `place` is the block's topmost layer, and its bitmap was seen full by a read that was verified.
+    fn is_full(&self, block: BlockIndex, place: Place) -> bool {
+        let index = block.0 as usize;
+        let is_known =
+            self.full.get(index / 8).is_some_and(|byte| byte.load(Ordering::Relaxed) & (1 << (index % 8)) != 0);
+        is_known && self.is_topmost(block, place)
+    }
+
+    fn is_topmost(&self, block: BlockIndex, place: Place) -> bool {
+        self.place(block).is_some_and(|topmost| topmost.layer == place.layer)
+    }
+
+    /// Notes that a block's bitmap is full; of a lower layer it says nothing about the topmost one.
+    fn remember_full(&self, block: BlockIndex, place: Place) {
+        if !self.is_topmost(block, place) {
+            return;
+        }
+        let block = block.0 as usize;
+        if let Some(byte) = self.full.get(block / 8) {
+            byte.fetch_or(1 << (block % 8), Ordering::Relaxed);
+        }
+    }
+
+    /// Puts a part of a block together from the sectors its layer has and those of the layers below.
+    fn compose(
+        &self,
+        context: &Context,
+        place: Place,
+        bitmap: &[u8],
+        span: &BlockSpan,
+        part: &mut [u8],
+    ) -> Result<Outcome> {
+        let layer = &self.chain.members[place.layer].layer;
+        let Body::Flat(flat) = &layer.body else { unreachable!("only a VHD file has partial bitmaps") };
+        let sector_len = SECTOR as usize;
+        let mut done = 0;
+        while done < part.len() {
+            let at = span.skip + done;
+            let is_here = has_sector(bitmap, at / sector_len);
+            let mut end = (at / sector_len + 1) * sector_len;
+            while end < span.skip + part.len() && has_sector(bitmap, end / sector_len) == is_here {
+                end += sector_len;
+            }
+            let len = end.min(span.skip + part.len()) - at;
+            let run = &mut part[done..done + len];
+            if is_here {
+                flat.read(layer, span.block, place.sector, at, run)?;
+            } else {
+                let below = BlockSpan { block: span.block, skip: at, len };
+                match self.place_below(place.layer, span.block)? {
+                    None => run.fill(0),
+                    Some(lower) => {
+                        if let Outcome::Changed = self.read_block(context, lower, &below, run)? {
+                            return Ok(Outcome::Changed);
+                        }
+                    }
+                }
+            }
+            done += len;
+        }
+        Ok(Outcome::Right)
+    }
+
+    /// Finds a block in the layers below `layer`.
+    fn place_below(&self, layer: usize, block: BlockIndex) -> Result<Option<Place>> {
+        let maps = self.maps()?;
+        let found = maps.iter().enumerate().skip(layer + 1).find_map(|(number, map)| {
+            map.place(block.0 as usize).map(|sector| Place { layer: number, sector: FileSector(sector) })
+        });
+        Ok(found)
+    }
+
+    /// Opens the file of an uncompressed block, or takes the one that is open.
+    fn block_file(&self, member: &Member, place: Place, block: BlockIndex) -> Result<Arc<dyn Object>> {
+        let key = (u16::try_from(place.layer).expect("at most MAX_LAYERS"), block);
+        let files = self.files.as_ref().map(|files| files.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Some(file) = files.and_then(|mut files| files.get(&key).cloned()) {
+            return Ok(file);
+        }
+        let file = Exploded::open_block(&member.layer, member.moving.as_ref(), &self.storage, block)?.object;
+        if let Some(files) = &self.files {
+            files.lock().unwrap_or_else(PoisonError::into_inner).put(key, file.clone());
+        }
+        Ok(file)
+    }
+
+    /// Refuses a block that is gone from its layer although a merge, which moves them in ascending order, has not
+    /// come that far: it was lost before.
+    fn check_order(&self, member: &Member, place: Place, block: BlockIndex) -> Result<()> {
+        if member.moving.is_none() || Exploded::is_there(&member.layer, &self.storage, block)? {
+            return Ok(());
+        }
+        let number = u16::try_from(place.layer + 1).expect("at most MAX_LAYERS");
+        let own = self.layers[..block.0 as usize].iter().enumerate().rev().filter(|(_, layer)| **layer == number);
+        if let Some((lower, _)) = own.skip(MERGE_IN_FLIGHT).next() {
+            let lower = BlockIndex(u32::try_from(lower).expect("at most MAX_BLOCKS"));
+            if Exploded::is_there(&member.layer, &self.storage, lower)? {
+                let reason = "its file is missing, and the merge under way has not come that far: it was lost before";
+                return Err(member.layer.block_error(ErrorKind::Missing, block, reason));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn has_sector(bitmap: &[u8], sector: usize) -> bool {
+    bitmap.get(sector / 8).is_some_and(|byte| byte & (0x80 >> (sector % 8)) != 0)
+}
+
+/// Reads the map of each layer once, several at a time.
+fn read_maps(chain: &Chain, storage: &Arc<dyn Storage>) -> Result<Vec<BlockMap>> {
+    const AT_ONCE: usize = 16;
+    let mut maps = Vec::with_capacity(chain.members.len());
+    for group in chain.members.chunks(AT_ONCE) {
+        if let [member] = group {
+            maps.push(member.layer.map(storage)?);
+            continue;
+        }
+        let read = std::thread::scope(|scope| {
+            let threads: Vec<_> = group.iter().map(|member| scope.spawn(|| member.layer.map(storage))).collect();
+            threads.into_iter().map(|thread| thread.join().expect("reading a map does not panic")).collect::<Vec<_>>()
+        });
+        for map in read {
+            maps.push(map?);
+        }
+    }
+    Ok(maps)
+}
