@@ -1,0 +1,12 @@
+//! xofs: backup repositories of Xen Orchestra, mounted: every disk of every backup as a file.
+//!
+//! ```text
+//! cli ──► mount ──► tree ──► repository ──► vhd, xva, storage, disk
+//! ```
+//!
+//! Each module uses only those to its right.
+
+pub mod cli;
+pub mod mount;
+pub mod repository;
+pub mod tree;

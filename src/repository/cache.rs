@@ -1,0 +1,169 @@
+//! XO's listing cache, `cache.json.gz`: all metadata of one VM in one file.
+//!
+//! A gzip of one JSON object: paths with a leading slash → metadata. XO trusts it blindly; we believe it only if
+//! [`is_current`] says so and it names exactly the backups that the folder holds.
+//!
+//! Source: XO, `@xen-orchestra/backups/RemoteAdapter.mjs`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{BufReader, Read};
+use std::time::SystemTime;
+
+use flate2::read::MultiGzDecoder;
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use storage::{ObjectPath, Stat, Storage};
+
+use super::metadata::{Fields, Metadata};
+
+/// The name of the cache in a VM's folder.
+pub(super) const NAME: &str = "cache.json.gz";
+/// Longest cache read (bytes, compressed); a longer one is not believed.
+const STORED_LIMIT: u64 = 64 << 20;
+/// Most it is decompressed to (bytes), as a stream; a longer one is not believed.
+const PLAIN_LIMIT: u64 = 256 << 20;
+
+/// Whether a cache may be believed, as far as times tell: it is not older than its folder nor any metadata file.
+///
+/// XO writes a metadata file first and the cache after it, in place. That first changes the folder (the new name), then
+/// the file, then the cache: right after XO wrote it, the cache is the youngest of all, or of equal age where the clock
+/// of the file system is coarse, so equal times are allowed. What comes later makes it older: a metadata file written
+/// again (after a merge, with another size) and any name added to or removed from the folder. A change within the same
+/// grain of the clock is caught by the comparison of names, unless it only rewrote a metadata file, whose size and kind
+/// are then shown as they were before.
+pub(super) fn is_current(cache: SystemTime, folder: SystemTime, files: impl IntoIterator<Item = SystemTime>) -> bool {
+    folder <= cache && files.into_iter().all(|file| file <= cache)
+}
+
+/// Reads the cache of the VM's folder `directory`, if it holds exactly the file names `names`; by file name.
+///
+/// `stat` is what was known of it when it was judged: a cache that changed since is not believed. Any fault of the cache
+/// only means that it is not believed.
+pub(super) fn read(
+    storage: &dyn Storage,
+    directory: &ObjectPath,
+    stat: &Stat,
+    names: &[&str],
+) -> Option<HashMap<String, Metadata>> {
+    let path = directory.join(NAME).ok()?;
+    let stored = storage.read(&path, STORED_LIMIT).ok()?;
+    let entries = match parse(&stored, directory) {
+        Ok(entries) => entries,
+        Err(reason) => {
+            tracing::debug!(%path, reason, "listing cache not believed");
+            return None;
+        }
+    };
+    let is_unchanged = storage.stat(&path).is_ok_and(|now| now == *stat);
+    let is_complete = entries.len() == names.len() && names.iter().all(|name| entries.contains_key(*name));
+    (is_unchanged && is_complete).then_some(entries)
+}
+
+fn parse(stored: &[u8], directory: &ObjectPath) -> Result<HashMap<String, Metadata>, String> {
+    // A stream that ends at the limit is no complete JSON, so a bomb is an error like any other.
+    let plain = BufReader::with_capacity(64 << 10, MultiGzDecoder::new(stored).take(PLAIN_LIMIT));
+    let mut deserializer = serde_json::Deserializer::from_reader(plain);
+    let prefix = format!("/{directory}/");
+    let entries = EntriesOf { prefix: &prefix }.deserialize(&mut deserializer).map_err(|error| error.to_string())?;
+    // Reads to the end, which verifies the checksum of the gzip.
+    deserializer.end().map_err(|error| error.to_string())?;
+    Ok(entries)
+}
+
+struct EntriesOf<'a> {
+    prefix: &'a str,
+}
+
+impl<'de> DeserializeSeed<'de> for EntriesOf<'_> {
+    type Value = HashMap<String, Metadata>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for EntriesOf<'_> {
+    type Value = HashMap<String, Metadata>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of metadata by path")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut entries = HashMap::new();
+        while let Some(key) = map.next_key::<String>()? {
+            let Some(name) = key.strip_prefix(self.prefix) else {
+                return Err(serde::de::Error::custom(format_args!("'{}' is of another folder", key.escape_debug())));
+            };
+            entries.insert(name.to_owned(), map.next_value::<Fields<Metadata>>()?.0);
+        }
+        Ok(entries)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn gzip(plain: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(plain).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn a_cache_is_current_unless_the_folder_or_a_file_is_younger() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert!(is_current(at(5), at(4), [at(3), at(5)]));
+        assert!(is_current(at(5), at(5), []));
+        assert!(!is_current(at(5), at(6), [at(3)]));
+        assert!(!is_current(at(5), at(4), [at(3), at(6)]));
+    }
+
+    #[test]
+    fn entries_are_known_by_the_names_of_their_files() {
+        let directory = ObjectPath::new("xo-vm-backups/vm").unwrap();
+        let stored = gzip(br#"{"/xo-vm-backups/vm/1.json":{"vm":{"name_label":"web"}},"/xo-vm-backups/vm/2.json":7}"#);
+        let mut entries = parse(&stored, &directory).unwrap();
+        assert_eq!(entries.len(), 2);
+        assert_eq!(entries.remove("1.json").unwrap().vm_name(), "web");
+        assert_eq!(entries.remove("2.json").unwrap().vm_name(), "");
+    }
+
+    #[test]
+    fn a_cache_that_is_damaged_or_of_another_folder_is_not_believed() {
+        let directory = ObjectPath::new("xo-vm-backups/vm").unwrap();
+        let good = gzip(br#"{"/xo-vm-backups/vm/1.json":{}}"#);
+        assert!(parse(&good, &directory).is_ok());
+        let mut flipped = good.clone();
+        let last = flipped.len() - 6;
+        flipped[last] ^= 1;
+        for stored in [
+            &good[..good.len() - 9],
+            &flipped,
+            b"",
+            b"{}",
+            &gzip(b"[]"),
+            &gzip(b"{"),
+            &gzip(br#"{"/xo-vm-backups/other/1.json":{}}"#),
+            &gzip(br#"{"xo-vm-backups/vm/1.json":{}}"#),
+        ] {
+            assert!(parse(stored, &directory).is_err());
+        }
+    }
+
+    #[test]
+    fn a_bomb_is_given_up_at_the_limit() {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let spaces = vec![b' '; 1 << 20];
+        for _ in 0..(PLAIN_LIMIT >> 20) + 1 {
+            encoder.write_all(&spaces).unwrap();
+        }
+        encoder.write_all(b"{}").unwrap();
+        let stored = encoder.finish().unwrap();
+        assert!(parse(&stored, &ObjectPath::root()).is_err());
+    }
+}

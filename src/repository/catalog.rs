@@ -1,0 +1,436 @@
+//! What a repository holds: VMs and their backups, looked at again on access.
+//!
+//! A listing is an immutable snapshot behind an `Arc`, replaced whole when something changed. A file is read again only
+//! if its name, inode, time or size changed; backups that did not change keep their pointer. Each VM has a lock of its
+//! own that is held while its folder is listed, so that a crowd of readers lists it once; nothing else
+//! waits for it. Order: the listing of VMs or of one VM, then the table of listings.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use storage::{ObjectPath, Stat, Storage};
+
+use super::metadata::{self, Backup, BackupDisk, DiskSource, Metadata, Mode};
+use super::naming::{Device, device_of_user_device, disk_names};
+use super::problems::{Problem, ProblemKind, Problems};
+use super::{BackupTime, ErrorKind, METADATA_LIMIT, Result, VM_FOLDER, Vm, VmId, cache};
+
+/// How long a listing is believed without looking again, on this machine.
+const LOCAL_AGE: Duration = Duration::from_secs(1);
+/// The same, over a network.
+const REMOTE_AGE: Duration = Duration::from_secs(5);
+/// Most threads that read metadata files or list folders at the same time, for one listing. Each holds at most one
+/// metadata file in memory.
+const WORKERS: usize = 16;
+/// With fewer metadata files to read than this, the cache, which holds all, is not looked at.
+const CACHE_WORTH: usize = 4;
+
+/// How long a listing of `storage` is believed without looking again.
+pub(super) fn listing_age(storage: &dyn Storage) -> Duration {
+    if storage.capabilities().is_remote { REMOTE_AGE } else { LOCAL_AGE }
+}
+
+/// The VMs and backups of a repository.
+pub(super) struct Catalog {
+    storage: Arc<dyn Storage>,
+    age: Duration,
+    vms: Mutex<VmListing>,
+    backups: Mutex<HashMap<VmId, Arc<Mutex<BackupListing>>>>,
+}
+
+#[derive(Default)]
+struct VmListing {
+    checked: Option<Instant>,
+    named: HashMap<VmId, Named>,
+    list: Arc<Vec<Vm>>,
+}
+
+/// Where a VM's name comes from.
+#[derive(Clone)]
+struct Named {
+    name: String,
+    /// The newest metadata file, as it was when it was read; `None` to look again.
+    newest: Option<(String, Signature)>,
+}
+
+#[derive(Default)]
+struct BackupListing {
+    checked: Option<Instant>,
+    known: HashMap<String, Known>,
+    list: Arc<Vec<Arc<Backup>>>,
+}
+
+struct Known {
+    /// `None` if it was not read well for a reason that may pass.
+    signature: Option<Signature>,
+    backup: Arc<Backup>,
+}
+
+impl Known {
+    /// Returns what to show instead of `before`: the same pointer if nothing changed, and also for as long as what
+    /// keeps it from being read may pass.
+    fn after(self, before: Self) -> Self {
+        let is_read_before = before.signature.is_some() || before.backup.problem.is_none();
+        if self.backup == before.backup || (self.signature.is_none() && is_read_before) {
+            if self.backup != before.backup {
+                let problem = self.backup.problem.as_deref().unwrap_or_default();
+                tracing::warn!(backup = %before.backup.id(), problem, "shown as it was");
+            }
+            return Self { backup: before.backup, ..self };
+        }
+        self
+    }
+}
+
+/// What shows that a file is as it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Signature {
+    inode: u64,
+    size: u64,
+    modified: SystemTime,
+}
+
+impl From<&Stat> for Signature {
+    fn from(stat: &Stat) -> Self {
+        Self { inode: stat.inode, size: stat.size, modified: stat.modified }
+    }
+}
+
+/// What a VM's folder holds, as far as it concerns a listing.
+struct Folder {
+    path: ObjectPath,
+    /// The metadata files, oldest first.
+    files: Vec<(BackupTime, String)>,
+    /// Names that look like metadata files but say no time that exists.
+    odd: Vec<String>,
+    has_cache: bool,
+}
+
+impl Catalog {
+    pub fn new(storage: Arc<dyn Storage>) -> Self {
+        let age = listing_age(storage.as_ref());
+        Self { storage, age, vms: Mutex::default(), backups: Mutex::default() }
+    }
+
+    /// Looks again at each access from now on; for tests.
+    #[cfg(test)]
+    pub fn without_age(mut self) -> Self {
+        self.age = Duration::ZERO;
+        self
+    }
+
+    pub fn vms(&self, problems: &Problems) -> Result<Arc<Vec<Vm>>> {
+        let mut listing = lock(&self.vms);
+        if self.is_fresh(listing.checked) {
+            return Ok(listing.list.clone());
+        }
+        let root = ObjectPath::new(VM_FOLDER)?;
+        let ids: Vec<VmId> = match self.storage.list(&root) {
+            Ok(entries) => {
+                entries.iter().filter(|entry| entry.is_directory).filter_map(|entry| VmId::new(&entry.name)).collect()
+            }
+            // A repository may hold nothing but backups of configuration; then its root tells so.
+            Err(error) if error.kind() == storage::ErrorKind::NotFound && self.has_no_vm_folder()? => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        let before = &listing.named;
+        let named = in_parallel(&ids, |id| self.name(id, before.get(id), problems));
+        let mut next = HashMap::with_capacity(ids.len());
+        let mut list = Vec::with_capacity(ids.len());
+        for (id, named) in ids.into_iter().zip(named) {
+            let Some(named) = named else { continue };
+            list.push(Vm { id: id.clone(), name: named.name.clone() });
+            next.insert(id, named);
+        }
+        list.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        listing.named = next;
+        if *listing.list != list {
+            listing.list = Arc::new(list);
+        }
+        listing.checked = Some(Instant::now());
+        let list = listing.list.clone();
+        let is_there = |id: &VmId| listing.named.contains_key(id);
+        lock(&self.backups).retain(|id, _| is_there(id));
+        problems.retain(is_there);
+        Ok(list)
+    }
+
+    fn has_no_vm_folder(&self) -> Result<bool> {
+        Ok(!self.storage.list(&ObjectPath::root())?.iter().any(|entry| entry.name == VM_FOLDER))
+    }
+
+    /// Returns the name of a VM; `None` if it has no backups.
+    fn name(&self, id: &VmId, before: Option<&Named>, problems: &Problems) -> Option<Named> {
+        let unnamed = || Named { name: before.map(|named| named.name.clone()).unwrap_or_default(), newest: None };
+        let path = ObjectPath::new(VM_FOLDER).and_then(|root| root.join(id.as_str())).ok()?;
+        let folder = match self.folder(id) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(error) => {
+                let message = error.to_string();
+                problems.report(Problem { path, backup: None, kind: ProblemKind::Listing, message });
+                return Some(unnamed());
+            }
+        };
+        problems.resolve(&path, ProblemKind::Listing);
+        if folder.files.is_empty() {
+            return None;
+        }
+        let mut newest = None;
+        let mut is_certain = true;
+        for (_, name) in folder.files.iter().rev() {
+            let Ok(path) = folder.path.join(name) else { continue };
+            let bytes = self.storage.stat(&path).and_then(|stat| {
+                let found = newest.get_or_insert_with(|| (name.clone(), Signature::from(&stat)));
+                let is_known = before.is_some_and(|before| before.newest.as_ref() == Some(found));
+                if is_known { Ok(None) } else { self.storage.read(&path, METADATA_LIMIT).map(Some) }
+            });
+            match bytes.map(|bytes| bytes.map(|bytes| Metadata::parse(&bytes))) {
+                Ok(None) => return before.cloned(),
+                Ok(Some(Ok(metadata))) => {
+                    return Some(Named { name: metadata.vm_name(), newest: newest.filter(|_| is_certain) });
+                }
+                Ok(Some(Err(_))) => {}
+                Err(error) => is_certain &= !may_pass(&error),
+            }
+        }
+        Some(Named { newest: newest.filter(|_| is_certain), ..unnamed() })
+    }
+
+    pub fn backups(&self, vm: &VmId, problems: &Problems) -> Result<Arc<Vec<Arc<Backup>>>> {
+        let listing = lock(&self.backups).entry(vm.clone()).or_default().clone();
+        let mut listing = lock(&listing);
+        if self.is_fresh(listing.checked) {
+            return Ok(listing.list.clone());
+        }
+        let folder = match self.folder(vm) {
+            Ok(folder) => folder,
+            Err(error) => {
+                if error.kind() == ErrorKind::NotFound {
+                    lock(&self.backups).remove(vm);
+                }
+                return Err(error);
+            }
+        };
+        let stats = in_parallel(&folder.files, |(_, name)| self.storage.stat(&folder.path.join(name)?));
+        let mut files = Vec::with_capacity(stats.len());
+        for ((time, name), stat) in folder.files.iter().zip(stats) {
+            match stat {
+                Ok(stat) => files.push((*time, name.as_str(), Some(stat))),
+                // Removed since the folder was listed.
+                Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+                Err(_) => files.push((*time, name.as_str(), None)),
+            }
+        }
+        let is_known = |name: &str, stat: &Option<Stat>| {
+            let signature = stat.as_ref().map(Signature::from);
+            signature.is_some() && listing.known.get(name).is_some_and(|known| known.signature == signature)
+        };
+        let changed: Vec<_> = files.iter().filter(|(_, name, stat)| !is_known(name, stat)).copied().collect();
+        let cached = if changed.len() >= CACHE_WORTH { self.cached(&folder, &files) } else { None };
+        let cached = Mutex::new(cached.unwrap_or_default());
+        let read = in_parallel(&changed, |(time, name, stat)| {
+            let metadata = lock(&cached).remove(*name);
+            self.read_backup(vm, &folder.path, *time, name, stat.as_ref(), metadata)
+        });
+        let mut read: HashMap<&str, Option<Known>> = changed.iter().map(|(_, name, _)| *name).zip(read).collect();
+        let mut known = HashMap::with_capacity(files.len());
+        let mut list = Vec::with_capacity(files.len());
+        for (_, name, _) in &files {
+            let before = listing.known.remove(*name);
+            let now = match (read.remove(name), before) {
+                (Some(Some(now)), Some(before)) => now.after(before),
+                (Some(Some(now)), None) => now,
+                (None, Some(before)) => before,
+                // Removed since the folder was listed.
+                (Some(None), _) | (None, None) => continue,
+            };
+            list.push(now.backup.clone());
+            known.insert((*name).to_owned(), now);
+        }
+        listing.known = known;
+        let is_same = |(a, b): (&Arc<Backup>, &Arc<Backup>)| Arc::ptr_eq(a, b);
+        if listing.list.len() != list.len() || !listing.list.iter().zip(&list).all(is_same) {
+            listing.list = Arc::new(list);
+        }
+        listing.checked = Some(Instant::now());
+        problems.set_listed(vm, found_problems(&folder, &listing.list));
+        Ok(listing.list.clone())
+    }
+
+    fn is_fresh(&self, checked: Option<Instant>) -> bool {
+        checked.is_some_and(|checked| checked.elapsed() < self.age)
+    }
+
+    /// Lists the folder of a VM.
+    fn folder(&self, vm: &VmId) -> Result<Folder> {
+        let path = ObjectPath::new(VM_FOLDER)?.join(vm.as_str())?;
+        let mut folder = Folder { files: Vec::new(), odd: Vec::new(), has_cache: false, path };
+        for entry in self.storage.list(&folder.path)? {
+            if entry.is_directory {
+                continue;
+            }
+            if entry.name == cache::NAME {
+                folder.has_cache = true;
+            } else if let Some(time) = BackupTime::of_metadata_name(&entry.name) {
+                folder.files.push((time, entry.name));
+            } else if is_metadata_name(&entry.name) {
+                folder.odd.push(entry.name);
+            }
+        }
+        folder.files.sort();
+        Ok(folder)
+    }
+
+    /// Returns the metadata of all `files` out of XO's cache, if it can be believed.
+    fn cached(&self, folder: &Folder, files: &[(BackupTime, &str, Option<Stat>)]) -> Option<HashMap<String, Metadata>> {
+        if !folder.has_cache {
+            return None;
+        }
+        let cache = self.storage.stat(&folder.path.join(cache::NAME).ok()?).ok()?;
+        let modified = self.storage.stat(&folder.path).ok()?.modified;
+        let times: Option<Vec<SystemTime>> = files.iter().map(|(_, _, stat)| Some(stat.as_ref()?.modified)).collect();
+        if !cache::is_current(cache.modified, modified, times?) {
+            return None;
+        }
+        let names: Vec<&str> = files.iter().map(|(_, name, _)| *name).collect();
+        cache::read(self.storage.as_ref(), &folder.path, &cache, &names)
+    }
+
+    /// Reads one backup, from `cached` if it is there; `None` if it was removed since it was listed.
+    fn read_backup(
+        &self,
+        vm: &VmId,
+        directory: &ObjectPath,
+        time: BackupTime,
+        name: &str,
+        stat: Option<&Stat>,
+        cached: Option<Metadata>,
+    ) -> Option<Known> {
+        let path = directory.join(name).ok()?;
+        let mut signature = stat.map(Signature::from);
+        let metadata = match cached {
+            Some(metadata) => Ok(metadata),
+            None => match self.storage.read(&path, METADATA_LIMIT) {
+                Ok(bytes) => Metadata::parse(&bytes),
+                Err(error) if error.kind() == storage::ErrorKind::NotFound => return None,
+                Err(error) => {
+                    if may_pass(&error) {
+                        signature = None;
+                    }
+                    Err(error.to_string())
+                }
+            },
+        };
+        let backup = match metadata {
+            Ok(metadata) => {
+                let xva = metadata.xva().map(|xva| metadata::resolve(directory, xva));
+                let mut backup = metadata.into_backup(vm, time, directory, path);
+                if backup.mode == Mode::Full {
+                    let xva = xva.unwrap_or_else(|| Err("a path was expected in 'xva'".to_owned()));
+                    let found = xva.map_err(|reason| (reason, false)).and_then(|xva| self.xva_disks(&xva));
+                    match found {
+                        Ok(disks) => backup.disks = disks,
+                        Err((reason, may_pass)) => {
+                            backup.problem = Some(reason);
+                            if may_pass {
+                                signature = None;
+                            }
+                        }
+                    }
+                }
+                backup
+            }
+            Err(reason) => {
+                let reason = if reason.contains(path.as_str()) { reason } else { format!("'{path}': {reason}") };
+                Backup::unreadable(vm, time, path, reason)
+            }
+        };
+        Some(Known { signature, backup: Arc::new(backup) })
+    }
+
+    /// Looks into an XVA for its disks; else why not, and whether that may pass.
+    fn xva_disks(&self, path: &ObjectPath) -> std::result::Result<Vec<BackupDisk>, (String, bool)> {
+        let xva = super::disks::open_xva(self.storage.as_ref(), path)
+            .map_err(|error| (error.to_string(), error.kind() == disk::ErrorKind::Unavailable))?;
+        let devices: Vec<Device> = xva
+            .disks()
+            .iter()
+            .map(|disk| {
+                disk.user_device.as_deref().and_then(device_of_user_device).map_or(Device::Unknown, Device::Named)
+            })
+            .collect();
+        let disk = |(index, (name, disk)): (usize, (String, &xva::XvaDisk))| BackupDisk {
+            name,
+            source: DiskSource::Xva { path: path.clone(), index },
+            vdi: None,
+            label: metadata::label_of(&disk.name_label),
+            description: metadata::label_of(&disk.description),
+            virtual_size: Some(disk.size),
+        };
+        Ok(disk_names(&devices).into_iter().zip(xva.disks()).enumerate().map(disk).collect())
+    }
+}
+
+/// Whether a file name is that of a metadata file, whether or not its time exists.
+fn is_metadata_name(name: &str) -> bool {
+    let Some(time) = name.strip_suffix(".json") else { return false };
+    let time = time.strip_suffix('Z').unwrap_or(time).as_bytes();
+    time.len() == 15
+        && time.iter().enumerate().all(|(at, byte)| if at == 8 { *byte == b'T' } else { byte.is_ascii_digit() })
+}
+
+/// Whether reading again may help.
+fn may_pass(error: &storage::Error) -> bool {
+    matches!(error.kind(), storage::ErrorKind::Io | storage::ErrorKind::PermissionDenied)
+}
+
+fn found_problems(folder: &Folder, backups: &[Arc<Backup>]) -> Vec<Problem> {
+    let of_backup = |backup: &Arc<Backup>| {
+        let message = backup.problem.clone()?;
+        let kind = if backup.mode == Mode::Unreadable { ProblemKind::Metadata } else { ProblemKind::Disk };
+        Some(Problem { path: backup.metadata.clone(), backup: Some(backup.id()), kind, message })
+    };
+    let of_name = |name: &String| {
+        let message = "its name is no time that exists: <YYYYMMDD>T<HHMMSS>Z.json was expected".to_owned();
+        Some(Problem { path: folder.path.join(name).ok()?, backup: None, kind: ProblemKind::Metadata, message })
+    };
+    backups.iter().filter_map(of_backup).chain(folder.odd.iter().filter_map(of_name)).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does `act` to each item, on up to [`WORKERS`] threads; the results are in the order of the items.
+pub(super) fn in_parallel<T: Sync, U: Send>(items: &[T], act: impl Fn(&T) -> U + Sync) -> Vec<U> {
+    let workers = WORKERS.min(items.len());
+    if workers < 2 {
+        return items.iter().map(act).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let (act, next) = (&act, &next);
+    let work = || {
+        let mut done = Vec::new();
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(item) = items.get(index) else { return done };
+            done.push((index, act(item)));
+        }
+    };
+    let mut done: Vec<(usize, U)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        let mut done = work();
+        for thread in threads {
+            match thread.join() {
+                Ok(more) => done.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        done
+    });
+    done.sort_unstable_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, result)| result).collect()
+}

@@ -1,0 +1,376 @@
+//! Open disks: opened once however many hold them, closed when room is needed, and dead with their backup.
+
+use std::collections::HashMap;
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use disk::{Disk, Extent};
+use lru::LruCache;
+use storage::{Object, ObjectPath, Storage};
+use vhd::{BlockCache, ChainDisk, Context, Liveness};
+use xva::{Compression, Xva};
+
+use super::catalog::Signature;
+use super::metadata::{Backup, BackupDisk, DiskSource};
+use super::problems::{Problem, ProblemKind, Problems};
+use super::{BackupId, LooseDisk};
+
+/// Most disks kept open though nobody holds them; the one unused for longest is closed first. Each holds a few open
+/// files.
+const KEPT: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+/// Most memory that the tables of the disks kept open though nobody holds them may take (bytes, estimated); then the one
+/// unused for longest is closed.
+const KEPT_BYTES: u64 = 128 << 20;
+/// Memory a disk takes for each block, and for itself (bytes, estimated).
+const BYTES_PER_BLOCK: u64 = 8;
+const BYTES_PER_DISK: u64 = 64 << 10;
+const BLOCK: u64 = 2 << 20;
+
+/// The open disks of a repository.
+pub(super) struct OpenDisks {
+    context: Context,
+    /// The storage below the encryption: to ask whether a file is there, without decrypting it.
+    raw: Arc<dyn Storage>,
+    open: Mutex<Open>,
+}
+
+struct Open {
+    /// All that are open; those that nobody holds any more are forgotten when their number doubled.
+    known: HashMap<Key, (Option<Signature>, WeakDisk)>,
+    sweep_at: usize,
+    /// Those kept open.
+    kept: LruCache<Key, OpenDisk>,
+    kept_bytes: u64,
+}
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    path: ObjectPath,
+    /// Which disk, of an XVA.
+    index: usize,
+    /// The metadata file of the backup it dies with.
+    metadata: Option<ObjectPath>,
+}
+
+#[derive(Clone)]
+enum OpenDisk {
+    Chain(Arc<ChainDisk>),
+    Xva(Arc<XvaDisk>),
+}
+
+enum WeakDisk {
+    Chain(Weak<ChainDisk>),
+    Xva(Weak<XvaDisk>),
+}
+
+impl OpenDisk {
+    fn disk(self) -> Arc<dyn Disk> {
+        match self {
+            Self::Chain(chain) => chain,
+            Self::Xva(disk) => disk,
+        }
+    }
+
+    fn downgrade(&self) -> WeakDisk {
+        match self {
+            Self::Chain(chain) => WeakDisk::Chain(Arc::downgrade(chain)),
+            Self::Xva(disk) => WeakDisk::Xva(Arc::downgrade(disk)),
+        }
+    }
+
+    /// Returns how much memory it takes, in bytes, estimated.
+    fn weight(&self) -> u64 {
+        match self {
+            Self::Chain(chain) => chain.size().div_ceil(BLOCK).saturating_mul(BYTES_PER_BLOCK) + BYTES_PER_DISK,
+            Self::Xva(disk) => disk.size().div_ceil(BLOCK).saturating_mul(BYTES_PER_BLOCK) + BYTES_PER_DISK,
+        }
+    }
+}
+
+impl WeakDisk {
+    fn upgrade(&self) -> Option<OpenDisk> {
+        match self {
+            Self::Chain(chain) => chain.upgrade().map(OpenDisk::Chain),
+            Self::Xva(disk) => disk.upgrade().map(OpenDisk::Xva),
+        }
+    }
+}
+
+impl OpenDisks {
+    pub fn new(storage: Arc<dyn Storage>, raw: Arc<dyn Storage>, cache_bytes: u64) -> Self {
+        let context = Context { storage, cache: BlockCache::new(cache_bytes) };
+        let open = Open { known: HashMap::new(), sweep_at: KEPT.get(), kept: LruCache::new(KEPT), kept_bytes: 0 };
+        Self { context, raw, open: Mutex::new(open) }
+    }
+
+    pub fn open(&self, backup: &Backup, disk: &BackupDisk, problems: &Problems) -> disk::Result<Arc<dyn Disk>> {
+        self.open_of(backup, disk, problems).map(OpenDisk::disk)
+    }
+
+    pub fn chain(&self, backup: &Backup, disk: &BackupDisk, problems: &Problems) -> disk::Result<Vec<vhd::LayerInfo>> {
+        layers(&self.open_of(backup, disk, problems)?)
+    }
+
+    pub fn open_loose(&self, disk: &LooseDisk, problems: &Problems) -> disk::Result<Arc<dyn Disk>> {
+        self.open_loose_of(disk, problems).map(OpenDisk::disk)
+    }
+
+    pub fn loose_chain(&self, disk: &LooseDisk, problems: &Problems) -> disk::Result<Vec<vhd::LayerInfo>> {
+        layers(&self.open_loose_of(disk, problems)?)
+    }
+
+    fn open_loose_of(&self, disk: &LooseDisk, problems: &Problems) -> disk::Result<OpenDisk> {
+        let key = Key { path: disk.path.clone(), index: 0, metadata: None };
+        // A file without metadata may be replaced by another of the same name at any time.
+        let signature = self.context.storage.stat(&disk.path).ok().as_ref().map(Signature::from);
+        let opened =
+            self.shared(key, signature, || Ok(OpenDisk::Chain(Arc::new(vhd::open(&self.context, &disk.path, None)?))));
+        report(opened, &disk.path, None, problems)
+    }
+
+    fn open_of(&self, backup: &Backup, disk: &BackupDisk, problems: &Problems) -> disk::Result<OpenDisk> {
+        let id = backup.id();
+        let (path, index) = match &disk.source {
+            DiskSource::Vhd(path) => (path, 0),
+            DiskSource::Xva { path, index } => (path, *index),
+            DiskSource::Unusable(reason) => {
+                let message = format!("disk {} of {id}: {reason}", disk.name);
+                return Err(disk::Error::new(disk::ErrorKind::Damaged, message));
+            }
+        };
+        let stale = || {
+            let message = format!("the backup {id} was removed ('{}' is gone)", backup.metadata);
+            disk::Error::new(disk::ErrorKind::Stale, message)
+        };
+        // A metadata file that was written again tells of a merge: what was open before it is not handed out any more.
+        let signature = match self.context.storage.stat(&backup.metadata) {
+            Ok(stat) => Some(Signature::from(&stat)),
+            Err(error) if error.kind() == storage::ErrorKind::NotFound => return Err(stale()),
+            Err(error) => return Err(unavailable(&error)),
+        };
+        let liveness = || -> Arc<MetadataFile> {
+            Arc::new(MetadataFile::new(self.raw.clone(), backup.metadata.clone(), &*self.context.storage))
+        };
+        let key = Key { path: path.clone(), index, metadata: Some(backup.metadata.clone()) };
+        let opened = self.shared(key, signature, || match &disk.source {
+            DiskSource::Xva { .. } => {
+                let xva = open_xva(self.context.storage.as_ref(), path)?;
+                if index >= xva.disks().len() {
+                    let message = format!("'{path}': it has {} disks, number {index} was expected", xva.disks().len());
+                    return Err(disk::Error::new(disk::ErrorKind::Damaged, message));
+                }
+                let disk = XvaDisk { disk: xva.disk(index), liveness: liveness(), backup: id.clone() };
+                Ok(OpenDisk::Xva(Arc::new(disk)))
+            }
+            _ => Ok(OpenDisk::Chain(Arc::new(vhd::open(&self.context, path, Some(liveness()))?))),
+        });
+        let opened = match opened {
+            // What belongs to a removed backup may be gone, or half gone, too: that is no damage.
+            Err(_) if matches!(liveness().is_alive(), Ok(false)) => return Err(stale()),
+            opened => opened,
+        };
+        report(opened, path, Some(id), problems)
+    }
+
+    /// Returns the open disk of `key`, opened if it was not, or was when its backup was another (`signature`).
+    fn shared(
+        &self,
+        key: Key,
+        signature: Option<Signature>,
+        open: impl FnOnce() -> disk::Result<OpenDisk>,
+    ) -> disk::Result<OpenDisk> {
+        if let Some(disk) = self.with_open(|state| state.get(&key, signature)) {
+            return Ok(disk);
+        }
+        // Two may open the same disk here at the same time: no lock is held across I/O, and the first to come back wins.
+        let disk = open()?;
+        let (disk, closed) = self.with_open(|state| match state.get(&key, signature) {
+            Some(first) => (first, vec![disk]),
+            None => {
+                let closed = state.keep(key, signature, disk.clone());
+                (disk, closed)
+            }
+        });
+        // Closed here, where the lock is not held.
+        drop(closed);
+        Ok(disk)
+    }
+
+    fn with_open<T>(&self, act: impl FnOnce(&mut Open) -> T) -> T {
+        act(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Open {
+    fn get(&mut self, key: &Key, signature: Option<Signature>) -> Option<OpenDisk> {
+        let (known, disk) = self.known.get(key)?;
+        if *known != signature || signature.is_none() {
+            return None;
+        }
+        let disk = disk.upgrade()?;
+        self.kept.promote(key);
+        Some(disk)
+    }
+
+    /// Keeps a disk; returns those that had to go for it.
+    fn keep(&mut self, key: Key, signature: Option<Signature>, disk: OpenDisk) -> Vec<OpenDisk> {
+        if self.known.len() >= self.sweep_at {
+            self.known.retain(|_, (_, disk)| disk.upgrade().is_some());
+            self.sweep_at = (self.known.len() * 2).max(KEPT.get());
+        }
+        self.known.insert(key.clone(), (signature, disk.downgrade()));
+        let mut closed = Vec::new();
+        self.kept_bytes = self.kept_bytes.saturating_add(disk.weight());
+        closed.extend(self.kept.push(key, disk).map(|(_, disk)| disk));
+        let mut kept_bytes = self.kept_bytes - closed.iter().map(OpenDisk::weight).sum::<u64>();
+        while kept_bytes > KEPT_BYTES && self.kept.len() > 1 {
+            let Some((_, disk)) = self.kept.pop_lru() else { break };
+            kept_bytes -= disk.weight();
+            closed.push(disk);
+        }
+        self.kept_bytes = kept_bytes;
+        closed
+    }
+}
+
+fn layers(disk: &OpenDisk) -> disk::Result<Vec<vhd::LayerInfo>> {
+    match disk {
+        OpenDisk::Chain(chain) => Ok(chain.layers()?),
+        OpenDisk::Xva(_) => Ok(Vec::new()),
+    }
+}
+
+fn unavailable(error: &storage::Error) -> disk::Error {
+    disk::Error::new(disk::ErrorKind::Unavailable, error.to_string())
+}
+
+/// Remembers as a problem that a disk cannot be opened, or forgets it.
+fn report(
+    opened: disk::Result<OpenDisk>,
+    path: &ObjectPath,
+    backup: Option<BackupId>,
+    problems: &Problems,
+) -> disk::Result<OpenDisk> {
+    match &opened {
+        Ok(_) => problems.resolve(path, ProblemKind::Disk),
+        Err(error) if matches!(error.kind(), disk::ErrorKind::Damaged | disk::ErrorKind::Unsupported) => {
+            let message = error.to_string();
+            problems.report(Problem { path: path.clone(), backup, kind: ProblemKind::Disk, message });
+        }
+        Err(_) => {}
+    }
+    opened
+}
+
+/// Opens an XVA, of which only the beginning is read.
+///
+/// # Errors
+/// `Unsupported` if it is compressed, or encrypted as a whole; `Damaged` if it is missing or wrong; `Unavailable`.
+pub(super) fn open_xva(storage: &dyn Storage, path: &ObjectPath) -> disk::Result<Xva> {
+    if !storage.capabilities().ranged_reads {
+        let message = format!(
+            "'{path}': an XVA in an encrypted repository cannot be read at an offset: it is encrypted as a whole; \
+             restore it with Xen Orchestra"
+        );
+        return Err(disk::Error::new(disk::ErrorKind::Unsupported, message));
+    }
+    let object = storage.open(path).map_err(|error| match error.kind() {
+        storage::ErrorKind::Io | storage::ErrorKind::PermissionDenied => unavailable(&error),
+        _ => disk::Error::new(disk::ErrorKind::Damaged, error.to_string()),
+    })?;
+    let name = |error: xva::Error| {
+        let error = disk::Error::from(error);
+        let message = error.to_string();
+        let message = if message.contains(path.as_str()) { message } else { format!("'{path}': {message}") };
+        disk::Error::new(error.kind(), message)
+    };
+    let compression = match xva::compression(object.as_ref()).map_err(name)? {
+        Compression::None => return Xva::open(object).map_err(name),
+        Compression::Gzip => "gzip",
+        Compression::Zstd => "zstd",
+    };
+    let message = format!(
+        "'{path}': an XVA compressed with {compression} cannot be read at an offset; decompress a copy of it, or restore it \
+         with Xen Orchestra"
+    );
+    Err(disk::Error::new(disk::ErrorKind::Unsupported, message))
+}
+
+/// A backup lives as long as its metadata file, which is removed before anything else of it.
+struct MetadataFile {
+    storage: Arc<dyn Storage>,
+    path: ObjectPath,
+    /// The open file, where asking it is as good as asking for the name, and cheaper.
+    object: Option<Arc<dyn Object>>,
+    is_remote: bool,
+}
+
+impl MetadataFile {
+    /// `readable` is the storage through which disks are read.
+    fn new(storage: Arc<dyn Storage>, path: ObjectPath, readable: &dyn Storage) -> Self {
+        let is_remote = readable.capabilities().is_remote;
+        let object = if is_remote { None } else { storage.open(&path).ok() };
+        Self { storage, path, object, is_remote }
+    }
+}
+
+impl Liveness for MetadataFile {
+    fn is_alive(&self) -> storage::Result<bool> {
+        if let Some(object) = &self.object {
+            // Without a name it may have been replaced, by a rename over it: then its name still is there.
+            if object.stat()?.links > 0 {
+                return Ok(true);
+            }
+        }
+        // Over a network, attributes are answered from a cache; opening asks the server.
+        let found = if self.is_remote {
+            self.storage.open(&self.path).map(|_| ())
+        } else {
+            self.storage.stat(&self.path).map(|_| ())
+        };
+        match found {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A disk of an XVA that dies with its backup.
+struct XvaDisk {
+    disk: Arc<dyn Disk>,
+    liveness: Arc<MetadataFile>,
+    backup: BackupId,
+}
+
+impl XvaDisk {
+    /// Answers `outcome` only if the backup is still there after it was obtained.
+    fn alive<T>(&self, outcome: disk::Result<T>) -> disk::Result<T> {
+        match self.liveness.is_alive() {
+            Ok(true) => outcome,
+            Ok(false) => {
+                let message = format!("the backup {} was removed", self.backup);
+                Err(disk::Error::new(disk::ErrorKind::Stale, message))
+            }
+            Err(error) => Err(unavailable(&error)),
+        }
+    }
+}
+
+impl Disk for XvaDisk {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
+        self.alive(self.disk.read_at(offset, buffer))
+    }
+
+    fn extent_at(&self, offset: u64) -> disk::Result<Extent> {
+        self.alive(self.disk.extent_at(offset))
+    }
+
+    fn allocated(&self) -> disk::Result<u64> {
+        self.alive(self.disk.allocated())
+    }
+}
