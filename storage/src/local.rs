@@ -159,11 +159,13 @@ struct LocalObject {
 
 impl Object for LocalObject {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        // No file reaches further: what is asked beyond is past the end, where the system call would find an error.
+        const END: u64 = u64::MAX >> 1;
+        let wanted = usize::try_from(END.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
+        let buffer = &mut buffer[..wanted];
         let mut done = 0;
         while done < buffer.len() {
-            // No file reaches beyond i64::MAX: the system calls an offset there an error, it is the end.
-            let Some(at) = offset.checked_add(done as u64).filter(|at| i64::try_from(*at).is_ok()) else { break };
-            match self.file.read_at(&mut buffer[done..], at) {
+            match self.file.read_at(&mut buffer[done..], offset + done as u64) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -23,7 +23,6 @@ impl ObjectPath {
     /// # Errors
     /// [`ErrorKind::Escape`] if a component is empty, `.`, `..` or holds NUL, or the path is absolute.
     pub fn new(path: &str) -> Result<Self> {
-        let is_name = |name: &str| !matches!(name, "" | "." | "..") && !name.contains('\0');
         if path.is_empty() || path.split('/').all(is_name) {
             Ok(Self(Arc::from(path)))
         } else {
@@ -37,15 +36,12 @@ impl ObjectPath {
     /// # Errors
     /// As for [`ObjectPath::new`]; also if `name` has several components.
     pub fn join(&self, name: &str) -> Result<Self> {
-        if name.is_empty() || name.contains('/') {
-            return Err(Error::new(
-                ErrorKind::Escape,
-                "resolve",
-                self,
-                format!("'{}' is no name", name.escape_debug()),
-            ));
+        if !is_name(name) || name.contains('/') {
+            let reason = format!("'{}' is no name", name.escape_debug());
+            return Err(Error::new(ErrorKind::Escape, "resolve in", self, reason));
         }
-        self.resolve(name)
+        let parent = if self.0.is_empty() { String::new() } else { format!("{}/", self.0) };
+        Ok(Self(Arc::from(parent + name)))
     }
 
     /// Resolves a relative path found inside a file against this directory; `.` and `..` are followed.
@@ -105,6 +101,11 @@ impl ObjectPath {
     }
 }
 
+/// Whether a component of a path, which holds no slash, names something.
+fn is_name(component: &str) -> bool {
+    !matches!(component, "" | "." | "..") && !component.contains('\0')
+}
+
 impl fmt::Display for ObjectPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.is_empty() { "." } else { &self.0 })
@@ -146,6 +147,12 @@ mod tests {
         }
         let path = ObjectPath::new("a/b.vhd").unwrap();
         assert_eq!((path.parent().as_str(), path.file_name()), ("a", "b.vhd"));
-        assert!(path.join("c/d").is_err() && path.join("..").is_err_and(|e| e.kind() == ErrorKind::Escape));
+        assert_eq!((path.parent().parent(), path.parent().parent().parent()), (ObjectPath::root(), ObjectPath::root()));
+        for name in ["c/d", "..", ".", "", "/", "c/", "a\0"] {
+            assert_eq!(path.join(name).unwrap_err().kind(), ErrorKind::Escape, "{name:?}");
+        }
+        assert_eq!(path.join("c").unwrap().as_str(), "a/b.vhd/c");
+        assert_eq!(ObjectPath::root().join("c").unwrap().as_str(), "c");
+        assert_eq!(ObjectPath::root().to_string(), ".");
     }
 }
