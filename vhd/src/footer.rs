@@ -127,7 +127,7 @@ impl Footer {
 
     /// Returns the footer as stored, with its checksum; reserved bytes are zero.
     #[must_use]
-    pub fn to_bytes(&self) -> [u8; FOOTER_BYTES] {
+    pub fn to_bytes(self) -> [u8; FOOTER_BYTES] {
         let mut bytes = [0; FOOTER_BYTES];
         bytes[..8].copy_from_slice(COOKIE);
         put(&mut bytes, 8, self.features.to_be_bytes());

@@ -217,6 +217,7 @@ fn copy_from(source: &[u8], offset: u64, buffer: &mut [u8]) -> usize {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "a disk with data in one range is meant")]
 mod tests {
     use std::ops::Range;
     use std::path::{Path, PathBuf};
