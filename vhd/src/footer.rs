@@ -9,8 +9,6 @@ use crate::geometry::Chs;
 
 /// The length of a footer in bytes.
 pub const FOOTER_BYTES: usize = 512;
-/// What [`Footer::data_offset`] holds for a fixed disk, which has no header.
-pub const NO_HEADER: u64 = u64::MAX;
 
 const COOKIE: &[u8; 8] = b"conectix";
 const VERSION: u32 = 0x0001_0000;
@@ -34,7 +32,7 @@ pub enum DiskType {
 pub struct Footer {
     /// Feature bits; bit 1 is reserved and always set by writers that follow the specification.
     pub features: u32,
-    /// Where the header lies in the file, in bytes; [`NO_HEADER`] for a fixed disk.
+    /// Where the header lies in the file, in bytes; all ones for a fixed disk, which has none.
     pub data_offset: u64,
     /// Seconds since 2000-01-01 or, from Xen Orchestra, since 1970-01-01: opaque.
     pub timestamp: u32,
@@ -178,10 +176,11 @@ pub(crate) fn put<const N: usize>(bytes: &mut [u8], at: usize, field: [u8; N]) {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
     use crate::error::ErrorKind;
+    use crate::geometry::tests::Random;
+
+    const NO_HEADER: u64 = u64::MAX;
 
     /// The footer vhd-lib writes for a disk of 10 MiB.
     fn sample() -> Footer {
@@ -268,18 +267,23 @@ mod tests {
         assert_eq!(Footer::parse(&changed(56, [0xff; 4])).unwrap().virtual_size(), 10 << 20);
     }
 
-    proptest! {
-        #[test]
-        fn bytes_that_pass_for_a_footer_never_panic(noise in prop::collection::vec(any::<u8>(), 500)) {
+    #[test]
+    fn bytes_that_pass_for_a_footer_never_panic() {
+        let mut random = Random(0x2545_f491_4f6c_dd1d);
+        let mut sound = 0;
+        for _ in 0..2000 {
             let mut bytes = sample().to_bytes();
-            bytes[12..].copy_from_slice(&noise);
+            bytes[12..].copy_from_slice(&random.bytes(500));
             put(&mut bytes, 12, VERSION.to_be_bytes());
-            put(&mut bytes, 60, [0, 0, 0, 2 + noise[0] % 3]);
+            let disk_type = 2 + bytes[20] % 3;
+            put(&mut bytes, 60, [0, 0, 0, disk_type]);
             let sum = checksum(&bytes, CHECKSUM_AT);
             put(&mut bytes, CHECKSUM_AT, sum.to_be_bytes());
             if let Ok(footer) = Footer::parse(&bytes) {
-                prop_assert_eq!(Footer::parse(&footer.to_bytes()), Ok(footer));
+                assert_eq!(Footer::parse(&footer.to_bytes()), Ok(footer));
+                sound += 1;
             }
         }
+        assert!(sound > 100, "only {sound} were sound");
     }
 }

@@ -72,13 +72,9 @@ impl MergeState {
     }
 }
 
-/// Returns the name of the state file of a merge into `parent`, a file name; both lie in the same directory.
-#[must_use]
-pub fn file_name(parent: &str) -> String {
-    format!(".{parent}.merge.json")
-}
-
 /// Returns the name of the parent whose merge a file of this name describes; `None` if it is no such file.
+///
+/// Both lie in the same directory.
 #[must_use]
 pub fn parent_of(file_name: &str) -> Option<&str> {
     file_name.strip_prefix('.')?.strip_suffix(".merge.json").filter(|parent| !parent.is_empty())
@@ -142,7 +138,6 @@ mod tests {
     #[test]
     fn the_name_of_the_file_says_the_parent() {
         let name = ".20260801T000000Z.alias.vhd.merge.json";
-        assert_eq!(file_name("20260801T000000Z.alias.vhd"), name);
         assert_eq!(parent_of(name), Some("20260801T000000Z.alias.vhd"));
         for other in ["20260801T000000Z.alias.vhd.merge.json", "..merge.json", ".merge.json", ".a.vhd"] {
             assert_eq!(parent_of(other), None, "{other}");

@@ -225,6 +225,7 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::geometry::tests::Random;
 
     const MIB: u64 = 1 << 20;
 
@@ -238,14 +239,11 @@ mod tests {
     impl Memory {
         fn new(size: u64, data: &[Range<u64>]) -> Arc<Self> {
             let mut content = vec![0; usize::try_from(size).unwrap()];
-            let mut state = 0x2545_f491_4f6c_dd1d_u64;
+            let mut random = Random(0x2545_f491_4f6c_dd1d);
             for range in data {
-                for at in range.clone() {
-                    state ^= state << 13;
-                    state ^= state >> 7;
-                    state ^= state << 17;
-                    content[usize::try_from(at).unwrap()] = state.to_le_bytes()[3];
-                }
+                let range = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+                let noise = random.bytes(range.len());
+                content[range].copy_from_slice(&noise);
             }
             Arc::new(Self { bytes: content, data: data.to_vec(), reads: Mutex::default() })
         }
@@ -375,15 +373,11 @@ mod tests {
         for (name, disk) in disks() {
             let view = view(disk);
             let all = whole(&view);
-            let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-            let mut below = |limit: usize| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                usize::try_from(state >> 33).unwrap() % limit
-            };
+            let mut random = Random(0x9e37_79b9_7f4a_7c15);
             let edges = [0, 511, 512, 1535, 1536, 2047, 2048, 2559, 2560, all.len() - 513, all.len() - 1];
             for round in 0..200 {
-                let at = edges.get(round).copied().unwrap_or_else(|| below(all.len())).min(all.len() - 1);
-                let len = (1 + below(if round % 2 == 0 { 5000 } else { 3 << 20 })).min(all.len() - at);
+                let at = edges.get(round).copied().unwrap_or_else(|| random.index(all.len())).min(all.len() - 1);
+                let len = (1 + random.index(if round % 2 == 0 { 5000 } else { 3 << 20 })).min(all.len() - at);
                 let mut part = vec![0xa5; len];
                 view.read_at(bytes(at), &mut part).unwrap();
                 assert!(part == all[at..at + len], "{name}: {len} bytes at {at}");
