@@ -1,0 +1,346 @@
+//! `xofs check`: what is damaged, and which backups suffer from it. Never writes.
+//!
+//! Structure: every disk of every backup is opened, which verifies its chain; of every flat layer the last sector of
+//! each stored block is read, which finds files cut short; of exploded layers the block files are counted. With
+//! `--data` every stored byte is read, decompressed and authenticated instead.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+
+use anyhow::Result;
+use clap::Args;
+use crossbeam::channel;
+use disk::Disk;
+use serde_json::json;
+use storage::ObjectPath;
+use vhd::{Filter, Format, LayerInfo};
+
+use super::exit::Exit;
+use super::export::ahead::{PIECE, THREADS, Times};
+use super::export::progress::Progress;
+use super::text::{Shown, count, size};
+use super::{Global, open, print};
+use crate::repository::{Backup, BackupDisk, DiskSource, Layout, LooseDisk, Mode, Repository, Selection};
+
+const EXAMPLES: &str = "\
+Examples:
+  xofs check /srv/backups
+  xofs check main web01/latest --data
+
+Ends with 13 if damage was found, with 1 if something could not be checked. Writes nothing.";
+
+/// Checks the structure of backups, or every stored byte, and says what each fault costs
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct CheckArgs {
+    /// The repository (else XOFS_REPOSITORY or --repository), and VM[/BACKUP[/DISK]] to check only that
+    #[arg(num_args = 0..=2, value_names = ["REPO", "WHAT"])]
+    names: Vec<OsString>,
+    /// Reads every stored byte
+    #[arg(long)]
+    data: bool,
+    /// Writes JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is wrong with what, and who suffers.
+#[derive(Default)]
+struct Findings {
+    /// By file and reason: whether it is damage (else it could not be checked), and the backups it costs.
+    faults: BTreeMap<(String, String), (bool, BTreeSet<String>)>,
+    backups: usize,
+    disks: usize,
+    bytes: u64,
+}
+
+impl Findings {
+    fn add(&mut self, path: &str, reason: &str, is_damage: bool, costs: Option<String>) {
+        let fault = self.faults.entry((path.to_owned(), reason.to_owned())).or_default();
+        fault.0 |= is_damage;
+        fault.1.extend(costs);
+    }
+
+    fn add_disk_error(&mut self, path: &ObjectPath, error: &disk::Error, owner: &str) {
+        // A backup that was removed meanwhile is no fault.
+        if error.kind() != disk::ErrorKind::Stale {
+            let is_damage = error.kind() == disk::ErrorKind::Damaged;
+            self.add(&path.to_string(), &error.to_string(), is_damage, Some(owner.to_owned()));
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the repository cannot be opened or listed.
+pub fn run(global: &Global, arguments: &CheckArgs) -> Result<Exit> {
+    let (address, what) = open::split_names(global, &arguments.names);
+    let place = open::place(global, address)?;
+    let repository = open::repository(global, &place, open::SMALL_CACHE)?;
+    let what = open::text_of(what)?;
+    let mut check = Check { repository: &repository, is_data: arguments.data, findings: Findings::default() };
+    if what.is_empty() {
+        check.everything()?;
+    } else {
+        match repository.select(&what)? {
+            Selection::Vm(vm) => repository.backups(&vm.id)?.iter().for_each(|backup| check.backup(&vm.name, backup)),
+            Selection::Backup(vm, backup) => check.backup(&vm.name, &backup),
+            Selection::Disk(vm, backup, disk) => {
+                check.findings.backups += 1;
+                check.backup_disk(&vm.name, &backup, &disk);
+            }
+            Selection::Loose(disk) => check.loose(&disk),
+        }
+    }
+    report(&place.name, &check.findings, arguments)
+}
+
+fn report(repository: &str, findings: &Findings, arguments: &CheckArgs) -> Result<Exit> {
+    let damages = findings.faults.values().filter(|(is_damage, _)| *is_damage).count();
+    let unknown = findings.faults.len() - damages;
+    if arguments.json {
+        let faults = findings.faults.iter().map(|((path, reason), (is_damage, costs))| {
+            json!({"path": path, "message": reason, "isDamage": is_damage, "costs": costs})
+        });
+        print::json(&json!({
+            "repository": repository,
+            "backups": findings.backups,
+            "disks": findings.disks,
+            "bytesRead": findings.bytes,
+            "faults": faults.collect::<Vec<_>>(),
+        }))?;
+    } else {
+        for ((path, reason), (is_damage, costs)) in &findings.faults {
+            let costs = costs.iter().cloned().collect::<Vec<_>>().join(", ");
+            let costs = if costs.is_empty() { String::new() } else { format!("; costs {}", Shown(&costs)) };
+            let sort = if *is_damage { "damaged" } else { "unchecked" };
+            print::text(&format!("{sort}: {}: {}{costs}\n", Shown(path), Shown(reason)))?;
+        }
+        let read = if arguments.data { format!(", {} read", size(findings.bytes)) } else { String::new() };
+        print::text(&format!(
+            "{}, {}{read}: {}{}\n",
+            count(findings.backups, "backup"),
+            count(findings.disks, "disk"),
+            if damages == 0 { "no damage found".to_owned() } else { count(damages, "fault") },
+            if unknown == 0 { String::new() } else { format!(", {unknown} could not be checked") },
+        ))?;
+    }
+    Ok(match (damages, unknown) {
+        (0, 0) => Exit::Done,
+        (0, _) => Exit::Failed,
+        _ => Exit::Damaged,
+    })
+}
+
+struct Check<'a> {
+    repository: &'a Repository,
+    is_data: bool,
+    findings: Findings,
+}
+
+impl Check<'_> {
+    fn everything(&mut self) -> Result<()> {
+        for vm in self.repository.vms()?.iter() {
+            match self.repository.backups(&vm.id) {
+                Ok(backups) => backups.iter().for_each(|backup| self.backup(&vm.name, backup)),
+                Err(error) => self.findings.add(vm.id.as_str(), &error.to_string(), false, Some(vm.name.clone())),
+            }
+        }
+        for disk in self.repository.loose_disks()?.iter() {
+            self.loose(disk);
+        }
+        if self.repository.layout() == Layout::Repository {
+            let config = self.repository.config_backups()?;
+            for stored in config.iter().chain(&self.repository.pool_backups()?) {
+                self.findings.backups += 1;
+                for (name, _) in stored.files.iter().filter(|_| self.is_data) {
+                    let read = stored
+                        .directory
+                        .join(name)
+                        .map_err(Into::into)
+                        .and_then(|path| self.repository.read_stored(&path));
+                    match read {
+                        Ok(bytes) => self.findings.bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+                        Err(error) => {
+                            let path = format!("{}/{name}", stored.directory);
+                            let is_damage = error.kind() == crate::repository::ErrorKind::Damaged;
+                            self.findings.add(&path, &error.to_string(), is_damage, Some(stored.directory.to_string()));
+                        }
+                    }
+                }
+            }
+        }
+        for problem in self.repository.problems() {
+            // What was found while opening disks is in the findings already, with what it costs.
+            let path = problem.path.to_string();
+            if !self.findings.faults.keys().any(|(known, _)| *known == path) {
+                let is_damage = problem.kind == crate::repository::ProblemKind::Metadata;
+                self.findings.add(&path, &problem.message, is_damage, problem.backup.map(|id| id.to_string()));
+            }
+        }
+        Ok(())
+    }
+
+    fn backup(&mut self, vm: &str, backup: &Backup) {
+        self.findings.backups += 1;
+        if let Some(problem) = &backup.problem {
+            let is_damage = backup.mode == Mode::Unreadable;
+            let owner = format!("{vm}/{}", backup.time);
+            self.findings.add(&backup.metadata.to_string(), problem, is_damage, Some(owner));
+        }
+        for disk in &backup.disks {
+            self.backup_disk(vm, backup, disk);
+        }
+    }
+
+    fn backup_disk(&mut self, vm: &str, backup: &Backup, disk: &BackupDisk) {
+        let owner = format!("{vm}/{}/{}", backup.time, disk.name);
+        let path = match &disk.source {
+            DiskSource::Vhd(path) | DiskSource::Xva { path, .. } => path,
+            DiskSource::Unusable(_) => &backup.metadata,
+        };
+        let opened = self.repository.open_disk(backup, disk);
+        let layers = opened.as_ref().map_or(Ok(Vec::new()), |_| self.repository.chain(backup, disk));
+        self.disk(path, &owner, opened, layers);
+    }
+
+    fn loose(&mut self, disk: &LooseDisk) {
+        let opened = self.repository.open_loose(disk);
+        let layers = opened.as_ref().map_or(Ok(Vec::new()), |_| self.repository.loose_chain(disk));
+        self.disk(&disk.path, &disk.name, opened, layers);
+    }
+
+    fn disk(
+        &mut self,
+        path: &ObjectPath,
+        owner: &str,
+        opened: disk::Result<Arc<dyn Disk>>,
+        layers: disk::Result<Vec<LayerInfo>>,
+    ) {
+        self.findings.disks += 1;
+        let (opened, layers) = match (opened, layers) {
+            (Ok(opened), Ok(layers)) => (opened, layers),
+            (Err(error), _) | (_, Err(error)) => return self.findings.add_disk_error(path, &error, owner),
+        };
+        if self.is_data {
+            return self.read(path, owner, &opened, &pieces(opened.as_ref(), PIECE, false));
+        }
+        for layer in &layers {
+            self.count_blocks(layer, owner);
+        }
+        let is_encoded =
+            layers.iter().any(|layer| matches!(layer.format, Format::Exploded(filter) if filter != Filter::None));
+        if !is_encoded {
+            let block = layers.iter().map(|layer| layer.block_size).min().unwrap_or(PIECE).max(512);
+            self.read(path, owner, &opened, &pieces(opened.as_ref(), block, true));
+        }
+    }
+
+    /// Compares how many block files an exploded VHD promises and has. More than promised is harmless.
+    fn count_blocks(&mut self, layer: &LayerInfo, owner: &str) {
+        if layer.format == Format::File || layer.is_merging {
+            return;
+        }
+        let storage = self.repository.storage();
+        let count = || -> storage::Result<u64> {
+            let blocks = layer.data.join("blocks")?;
+            let mut count = 0;
+            for folder in storage.list(&blocks)? {
+                count += storage.list(&blocks.join(&folder.name)?)?.len();
+            }
+            Ok(u64::try_from(count).unwrap_or(u64::MAX))
+        };
+        let promised = layer.allocated_blocks;
+        match count() {
+            Ok(found) if found >= promised => {}
+            Ok(found) => {
+                let reason = format!("{promised} blocks are promised and only {found} are there");
+                self.findings.add(&layer.data.to_string(), &reason, true, Some(owner.to_owned()));
+            }
+            Err(error) if error.kind() == storage::ErrorKind::NotFound && promised == 0 => {}
+            Err(error) => {
+                let is_damage = error.kind() == storage::ErrorKind::NotFound;
+                self.findings.add(&layer.data.to_string(), &error.to_string(), is_damage, Some(owner.to_owned()));
+            }
+        }
+    }
+
+    /// Reads pieces with several threads; every piece is tried, the first fault of each kind is kept.
+    fn read(
+        &mut self,
+        path: &ObjectPath,
+        owner: &str,
+        disk: &Arc<dyn Disk>,
+        pieces: &disk::Result<Vec<std::ops::Range<u64>>>,
+    ) {
+        let pieces = match pieces {
+            Ok(pieces) => pieces,
+            Err(error) => return self.findings.add_disk_error(path, error, owner),
+        };
+        let total = pieces.iter().map(|piece| piece.end - piece.start).sum();
+        let mut progress = Progress::new(&format!("check {}", Shown(owner)), total, false);
+        let (next, lost) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (tell, told) = channel::bounded::<Result<u64, disk::Error>>(4 * THREADS);
+        let mut errors: BTreeMap<String, disk::Error> = BTreeMap::new();
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                let (tell, next, lost) = (tell.clone(), &next, &lost);
+                scope.spawn(move || {
+                    let mut buffer = Vec::new();
+                    while let Some(piece) =
+                        usize::try_from(next.fetch_add(1, Ordering::Relaxed)).ok().and_then(|at| pieces.get(at))
+                    {
+                        let len = piece.end - piece.start;
+                        buffer.resize(usize::try_from(len).expect("at most one piece"), 0);
+                        let read = disk.read_at(piece.start, &mut buffer).map(|()| len);
+                        if read.is_err() {
+                            lost.fetch_add(len, Ordering::Relaxed);
+                        }
+                        if tell.send(read).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(tell);
+            for read in told {
+                match read {
+                    Ok(len) => {
+                        self.findings.bytes += len;
+                        progress.advance(len, Times::default());
+                    }
+                    // A thousand lost blocks are a thousand lines; the kinds and the first ones say enough.
+                    Err(error) if errors.len() < 8 => drop(errors.insert(error.to_string(), error)),
+                    Err(_) => {}
+                }
+            }
+        });
+        for error in errors.values() {
+            self.findings.add_disk_error(path, error, owner);
+        }
+        let lost = lost.into_inner();
+        if lost > 0 && errors.len() == 8 {
+            let reason = format!("more of the same: {} cannot be read in all", size(lost));
+            self.findings.add(&path.to_string(), &reason, true, Some(owner.to_owned()));
+        }
+    }
+}
+
+/// Cuts the data of a disk into pieces of `block` bytes; only the last sector of each if `is_probe`.
+fn pieces(disk: &dyn Disk, block: u64, is_probe: bool) -> disk::Result<Vec<std::ops::Range<u64>>> {
+    let mut pieces = Vec::new();
+    for range in disk::data_ranges(disk) {
+        let range = range?;
+        let mut at = range.start;
+        while at < range.end {
+            let end = (at / block + 1).saturating_mul(block).min(range.end);
+            pieces.push(if is_probe { at.max(end.saturating_sub(512))..end } else { at..end });
+            at = end;
+        }
+    }
+    Ok(pieces)
+}

@@ -1,0 +1,98 @@
+//! The configuration: TOML, `/etc/xofs/config.toml` and the user's, whose entries win.
+//!
+//! ```toml
+//! [repositories.main]
+//! path = "/srv/backups"
+//! password_file = "/etc/xofs/main.key"       # or password_command = "..."
+//! ```
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde::Deserialize;
+
+use super::exit::Failure;
+
+/// What the configuration files say.
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Repositories by name.
+    #[serde(default)]
+    pub repositories: BTreeMap<String, Entry>,
+}
+
+/// One repository.
+#[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Where it lies: a path or `file:///path`.
+    pub path: String,
+    /// File that holds the encryption key.
+    pub password_file: Option<PathBuf>,
+    /// Command that prints the encryption key.
+    pub password_command: Option<String>,
+}
+
+impl Config {
+    /// Reads the files that exist.
+    ///
+    /// # Errors
+    /// `Usage`, naming the file, if one cannot be read or understood.
+    pub fn load() -> Result<Self> {
+        let mut config = Self::default();
+        for path in files() {
+            match std::fs::read_to_string(&path) {
+                Ok(text) => config.repositories.extend(Self::parse(&text, &path)?.repositories),
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
+                Err(error) => {
+                    return Err(Failure::usage(format!("read configuration '{}': {error}", path.display())).into());
+                }
+            }
+        }
+        Ok(config)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self> {
+        toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+            // Only the message: the line itself may hold a secret.
+            Failure::usage(format!("configuration '{}', line {line}: {}", path.display(), error.message())).into()
+        })
+    }
+}
+
+fn files() -> Vec<PathBuf> {
+    let mut files = vec![PathBuf::from("/etc/xofs/config.toml")];
+    let folder = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let user = folder("XDG_CONFIG_HOME").or_else(|| Some(folder("HOME")?.join(".config")));
+    files.extend(user.map(|folder| folder.join("xofs/config.toml")));
+    files
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("/etc/xofs/config.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn repositories_are_read_by_name() {
+        let config = parse("[repositories.main]\npath = '/srv/br'\npassword_file = '/k'\n").expect("parses");
+        let main = Entry { path: "/srv/br".into(), password_file: Some("/k".into()), password_command: None };
+        assert_eq!(config.repositories, BTreeMap::from([("main".to_owned(), main)]));
+        assert_eq!(parse(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn a_mistake_is_named_with_its_file_and_line() {
+        let error = parse("[repositories.main]\npath = '/srv/br'\npasword_file = 'x'\n").expect_err("misspelt");
+        assert!(error.starts_with("configuration '/etc/xofs/config.toml', line "), "{error}");
+        assert!(error.contains("pasword_file"), "{error}");
+        assert!(parse("[repositories.main]\n").expect_err("no path").contains("path"));
+    }
+}

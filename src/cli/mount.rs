@@ -1,0 +1,171 @@
+//! `xofs mount`: a repository as a folder.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::exit::{Exit, Failure};
+use super::{Global, daemon, open, signals, text};
+use crate::mount::{self, MountOptions, Unmounter};
+
+const EXAMPLES: &str = "\
+Examples:
+  xofs mount /srv/backups /mnt/restore
+  xofs mount main /mnt/restore --daemon --allow-other --umask 022
+  xofs mount /srv/backups/disk.vhd /mnt/disk
+
+In /etc/fstab:
+  /srv/backups /mnt/restore xofs ro,_netdev,nofail,noauto,x-systemd.automount 0 0
+
+A mount in the foreground ends, and is unmounted, with Ctrl-C or SIGTERM.";
+
+/// Mounts a repository read-only; returns (or serves on, in the foreground) when it can be read
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct MountArgs {
+    /// The repository (else XOFS_REPOSITORY or --repository), and the folder to mount it at
+    #[arg(num_args = 1..=2, required = true, value_names = ["REPO", "DIR"])]
+    names: Vec<OsString>,
+    /// Goes to the background once the mount can be read
+    #[arg(short, long)]
+    daemon: bool,
+    /// Lets other users in, as far as the modes do (see --umask)
+    #[arg(long)]
+    allow_other: bool,
+    /// Owner of everything, by number [default: who mounts]
+    #[arg(long, value_name = "NUMBER")]
+    uid: Option<u32>,
+    /// Group of everything, by number [default: that of who mounts]
+    #[arg(long, value_name = "NUMBER")]
+    gid: Option<u32>,
+    /// Permissions taken from 0555 and 0444, in octal [default: 0500 and 0400 are left]
+    #[arg(long, value_name = "OCTAL", value_parser = parse_umask)]
+    umask: Option<u32>,
+    /// Shows symbolic links of guests as small text files
+    #[arg(long)]
+    inert_symlinks: bool,
+    /// Memory for decoded blocks
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = text::parse_size)]
+    cache: u64,
+    /// Threads that answer requests [default: twice the number of cores, at least 8]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Options as mount(8) gives them, separated by commas: allow_other, uid=, gid=, umask=, password_file=, ...
+    #[arg(short, long, value_name = "OPTIONS")]
+    options: Vec<String>,
+}
+
+fn parse_umask(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(umask) if umask <= 0o777 => Ok(umask),
+        _ => Err("expected three octal digits, as in 077".to_owned()),
+    }
+}
+
+/// Where the mount stands, as a signal finds it.
+enum Progress {
+    /// Nothing is mounted: a signal ends the process at once.
+    Opening,
+    /// The mount is being made: a signal waits for it.
+    Mounting,
+    /// A signal came meanwhile.
+    Ending,
+    Mounted(Unmounter),
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Whatever keeps the repository from being mounted, or what ended the mount other than an unmount.
+pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
+    let mut global = global.clone();
+    arguments.take_options(&mut global)?;
+    let is_background = global.ready_on_stdout;
+    if arguments.daemon && !is_background {
+        let code = daemon::start(std::env::args_os().skip(1))?;
+        // The new process said why.
+        return if code == 0 { Ok(Exit::Done) } else { std::process::exit(i32::from(code)) };
+    }
+    let progress = Arc::new(Mutex::new(Progress::Opening));
+    let seen = progress.clone();
+    signals::handle(move || on_signal(&seen)).context("take over the signals")?;
+
+    let directory = PathBuf::from(arguments.names.pop().unwrap_or_default());
+    let address = arguments.names.pop();
+    let place = open::place(&global, address.as_deref())?;
+    let repository = open::repository(&global, &place, arguments.cache)?;
+    let options = MountOptions {
+        allow_other: arguments.allow_other,
+        uid: arguments.uid,
+        gid: arguments.gid,
+        umask: arguments.umask,
+        fsname: place.name.clone(),
+        threads: arguments.threads.map_or(0, usize::from),
+        inert_symlinks: arguments.inert_symlinks,
+    };
+    set(&progress, Progress::Mounting);
+    let session = mount::mount(repository, &directory, options)?;
+    let before = set(&progress, Progress::Mounted(session.unmounter()));
+    if matches!(before, Progress::Ending) {
+        drop(session);
+        return Ok(Exit::Interrupted);
+    }
+    if is_background {
+        daemon::ready()?;
+    }
+    daemon::notify();
+    session.wait()?;
+    Ok(Exit::Done)
+}
+
+fn set(progress: &Mutex<Progress>, next: Progress) -> Progress {
+    std::mem::replace(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner), next)
+}
+
+fn on_signal(progress: &Mutex<Progress>) {
+    let unmounter = {
+        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*progress {
+            Progress::Mounting => {
+                *progress = Progress::Ending;
+                return;
+            }
+            Progress::Mounted(unmounter) => unmounter.clone(),
+            // The second signal does not wait any more.
+            Progress::Opening | Progress::Ending => std::process::exit(Exit::Interrupted as i32),
+        }
+    };
+    if let Err(error) = unmounter.unmount() {
+        tracing::error!(%error, "the mount stays");
+    }
+}
+
+impl MountArgs {
+    /// Takes what `-o` says where the options of its own name do not say otherwise.
+    fn take_options(&mut self, global: &mut Global) -> Result<()> {
+        let mut given = mount_xofs::Options::default();
+        for options in &self.options {
+            given.add(options, false).map_err(|error| Failure::usage(error.to_string()))?;
+        }
+        for warning in &given.warnings {
+            tracing::warn!("{warning}");
+        }
+        self.allow_other |= given.allow_other;
+        self.inert_symlinks |= given.inert_symlinks;
+        self.uid = self.uid.or(given.uid);
+        self.gid = self.gid.or(given.gid);
+        self.umask = self.umask.or(given.umask);
+        if let Some(cache) = given.cache {
+            self.cache =
+                text::parse_size(&cache).map_err(|reason| Failure::usage(format!("option 'cache': {reason}")))?;
+        }
+        if global.password_file.is_none() && global.password_command.is_none() {
+            global.password_file = given.password_file.map(PathBuf::from);
+            global.password_command = given.password_command;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,116 @@
+//! From what was named on the command line to an open repository.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+
+use super::Global;
+use super::address::Place;
+use super::config::Config;
+use super::exit::{Exit, Failure};
+use super::password::{self, Source};
+use crate::repository::{ErrorKind, OpenOptions, Repository};
+
+/// Memory for decoded blocks of commands that read every block once (bytes).
+pub const SMALL_CACHE: u64 = 64 << 20;
+
+/// Finds the repository `address` names, or the default one.
+///
+/// # Errors
+/// `Usage` if none is named, or the address is of a kind that cannot be opened.
+pub fn place(global: &Global, address: Option<&OsStr>) -> Result<Place> {
+    let address = address.or(global.repository.as_deref()).ok_or_else(|| {
+        Failure::usage("no repository is named: give its path, --repository or the variable XOFS_REPOSITORY")
+    })?;
+    Place::find(address, &Config::load()?)
+}
+
+/// Opens a repository; asks for its key if it needs one that is given nowhere.
+///
+/// # Errors
+/// As for [`Repository::open`], and what reading the key fails with.
+pub fn repository(global: &Global, place: &Place, cache_bytes: u64) -> Result<Arc<Repository>> {
+    let source = source(global, place);
+    let failed = match attempt(place, source.as_ref(), cache_bytes) {
+        Ok(repository) => return Ok(repository),
+        Err(error) => error,
+    };
+    if source.is_some() || super::exit::of(&failed) != Exit::Key {
+        return Err(failed);
+    }
+    match password::ask(&place.name)? {
+        Some(key) => open(place, OpenOptions { key: Some(key), cache_bytes }),
+        None => Err(failed.context(
+            "the encryption key is needed: give --password-file, --password-command, XOFS_PASSWORD_FILE or an entry of \
+             the configuration",
+        )),
+    }
+}
+
+/// Opens a repository without ever asking a person.
+///
+/// # Errors
+/// As for [`repository`].
+pub fn repository_silently(global: &Global, place: &Place, cache_bytes: u64) -> Result<Arc<Repository>> {
+    attempt(place, source(global, place).as_ref(), cache_bytes)
+}
+
+fn source(global: &Global, place: &Place) -> Option<Source> {
+    Source::choose(
+        global.password_file.as_deref(),
+        global.password_command.as_deref(),
+        |name| std::env::var(name).ok(),
+        place.entry.as_ref(),
+    )
+}
+
+fn attempt(place: &Place, source: Option<&Source>, cache_bytes: u64) -> Result<Arc<Repository>> {
+    let key = source.map(Source::read).transpose()?;
+    open(place, OpenOptions { key, cache_bytes })
+}
+
+fn open(place: &Place, options: OpenOptions) -> Result<Arc<Repository>> {
+    // A daemon leaves the current folder.
+    let path = std::path::absolute(&place.path)
+        .with_context(|| format!("find the current folder, which '{}' starts from", place.path.display()))?;
+    match Repository::open(&path, options) {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied && is_root() => Err(error).context(
+            "root is refused: an NFS export may map root to nobody (root_squash); run xofs as the owner of the backups",
+        ),
+        opened => Ok(opened?),
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Splits the names of `xofs info [REPO] [WHAT]`: a lone name is WHAT where a default repository is known, unless it is
+/// clearly a path or an address.
+pub fn split_names<'a>(global: &Global, names: &'a [std::ffi::OsString]) -> (Option<&'a OsStr>, Option<&'a OsStr>) {
+    match names {
+        [repository, what, ..] => (Some(repository), Some(what)),
+        [name] if global.repository.is_some() && !is_path(name) => (None, Some(name)),
+        [name] => (Some(name), None),
+        [] => (None, None),
+    }
+}
+
+fn is_path(name: &OsStr) -> bool {
+    let text = name.to_string_lossy();
+    Path::new(name).is_absolute() || text.starts_with("./") || text.starts_with("../") || text.starts_with("file:")
+}
+
+/// Returns WHAT as text, empty if it was not given.
+///
+/// # Errors
+/// `Usage` if it is not UTF-8.
+pub fn text_of(what: Option<&OsStr>) -> Result<String> {
+    match what.map(OsStr::to_str) {
+        Some(Some(what)) => Ok(what.to_owned()),
+        Some(None) => Err(Failure::usage("the name of the VM, backup or disk is not UTF-8").into()),
+        None => Ok(String::new()),
+    }
+}
