@@ -192,6 +192,11 @@ fn explain_mount(mountpoint: &Path, error: &io::Error) -> String {
         io::ErrorKind::NotFound if !Path::new("/dev/fuse").exists() => {
             format!("mount at '{place}': /dev/fuse is missing; load the kernel module 'fuse'")
         }
+        io::ErrorKind::PermissionDenied if said.contains("os error 13") => {
+            format!(
+                "mount at '{place}': /dev/fuse may not be opened; ask for mode 0666 on it, as systems set it up, or mount as root"
+            )
+        }
         io::ErrorKind::NotFound => format!("mount at '{place}': fusermount3 was not found; install the package fuse3"),
         _ => format!("mount at '{place}': {said}"),
     }
