@@ -192,7 +192,7 @@ fn explain_mount(mountpoint: &Path, error: &io::Error) -> String {
         io::ErrorKind::NotFound if !Path::new("/dev/fuse").exists() => {
             format!("mount at '{place}': /dev/fuse is missing; load the kernel module 'fuse'")
         }
-        io::ErrorKind::PermissionDenied if said.contains("os error 13") => {
+        io::ErrorKind::PermissionDenied if error.raw_os_error() == Some(libc::EACCES) => {
             format!(
                 "mount at '{place}': /dev/fuse may not be opened; ask for mode 0666 on it, as systems set it up, or mount as root"
             )
