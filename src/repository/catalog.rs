@@ -114,11 +114,10 @@ impl Catalog {
         Self { storage, age, vms: Mutex::default(), backups: Mutex::default() }
     }
 
-    /// Looks again at each access from now on; for tests.
+    /// Looks again at each access from now on.
     #[cfg(test)]
-    pub fn without_age(mut self) -> Self {
+    pub fn look_always(&mut self) {
         self.age = Duration::ZERO;
-        self
     }
 
     pub fn vms(&self, problems: &Problems) -> Result<Arc<Vec<Vm>>> {

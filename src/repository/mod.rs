@@ -119,7 +119,13 @@ impl Repository {
             Some(name) => {
                 let storage: Arc<dyn Storage> = Arc::new(local);
                 let disk = loose::named_disk(&storage, &name)?;
-                Ok(Self::assemble(storage.clone(), storage, Layout::Disks, LooseDisks::single(disk), options.cache_bytes))
+                Ok(Self::assemble(
+                    storage.clone(),
+                    storage,
+                    Layout::Disks,
+                    LooseDisks::single(disk),
+                    options.cache_bytes,
+                ))
             }
             None => Self::with_storage(Arc::new(local), options),
         }
@@ -133,10 +139,22 @@ impl Repository {
         let entries = storage.list(&ObjectPath::root())?;
         if entries.iter().any(|entry| MARKERS.contains(&entry.name.as_str())) {
             let readable = EncryptedStorage::detect(storage.clone(), options.key)?;
-            return Ok(Self::assemble(storage, readable, Layout::Repository, LooseDisks::folder(), options.cache_bytes));
+            return Ok(Self::assemble(
+                storage,
+                readable,
+                Layout::Repository,
+                LooseDisks::folder(),
+                options.cache_bytes,
+            ));
         }
         if entries.iter().any(loose::is_vhd) {
-            return Ok(Self::assemble(storage.clone(), storage, Layout::Disks, LooseDisks::folder(), options.cache_bytes));
+            return Ok(Self::assemble(
+                storage.clone(),
+                storage,
+                Layout::Disks,
+                LooseDisks::folder(),
+                options.cache_bytes,
+            ));
         }
         let what = if entries.is_empty() { "is empty" } else { "holds neither" };
         let message = format!(

@@ -49,12 +49,21 @@ fn vm(vms: &[Vm], wanted: &str) -> Result<usize> {
     let digits = lower.replace('-', "");
     let is_same = |index: &usize| vms[*index].id.as_str() == wanted || folders[*index] == wanted;
     let is_named = |index: &usize| vms[*index].name == wanted || escape_name(&vms[*index].name) == wanted;
+    // As a folder is called in a mount, with any number of digits: how many it has there changes as VMs come and go.
+    let is_folder = |index: &usize| {
+        wanted.rsplit_once('~').is_some_and(|(name, digits)| {
+            let id = vms[*index].id.as_str().replace('-', "").to_ascii_lowercase();
+            !digits.is_empty()
+                && id.starts_with(&digits.to_ascii_lowercase())
+                && (vms[*index].name == name || escape_name(&vms[*index].name) == name)
+        })
+    };
     let begins = |index: &usize| {
         let id = vms[*index].id.as_str().to_ascii_lowercase();
         id.starts_with(&lower) || (!digits.is_empty() && id.replace('-', "").starts_with(&digits))
     };
     // The first way in which any VM is meant decides.
-    let ways: [&dyn Fn(&usize) -> bool; 3] = [&is_same, &is_named, &begins];
+    let ways: [&dyn Fn(&usize) -> bool; 4] = [&is_same, &is_named, &is_folder, &begins];
     for way in ways {
         let found: Vec<usize> = (0..vms.len()).filter(way).collect();
         match found.as_slice() {

@@ -1,1 +1,508 @@
-//! Tests of the repository as a whole.
+//! Tests of the repository as a whole, on a storage in memory.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use disk::{Disk, ErrorKind as DiskError, Extent};
+use storage::{ErrorKind as StorageError, Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation, Storage};
+
+use super::*;
+
+const VM: &str = "e15d58c8-1c93-4ef2-b5b1-db33d6955ecb";
+const OTHER: &str = "ea1365a8-89fa-4eca-b5d2-3919ce4c105e";
+
+fn time(day: u32) -> String {
+    format!("202608{day:02}T020003Z")
+}
+
+fn metadata(name: &str, day: u32) -> String {
+    let path = format!("vdis/job/vdi/{}.vhd", time(day));
+    format!(
+        r#"{{"mode":"delta","jobId":"job","vhds":{{"OpaqueRef:1":"{path}"}},"vm":{{"name_label":"{name}"}},
+        "vbds":{{"OpaqueRef:b":{{"VDI":"OpaqueRef:1","device":"xvda"}}}},"size":{day}}}"#
+    )
+}
+
+fn put(memory: &MemoryStorage, vm: &str, name: &str, day: u32) {
+    memory.put(&format!("{VM_FOLDER}/{vm}/{}.json", time(day)), metadata(name, day)).unwrap();
+}
+
+/// A repository that looks again at each access, with what lies under it.
+fn repository(fill: impl FnOnce(&MemoryStorage)) -> (Arc<Repository>, Arc<MemoryStorage>, Arc<FaultyStorage>) {
+    let memory = Arc::new(MemoryStorage::new());
+    fill(&memory);
+    let faulty = Arc::new(FaultyStorage::new(memory.clone()));
+    let mut repository = Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap();
+    Arc::get_mut(&mut repository).unwrap().catalog.look_always();
+    faulty.reset_counts();
+    (repository, memory, faulty)
+}
+
+fn id(vm: &str) -> VmId {
+    VmId::new(vm).unwrap()
+}
+
+fn sizes(backups: &[Arc<Backup>]) -> Vec<u64> {
+    backups.iter().map(|backup| backup.size).collect()
+}
+
+#[test]
+fn vms_are_the_folders_that_hold_backups() {
+    let (repository, memory, _) = repository(|memory| {
+        put(memory, VM, "old name", 1);
+        put(memory, VM, "web01", 2);
+        put(memory, OTHER, "db01", 1);
+        for path in
+            [".queue/clean-vm/x", "zombie/vdis/job/vdi/x.vhd", &format!("{VM}.lock/20260801T020003Z.json"), "file"]
+        {
+            memory.put(&format!("{VM_FOLDER}/{path}"), "{}").unwrap();
+        }
+        memory.put("1785549603123.test", "").unwrap();
+    });
+    let vms = repository.vms().unwrap();
+    let vm = |vm: &str, name: &str| Vm { id: id(vm), name: name.to_owned() };
+    assert_eq!(*vms, [vm(OTHER, "db01"), vm(VM, "web01")]);
+    assert!(Arc::ptr_eq(&vms, &repository.vms().unwrap()));
+    put(&memory, VM, "a new name", 3);
+    memory.remove(&format!("{VM_FOLDER}/{OTHER}/{}.json", time(1))).unwrap();
+    assert_eq!(*repository.vms().unwrap(), [vm(VM, "a new name")]);
+}
+
+#[test]
+fn the_name_comes_from_the_newest_metadata_that_can_be_read() {
+    let (repository, memory, faulty) = repository(|memory| {
+        put(memory, VM, "web01", 1);
+        memory.put(&format!("{VM_FOLDER}/{VM}/{}.json", time(2)), "{\"vm\":{\"name").unwrap();
+    });
+    assert_eq!(repository.vms().unwrap()[0].name, "web01");
+    faulty.reset_counts();
+    repository.vms().unwrap();
+    assert_eq!(faulty.count(Operation::Read), 0);
+    memory.overwrite(&format!("{VM_FOLDER}/{VM}/{}.json", time(2)), metadata("web02", 2)).unwrap();
+    assert_eq!(repository.vms().unwrap()[0].name, "web02");
+}
+
+#[test]
+fn a_listing_that_fails_is_an_error_and_never_an_empty_list() {
+    let (repository, _, faulty) = repository(|memory| put(memory, VM, "web01", 1));
+    let failing = |folder: String| {
+        faulty.set_rule(move |operation, path| {
+            (operation == Operation::List && path.as_str() == folder).then_some(Fault::Error(StorageError::Io))
+        });
+    };
+    failing(VM_FOLDER.to_owned());
+    assert_eq!(repository.vms().unwrap_err().kind(), ErrorKind::Unavailable);
+    failing(format!("{VM_FOLDER}/{VM}"));
+    assert_eq!(repository.backups(&id(VM)).unwrap_err().kind(), ErrorKind::Unavailable);
+    // The VM is shown, for what is in it is not known to be nothing.
+    assert_eq!(repository.vms().unwrap().len(), 1);
+    assert_eq!(repository.problems()[0].kind, ProblemKind::Listing);
+    faulty.release();
+    assert_eq!(repository.vms().unwrap()[0].name, "web01");
+    assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [1]);
+    assert_eq!(repository.problems(), []);
+    assert_eq!(repository.backups(&id("nobody")).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn backups_are_listed_oldest_first_and_those_that_did_not_change_stay_the_same() {
+    let (repository, memory, faulty) = repository(|memory| {
+        for day in [3, 1, 2] {
+            put(memory, VM, "web01", day);
+        }
+        for name in [".20260801T020003Z.json", "20260801T020003Z.json.tmp", "other.json", "20260805T020003Z.xva"] {
+            memory.put(&format!("{VM_FOLDER}/{VM}/{name}"), "").unwrap();
+        }
+    });
+    let first = repository.backups(&id(VM)).unwrap();
+    assert_eq!(sizes(&first), [1, 2, 3]);
+    assert_eq!(first[0].time.to_string(), "2026-08-01T020003Z");
+    faulty.reset_counts();
+    assert!(Arc::ptr_eq(&first, &repository.backups(&id(VM)).unwrap()));
+    assert_eq!(faulty.count(Operation::Read), 0);
+    memory.overwrite(&format!("{VM_FOLDER}/{VM}/{}.json", time(2)), metadata("web01", 20)).unwrap();
+    memory.remove(&format!("{VM_FOLDER}/{VM}/{}.json", time(1))).unwrap();
+    put(&memory, VM, "web01", 4);
+    let second = repository.backups(&id(VM)).unwrap();
+    assert_eq!(sizes(&second), [20, 3, 4]);
+    assert!(Arc::ptr_eq(&first[2], &second[1]));
+    assert_eq!(faulty.count(Operation::Read), 2);
+}
+
+#[test]
+fn a_listing_is_believed_for_a_moment() {
+    let memory = Arc::new(MemoryStorage::new());
+    put(&memory, VM, "web01", 1);
+    let faulty = Arc::new(FaultyStorage::new(memory));
+    let repository = Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap();
+    let (vms, backups) = (repository.vms().unwrap(), repository.backups(&id(VM)).unwrap());
+    faulty.reset_counts();
+    assert!(Arc::ptr_eq(&vms, &repository.vms().unwrap()));
+    assert!(Arc::ptr_eq(&backups, &repository.backups(&id(VM)).unwrap()));
+    assert_eq!(faulty.total(), 0);
+}
+
+#[test]
+fn metadata_that_does_not_parse_is_a_listed_problem_until_it_does() {
+    let path = format!("{VM_FOLDER}/{VM}/{}.json", time(2));
+    let (repository, memory, _) = repository(|memory| {
+        put(memory, VM, "web01", 1);
+        memory.put(&path, "{\"mode\":\"del").unwrap();
+        memory.put(&format!("{VM_FOLDER}/{VM}/20261399T996099Z.json"), "{}").unwrap();
+    });
+    let backups = repository.backups(&id(VM)).unwrap();
+    assert_eq!((backups.len(), backups[1].mode), (2, Mode::Unreadable));
+    assert!(backups[1].problem.as_ref().unwrap().starts_with(&format!("'{path}': it is no JSON: ")));
+    let problems = repository.problems();
+    assert_eq!(problems.len(), 2);
+    assert_eq!((problems[0].path.as_str(), problems[0].backup.clone()), (path.as_str(), Some(backups[1].id())));
+    assert_eq!(problems[1].path.file_name(), "20261399T996099Z.json");
+    memory.overwrite(&path, metadata("web01", 2)).unwrap();
+    assert_eq!(repository.backups(&id(VM)).unwrap()[1].mode, Mode::Incremental);
+    assert_eq!(repository.problems().len(), 1);
+}
+
+#[test]
+fn a_backup_that_was_read_is_shown_as_it_was_while_the_storage_fails() {
+    let path = format!("{VM_FOLDER}/{VM}/{}.json", time(1));
+    let (repository, memory, faulty) = repository(|memory| put(memory, VM, "web01", 1));
+    let first = repository.backups(&id(VM)).unwrap();
+    memory.overwrite(&path, metadata("web01", 7)).unwrap();
+    faulty.set_rule(|operation, _| (operation == Operation::Read).then_some(Fault::Error(StorageError::Io)));
+    for _ in 0..2 {
+        assert!(Arc::ptr_eq(&first, &repository.backups(&id(VM)).unwrap()));
+    }
+    put(&memory, VM, "web01", 2);
+    let modes: Vec<Mode> = repository.backups(&id(VM)).unwrap().iter().map(|backup| backup.mode).collect();
+    assert_eq!(modes, [Mode::Incremental, Mode::Unreadable]);
+    faulty.release();
+    assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [7, 2]);
+    assert_eq!(repository.problems(), []);
+}
+
+/// Writes XO's cache of `days`, as XO does: in place, after all else. It says another size than the files do.
+fn write_cache(memory: &MemoryStorage, days: &[u32]) {
+    let entry = |day: &u32| format!("\"/{VM_FOLDER}/{VM}/{}.json\":{}", time(*day), metadata("cached", day + 100));
+    let entries: Vec<String> = days.iter().map(entry).collect();
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(format!("{{{}}}", entries.join(",")).as_bytes()).unwrap();
+    let path = format!("{VM_FOLDER}/{VM}/cache.json.gz");
+    memory.put(&path, "").unwrap();
+    memory.overwrite(&path, encoder.finish().unwrap()).unwrap();
+}
+
+#[test]
+fn the_listing_cache_is_believed_if_it_agrees_with_the_folder() {
+    let (repository, memory, faulty) = repository(|memory| {
+        for day in 1..=5 {
+            put(memory, VM, "web01", day);
+        }
+        write_cache(memory, &[1, 2, 3, 4, 5]);
+    });
+    assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [101, 102, 103, 104, 105]);
+    assert_eq!(faulty.count(Operation::Read), 1);
+    // What is written after it is read from its file.
+    memory.overwrite(&format!("{VM_FOLDER}/{VM}/{}.json", time(3)), metadata("web01", 33)).unwrap();
+    assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [101, 102, 33, 104, 105]);
+}
+
+#[test]
+fn a_listing_cache_that_disagrees_with_the_folder_is_not_believed() {
+    let path = format!("{VM_FOLDER}/{VM}/cache.json.gz");
+    let spoil: [(&str, &dyn Fn(&MemoryStorage)); 6] = [
+        ("one is missing", &|memory| write_cache(memory, &[1, 2, 3, 4])),
+        ("one is too many", &|memory| write_cache(memory, &[1, 2, 3, 4, 5, 6])),
+        ("one is another", &|memory| write_cache(memory, &[1, 2, 3, 4, 6])),
+        ("a file is younger", &|memory| {
+            write_cache(memory, &[1, 2, 3, 4, 5]);
+            memory.overwrite(&format!("{VM_FOLDER}/{VM}/{}.json", time(2)), metadata("web01", 2)).unwrap();
+        }),
+        ("the folder is younger", &|memory| {
+            write_cache(memory, &[1, 2, 3, 4, 5]);
+            memory.put(&format!("{VM_FOLDER}/{VM}/new"), "").unwrap();
+        }),
+        ("it is no gzip", &|memory| {
+            memory.put(&path, "").unwrap();
+            memory.overwrite(&path, "{}").unwrap();
+        }),
+    ];
+    for (why, spoil) in spoil {
+        let (repository, ..) = repository(|memory| {
+            for day in 1..=5 {
+                put(memory, VM, "web01", day);
+            }
+            spoil(memory);
+        });
+        assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [1, 2, 3, 4, 5], "{why}");
+    }
+}
+
+/// A disk of one repeated byte.
+struct Flat(u64, u8);
+
+impl Disk for Flat {
+    fn size(&self) -> u64 {
+        self.0
+    }
+    fn read_at(&self, _: u64, buffer: &mut [u8]) -> disk::Result<()> {
+        buffer.fill(self.1);
+        Ok(())
+    }
+    fn extent_at(&self, offset: u64) -> disk::Result<Extent> {
+        Ok(Extent { len: self.0 - offset, is_hole: self.1 == 0 })
+    }
+}
+
+fn vhd(byte: u8) -> Vec<u8> {
+    let view =
+        vhd::VhdView::new(Arc::new(Flat(4 << 20, byte)), uuid::Uuid::from_u128(u128::from(byte) + 1), 0).unwrap();
+    let mut bytes = vec![0; usize::try_from(view.size()).unwrap()];
+    view.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// An empty child of the VHD made by `vhd(0)`, which calls it `parent`.
+fn child(parent: &str) -> Vec<u8> {
+    let mut bytes = vhd(0);
+    let end = bytes.len() - 512;
+    let mut footer = vhd::Footer::parse(bytes[..512].try_into().unwrap()).unwrap();
+    let mut header = vhd::Header::parse(bytes[512..1536].try_into().unwrap()).unwrap();
+    header.parent_uuid = Some(footer.uuid);
+    header.parent_name = parent.to_owned();
+    footer.uuid = uuid::Uuid::from_u128(99);
+    footer.disk_type = vhd::DiskType::Differencing;
+    bytes[..512].copy_from_slice(&footer.to_bytes());
+    bytes[512..1536].copy_from_slice(&header.to_bytes());
+    bytes[end..].copy_from_slice(&footer.to_bytes());
+    bytes
+}
+
+fn disk_path(day: u32) -> String {
+    format!("{VM_FOLDER}/{VM}/vdis/job/vdi/{}.vhd", time(day))
+}
+
+#[test]
+fn a_disk_is_opened_once_and_is_stale_when_its_backup_is_gone() {
+    let (repository, memory, _) = repository(|memory| {
+        put(memory, VM, "web01", 1);
+        memory.put(&disk_path(1), vhd(7)).unwrap();
+    });
+    let backup = repository.backups(&id(VM)).unwrap()[0].clone();
+    let open = || repository.open_disk(&backup, &backup.disks[0]);
+    let disk = open().unwrap();
+    assert!(Arc::ptr_eq(&disk, &open().unwrap()));
+    let mut byte = [0];
+    disk.read_at(4_000_000, &mut byte).unwrap();
+    assert_eq!((disk.size(), byte), (4 << 20, [7]));
+    assert_eq!(repository.chain(&backup, &backup.disks[0]).unwrap().len(), 1);
+    let path = backup.metadata.as_str();
+    // Written again: what was open stays good, but is not handed out any more.
+    memory.overwrite(path, metadata("web01", 1)).unwrap();
+    assert!(!Arc::ptr_eq(&disk, &open().unwrap()));
+    disk.read_at(0, &mut byte).unwrap();
+    // Replaced by a rename: the file that was open has no name, but the backup is there.
+    memory.put(path, metadata("web01", 1)).unwrap();
+    disk.read_at(0, &mut byte).unwrap();
+    memory.remove(path).unwrap();
+    assert_eq!(disk.read_at(0, &mut byte).unwrap_err().kind(), DiskError::Stale);
+    assert_eq!(open().err().unwrap().kind(), DiskError::Stale);
+    assert_eq!(repository.problems(), []);
+}
+
+#[test]
+fn a_disk_that_cannot_be_opened_is_a_problem_until_it_can() {
+    let (repository, memory, _) = repository(|memory| put(memory, VM, "web01", 1));
+    let backup = repository.backups(&id(VM)).unwrap()[0].clone();
+    let open = || repository.open_disk(&backup, &backup.disks[0]);
+    assert_eq!(open().err().unwrap().kind(), DiskError::Damaged);
+    assert_eq!(open().err().unwrap().kind(), DiskError::Damaged);
+    let problems = repository.problems();
+    assert_eq!(problems.len(), 1);
+    assert_eq!((problems[0].kind, problems[0].path.as_str()), (ProblemKind::Disk, disk_path(1).as_str()));
+    memory.put(&disk_path(1), vhd(0)).unwrap();
+    open().unwrap();
+    assert_eq!(repository.problems(), []);
+}
+
+#[test]
+fn a_disk_whose_path_leads_outside_is_listed_and_refused() {
+    let (repository, ..) = repository(|memory| {
+        let json = r#"{"mode":"delta","vhds":{"OpaqueRef:1":"../../../../etc/passwd"}}"#;
+        memory.put(&format!("{VM_FOLDER}/{VM}/{}.json", time(1)), json).unwrap();
+    });
+    let backup = repository.backups(&id(VM)).unwrap()[0].clone();
+    assert_eq!((backup.mode, backup.disks[0].name.as_str()), (Mode::Incremental, "disk0"));
+    let error = repository.open_disk(&backup, &backup.disks[0]).err().unwrap();
+    assert_eq!(error.kind(), DiskError::Damaged);
+    assert!(error.to_string().contains("outside the repository"), "{error}");
+    assert_eq!(repository.problems().len(), 1);
+}
+
+#[test]
+fn a_compressed_xva_is_listed_with_the_reason_it_cannot_be_read() {
+    let (repository, memory, _) = repository(|memory| {
+        let json = r#"{"mode":"full","xva":"./20260801T020003Z.xva","size":99}"#;
+        memory.put(&format!("{VM_FOLDER}/{VM}/{}.json", time(1)), json).unwrap();
+        memory.put(&format!("{VM_FOLDER}/{VM}/{}.xva", time(1)), [&[0x1f, 0x8b][..], &[0; 98]].concat()).unwrap();
+        memory.put(&format!("{VM_FOLDER}/{VM}/{}.json", time(2)), r#"{"mode":"full"}"#).unwrap();
+        memory.put(&format!("{VM_FOLDER}/{VM}/{}.json", time(3)), r#"{"mode":"full","xva":"no.xva"}"#).unwrap();
+    });
+    let backups = repository.backups(&id(VM)).unwrap();
+    let found: Vec<_> = backups.iter().map(|backup| (backup.mode, backup.size, backup.disks.len())).collect();
+    assert_eq!(found, [(Mode::Full, 99, 0), (Mode::Full, 0, 0), (Mode::Full, 0, 0)]);
+    let problem = |index: usize| backups[index].problem.clone().unwrap();
+    assert!(problem(0).contains("compressed with gzip"), "{}", problem(0));
+    assert!(problem(1).contains("'xva'"), "{}", problem(1));
+    assert!(problem(2).contains("no.xva"), "{}", problem(2));
+    drop(memory);
+}
+
+#[test]
+fn backups_of_configuration_and_pools_are_listed_with_their_files() {
+    let (repository, ..) = repository(|memory| {
+        for day in [2, 1] {
+            memory.put(&format!("{CONFIG_FOLDER}/schedule/{}/data.json", time(day)), "{}").unwrap();
+            memory.put(&format!("{CONFIG_FOLDER}/schedule/{}/metadata.json", time(day)), "{ }").unwrap();
+        }
+        memory.put(&format!("{CONFIG_FOLDER}/schedule/other/data.json"), "").unwrap();
+        memory.put(&format!("{POOL_FOLDER}/schedule/pool/{}/data", time(1)), "dump").unwrap();
+    });
+    let configs = repository.config_backups().unwrap();
+    let files = vec![("data.json".to_owned(), 2), ("metadata.json".to_owned(), 3)];
+    let found: Vec<_> = configs.iter().map(|backup| (backup.group.as_str(), backup.time.stored())).collect();
+    assert_eq!(found, [("schedule", time(1)), ("schedule", time(2))]);
+    assert_eq!(configs[0].files, files);
+    let pools = repository.pool_backups().unwrap();
+    assert_eq!((pools.len(), pools[0].group.as_str()), (1, "pool"));
+    assert_eq!(repository.read_stored(&pools[0].directory.join("data").unwrap()).unwrap(), b"dump");
+    assert_eq!(*repository.vms().unwrap(), []);
+}
+
+#[test]
+fn people_name_vms_backups_and_disks_in_several_ways() {
+    let (repository, ..) = repository(|memory| {
+        for day in [1, 2, 20] {
+            put(memory, VM, "web/01", day);
+        }
+        put(memory, OTHER, "web", 1);
+        put(memory, "ea1365a8-0000-4eca-b5d2-3919ce4c105e", "web", 1);
+    });
+    let name = |what: &str| match repository.select(what) {
+        Ok(Selection::Vm(vm)) => vm.id.to_string(),
+        Ok(Selection::Backup(_, backup)) => backup.time.to_string(),
+        Ok(Selection::Disk(_, backup, disk)) => format!("{} {}", backup.time, disk.name),
+        Ok(Selection::Loose(disk)) => disk.name.clone(),
+        Err(error) => format!("{:?}", error.kind()),
+    };
+    for (what, expected) in [
+        ("web%2F01", VM),
+        (VM, VM),
+        ("e15", VM),
+        ("E15D58C81C93", VM),
+        ("web%2F01~e15d58c8", VM),
+        ("web~ea1365a88", OTHER),
+        ("web~EA1365A889", OTHER),
+        ("web~ea13", "Ambiguous"),
+        ("web01~e15d58c8", "NotFound"),
+        ("ea1365a8-8", OTHER),
+        ("web", "Ambiguous"),
+        ("ea1365a8", "Ambiguous"),
+        ("nobody", "NotFound"),
+        ("", "NotFound"),
+        ("e15/latest", "2026-08-20T020003Z"),
+        ("e15/latest~2", "2026-08-01T020003Z"),
+        ("e15/latest~3", "NotFound"),
+        ("e15/latest~", "NotFound"),
+        ("e15/latest1", "NotFound"),
+        ("e15/2026-08-2", "2026-08-20T020003Z"),
+        ("e15/20260820T02", "2026-08-20T020003Z"),
+        ("e15/2026-08-02T020003Z", "2026-08-02T020003Z"),
+        ("e15/2026-08", "Ambiguous"),
+        ("e15/2027", "NotFound"),
+        ("e15/", VM),
+        ("e15/é", "NotFound"),
+        ("e15/latest/xvda", "2026-08-20T020003Z xvda"),
+        ("e15/latest/disks/xvda.raw", "2026-08-20T020003Z xvda"),
+        ("e15/latest/xvdb", "NotFound"),
+    ] {
+        assert_eq!(name(what), expected, "{what:?}");
+    }
+    let message = repository.select("web").unwrap_err().to_string();
+    assert_eq!(message, "'web' names several VMs: 'web~ea1365a80', 'web~ea1365a88'; say which");
+}
+
+#[test]
+fn a_folder_of_vhds_shows_those_that_are_no_parents() {
+    let memory = Arc::new(MemoryStorage::new());
+    memory.put("base.vhd", vhd(0)).unwrap();
+    memory.put("leaf.vhd", child("base.vhd")).unwrap();
+    memory.put("other.alias.vhd", "data/x.vhd\n").unwrap();
+    memory.put("data/x.vhd", vhd(3)).unwrap();
+    memory.put("odd.vhd", "no vhd").unwrap();
+    memory.put(".hidden.vhd", vhd(0)).unwrap();
+    let repository = Repository::with_storage(memory, OpenOptions::default()).unwrap();
+    assert_eq!((repository.layout(), repository.vms().unwrap().len()), (Layout::Disks, 0));
+    let disks = repository.loose_disks().unwrap();
+    let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
+    assert_eq!(names, ["leaf", "odd", "other"]);
+    assert_eq!(repository.loose_chain(&disks[0]).unwrap().len(), 2);
+    assert_eq!(repository.open_loose(&disks[1]).err().unwrap().kind(), DiskError::Damaged);
+    let mut byte = [0];
+    repository.open_loose(&disks[2]).unwrap().read_at(0, &mut byte).unwrap();
+    assert_eq!(byte, [3]);
+    assert!(matches!(repository.select("leaf"), Ok(Selection::Loose(disk)) if disk.name == "leaf"));
+    assert_eq!(repository.select("base").unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_path_may_lead_to_one_vhd_an_alias_or_an_exploded_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(path("data/x.vhd")).unwrap();
+    for part in ["bat", "footer", "header"] {
+        std::fs::write(path("data/x.vhd").join(part), "").unwrap();
+    }
+    std::fs::write(path("one.vhd"), vhd(5)).unwrap();
+    std::fs::write(path("other.vhd"), vhd(6)).unwrap();
+    std::fs::write(path("two.alias.vhd"), "data/x.vhd").unwrap();
+    std::fs::write(path("note.txt"), "").unwrap();
+    let open = |name: &str| Repository::open(&path(name), OpenOptions::default());
+    let shown = |name: &str| {
+        let repository = open(name).unwrap();
+        assert_eq!(repository.layout(), Layout::Disks);
+        let disks = repository.loose_disks().unwrap();
+        disks.iter().map(|disk| format!("{} {}", disk.name, disk.path)).collect::<Vec<_>>()
+    };
+    assert_eq!(shown("one.vhd"), ["one one.vhd"]);
+    assert_eq!(shown("two.alias.vhd"), ["two two.alias.vhd"]);
+    assert_eq!(shown("data/x.vhd"), ["two two.alias.vhd"]);
+    assert_eq!(shown(""), ["one one.vhd", "other other.vhd", "two two.alias.vhd"]);
+    std::fs::remove_file(path("two.alias.vhd")).unwrap();
+    assert_eq!(shown("data/x.vhd"), ["x x.vhd"]);
+    assert_eq!(open("note.txt").err().unwrap().kind(), ErrorKind::NoSuchRepository);
+    assert_eq!(open("nothing").err().unwrap().kind(), ErrorKind::NoSuchRepository);
+}
+
+#[test]
+fn what_is_no_repository_is_refused_with_what_was_expected() {
+    let open = |fill: &dyn Fn(&MemoryStorage)| {
+        let memory = Arc::new(MemoryStorage::new());
+        fill(&memory);
+        Repository::with_storage(memory, OpenOptions::default()).err().unwrap()
+    };
+    let error = open(&|_| {});
+    assert_eq!(error.kind(), ErrorKind::NoSuchRepository);
+    assert!(error.to_string().contains("is empty: a backup repository (a folder with 'xo-vm-backups')"), "{error}");
+    assert_eq!(open(&|memory| memory.put("a.txt", "").unwrap()).kind(), ErrorKind::NoSuchRepository);
+    let encrypted = |memory: &MemoryStorage| {
+        memory.put("encryption.json", r#"{"algorithm":"chacha20-poly1305"}"#).unwrap();
+        memory.put("metadata.json", [0; 77]).unwrap();
+    };
+    assert_eq!(open(&encrypted).kind(), ErrorKind::Key);
+    let gone = ObjectPath::root();
+    let faulty = FaultyStorage::new(Arc::new(MemoryStorage::new()));
+    faulty.set_rule(|_, _| Some(Fault::Error(StorageError::Io)));
+    assert!(faulty.list(&gone).is_err());
+    let error = Repository::with_storage(Arc::new(faulty), OpenOptions::default()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::Unavailable);
+}
