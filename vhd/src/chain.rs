@@ -58,18 +58,19 @@ impl Chain {
         resolver.refuse_merged_away(name)?;
         let mut members = vec![resolver.member(name)?];
         let mut seen: HashSet<ObjectPath> = members.iter().map(|member| member.layer.data.clone()).collect();
-        while let Some(child) = members.last()
-            && let Some(parent_uuid) = child.layer.parent_uuid()
-        {
-            let parent = resolver.parent(&child.layer, parent_uuid)?;
+        loop {
+            let child = members.last().expect("starts with one");
+            let Some(parent_uuid) = child.layer.parent_uuid() else { break };
+            let mut parent = resolver.parent(&child.layer, parent_uuid)?;
+            if let Some(layer) = Arc::get_mut(&mut parent.layer).filter(|layer| layer.header.is_none()) {
+                // A fixed disk has no blocks of its own and takes those of its child.
+                layer.block_size = child.layer.block_size;
+            }
             let layer = &parent.layer;
             if layer.block_size != child.layer.block_size {
                 let (ours, theirs) = (child.layer.block_size.bytes(), layer.block_size.bytes());
-                // A fixed disk has no blocks of its own and takes those of its child.
-                if layer.header.is_some() {
-                    let reason = format!("blocks of {ours} bytes as in its child were expected, {theirs} were found");
-                    return Err(Error::new(ErrorKind::Damaged, &layer.data, reason));
-                }
+                let reason = format!("blocks of {ours} bytes as in its child were expected, {theirs} were found");
+                return Err(Error::new(ErrorKind::Damaged, &layer.data, reason));
             }
             if !seen.insert(layer.data.clone()) {
                 let reason = "its parents form a loop: it is its own ancestor";

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::Exploded;
 use crate::filter::Filter;
 use crate::footer::DiskType;
-use crate::geometry::{BlockIndex, BlockSize, BlockSpan, FileSector, SECTOR};
+use crate::geometry::{BlockIndex, BlockSize, BlockSpan, FileSector, SECTOR_LEN};
 use crate::layer::{BitmapRule, BlockMap, Body, Format, Layer};
 
 /// How long a read is tried again while the files under it change; XO's own pauses (an alias that is empty for an
@@ -292,8 +292,11 @@ struct Snapshot {
     /// The layers' own maps, read again only for blocks that are composed of several layers.
     maps: OnceLock<Vec<BlockMap>>,
     storage: Arc<dyn Storage>,
-    files: Option<Mutex<LruCache<(u16, BlockIndex), Arc<dyn Object>>>>,
+    files: Option<Mutex<OpenFiles>>,
 }
+
+/// Open block files, by the number of their layer and their block.
+type OpenFiles = LruCache<(u16, BlockIndex), Arc<dyn Object>>;
 
 /// The answer of a block's topmost layer: its number in the chain and the block's place in it.
 #[derive(Clone, Copy)]
@@ -327,14 +330,14 @@ impl Snapshot {
             let visible = usize::try_from(block_size.block_count(*limit)).expect("at most MAX_BLOCKS");
             let number = u16::try_from(number + 1).expect("at most MAX_LAYERS");
             for (block, layer) in layers.iter_mut().enumerate().take(visible) {
-                if *layer == 0
-                    && let Some(place) = map.place(block)
-                {
-                    *layer = number;
-                    allocated_blocks += 1;
-                    if let Some(sector) = sectors.get_mut(block) {
-                        *sector = place;
-                    }
+                if *layer != 0 {
+                    continue;
+                }
+                let Some(place) = map.place(block) else { continue };
+                *layer = number;
+                allocated_blocks += 1;
+                if let Some(sector) = sectors.get_mut(block) {
+                    *sector = place;
                 }
             }
         }
@@ -451,7 +454,7 @@ impl Snapshot {
             return Ok(None);
         }
         let bitmap = flat.bitmap(layer, block, place.sector)?;
-        let sectors = self.block_size.len() / SECTOR as usize;
+        let sectors = self.block_size.len() / SECTOR_LEN;
         let is_full = (0..sectors).all(|sector| has_sector(&bitmap, sector));
         Ok((!is_full).then_some(bitmap))
     }
@@ -490,14 +493,13 @@ impl Snapshot {
     ) -> Result<Outcome> {
         let layer = &self.chain.members[place.layer].layer;
         let Body::Flat(flat) = &layer.body else { unreachable!("only a VHD file has partial bitmaps") };
-        let sector_len = SECTOR as usize;
         let mut done = 0;
         while done < part.len() {
             let at = span.skip + done;
-            let is_here = has_sector(bitmap, at / sector_len);
-            let mut end = (at / sector_len + 1) * sector_len;
-            while end < span.skip + part.len() && has_sector(bitmap, end / sector_len) == is_here {
-                end += sector_len;
+            let is_here = has_sector(bitmap, at / SECTOR_LEN);
+            let mut end = (at / SECTOR_LEN + 1) * SECTOR_LEN;
+            while end < span.skip + part.len() && has_sector(bitmap, end / SECTOR_LEN) == is_here {
+                end += SECTOR_LEN;
             }
             let len = end.min(span.skip + part.len()) - at;
             let run = &mut part[done..done + len];
@@ -549,8 +551,8 @@ impl Snapshot {
             return Ok(());
         }
         let number = u16::try_from(place.layer + 1).expect("at most MAX_LAYERS");
-        let own = self.layers[..block.0 as usize].iter().enumerate().rev().filter(|(_, layer)| **layer == number);
-        if let Some((lower, _)) = own.skip(MERGE_IN_FLIGHT).next() {
+        let mut own = self.layers[..block.0 as usize].iter().enumerate().rev().filter(|(_, layer)| **layer == number);
+        if let Some((lower, _)) = own.nth(MERGE_IN_FLIGHT) {
             let lower = BlockIndex(u32::try_from(lower).expect("at most MAX_BLOCKS"));
             if Exploded::is_there(&member.layer, &self.storage, lower)? {
                 let reason = "its file is missing, and the merge under way has not come that far: it was lost before";

@@ -109,7 +109,8 @@ impl Flat {
         if self.object.read_at(header.table_offset, &mut table)? != bytes {
             return Err(damaged("its block table is cut off".into()));
         }
-        let sectors: Vec<u32> = table.as_chunks::<4>().0.iter().map(|entry| u32::from_be_bytes(*entry)).collect();
+        let sectors: Vec<u32> =
+            table.chunks_exact(4).map(|entry| u32::from_be_bytes([entry[0], entry[1], entry[2], entry[3]])).collect();
         check_overlap(&sectors, table_end, layer.block_size).map_err(damaged)?;
         Ok(BlockMap::Sectors(sectors))
     }

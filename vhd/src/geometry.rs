@@ -10,6 +10,9 @@ use crate::error::FormatError;
 /// The length of a sector in bytes; every address in a VHD file counts these.
 pub const SECTOR: u64 = 512;
 
+/// The same for what is in memory.
+pub(crate) const SECTOR_LEN: usize = 512;
+
 /// The number of a block of the disk, counted from its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct BlockIndex(pub u32);

@@ -33,7 +33,7 @@ pub(crate) fn names(object: &dyn Object, header: &Header) -> Result<Vec<String>>
 fn decode(locator: &ParentLocator, bytes: &[u8]) -> Option<String> {
     let text = match &locator.platform_code {
         b"W2ru" | b"W2ku" => {
-            let units = bytes.as_chunks::<2>().0.iter().map(|unit| u16::from_le_bytes(*unit));
+            let units = bytes.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]));
             char::decode_utf16(units).collect::<std::result::Result<String, _>>().ok()?
         }
         b"MacX" => String::from_utf8(bytes.to_vec()).ok()?.strip_prefix("file://")?.to_owned(),
