@@ -30,7 +30,7 @@ Examples:
   xofs check /srv/backups
   xofs check main web01/latest --data
 
-Ends with 13 if damage was found, with 1 if something could not be checked. Writes nothing.";
+Ends with 13 if damage was found, else with 3 if something could not be checked. Writes nothing.";
 
 /// Checks the structure of backups, or every stored byte, and says what each fault costs
 #[derive(Debug, Args)]
@@ -59,6 +59,8 @@ struct Findings {
 
 impl Findings {
     fn add(&mut self, path: &str, reason: &str, is_damage: bool, costs: Option<String>) {
+        // Errors name their file first; the line does so already.
+        let reason = reason.strip_prefix(&format!("'{path}': ")).unwrap_or(reason);
         let fault = self.faults.entry((path.to_owned(), reason.to_owned())).or_default();
         fault.0 |= is_damage;
         fault.1.extend(costs);
@@ -131,7 +133,7 @@ fn report(repository: &str, findings: &Findings, arguments: &CheckArgs) -> Resul
     }
     Ok(match (damages, unknown) {
         (0, 0) => Exit::Done,
-        (0, _) => Exit::Failed,
+        (0, _) => Exit::Partial,
         _ => Exit::Damaged,
     })
 }

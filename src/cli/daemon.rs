@@ -60,10 +60,7 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<u8> {
 /// # Errors
 /// What the system says.
 pub fn ready() -> Result<()> {
-    let keeps_log = logging::is_journal();
-    if !keeps_log {
-        logging::leave_terminal();
-    }
+    let keeps_log = logging::leave_terminal();
     // Refused only to the leader of a process group, which has no need of it.
     let _ = rustix::process::setsid();
     std::env::set_current_dir("/").context("leave the current folder")?;

@@ -19,16 +19,20 @@ const FACILITY: u8 = 3 << 3;
 static DETACHED: OnceLock<Target> = OnceLock::new();
 
 enum Target {
+    /// Standard error, which is the journal.
+    Journal,
     Syslog(UnixDatagram),
     Nowhere,
 }
 
 /// Starts the log. `XOFS_LOG` chooses what is logged (`debug`, `xofs=debug,vhd=info`), else `level`.
-pub fn start(level: Level) {
+///
+/// A process on its way to the background shows only warnings and errors to the terminal it will leave.
+pub fn start(level: Level, is_background: bool) {
     let filter = EnvFilter::try_from_env("XOFS_LOG").unwrap_or_else(|_| EnvFilter::new(level.as_str()));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(Writer)
+        .with_writer(Writer { is_background })
         .with_ansi(false)
         .without_time()
         .with_target(false)
@@ -37,8 +41,13 @@ pub fn start(level: Level) {
     let _ = tracing::subscriber::set_global_default(subscriber);
 }
 
-/// Sends the log to syslog from now on, or nowhere if nobody listens.
-pub fn leave_terminal() {
+/// Sends the log to the journal from now on if standard error is that, else to syslog, or nowhere if nobody listens.
+/// Returns whether standard error is still in use.
+pub fn leave_terminal() -> bool {
+    if is_journal() {
+        let _ = DETACHED.set(Target::Journal);
+        return true;
+    }
     let socket = UnixDatagram::unbound().and_then(|socket| {
         socket.connect(SYSLOG)?;
         // A syslog that hangs must not hang the mount.
@@ -46,21 +55,24 @@ pub fn leave_terminal() {
         Ok(socket)
     });
     let _ = DETACHED.set(socket.map_or(Target::Nowhere, Target::Syslog));
+    false
 }
 
 /// Whether standard error already leads to the journal. Source: systemd.exec(5), `$JOURNAL_STREAM`.
-pub fn is_journal() -> bool {
+fn is_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     std::fs::metadata("/proc/self/fd/2").is_ok_and(|stderr| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
 }
 
-struct Writer;
+struct Writer {
+    is_background: bool,
+}
 
 impl<'a> MakeWriter<'a> for Writer {
     type Writer = Line;
 
     fn make_writer(&'a self) -> Line {
-        Line { severity: 6, bytes: Vec::new() }
+        Line { severity: 6, is_background: self.is_background, bytes: Vec::new() }
     }
 
     fn make_writer_for(&'a self, metadata: &Metadata<'_>) -> Line {
@@ -70,13 +82,14 @@ impl<'a> MakeWriter<'a> for Writer {
             Level::INFO => 6,
             _ => 7,
         };
-        Line { severity, bytes: Vec::new() }
+        Line { severity, is_background: self.is_background, bytes: Vec::new() }
     }
 }
 
 /// One line, written when it is complete.
 struct Line {
     severity: u8,
+    is_background: bool,
     bytes: Vec<u8>,
 }
 
@@ -95,7 +108,8 @@ impl Drop for Line {
     fn drop(&mut self) {
         // A log that cannot be written has nowhere to say so.
         let _ = match DETACHED.get() {
-            None => io::stderr().lock().write_all(&self.bytes),
+            None if self.is_background && self.severity > 4 => Ok(()),
+            None | Some(Target::Journal) => io::stderr().lock().write_all(&self.bytes),
             Some(Target::Syslog(socket)) => {
                 let mut line = format!("<{}>xofs[{}]: ", FACILITY | self.severity, std::process::id()).into_bytes();
                 line.extend_from_slice(self.bytes.trim_ascii());

@@ -108,7 +108,7 @@ pub fn main() -> ExitCode {
         // Problems of a repository are part of what the commands print.
         (_, false) => Level::ERROR,
     };
-    logging::start(level);
+    logging::start(level, cli.global.ready_on_stdout);
     let global = &cli.global;
     let result = match cli.command {
         Command::Mount(arguments) => mount::run(global, arguments),

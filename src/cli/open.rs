@@ -42,10 +42,7 @@ pub fn repository(global: &Global, place: &Place, cache_bytes: u64) -> Result<Ar
     }
     match password::ask(&place.name)? {
         Some(key) => open(place, OpenOptions { key: Some(key), cache_bytes }),
-        None => Err(failed.context(
-            "the encryption key is needed: give --password-file, --password-command, XOFS_PASSWORD_FILE or an entry of \
-             the configuration",
-        )),
+        None => Err(failed),
     }
 }
 

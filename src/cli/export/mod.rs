@@ -135,10 +135,12 @@ fn find(repository: &Repository, what: &str) -> Result<Source> {
         .into()),
         Selection::Backup(_, backup) => {
             let [disk] = backup.disks.as_slice() else {
+                if let (true, Some(problem)) = (backup.disks.is_empty(), &backup.problem) {
+                    return Err(anyhow::anyhow!("'{}' has no disk that can be read: {problem}", Shown(what)));
+                }
                 let names = backup.disks.iter().map(|disk| disk.name.as_str()).collect::<Vec<_>>().join(", ");
-                let reason = backup.problem.as_deref().map(|problem| format!(" ({problem})")).unwrap_or_default();
                 return Err(Failure::usage(format!(
-                    "'{}' has {} disks: name one of them{}{}{reason}",
+                    "'{}' has {} disks: name one of them{}{}",
                     Shown(what),
                     backup.disks.len(),
                     if names.is_empty() { "" } else { ": " },

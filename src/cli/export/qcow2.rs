@@ -160,7 +160,7 @@ impl Qcow2View {
         if cluster < layout.l2 {
             let first = (cluster - layout.l1) * L2_ENTRIES;
             return entries(L2_ENTRIES, &|entry| match self.tables.binary_search(&(first + entry)) {
-                Ok(at) => (layout.l2 + u64_of(at)) * CLUSTER | COPIED,
+                Ok(at) => ((layout.l2 + u64_of(at)) * CLUSTER) | COPIED,
                 Err(_) => 0,
             });
         }
@@ -169,7 +169,7 @@ impl Qcow2View {
         let start = self.runs.partition_point(|run| run.first + run.count <= first);
         for run in self.runs[start..].iter().take_while(|run| run.first < first + L2_ENTRIES) {
             for guest in run.first.max(first)..(run.first + run.count).min(first + L2_ENTRIES) {
-                let entry = (layout.data + run.rank + (guest - run.first)) * CLUSTER | COPIED;
+                let entry = ((layout.data + run.rank + (guest - run.first)) * CLUSTER) | COPIED;
                 let at = usize_of(guest - first) * 8;
                 table[at..at + 8].copy_from_slice(&entry.to_be_bytes());
             }

@@ -1,0 +1,248 @@
+//! The commands, as people run them: the built binary on the fixtures.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use support::{expected, fixture, is_mounted, scratch, sha256, succeed, write_key, xofs};
+
+fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("cli-").tempdir_in(scratch()).expect("a folder")
+}
+
+/// Runs `xofs` without a terminal and returns its exit code, standard output and standard error.
+fn run(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("the built binary starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (status.code().expect("not ended by a signal"), text(stdout), text(stderr))
+}
+
+fn json(command: &mut Command) -> Value {
+    serde_json::from_str(&succeed(command)).expect("--json writes JSON")
+}
+
+fn text<'a>(value: &'a Value, key: &str) -> &'a str {
+    value[key].as_str().unwrap_or_else(|| panic!("{key} is text in {value}"))
+}
+
+/// The time of a backup as its metadata file is called.
+fn time(backup: &Value) -> &str {
+    let file = text(backup, "metadata").rsplit('/').next().expect("at least one part");
+    file.trim_end_matches(".json")
+}
+
+#[test]
+fn every_backup_is_listed_under_its_vm() {
+    let fixture = fixture("main");
+    let listed = json(xofs().arg("list").arg(fixture.join("repo")).arg("--json"));
+    for vm in expected(&fixture)["vms"].as_array().expect("VMs") {
+        let found = listed["vms"].as_array().expect("VMs").iter().find(|found| found["uuid"] == vm["uuid"]);
+        let found = found.unwrap_or_else(|| panic!("{} is listed", vm["name"]));
+        assert_eq!(found["name"], vm["name"]);
+        let times = |backups: &Value, of: &dyn Fn(&Value) -> String| -> Vec<String> {
+            backups.as_array().expect("backups").iter().map(of).collect()
+        };
+        let listed = times(&found["backups"], &|backup| text(backup, "time").replace('-', ""));
+        assert_eq!(listed, times(&vm["backups"], &|backup| time(backup).to_owned()), "{}", vm["name"]);
+    }
+}
+
+#[test]
+fn an_export_has_the_bytes_of_the_disk_in_every_format() {
+    let fixture = fixture("main");
+    let repository = fixture.join("repo");
+    let folder = folder();
+    let (raw, qcow2, vhd) = (folder.path().join("raw"), folder.path().join("qcow2"), folder.path().join("vhd"));
+    let mut count = 0;
+    for vm in expected(&fixture)["vms"].as_array().expect("VMs") {
+        let Some(backup) = vm["backups"].as_array().and_then(|backups| backups.last()) else { continue };
+        let what = format!("{}/{}", text(vm, "uuid"), time(backup));
+        let info = json(xofs().arg("info").arg(&repository).arg(&what).arg("--json"));
+        // A compressed XVA has none.
+        for (disk, truth) in
+            info["disks"].as_array().expect("disks").iter().zip(backup["disks"].as_array().expect("disks"))
+        {
+            let what = format!("{what}/{}", text(disk, "name"));
+            let export = |format: &str, path: &Path| {
+                succeed(
+                    xofs().args(["export", "--force", "--format", format, "-o"]).arg(path).arg(&repository).arg(&what),
+                );
+            };
+            export("raw", &raw);
+            assert_eq!(sha256(&raw).as_deref(), Ok(text(truth, "sha256")), "{what}");
+            assert_eq!(Some(fs::metadata(&raw).expect("stat").len()), truth["virtualSize"].as_u64(), "{what}");
+            export("qcow2", &qcow2);
+            succeed(Command::new("qemu-img").args(["check", "-f", "qcow2"]).arg(&qcow2));
+            succeed(Command::new("qemu-img").args(["compare", "-f", "raw", "-F", "qcow2"]).arg(&raw).arg(&qcow2));
+            export("vhd", &vhd);
+            succeed(Command::new("qemu-img").args(["compare", "-f", "raw", "-F", "vpc"]).arg(&raw).arg(&vhd));
+            count += 1;
+        }
+    }
+    assert!(count >= 8, "{count} disks were compared");
+    let names = fs::read_dir(folder.path()).expect("lists").count();
+    assert_eq!(names, 3, "nothing else is left in the folder");
+}
+
+#[test]
+fn a_pipe_gets_the_same_bytes_as_a_file() {
+    let repository = fixture("main").join("repo");
+    let folder = folder();
+    for format in ["raw", "qcow2", "vhd"] {
+        let file = folder.path().join(format);
+        let export = |output: &Path| {
+            let mut command = xofs();
+            command
+                .args(["export", "--format", format])
+                .arg(&repository)
+                .arg("web01/latest/xvda")
+                .arg("-o")
+                .arg(output);
+            command.output().expect("the built binary starts")
+        };
+        assert!(export(&file).status.success(), "{format}");
+        let piped = export(Path::new("-"));
+        assert!(piped.status.success() && piped.stdout == fs::read(&file).expect("reads"), "{format}");
+        let again = export(&file);
+        assert_eq!(again.status.code(), Some(1), "{format}: an existing file is not replaced");
+    }
+}
+
+#[test]
+fn a_single_vhd_is_exported_without_a_repository() {
+    let folder = folder();
+    let (raw, vhd, back) = (folder.path().join("a.raw"), folder.path().join("a.vhd"), folder.path().join("b.raw"));
+    let bytes: Vec<u8> =
+        (0..8_u32 << 20).map(|at| if at < 3 << 20 { u8::try_from(at % 251).unwrap_or(0) } else { 0 }).collect();
+    fs::write(&raw, &bytes).expect("writes");
+    succeed(
+        Command::new("qemu-img").args(["convert", "-f", "raw", "-O", "vpc", "-o", "force_size=on"]).arg(&raw).arg(&vhd),
+    );
+    succeed(xofs().arg("export").arg(&vhd).arg("-o").arg(&back));
+    assert!(fs::read(&back).expect("reads") == bytes);
+    let info = json(xofs().arg("info").arg(&vhd).arg("--json"));
+    assert_eq!(info["virtualSize"], 8 << 20);
+    assert_eq!(info["chain"].as_array().map(Vec::len), Some(1));
+}
+
+#[test]
+fn a_sound_repository_has_no_damage_and_a_broken_one_says_what_it_costs() {
+    let (code, out, err) = run(xofs().arg("check").arg(fixture("main").join("repo")).arg("--data"));
+    assert!(out.contains("no damage found"), "{out}{err}");
+    // Its compressed XVAs cannot be read.
+    assert_eq!(code, 3, "{out}{err}");
+    let (code, out, err) = run(xofs().arg("check").arg(fixture("hard").join("repo")));
+    assert_eq!(code, 13, "{err}");
+    for name in ["broken01/2026-08-02T020003Z/xvda", "broken06/2026-08-03T020003Z/xvda", "broken10/2026-08-02T020003Z"]
+    {
+        assert!(out.contains(name), "{name} is named in\n{out}");
+    }
+}
+
+#[test]
+fn an_encrypted_repository_needs_its_key() {
+    let fixture = fixture("encrypted-aes-256-gcm");
+    let repository = fixture.join("repo");
+    let truth = expected(&fixture);
+    let key = truth["remote"]["encryptionKey"].as_str().unwrap_or_else(|| panic!("a key in {}", truth["remote"]));
+    let folder = folder();
+    let file = write_key(folder.path(), key);
+    let listed = json(xofs().arg("list").arg(&repository).arg("--json").arg("--password-file").arg(&file));
+    assert_eq!(listed["vms"].as_array().map(Vec::len), truth["vms"].as_array().map(Vec::len));
+    succeed(xofs().arg("list").arg(&repository).env("XOFS_PASSWORD", key));
+    succeed(xofs().arg("list").arg(&repository).env("XOFS_PASSWORD_COMMAND", format!("cat '{}'", file.display())));
+    for (name, password) in [("missing", None), ("wrong", Some("0".repeat(32))), ("short", Some("secret".to_owned()))] {
+        let mut command = xofs();
+        command.arg("list").arg(&repository);
+        if let Some(password) = &password {
+            command.env("XOFS_PASSWORD", password);
+        }
+        let (code, _, err) = run(&mut command);
+        assert_eq!(code, 12, "{name}: {err}");
+        assert_eq!(err.lines().count(), 1, "{name}: {err}");
+        assert!(password.is_none_or(|password| !err.contains(&password)), "{name}: {err}");
+    }
+}
+
+#[test]
+fn every_failure_is_one_line_with_its_exit_code() {
+    let main = fixture("main").join("repo");
+    let main = main.to_str().expect("UTF-8");
+    let folder = folder();
+    let empty = folder.path().to_str().expect("UTF-8");
+    for (arguments, code, part) in [
+        (vec!["list", "/nowhere"], 10, "'/nowhere' does not exist"),
+        (vec!["list", empty], 10, "is empty"),
+        (vec!["list", "s3://key:hunter2@host/bucket"], 2, "not supported yet"),
+        (vec!["list", "nfs://nas:/export"], 2, "mount -t nfs"),
+        (vec!["info", main, "nobody"], 1, "nobody"),
+        (vec!["info", main, "web01", "--chain"], 2, "only a disk has a chain"),
+        (vec!["export", main, "web01/latest", "-o", "-"], 2, "has 2 disks"),
+        (vec!["mount", main, "/nowhere"], 1, "/nowhere"),
+        (vec!["unmount", empty], 1, "nothing is mounted at"),
+        (vec!["/nowhere", empty, "-o", "ro,dev,suid"], 32, "'/nowhere' does not exist"),
+        (vec![main, empty, "-o", "colour=hunter2"], 32, "unknown mount option 'colour'"),
+    ] {
+        let (got, _, err) = run(xofs().args(&arguments).env("HOME", empty));
+        assert_eq!(got, code, "{arguments:?}: {err}");
+        assert!(err.contains(part), "{arguments:?}: {err}");
+        assert!(err.starts_with("xofs: ") && err.lines().count() == 1, "{arguments:?}: {err}");
+        assert!(!err.contains("hunter2"), "{err}");
+    }
+}
+
+#[test]
+fn configured_repositories_are_found_by_name_and_one_that_is_down_delays_nothing() {
+    let folder = folder();
+    fs::create_dir(folder.path().join("xofs")).expect("a new folder");
+    let main = fixture("main").join("repo");
+    let config = format!("[repositories.down]\npath = '/nowhere'\n[repositories.main]\npath = '{}'\n", main.display());
+    fs::write(folder.path().join("xofs/config.toml"), config).expect("writes");
+    let configured = || {
+        let mut command = xofs();
+        command.env("XDG_CONFIG_HOME", folder.path());
+        command
+    };
+    assert!(succeed(configured().args(["list", "main"])).contains("web01"));
+    assert!(succeed(configured().args(["info", "web01/latest", "-r", "main"])).starts_with("backup: web01/"));
+    let (code, out, err) = run(configured().arg("list"));
+    assert_eq!(code, 3, "{err}");
+    assert!(out.contains("web01"), "{out}");
+    assert!(err.starts_with("xofs: repository 'down': ") && err.lines().count() == 1, "{err}");
+}
+
+#[test]
+fn a_daemon_returns_when_the_mount_can_be_read() {
+    let folder = folder();
+    let main = fixture("main").join("repo");
+    // As a person, and as mount(8) calls a FUSE program.
+    for arguments in [&["mount", "--daemon"][..], &[]] {
+        let place = folder.path().canonicalize().expect("exists").join("mount");
+        fs::create_dir(&place).expect("a new folder");
+        let mut command = xofs();
+        command.args(arguments).arg(&main).arg(&place).args(["-o", "ro,_netdev"]);
+        let (code, _, err) = run(&mut command);
+        assert_eq!((code, err.as_str()), (0, ""));
+        assert!(is_mounted(&place));
+        assert_eq!(fs::read_dir(place.join("vms")).expect("lists").count(), 8);
+        succeed(xofs().arg("unmount").arg(&place));
+        assert!(!is_mounted(&place));
+        fs::remove_dir(&place).expect("empty");
+    }
+}
+
+#[test]
+fn completions_and_the_manual_come_from_the_parser() {
+    let folder = folder();
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(succeed(xofs().args(["completions", shell])).contains("export"), "{shell}");
+    }
+    succeed(xofs().arg("man").arg(folder.path()));
+    for page in ["xofs", "xofs-mount", "xofs-export", "xofs-check"] {
+        let page = fs::read_to_string(folder.path().join(format!("{page}.1"))).expect("a page");
+        assert!(page.contains(".SH NAME") && page.contains("Example"));
+    }
+}
