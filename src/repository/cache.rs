@@ -14,7 +14,8 @@ use flate2::read::MultiGzDecoder;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use storage::{ObjectPath, Stat, Storage};
 
-use super::metadata::{Fields, Metadata};
+use super::fields::Fields;
+use super::metadata::Metadata;
 
 /// The name of the cache in a VM's folder.
 pub(super) const NAME: &str = "cache.json.gz";

@@ -58,10 +58,9 @@ pub(super) fn locate(path: &Path) -> Result<Place> {
         return folder(&path);
     }
     // XO names the parents of a folder `data/x.vhd` relative to the alias of it, which lies beside `data`.
-    if let (Some("data"), Some(above)) = (parent.file_name().and_then(|name| name.to_str()), parent.parent()) {
-        if let Some(alias) = alias_of(above, name) {
-            return Ok(Place { root: above.to_path_buf(), disk: Some(alias) });
-        }
+    let above = parent.parent().filter(|_| parent.file_name().is_some_and(|name| name == "data"));
+    if let Some((above, alias)) = above.and_then(|above| Some((above, alias_of(above, name)?))) {
+        return Ok(Place { root: above.to_path_buf(), disk: Some(alias) });
     }
     Ok(Place { root: parent.to_path_buf(), disk: Some(name.to_owned()) })
 }

@@ -1,18 +1,17 @@
 //! The metadata file of a backup: JSON in, what we show of it out.
 //!
 //! The file is XO's, and its records are XAPI's as received: any value may be missing or of another type, which never
-//! is an error here. Only what is kept is ever held in memory: a file of 64 MiB yields a few hundred bytes. Texts are
-//! cut ([`LABEL_LIMIT`], [`DESCRIPTION_LIMIT`], [`TAG_LIMIT`]), so a backup of up to four disks takes at most 4 KiB.
+//! is an error here. Only what is kept is ever held in memory, a few hundred bytes in general, and texts are cut
+//! ([`LABEL_LIMIT`], [`DESCRIPTION_LIMIT`], [`TAG_LIMIT`]): a backup of four disks whose texts are all that long takes
+//! 4 KiB.
 //!
 //! Source: XO, `@xen-orchestra/backups/_runners/_writers/IncrementalRemoteWriter.mjs` and `FullRemoteWriter.mjs`.
 
-use serde::de::{self, Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use std::fmt;
-use std::marker::PhantomData;
-
+use serde::de::{Deserialize, IgnoredAny, MapAccess};
 use storage::ObjectPath;
 use uuid::Uuid;
 
+use super::fields::{Entries, Fields, Record, Scalar, Texts, cut};
 use super::naming::{Device, device_of_user_device, disk_names, is_device_name};
 use super::{BackupId, BackupTime, VmId};
 
@@ -23,11 +22,9 @@ const DESCRIPTION_LIMIT: usize = 256;
 /// Longest tag kept (bytes).
 const TAG_LIMIT: usize = 64;
 /// Most tags kept.
-const TAGS_LIMIT: usize = 16;
+const TAGS_LIMIT: usize = 8;
 /// Longest path taken (bytes); a longer one makes its disk unusable.
 const PATH_LIMIT: usize = 1024;
-/// Most entries of one object taken; XAPI allows 255 disks, so more is damage.
-const ENTRIES_LIMIT: usize = 1024;
 /// A reference of XAPI to nothing.
 const NULL_REFERENCE: &str = "OpaqueRef:NULL";
 
@@ -289,23 +286,9 @@ fn find<'a, T>(entries: &'a [(String, T)], key: &str) -> Option<&'a T> {
     entries.iter().find(|(name, _)| name == key).map(|(_, value)| value)
 }
 
-/// Cuts a text to at most `limit` bytes, at a character.
-fn cut(mut text: String, limit: usize) -> String {
-    let end = (0..=limit.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
-    text.truncate(end);
-    text.shrink_to_fit();
-    text
-}
-
 /// Returns a name as it is kept.
 pub(super) fn label_of(text: &str) -> String {
     cut(text.to_owned(), LABEL_LIMIT)
-}
-
-/// Something made of the fields of a JSON object.
-trait Record: Default {
-    /// Takes the value of a field out of `map`: exactly one value, [`IgnoredAny`] for an unknown field.
-    fn take<'de, A: MapAccess<'de>>(&mut self, field: &str, map: &mut A) -> Result<(), A::Error>;
 }
 
 impl Record for Metadata {
@@ -315,9 +298,12 @@ impl Record for Metadata {
             "jobId" => self.job_id = label(map)?,
             "scheduleId" => self.schedule_id = label(map)?,
             "size" => self.size = map.next_value::<Scalar>()?.number().unwrap_or(0),
-            "tags" => self.tags = map.next_value::<Tags>()?.0,
-            "xva" => self.xva = map.next_value::<Scalar>()?.path(),
-            "vhds" => self.vhds = entries(map, Scalar::path)?,
+            "tags" => {
+                self.tags =
+                    map.next_value::<Texts>()?.0.into_iter().take(TAGS_LIMIT).map(|tag| cut(tag, TAG_LIMIT)).collect()
+            }
+            "xva" => self.xva = path_of(map.next_value()?),
+            "vhds" => self.vhds = entries(map, path_of)?,
             "vdis" => self.vdis = entries(map, |Fields(vdi)| vdi)?,
             "vbds" => self.vbds = entries(map, |Fields(vbd)| vbd)?,
             "isVhdDifferencing" => self.is_differencing = entries(map, |value: Scalar| value.flag())?,
@@ -375,215 +361,19 @@ fn label<'de, A: MapAccess<'de>>(map: &mut A) -> Result<String, A::Error> {
     Ok(cut(map.next_value::<Scalar>()?.text(), LABEL_LIMIT))
 }
 
+/// A path, cut after [`PATH_LIMIT`] bytes, which [`resolve`] then refuses.
+fn path_of(value: Scalar) -> Option<String> {
+    match value {
+        Scalar::Text(path) => Some(cut(path, PATH_LIMIT + 3)),
+        _ => None,
+    }
+}
+
 fn entries<'de, A: MapAccess<'de>, T: Deserialize<'de>, U>(
     map: &mut A,
     of: impl Fn(T) -> U,
 ) -> Result<Vec<(String, U)>, A::Error> {
     Ok(map.next_value::<Entries<T>>()?.0.into_iter().map(|(key, value)| (key, of(value))).collect())
-}
-
-/// A value that is no object and no array; these are read and dropped.
-#[derive(Debug)]
-enum Scalar {
-    Text(String),
-    Number(u64),
-    Flag(bool),
-    Other,
-}
-
-impl Scalar {
-    fn text(self) -> String {
-        match self {
-            Self::Text(text) => text,
-            Self::Number(number) => number.to_string(),
-            Self::Flag(_) | Self::Other => String::new(),
-        }
-    }
-
-    /// A path, cut after [`PATH_LIMIT`] bytes, which [`resolve`] then refuses.
-    fn path(self) -> Option<String> {
-        match self {
-            Self::Text(text) => Some(cut(text, PATH_LIMIT + 3)),
-            _ => None,
-        }
-    }
-
-    /// XAPI's 64-bit numbers come as numbers or as text.
-    fn number(self) -> Option<u64> {
-        match self {
-            Self::Number(number) => Some(number),
-            Self::Text(text) => text.parse().ok(),
-            Self::Flag(_) | Self::Other => None,
-        }
-    }
-
-    /// Very old files have 0 and 1.
-    fn flag(self) -> Option<bool> {
-        match self {
-            Self::Flag(flag) => Some(flag),
-            Self::Number(number @ (0 | 1)) => Some(number == 1),
-            _ => None,
-        }
-    }
-
-    fn uuid(self) -> Option<Uuid> {
-        Uuid::try_parse(&self.text()).ok()
-    }
-}
-
-/// An object as a [`Record`]; anything else is an empty one.
-pub(super) struct Fields<T>(pub T);
-
-/// An object as its entries, in order; anything else has none.
-struct Entries<T>(Vec<(String, T)>);
-
-/// An array as its texts; anything else has none.
-struct Tags(Vec<String>);
-
-/// Visits any value; what the implementor does not take is read and dropped.
-trait Take<'de>: Sized {
-    fn nothing() -> Self;
-    fn map<A: MapAccess<'de>>(mut map: A) -> Result<Self, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Self::nothing())
-    }
-    fn sequence<A: SeqAccess<'de>>(mut sequence: A) -> Result<Self, A::Error> {
-        while sequence.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Self::nothing())
-    }
-    fn text(_: String) -> Self {
-        Self::nothing()
-    }
-    fn number(_: u64) -> Self {
-        Self::nothing()
-    }
-    fn flag(_: bool) -> Self {
-        Self::nothing()
-    }
-}
-
-struct Taker<T>(PhantomData<T>);
-
-impl<'de, T: Take<'de>> Visitor<'de> for Taker<T> {
-    type Value = T;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("any JSON value")
-    }
-    fn visit_bool<E: de::Error>(self, flag: bool) -> Result<T, E> {
-        Ok(T::flag(flag))
-    }
-    fn visit_i64<E: de::Error>(self, number: i64) -> Result<T, E> {
-        Ok(u64::try_from(number).map_or_else(|_| T::nothing(), T::number))
-    }
-    fn visit_u64<E: de::Error>(self, number: u64) -> Result<T, E> {
-        Ok(T::number(number))
-    }
-    fn visit_f64<E: de::Error>(self, number: f64) -> Result<T, E> {
-        // Only whole numbers that a double holds exactly are taken: JavaScript writes 1e21 and above with an exponent.
-        const EXACT: f64 = 9_007_199_254_740_992.0;
-        if number.fract() != 0.0 || !(0.0..=EXACT).contains(&number) {
-            return Ok(T::nothing());
-        }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole, and within 0..=2^53")]
-        Ok(T::number(number as u64))
-    }
-    fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
-        Ok(T::text(text.to_owned()))
-    }
-    fn visit_unit<E: de::Error>(self) -> Result<T, E> {
-        Ok(T::nothing())
-    }
-    fn visit_seq<A: SeqAccess<'de>>(self, sequence: A) -> Result<T, A::Error> {
-        T::sequence(sequence)
-    }
-    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<T, A::Error> {
-        T::map(map)
-    }
-}
-
-impl<'de> Take<'de> for Scalar {
-    fn nothing() -> Self {
-        Self::Other
-    }
-    fn text(text: String) -> Self {
-        Self::Text(text)
-    }
-    fn number(number: u64) -> Self {
-        Self::Number(number)
-    }
-    fn flag(flag: bool) -> Self {
-        Self::Flag(flag)
-    }
-}
-
-impl<'de, T: Record> Take<'de> for Fields<T> {
-    fn nothing() -> Self {
-        Self(T::default())
-    }
-    fn map<A: MapAccess<'de>>(mut map: A) -> Result<Self, A::Error> {
-        let mut record = T::default();
-        while let Some(field) = map.next_key::<String>()? {
-            record.take(&field, &mut map)?;
-        }
-        Ok(Self(record))
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Take<'de> for Entries<T> {
-    fn nothing() -> Self {
-        Self(Vec::new())
-    }
-    fn map<A: MapAccess<'de>>(mut map: A) -> Result<Self, A::Error> {
-        let mut entries = Vec::new();
-        while let Some(key) = map.next_key::<String>()? {
-            if entries.len() < ENTRIES_LIMIT {
-                entries.push((cut(key, LABEL_LIMIT), map.next_value()?));
-            } else {
-                map.next_value::<IgnoredAny>()?;
-            }
-        }
-        Ok(Self(entries))
-    }
-}
-
-impl<'de> Take<'de> for Tags {
-    fn nothing() -> Self {
-        Self(Vec::new())
-    }
-    fn sequence<A: SeqAccess<'de>>(mut sequence: A) -> Result<Self, A::Error> {
-        let mut tags = Vec::new();
-        while let Some(tag) = sequence.next_element::<Scalar>()? {
-            if let (Scalar::Text(tag), true) = (tag, tags.len() < TAGS_LIMIT) {
-                tags.push(cut(tag, TAG_LIMIT));
-            }
-        }
-        Ok(Self(tags))
-    }
-}
-
-impl<'de> Deserialize<'de> for Scalar {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Taker(PhantomData))
-    }
-}
-
-impl<'de, T: Record> Deserialize<'de> for Fields<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Taker(PhantomData))
-    }
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entries<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Taker(PhantomData))
-    }
-}
-
-impl<'de> Deserialize<'de> for Tags {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(Taker(PhantomData))
-    }
 }
 
 #[cfg(test)]

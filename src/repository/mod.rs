@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Repository
-//!   ├─ catalog    VMs and backups, listed again on access     ◄─ cache, metadata
+//!   ├─ catalog    VMs and backups, listed again on access     ◄─ cache, metadata (fields)
 //!   ├─ disks      open disks, shared                          ─► vhd, xva
 //!   ├─ loose      VHDs without any metadata
 //!   ├─ stored     backups of XO's configuration and of pool metadata
@@ -18,6 +18,7 @@ mod cache;
 mod catalog;
 mod disks;
 mod error;
+mod fields;
 mod ids;
 mod loose;
 mod metadata;

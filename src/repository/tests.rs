@@ -209,7 +209,8 @@ fn the_listing_cache_is_believed_if_it_agrees_with_the_folder() {
 #[test]
 fn a_listing_cache_that_disagrees_with_the_folder_is_not_believed() {
     let path = format!("{VM_FOLDER}/{VM}/cache.json.gz");
-    let spoil: [(&str, &dyn Fn(&MemoryStorage)); 6] = [
+    type Spoil<'a> = &'a dyn Fn(&MemoryStorage);
+    let spoil: [(&str, Spoil<'_>); 6] = [
         ("one is missing", &|memory| write_cache(memory, &[1, 2, 3, 4])),
         ("one is too many", &|memory| write_cache(memory, &[1, 2, 3, 4, 5, 6])),
         ("one is another", &|memory| write_cache(memory, &[1, 2, 3, 4, 6])),
