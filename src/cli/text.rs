@@ -15,7 +15,7 @@ pub fn size(bytes: u64) -> String {
         scale *= 1024;
     }
     let tenths = u128::from(bytes) * 10 / u128::from(scale);
-    if tenths.is_multiple_of(10) || tenths >= 1000 {
+    if tenths % 10 == 0 || tenths >= 1000 {
         format!("{} {}", tenths / 10, UNITS[unit])
     } else {
         format!("{}.{} {}", tenths / 10, tenths % 10, UNITS[unit])

@@ -295,6 +295,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::single_range_in_vec_init, reason = "one range of pages is meant")]
     fn the_image_holds_the_disk() {
         for (size, pages) in [
             (0, vec![]),
