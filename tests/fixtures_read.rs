@@ -25,7 +25,7 @@ struct Repository {
 }
 
 const MAIN: Repository = Repository { name: "main", equal: 38, not_recovered: 4 };
-const HARD: Repository = Repository { name: "hard", equal: 0, not_recovered: 0 };
+const HARD: Repository = Repository { name: "hard", equal: 100, not_recovered: 21 };
 const CHACHA20: Repository = Repository { name: "encrypted-chacha20-poly1305", equal: 7, not_recovered: 0 };
 const AES: Repository = Repository { name: "encrypted-aes-256-gcm", equal: 7, not_recovered: 0 };
 
