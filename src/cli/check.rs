@@ -1,7 +1,7 @@
 //! `xofs check`: what is damaged, and which backups suffer from it. Never writes.
 //!
 //! Structure: every disk of every backup is opened, which verifies its chain; of every flat layer the last sector of
-//! each stored block is read, which finds files cut short; of exploded layers the block files are counted. With
+//! each stored block is read, which finds files cut short; of exploded layers the block files are listed. With
 //! `--data` every stored byte is read, decompressed and authenticated instead.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ use super::export::ahead::{PIECE, THREADS, Times};
 use super::export::progress::Progress;
 use super::text::{Shown, count, size};
 use super::{Global, open, print};
-use crate::repository::{Backup, BackupDisk, DiskSource, Layout, LooseDisk, Mode, Repository, Selection};
+use crate::repository::{Backup, BackupDisk, DiskSource, Layout, LooseDisk, MissingBlock, Mode, Repository, Selection};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -206,14 +206,16 @@ impl Check<'_> {
             DiskSource::Unusable(_) => &backup.metadata,
         };
         let opened = self.repository.open_disk(backup, disk);
-        let layers = opened.as_ref().map_or(Ok(Vec::new()), |_| self.repository.chain(backup, disk));
-        self.disk(path, &owner, opened, layers);
+        let repository = self.repository;
+        let layers = opened.as_ref().map_or(Ok(Vec::new()), |_| repository.chain(backup, disk));
+        self.disk(path, &owner, opened, layers, || repository.missing_blocks(backup, disk));
     }
 
     fn loose(&mut self, disk: &LooseDisk) {
         let opened = self.repository.open_loose(disk);
-        let layers = opened.as_ref().map_or(Ok(Vec::new()), |_| self.repository.loose_chain(disk));
-        self.disk(&disk.path, &disk.name, opened, layers);
+        let repository = self.repository;
+        let layers = opened.as_ref().map_or(Ok(Vec::new()), |_| repository.loose_chain(disk));
+        self.disk(&disk.path, &disk.name, opened, layers, || repository.missing_loose_blocks(disk));
     }
 
     fn disk(
@@ -222,6 +224,7 @@ impl Check<'_> {
         owner: &str,
         opened: disk::Result<Arc<dyn Disk>>,
         layers: disk::Result<Vec<LayerInfo>>,
+        missing: impl FnOnce() -> disk::Result<Vec<MissingBlock>>,
     ) {
         self.findings.disks += 1;
         let (opened, layers) = match (opened, layers) {
@@ -231,9 +234,7 @@ impl Check<'_> {
         if self.is_data {
             return self.read(path, owner, &opened, &pieces(opened.as_ref(), PIECE, false));
         }
-        for layer in &layers {
-            self.count_blocks(layer, owner);
-        }
+        self.missing(path, missing(), owner);
         let is_encoded =
             layers.iter().any(|layer| matches!(layer.format, Format::Exploded(filter) if filter != Filter::None));
         if !is_encoded {
@@ -242,32 +243,26 @@ impl Check<'_> {
         }
     }
 
-    /// Compares how many block files an exploded VHD promises and has. More than promised is harmless.
-    fn count_blocks(&mut self, layer: &LayerInfo, owner: &str) {
-        if layer.format == Format::File || layer.is_merging {
-            return;
-        }
-        let storage = self.repository.storage();
-        let count = || -> storage::Result<u64> {
-            let blocks = layer.data.join("blocks")?;
-            let mut count = 0;
-            for folder in storage.list(&blocks)? {
-                count += storage.list(&blocks.join(&folder.name)?)?.len();
-            }
-            Ok(u64::try_from(count).unwrap_or(u64::MAX))
+    /// Notes the blocks whose files are missing, per folder.
+    fn missing(&mut self, path: &ObjectPath, missing: disk::Result<Vec<MissingBlock>>, owner: &str) {
+        let missing = match missing {
+            Ok(missing) => missing,
+            Err(error) => return self.findings.add_disk_error(path, &error, owner),
         };
-        let promised = layer.allocated_blocks;
-        match count() {
-            Ok(found) if found >= promised => {}
-            Ok(found) => {
-                let reason = format!("{promised} blocks are promised and only {found} are there");
-                self.findings.add(&layer.data.to_string(), &reason, true, Some(owner.to_owned()));
-            }
-            Err(error) if error.kind() == storage::ErrorKind::NotFound && promised == 0 => {}
-            Err(error) => {
-                let is_damage = error.kind() == storage::ErrorKind::NotFound;
-                self.findings.add(&layer.data.to_string(), &error.to_string(), is_damage, Some(owner.to_owned()));
-            }
+        let mut folders: BTreeMap<ObjectPath, Vec<u32>> = BTreeMap::new();
+        for (folder, block) in missing {
+            folders.entry(folder).or_default().push(block.0);
+        }
+        for (folder, blocks) in folders {
+            // A thousand numbers say no more than the first ones.
+            let first: Vec<String> = blocks.iter().take(8).map(u32::to_string).collect();
+            let more = if blocks.len() > first.len() { ", ..." } else { "" };
+            let reason = format!(
+                "{} listed in its table and missing: {}{more}",
+                count(blocks.len(), "block file"),
+                first.join(", ")
+            );
+            self.findings.add(&folder.to_string(), &reason, true, Some(owner.to_owned()));
         }
     }
 

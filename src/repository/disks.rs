@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use disk::{Disk, Extent};
 use lru::LruCache;
 use storage::{Object, ObjectPath, Storage};
-use vhd::{BlockCache, ChainDisk, Context, Liveness};
+use vhd::{BlockCache, BlockIndex, ChainDisk, Context, Liveness};
 use xva::{Compression, Xva};
 
 use super::catalog::Signature;
@@ -25,6 +25,9 @@ const KEPT_BYTES: u64 = 128 << 20;
 const BYTES_PER_BLOCK: u64 = 8;
 const BYTES_PER_DISK: u64 = 64 << 10;
 const BLOCK: u64 = 2 << 20;
+
+/// A block that a table lists and that is not there, and the folder it was expected in.
+pub type MissingBlock = (ObjectPath, BlockIndex);
 
 /// The open disks of a repository.
 pub(super) struct OpenDisks {
@@ -109,6 +112,19 @@ impl OpenDisks {
 
     pub fn chain(&self, backup: &Backup, disk: &BackupDisk, problems: &Problems) -> disk::Result<Vec<vhd::LayerInfo>> {
         layers(&self.open_of(backup, disk, problems)?)
+    }
+
+    pub fn missing_blocks(
+        &self,
+        backup: &Backup,
+        disk: &BackupDisk,
+        problems: &Problems,
+    ) -> disk::Result<Vec<MissingBlock>> {
+        missing_blocks(&self.open_of(backup, disk, problems)?)
+    }
+
+    pub fn missing_loose_blocks(&self, disk: &LooseDisk, problems: &Problems) -> disk::Result<Vec<MissingBlock>> {
+        missing_blocks(&self.open_loose_of(disk, problems)?)
     }
 
     pub fn open_loose(&self, disk: &LooseDisk, problems: &Problems) -> disk::Result<Arc<dyn Disk>> {
@@ -236,6 +252,13 @@ impl Open {
 fn layers(disk: &OpenDisk) -> disk::Result<Vec<vhd::LayerInfo>> {
     match disk {
         OpenDisk::Chain(chain) => Ok(chain.layers()?),
+        OpenDisk::Xva(_) => Ok(Vec::new()),
+    }
+}
+
+fn missing_blocks(disk: &OpenDisk) -> disk::Result<Vec<MissingBlock>> {
+    match disk {
+        OpenDisk::Chain(chain) => Ok(chain.missing_blocks()?),
         OpenDisk::Xva(_) => Ok(Vec::new()),
     }
 }

@@ -36,6 +36,7 @@ use std::sync::Arc;
 use disk::Disk;
 use storage::{EncryptedStorage, LocalStorage, ObjectPath, Storage};
 
+pub use disks::MissingBlock;
 pub use error::{Error, ErrorKind, Result};
 pub use ids::{BackupId, VmId};
 pub use loose::LooseDisk;
@@ -246,6 +247,22 @@ impl Repository {
     /// As for [`Repository::open_disk`].
     pub fn chain(&self, backup: &Backup, disk: &BackupDisk) -> disk::Result<Vec<vhd::LayerInfo>> {
         self.disks.chain(backup, disk, &self.problems)
+    }
+
+    /// Returns the blocks that a disk's chain promises and whose files are missing; nothing is read but listings.
+    ///
+    /// # Errors
+    /// As for [`Repository::open_disk`].
+    pub fn missing_blocks(&self, backup: &Backup, disk: &BackupDisk) -> disk::Result<Vec<MissingBlock>> {
+        self.disks.missing_blocks(backup, disk, &self.problems)
+    }
+
+    /// The same of a VHD that has no metadata.
+    ///
+    /// # Errors
+    /// As for [`Repository::open_disk`].
+    pub fn missing_loose_blocks(&self, disk: &LooseDisk) -> disk::Result<Vec<MissingBlock>> {
+        self.disks.missing_loose_blocks(disk, &self.problems)
     }
 
     /// Returns the VHDs that lie around without metadata, by name: those that no other one has as its parent.

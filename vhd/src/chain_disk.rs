@@ -167,6 +167,31 @@ impl ChainDisk {
         self.snapshot().chain.members.len()
     }
 
+    /// Returns the blocks that the table of an exploded layer lists and whose files are not there, with the folders
+    /// they were expected in; those that lie hidden under a child's block too, since another backup may need them.
+    ///
+    /// # Errors
+    /// If a map or folder cannot be read.
+    pub fn missing_blocks(&self) -> Result<Vec<(ObjectPath, BlockIndex)>> {
+        let snapshot = self.snapshot();
+        let mut missing = Vec::new();
+        for (member, map) in snapshot.chain.members.iter().zip(snapshot.maps()?) {
+            if !matches!(member.layer.body, Body::Exploded(_)) {
+                continue;
+            }
+            let mut there = Exploded::listed(&member.layer, &snapshot.storage)?;
+            if let Some(moving) = &member.moving {
+                // After its own folder: what leaves it meanwhile is found here.
+                there.extend(Exploded::listed(&moving.into, &snapshot.storage)?);
+            }
+            let count = u32::try_from(member.layer.block_count()).expect("at most MAX_BLOCKS");
+            let listed = (0..count).filter(|block| map.place(*block as usize).is_some()).map(BlockIndex);
+            missing
+                .extend(listed.filter(|block| !there.contains(block)).map(|block| (member.layer.data.clone(), block)));
+        }
+        Ok(missing)
+    }
+
     fn snapshot(&self) -> Arc<Snapshot> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

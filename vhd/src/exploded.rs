@@ -8,6 +8,7 @@
 //!
 //! Source: vhd-lib's `VhdDirectory.js`.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use storage::{Object, ObjectPath, Storage};
@@ -102,6 +103,27 @@ impl Exploded {
             Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(Error::from(error).in_block(block)),
         }
+    }
+
+    /// Lists the blocks whose files are in the layer's own folder. What is no block's name is passed over.
+    pub(crate) fn listed(layer: &Layer, storage: &Arc<dyn Storage>) -> Result<HashSet<BlockIndex>> {
+        let number = |name: &str| name.parse::<u32>().ok().filter(|number| number.to_string() == name);
+        let blocks = layer.data.join("blocks")?;
+        let folders = match storage.list(&blocks) {
+            // XO makes the folder with the first block.
+            Err(error) if error.kind() == storage::ErrorKind::NotFound => Vec::new(),
+            other => other?,
+        };
+        let mut found = HashSet::new();
+        for folder in folders.iter().filter(|folder| folder.is_directory) {
+            let Some(thousands) = number(&folder.name) else { continue };
+            for file in storage.list(&blocks.join(&folder.name)?)? {
+                let rest = number(&file.name).filter(|rest| *rest < 1000);
+                let block = rest.and_then(|rest| thousands.checked_mul(1000)?.checked_add(rest));
+                found.extend(block.map(BlockIndex));
+            }
+        }
+        Ok(found)
     }
 
     /// Opens the file of an uncompressed, unencrypted block, and checks its length.
