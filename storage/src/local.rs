@@ -48,6 +48,16 @@ impl LocalStorage {
         Err(Error::from_io(act, path, rustix::io::Errno::AGAIN.into()))
     }
 
+    /// Opens for reading, leaving the access time alone where the kernel lets us: to the owner and to root.
+    fn open_to_read(&self, path: &ObjectPath, act: &'static str, flags: OFlags) -> Result<OwnedFd> {
+        match self.open_fd(path, act, flags | OFlags::RDONLY | OFlags::NOATIME) {
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) => {
+                self.open_fd(path, act, flags | OFlags::RDONLY)
+            }
+            other => other,
+        }
+    }
+
     /// Whether a name just listed is, or leads to, a directory.
     fn is_directory(&self, path: &ObjectPath) -> Result<bool> {
         match self.stat(path) {
@@ -64,7 +74,7 @@ impl LocalStorage {
 
     fn open_file(&self, path: &ObjectPath, act: &'static str) -> Result<(File, Stat)> {
         // Without O_NONBLOCK a FIFO planted in a repository would block the open for ever.
-        let file = File::from(self.open_fd(path, act, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY)?);
+        let file = File::from(self.open_to_read(path, act, OFlags::NONBLOCK | OFlags::NOCTTY)?);
         let stat = stat_of(&file).map_err(|error| Error::from_io(act, path, error))?;
         match stat.kind {
             Kind::File => Ok((file, stat)),
@@ -119,7 +129,7 @@ impl Storage for LocalStorage {
     }
 
     fn list(&self, path: &ObjectPath) -> Result<Vec<Entry>> {
-        let fd = self.open_fd(path, "list", OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let fd = self.open_to_read(path, "list", OFlags::DIRECTORY)?;
         let failed = |error: rustix::io::Errno| Error::from_io("list", path, error.into());
         let mut entries = Vec::new();
         for entry in Dir::new(fd).map_err(failed)? {

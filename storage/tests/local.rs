@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use places::{Local, Place, path};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use storage::{ErrorKind, Kind, LocalStorage};
+use storage::{ErrorKind, Kind, LocalStorage, Storage as _};
 
 #[test]
 fn a_link_that_leads_outside_is_refused() {
@@ -155,5 +155,25 @@ fn a_root_that_is_no_folder_is_refused() {
     for (name, expected) in [("file", IoErrorKind::NotADirectory), ("missing", IoErrorKind::NotFound)] {
         let error = LocalStorage::open(&place.folder.path().join(name)).err().unwrap();
         assert_eq!(error.kind(), expected, "{name}");
+    }
+}
+
+#[test]
+fn reading_and_listing_leave_access_times_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("d")).unwrap();
+    fs::write(folder.path().join("d/a"), "x").unwrap();
+    let long_ago = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+    let set = |name: &str| {
+        let times = fs::FileTimes::new().set_accessed(long_ago);
+        fs::File::open(folder.path().join(name)).unwrap().set_times(times).unwrap();
+    };
+    set("d");
+    set("d/a");
+    let storage = LocalStorage::open(folder.path()).unwrap();
+    storage.list(&path("d")).unwrap();
+    assert_eq!(storage.read(&path("d/a"), 10).unwrap(), b"x");
+    for name in ["d", "d/a"] {
+        assert_eq!(fs::metadata(folder.path().join(name)).unwrap().accessed().unwrap(), long_ago, "{name}");
     }
 }

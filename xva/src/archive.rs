@@ -8,7 +8,7 @@ use storage::Object;
 
 use crate::ova::{self, XvaDisk};
 use crate::regular::{CHUNK, Place, Regular};
-use crate::tar::{self, Header};
+use crate::tar;
 use crate::walk::{Piece, Walk};
 use crate::{Error, ErrorKind, Result};
 
@@ -101,18 +101,11 @@ impl Xva {
         let source = Source { len: object.stat()?.size, object };
         let mut block = [0; 512];
         source.read(0, &mut block)?;
-        let no_ova = |found: &str| Error::damaged(format!("at byte 0: {} was expected, {found}", ova::NAME));
-        let header = Header::parse(&block, 0)?.ok_or_else(|| no_ova("there are zeroes"))?;
-        if header.name != ova::NAME {
-            return Err(no_ova(&format!("there is '{}'", header.name.escape_debug())));
-        }
-        if header.size > ova::MAX_SIZE {
-            return Err(no_ova(&format!("it has {} bytes, more than {}", header.size, ova::MAX_SIZE)));
-        }
-        let first = tar::room(header.size).filter(|first| *first <= source.len).ok_or_else(|| {
-            no_ova(&format!("it has {} bytes, the file ends at byte {}: it is cut off", header.size, source.len))
+        let size = ova::size(&block)?;
+        let first = tar::room(size).filter(|first| *first <= source.len).ok_or_else(|| {
+            ova::missing(&format!("it has {size} bytes, the file ends at byte {}: it is cut off", source.len))
         })?;
-        let mut ova_xml = vec![0; usize::try_from(header.size).map_err(|_| no_ova("it does not fit in memory"))?];
+        let mut ova_xml = vec![0; usize::try_from(size).map_err(|_| ova::missing("it does not fit in memory"))?];
         source.read(tar::SECTOR, &mut ova_xml)?;
         let disks = ova::parse(&ova_xml)?;
         let walk = Walk::new(first, disks.len());

@@ -9,11 +9,12 @@
 //! ```
 //!
 //! An XVA is a tar: `ova.xml`, then for each disk its chunks `Ref:N/00000000`, each followed by its checksum
-//! (`.xxhash`, `.checksum` in older versions). It never hears of backups, and it does not decompress: of a compressed
-//! XVA only [`compression`] is known.
+//! (`.xxhash`, `.checksum` in older versions). It never hears of backups, and it does not decompress disks: of a compressed
+//! XVA only its `ova.xml` is decoded, by [`describe`].
 //! Source: xen-api `ocaml/xapi/stream_vdi.ml`, Xen Orchestra `@xen-orchestra/xva`.
 
 mod archive;
+mod compressed;
 mod error;
 mod ova;
 mod regular;
@@ -21,5 +22,6 @@ mod tar;
 mod walk;
 
 pub use archive::{Compression, Xva, compression};
+pub use compressed::describe;
 pub use error::{Error, ErrorKind, Result};
 pub use ova::XvaDisk;

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 
 use roxmltree::{Document, Node, ParsingOptions};
 
+use crate::tar::Header;
 use crate::{Error, Result};
 
 /// The name of the first entry.
@@ -40,6 +41,26 @@ pub struct XvaDisk {
     pub description: String,
     /// Whether it is the memory of a suspended VM, not a disk of the guest.
     pub is_memory: bool,
+}
+
+/// Says that an archive does not start with a sound `ova.xml`.
+pub(crate) fn missing(found: &str) -> Error {
+    Error::damaged(format!("at byte 0: {NAME} was expected, {found}"))
+}
+
+/// Parses the first header of an archive and returns the bytes of `ova.xml`, at most [`MAX_SIZE`].
+///
+/// # Errors
+/// As [`Header::parse`]; `Damaged` if it is another entry, or longer.
+pub(crate) fn size(block: &[u8; 512]) -> Result<u64> {
+    let header = Header::parse(block, 0)?.ok_or_else(|| missing("there are zeroes"))?;
+    if header.name != NAME {
+        return Err(missing(&format!("there is '{}'", header.name.escape_debug())));
+    }
+    if header.size > MAX_SIZE {
+        return Err(missing(&format!("it has {} bytes, more than {MAX_SIZE}", header.size)));
+    }
+    Ok(header.size)
 }
 
 /// Parses `ova.xml` and returns the disks in its order.
