@@ -331,7 +331,7 @@ impl Catalog {
                     let xva = xva.unwrap_or_else(|| Err("a path was expected in 'xva'".to_owned()));
                     let found = xva.map_err(|reason| (reason, false)).and_then(|xva| self.xva_disks(&xva));
                     match found {
-                        Ok(disks) => backup.disks = disks,
+                        Ok((disks, unreadable)) => (backup.disks, backup.problem) = (disks, unreadable),
                         Err((reason, may_pass)) => {
                             backup.problem = Some(reason);
                             if may_pass {
@@ -350,12 +350,14 @@ impl Catalog {
         Some(Known { signature, backup: Arc::new(backup) })
     }
 
-    /// Looks into an XVA for its disks; else why not, and whether that may pass.
-    fn xva_disks(&self, path: &ObjectPath) -> std::result::Result<Vec<BackupDisk>, (String, bool)> {
-        let xva = super::disks::open_xva(self.storage.as_ref(), path)
+    /// Looks into an XVA for its disks, and why they cannot be read if so; else why not, and whether that may pass.
+    fn xva_disks(
+        &self,
+        path: &ObjectPath,
+    ) -> std::result::Result<(Vec<BackupDisk>, Option<String>), (String, bool)> {
+        let (found, unreadable) = super::disks::describe_xva(self.storage.as_ref(), path)
             .map_err(|error| (error.to_string(), error.kind() == disk::ErrorKind::Unavailable))?;
-        let devices: Vec<Device> = xva
-            .disks()
+        let devices: Vec<Device> = found
             .iter()
             .map(|disk| {
                 disk.user_device.as_deref().and_then(device_of_user_device).map_or(Device::Unknown, Device::Named)
@@ -369,7 +371,8 @@ impl Catalog {
             description: metadata::label_of(&disk.description),
             virtual_size: Some(disk.size),
         };
-        Ok(disk_names(&devices).into_iter().zip(xva.disks()).enumerate().map(disk).collect())
+        let disks = disk_names(&devices).into_iter().zip(&found).enumerate().map(disk).collect();
+        Ok((disks, unreadable))
     }
 }
 

@@ -15,6 +15,9 @@ use super::metadata::{Backup, BackupDisk, DiskSource};
 use super::problems::{Problem, ProblemKind, Problems};
 use super::{BackupId, LooseDisk};
 
+/// Held, across its decryption, by who looks into an XVA that is decrypted as a whole: one at a time, which bounds memory.
+static DECRYPTED: Mutex<()> = Mutex::new(());
+
 /// Most disks kept open though nobody holds them; the one unused for longest is closed first. Each holds a few open
 /// files.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
@@ -185,7 +188,11 @@ impl OpenDisks {
             Err(_) if matches!(liveness().is_alive(), Ok(false)) => return Err(stale()),
             opened => opened,
         };
-        report(opened, path, Some(id), problems)
+        match &opened {
+            // The listing has said so.
+            Err(error) if backup.problem.as_deref() == Some(error.to_string().as_str()) => opened,
+            _ => report(opened, path, Some(id), problems),
+        }
     }
 
     /// Returns the open disk of `key`, opened if it was not, or was when its backup was another (`signature`).
@@ -290,33 +297,80 @@ fn report(
 /// # Errors
 /// `Unsupported` if it is compressed, or encrypted as a whole; `Damaged` if it is missing or wrong; `Unavailable`.
 pub(super) fn open_xva(storage: &dyn Storage, path: &ObjectPath) -> disk::Result<Xva> {
-    if !storage.capabilities().ranged_reads {
-        let message = format!(
-            "'{path}': an XVA in an encrypted repository cannot be read at an offset: it is encrypted as a whole; \
-             restore it with Xen Orchestra"
-        );
-        return Err(disk::Error::new(disk::ErrorKind::Unsupported, message));
+    if let Some(reason) = encrypted_xva(storage, path) {
+        return Err(disk::Error::new(disk::ErrorKind::Unsupported, reason));
     }
-    let object = storage.open(path).map_err(|error| match error.kind() {
-        storage::ErrorKind::Io | storage::ErrorKind::PermissionDenied => unavailable(&error),
-        _ => disk::Error::new(disk::ErrorKind::Damaged, error.to_string()),
-    })?;
-    let name = |error: xva::Error| {
-        let error = disk::Error::from(error);
-        let message = error.to_string();
-        let message = if message.contains(path.as_str()) { message } else { format!("'{path}': {message}") };
-        disk::Error::new(error.kind(), message)
-    };
-    let compression = match xva::compression(object.as_ref()).map_err(name)? {
-        Compression::None => return Xva::open(object).map_err(name),
+    let object = open_object(storage, path)?;
+    match compressed_xva(path, xva::compression(object.as_ref()).map_err(|error| named(path, error))?) {
+        Some(reason) => Err(disk::Error::new(disk::ErrorKind::Unsupported, reason)),
+        None => Xva::open(object).map_err(|error| named(path, error)),
+    }
+}
+
+/// Returns the disks that an XVA holds, and why they cannot be read if it is compressed or encrypted as a whole.
+///
+/// An encrypted XVA is decrypted for it, in memory; one that is too large for that is refused.
+///
+/// # Errors
+/// `Unsupported` if only its beginning could be read and that is not possible; else as for [`open_xva`].
+pub(super) fn describe_xva(
+    storage: &dyn Storage,
+    path: &ObjectPath,
+) -> disk::Result<(Vec<xva::XvaDisk>, Option<String>)> {
+    let encrypted = encrypted_xva(storage, path);
+    // Each takes its size in memory, up to 64 MiB, for as long as it is looked at.
+    let _one_at_a_time = encrypted.is_some().then(|| DECRYPTED.lock().unwrap_or_else(PoisonError::into_inner));
+    let described = open_object(storage, path).and_then(|object| {
+        let (compression, disks) = xva::describe(object).map_err(|error| named(path, error))?;
+        Ok((disks, compressed_xva(path, compression)))
+    });
+    match (described, encrypted) {
+        (Ok((disks, compressed)), encrypted) => Ok((disks, encrypted.or(compressed))),
+        // Whatever is wrong with the file, this is what keeps it from being read, unless it is not even there.
+        (Err(error), Some(reason)) if error.kind() == disk::ErrorKind::Unsupported => {
+            Err(disk::Error::new(error.kind(), reason))
+        }
+        (Err(error), _) => Err(error),
+    }
+}
+
+/// Returns why an XVA that is encrypted as a whole cannot be read; `None` if it is not encrypted.
+fn encrypted_xva(storage: &dyn Storage, path: &ObjectPath) -> Option<String> {
+    (!storage.capabilities().ranged_reads).then(|| {
+        format!(
+            "'{path}': this XVA lies in an encrypted repository; reading its disks is not supported yet: it is \
+             encrypted as a whole and cannot be read at an offset; restore it with Xen Orchestra"
+        )
+    })
+}
+
+/// Returns why a compressed XVA cannot be read; `None` if it is not compressed.
+fn compressed_xva(path: &ObjectPath, compression: Compression) -> Option<String> {
+    let name = match compression {
+        Compression::None => return None,
         Compression::Gzip => "gzip",
         Compression::Zstd => "zstd",
     };
-    let message = format!(
-        "'{path}': an XVA compressed with {compression} cannot be read at an offset; decompress a copy of it, or restore it \
-         with Xen Orchestra"
-    );
-    Err(disk::Error::new(disk::ErrorKind::Unsupported, message))
+    Some(format!(
+        "'{path}': this XVA is compressed with {name}; reading its disks is not supported yet: it cannot be read at an \
+         offset; decompress a copy of it, or restore it with Xen Orchestra"
+    ))
+}
+
+fn open_object(storage: &dyn Storage, path: &ObjectPath) -> disk::Result<Arc<dyn Object>> {
+    storage.open(path).map_err(|error| match error.kind() {
+        storage::ErrorKind::Io | storage::ErrorKind::PermissionDenied => unavailable(&error),
+        storage::ErrorKind::TooLarge => disk::Error::new(disk::ErrorKind::Unsupported, error.to_string()),
+        _ => disk::Error::new(disk::ErrorKind::Damaged, error.to_string()),
+    })
+}
+
+/// Says which XVA an error is about.
+fn named(path: &ObjectPath, error: xva::Error) -> disk::Error {
+    let error = disk::Error::from(error);
+    let message = error.to_string();
+    let message = if message.contains(path.as_str()) { message } else { format!("'{path}': {message}") };
+    disk::Error::new(error.kind(), message)
 }
 
 /// A backup lives as long as its metadata file, which is removed before anything else of it.

@@ -2,11 +2,12 @@
 
 mod builder;
 
+use std::io::Write;
 use std::sync::Arc;
 
 use builder::{CHUNK, File, Manner, chunks, content, entry, header, ova, read_all, xva};
 use disk::{Disk, data_ranges};
-use xva::{Compression, ErrorKind, Xva, compression};
+use xva::{Compression, ErrorKind, Xva, compression, describe};
 
 fn open(bytes: Vec<u8>) -> (Arc<File>, Xva) {
     let file = File::new(bytes);
@@ -313,4 +314,106 @@ fn what_is_no_uncompressed_xva_is_refused_with_the_reason() {
     }
     let cut = header("ova.xml", 1 << 20).to_vec();
     assert!(Xva::open(File::new(cut)).is_err_and(|error| error.to_string().contains("it is cut off")));
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    ruzstd::encoding::compress_to_vec(bytes, ruzstd::encoding::CompressionLevel::Fastest)
+}
+
+/// One frame of zstd of a window of 1 KiB × 2^`exponent`, whose blocks are stored as they are.
+fn zstd_stored(bytes: &[u8], exponent: u8) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, exponent << 3];
+    for block in bytes.chunks(1024) {
+        frame.extend(&u32::try_from(block.len() << 3).unwrap().to_le_bytes()[..3]);
+        frame.extend(block);
+    }
+    frame.extend([1, 0, 0]);
+    frame
+}
+
+#[test]
+fn the_disks_of_a_compressed_xva_are_known_by_its_beginning() {
+    let (first, second) = (content("ab.c", 1, 4 * CHUNK), content("d", 2, 700));
+    let plain = xva(&[("Ref:2", &first), ("Ref:4", &second)], &Manner::default());
+    let cases = [
+        (Compression::None, plain.clone()),
+        (Compression::Gzip, gzip(&plain)),
+        (Compression::Gzip, [gzip(&plain[..100]), gzip(&plain[100..])].concat()),
+        (Compression::Zstd, zstd(&plain)),
+        (Compression::Zstd, zstd_stored(&plain, 0)),
+        (Compression::Zstd, zstd_stored(&plain, 13)),
+    ];
+    for (compression, bytes) in cases {
+        let (found, disks) = describe(File::new(bytes)).unwrap();
+        assert_eq!(found, compression);
+        assert_eq!(disks, Xva::open(File::new(plain.clone())).unwrap().disks(), "{compression:?}");
+        assert_eq!((disks[0].size, disks[1].size), (4 * CHUNK as u64, 700));
+    }
+}
+
+#[test]
+fn only_the_beginning_of_a_compressed_xva_is_read() {
+    // Without patterns, so that it takes room when it is compressed.
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        state.to_be_bytes()[0]
+    })
+    .take(8 * CHUNK)
+    .collect();
+    let plain = xva(&[("Ref:2", &noise)], &Manner::default());
+    // The magic, and for zstd the window too; then pieces of 64 KiB.
+    for (bytes, most) in [(gzip(&plain), 2), (zstd_stored(&plain, 10), 2 + 17)] {
+        let file = File::new(bytes);
+        describe(file.clone()).unwrap();
+        assert!(file.reads() <= most, "{} reads, at most {most} were expected", file.reads());
+    }
+}
+
+#[test]
+fn a_compressed_file_that_is_damaged_or_means_harm_is_refused() {
+    let noisy: String = (0..20_000_u64).map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_string()).collect();
+    let plain = entry("ova.xml", noisy.as_bytes());
+    let half = |bytes: Vec<u8>| bytes[..bytes.len() / 2].to_vec();
+    let mut broken = gzip(&plain);
+    broken[10..60].fill(0xff);
+    let window = |bytes: &[u8]| [&[0x28, 0xb5, 0x2f, 0xfd][..], bytes, &[0; 64]].concat();
+    // A stored block of deflate, and a raw one of zstd, of no bytes at all: they could go on for ever.
+    let empty_gzip = [&[0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 3][..], &[0, 0, 0, 0xff, 0xff].repeat(7 << 20)].concat();
+    let empty_zstd = [&[0x28, 0xb5, 0x2f, 0xfd, 0, 0][..], &[0; 36 << 20]].concat();
+    let cases: [(&str, Vec<u8>, ErrorKind, &str); 14] = [
+        ("gzip cut off", half(gzip(&plain)), ErrorKind::Damaged, "gzip"),
+        ("zstd cut off", half(zstd(&plain)), ErrorKind::Damaged, "zstd"),
+        ("gzip of little", gzip(b"ova"), ErrorKind::Damaged, "gzip"),
+        ("zstd of little", zstd(b"ova"), ErrorKind::Damaged, "zstd"),
+        ("cut off before it was compressed", gzip(&plain[..5000]), ErrorKind::Damaged, "4488 could be decompressed"),
+        ("gzip, damaged", broken, ErrorKind::Damaged, "gzip"),
+        ("only a magic", vec![0x28, 0xb5, 0x2f, 0xfd], ErrorKind::Damaged, "zstd"),
+        ("no XML", gzip(&plain), ErrorKind::Damaged, "ova.xml: "),
+        ("another entry", gzip(&entry("other", b"x")), ErrorKind::Damaged, "there is 'other'"),
+        ("a long ova.xml", zstd(&header("ova.xml", (16 << 20) + 1)), ErrorKind::Damaged, "more than 16777216"),
+        ("a wide window", window(&[0, 14 << 3]), ErrorKind::Unsupported, "a window of 16777216 bytes"),
+        ("the widest window", window(&[0, 0xff]), ErrorKind::Unsupported, "a window of"),
+        ("one long segment", window(&[0xe0, 0, 0, 0, 0, 1]), ErrorKind::Unsupported, "a window of 4294967296 bytes"),
+        ("gzip that never begins", empty_gzip, ErrorKind::Damaged, "within the first 33554432 bytes"),
+    ];
+    for (name, bytes, kind, words) in cases {
+        let error = describe(File::new(bytes)).expect_err(name);
+        assert!(error.kind() == kind && error.to_string().contains(words), "{name}: {error}");
+    }
+    let error = describe(File::new(empty_zstd)).unwrap_err();
+    assert!(error.to_string().contains("within the first 33554432 bytes"), "{error}");
+    // 16 MiB of spaces, in next to nothing.
+    let mut bomb = header("ova.xml", 16 << 20).to_vec();
+    bomb.resize(40 << 20, b' ');
+    for bytes in [gzip(&bomb), zstd(&bomb)] {
+        let error = describe(File::new(bytes)).unwrap_err();
+        assert!(error.to_string().starts_with("ova.xml: "), "{error}");
+    }
 }
