@@ -61,7 +61,10 @@ fn an_export_has_the_bytes_of_the_disk_in_every_format() {
         let Some(backup) = vm["backups"].as_array().and_then(|backups| backups.last()) else { continue };
         let what = format!("{}/{}", text(vm, "uuid"), time(backup));
         let info = json(xofs().arg("info").arg(&repository).arg(&what).arg("--json"));
-        // A compressed XVA has none.
+        // Its disks are listed, and cannot be read.
+        if backup["compression"].as_str().is_some_and(|compression| compression != "none") {
+            continue;
+        }
         for (disk, truth) in
             info["disks"].as_array().expect("disks").iter().zip(backup["disks"].as_array().expect("disks"))
         {

@@ -351,10 +351,7 @@ impl Catalog {
     }
 
     /// Looks into an XVA for its disks, and why they cannot be read if so; else why not, and whether that may pass.
-    fn xva_disks(
-        &self,
-        path: &ObjectPath,
-    ) -> std::result::Result<(Vec<BackupDisk>, Option<String>), (String, bool)> {
+    fn xva_disks(&self, path: &ObjectPath) -> std::result::Result<(Vec<BackupDisk>, Option<String>), (String, bool)> {
         let (found, unreadable) = super::disks::describe_xva(self.storage.as_ref(), path)
             .map_err(|error| (error.to_string(), error.kind() == disk::ErrorKind::Unavailable))?;
         let devices: Vec<Device> = found

@@ -339,8 +339,158 @@ fn a_disk_whose_path_leads_outside_is_listed_and_refused() {
     assert_eq!(repository.problems().len(), 1);
 }
 
+/// One tar entry, padded.
+fn entry(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut block = [0; 512];
+    block[..name.len()].copy_from_slice(name.as_bytes());
+    block[124..136].copy_from_slice(format!("{:011o} ", content.len()).as_bytes());
+    block[148..156].fill(b' ');
+    block[156] = b'0';
+    let sum: u64 = block.iter().map(|byte| u64::from(*byte)).sum();
+    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut bytes = [&block[..], content].concat();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+/// An XVA of two small disks, `xvda` of 1024 bytes and `xvdc` of 512.
+fn xva_of_two() -> Vec<u8> {
+    let member = |name: &str, value: &str| format!("<member><name>{name}</name><value>{value}</value></member>");
+    let object = |class: &str, id: &str, fields: &str| {
+        let fields = member("snapshot", &format!("<struct>{fields}</struct>"));
+        format!("<value><struct>{}{}{fields}</struct></value>", member("class", class), member("id", id))
+    };
+    let mut objects = String::new();
+    for (id, size, device) in [("Ref:2", "1024", "0"), ("Ref:4", "512", "2")] {
+        objects += &object("VDI", id, &(member("virtual_size", size) + &member("name_label", "a disk")));
+        objects += &object("VBD", "", &(member("VDI", id) + &member("userdevice", device) + &member("type", "Disk")));
+    }
+    let ova = member("objects", &format!("<array><data>{objects}</data></array>"));
+    let mut bytes = entry("ova.xml", format!("<value><struct>{ova}</struct></value>").as_bytes());
+    for (id, len) in [("Ref:2", 1024), ("Ref:4", 512)] {
+        bytes.extend(entry(&format!("{id}/00000000"), &vec![7; len]));
+        bytes.extend(entry(&format!("{id}/00000000.xxhash"), &[b'0'; 16]));
+    }
+    bytes.extend([0; 1024]);
+    bytes
+}
+
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// One frame of zstd, its blocks stored as they are.
+fn zstd(bytes: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 0];
+    for block in bytes.chunks(1024) {
+        frame.extend(&u32::try_from(block.len() << 3).unwrap().to_le_bytes()[..3]);
+        frame.extend(block);
+    }
+    frame.extend([1, 0, 0]);
+    frame
+}
+
+fn put_full(memory: &MemoryStorage, day: u32, xva: Vec<u8>) {
+    let json = format!(r#"{{"mode":"full","xva":"./{}.xva","size":99}}"#, time(day));
+    memory.put(&format!("{VM_FOLDER}/{VM}/{}.json", time(day)), json).unwrap();
+    memory.put(&format!("{VM_FOLDER}/{VM}/{}.xva", time(day)), xva).unwrap();
+}
+
+/// Name and size of each disk.
+fn shown(backup: &Backup) -> Vec<(&str, Option<u64>)> {
+    backup.disks.iter().map(|disk| (disk.name.as_str(), disk.virtual_size)).collect()
+}
+
 #[test]
-fn a_compressed_xva_is_listed_with_the_reason_it_cannot_be_read() {
+fn a_compressed_xva_is_listed_with_its_disks_and_the_reason_they_cannot_be_read() {
+    let (repository, _, faulty) = repository(|memory| {
+        put_full(memory, 1, xva_of_two());
+        put_full(memory, 2, gzip(&xva_of_two()));
+        put_full(memory, 3, zstd(&xva_of_two()));
+    });
+    let backups = repository.backups(&id(VM)).unwrap();
+    for backup in backups.iter() {
+        assert_eq!(shown(backup), [("xvda", Some(1024)), ("xvdc", Some(512))]);
+        assert_eq!((backup.mode, backup.disks[1].label.as_str()), (Mode::Full, "a disk"));
+    }
+    assert_eq!(backups[0].problem, None);
+    repository.open_disk(&backups[0], &backups[0].disks[0]).unwrap().read_at(1023, &mut [0]).unwrap();
+    for (backup, name) in [(&backups[1], "gzip"), (&backups[2], "zstd")] {
+        let reason = format!("this XVA is compressed with {name}; reading its disks is not supported yet: ");
+        assert!(backup.problem.as_ref().unwrap().contains(&reason), "{:?}", backup.problem);
+        for disk in &backup.disks {
+            let error = repository.open_disk(backup, disk).err().unwrap();
+            assert_eq!((error.kind(), Some(error.to_string())), (DiskError::Unsupported, backup.problem.clone()));
+        }
+    }
+    let problems: Vec<_> = repository.problems().into_iter().map(|problem| Some(problem.message)).collect();
+    assert_eq!(problems, [backups[1].problem.clone(), backups[2].problem.clone()], "each is said once");
+    faulty.reset_counts();
+    assert!(Arc::ptr_eq(&backups[1], &repository.backups(&id(VM)).unwrap()[1]));
+    assert_eq!(faulty.count(Operation::Open), 0, "what did not change is not looked into again");
+}
+
+/// Like an encrypted storage: objects are read as a whole, and only small ones.
+struct Whole(MemoryStorage);
+
+impl Storage for Whole {
+    fn open(&self, path: &ObjectPath) -> storage::Result<Arc<dyn storage::Object>> {
+        const LIMIT: u64 = 16 << 10;
+        self.0.read(path, LIMIT)?;
+        self.0.open(path)
+    }
+
+    fn read(&self, path: &ObjectPath, limit: u64) -> storage::Result<Vec<u8>> {
+        self.0.read(path, limit)
+    }
+
+    fn list(&self, path: &ObjectPath) -> storage::Result<Vec<storage::Entry>> {
+        self.0.list(path)
+    }
+
+    fn stat(&self, path: &ObjectPath) -> storage::Result<storage::Stat> {
+        self.0.stat(path)
+    }
+
+    fn capabilities(&self) -> storage::Capabilities {
+        storage::Capabilities { ranged_reads: false, ..self.0.capabilities() }
+    }
+
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
+#[test]
+fn an_encrypted_xva_is_listed_with_its_disks_if_it_is_small() {
+    let memory = MemoryStorage::new();
+    put_full(&memory, 1, xva_of_two());
+    put_full(&memory, 2, gzip(&xva_of_two()));
+    put_full(&memory, 3, [xva_of_two(), vec![0; 16 << 10]].concat());
+    put_full(&memory, 4, b"no XVA".to_vec());
+    let repository = Repository::with_storage(Arc::new(Whole(memory)), OpenOptions::default()).unwrap();
+    let backups = repository.backups(&id(VM)).unwrap();
+    for backup in &backups[..2] {
+        assert_eq!(shown(backup), [("xvda", Some(1024)), ("xvdc", Some(512))]);
+        let error = repository.open_disk(backup, &backup.disks[0]).err().unwrap();
+        assert_eq!((error.kind(), Some(error.to_string())), (DiskError::Unsupported, backup.problem.clone()));
+    }
+    for backup in &backups[..3] {
+        let problem = backup.problem.as_ref().unwrap();
+        assert!(
+            problem.contains("lies in an encrypted repository; reading its disks is not supported yet"),
+            "{problem}"
+        );
+    }
+    assert_eq!((backups[2].disks.len(), backups[3].disks.len()), (0, 0));
+    assert!(backups[3].problem.as_ref().unwrap().contains("there are 6: the file is cut off"), "{:?}", backups[3].problem);
+    assert_eq!(repository.problems().len(), 4);
+}
+
+#[test]
+fn an_xva_of_which_not_even_the_beginning_can_be_read_is_listed_with_the_reason() {
     let (repository, memory, _) = repository(|memory| {
         let json = r#"{"mode":"full","xva":"./20260801T020003Z.xva","size":99}"#;
         memory.put(&format!("{VM_FOLDER}/{VM}/{}.json", time(1)), json).unwrap();
@@ -352,7 +502,7 @@ fn a_compressed_xva_is_listed_with_the_reason_it_cannot_be_read() {
     let found: Vec<_> = backups.iter().map(|backup| (backup.mode, backup.size, backup.disks.len())).collect();
     assert_eq!(found, [(Mode::Full, 99, 0), (Mode::Full, 0, 0), (Mode::Full, 0, 0)]);
     let problem = |index: usize| backups[index].problem.clone().unwrap();
-    assert!(problem(0).contains("compressed with gzip"), "{}", problem(0));
+    assert!(problem(0).contains("its beginning does not decompress with gzip"), "{}", problem(0));
     assert!(problem(1).contains("'xva'"), "{}", problem(1));
     assert!(problem(2).contains("no.xva"), "{}", problem(2));
     drop(memory);
