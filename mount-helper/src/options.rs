@@ -3,7 +3,8 @@
 use crate::Error;
 
 /// Options that mount(8), systemd and habit add, and that change nothing here: the mount is always read-only, nodev and
-/// nosuid, keeps no access times, and when it is mounted is not its own affair.
+/// nosuid, keeps no access times, and when it is mounted is not its own affair. `rw` is among them: mount(8) tells its
+/// helpers so whenever nobody said `ro`.
 pub const IGNORED: &[&str] = &[
     "_netdev",
     "async",
@@ -39,6 +40,7 @@ pub const IGNORED: &[&str] = &[
     "owner",
     "relatime",
     "ro",
+    "rw",
     "silent",
     "strictatime",
     "suid",
@@ -101,9 +103,6 @@ impl Options {
             None => (option, None),
         };
         match (name, value) {
-            ("rw", None) => {
-                self.warnings.push("'rw' was asked, but xofs is read-only: mounting read-only".to_owned());
-            }
             ("allow_other", None) => self.allow_other = true,
             ("inert_symlinks", None) => self.inert_symlinks = true,
             ("uid", Some(value)) => self.uid = Some(number(name, value, 10)?),
@@ -219,6 +218,8 @@ mod tests {
             "",
             "ro",
             "ro,dev,suid",
+            // What mount(8) passes if it is given no option at all.
+            "rw",
             "ro,_netdev,nofail,noauto,x-systemd.automount,x-systemd.idle-timeout=10min",
             "defaults,noatime,nodev,nosuid,noexec,users,user=alice,comment=x-gvfs-show,X-mount.mkdir=0700",
             ",,ro,,",
@@ -274,13 +275,6 @@ mod tests {
         for text in ["password=hunter2", "passwrd=hunter2"] {
             assert!(!parsed(text).expect_err("refused").contains("hunter2"), "{text}");
         }
-    }
-
-    #[test]
-    fn rw_is_taken_with_a_warning() {
-        let options = parsed("rw,allow_other").expect("parses");
-        assert_eq!(options.warnings, ["'rw' was asked, but xofs is read-only: mounting read-only"]);
-        assert!(options.allow_other);
     }
 
     #[test]

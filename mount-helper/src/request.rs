@@ -75,9 +75,8 @@ impl Request {
                     's' => is_sloppy = true,
                     'f' => is_fake = true,
                     'v' => is_verbose = true,
-                    // No mtab is written anyway; `r` is what always happens.
-                    'n' | 'r' | 'i' => {}
-                    'w' => texts.push("rw".to_owned()),
+                    // No mtab is written anyway; read-only is what always happens.
+                    'n' | 'r' | 'w' | 'i' => {}
                     'o' | 't' | 'N' => {
                         let value = match &letters[at + 1..] {
                             "" => arguments
