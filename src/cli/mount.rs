@@ -115,9 +115,12 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
     }
     if is_background {
         daemon::ready()?;
+        // Where the log goes from here on, nobody has read it yet.
+        tracing::info!(mountpoint = %directory.display(), repository = %place.name, "mounted");
     }
     daemon::notify();
     session.wait()?;
+    tracing::info!(mountpoint = %directory.display(), "unmounted");
     Ok(Exit::Done)
 }
 
