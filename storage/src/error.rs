@@ -86,6 +86,12 @@ impl Error {
         self.kind
     }
 
+    /// Returns what failed and why, without the path.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        format!("cannot {} it: {}", self.act, self.reason)
+    }
+
     /// Returns the path of the object.
     #[must_use]
     pub fn path(&self) -> &ObjectPath {

@@ -204,8 +204,8 @@ impl Resolver<'_> {
         };
         let mut problem = None;
         for name in locator::candidates(&header.parent_name, &located) {
-            let result = child.name.parent().resolve(&name).map_err(Error::from).and_then(|path| self.member(&path));
-            match result {
+            let resolved = child.name.parent().resolve(&name).map_err(Error::from);
+            match resolved.and_then(|path| self.member(&path)) {
                 Ok(member) if is_parent(&member, expected, child) => return Ok(member),
                 Ok(member) => {
                     let found = member.layer.footer.uuid;
@@ -214,7 +214,9 @@ impl Resolver<'_> {
                 }
                 Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),
                 Err(error) => {
-                    let reason = format!("its parent '{}' cannot be opened: {error}", name.escape_debug());
+                    let place = child.name.parent().resolve(&name).unwrap_or_else(|_| child.name.parent());
+                    let why = error.reason_seen_from(&place);
+                    let reason = format!("its parent '{}' cannot be opened: {why}", name.escape_debug());
                     problem = problem.or(Some(Error::new(error.kind(), &child.name, reason)));
                 }
             }

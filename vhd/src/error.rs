@@ -52,6 +52,11 @@ impl Error {
         self.kind
     }
 
+    /// Returns the reason, with the object only if it is not `path`.
+    pub(crate) fn reason_seen_from(&self, path: &ObjectPath) -> String {
+        if self.path == *path { self.reason.clone() } else { self.to_string() }
+    }
+
     /// Returns the object the error is about.
     #[must_use]
     pub fn path(&self) -> &ObjectPath {
@@ -69,7 +74,7 @@ impl From<storage::Error> for Error {
             storage::ErrorKind::Key => ErrorKind::Unsupported,
             storage::ErrorKind::PermissionDenied | storage::ErrorKind::Io => ErrorKind::Unavailable,
         };
-        Self { kind, path: error.path().clone(), reason: error.to_string() }
+        Self { kind, path: error.path().clone(), reason: error.reason() }
     }
 }
 
