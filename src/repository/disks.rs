@@ -174,6 +174,7 @@ impl OpenDisks {
         let opened = self.shared(key, signature, || match &disk.source {
             DiskSource::Xva { .. } => {
                 let xva = open_xva(self.context.storage.as_ref(), path)?;
+                xva.believe_written(backup.size);
                 if index >= xva.disks().len() {
                     let message = format!("'{path}': it has {} disks, number {index} was expected", xva.disks().len());
                     return Err(disk::Error::new(disk::ErrorKind::Damaged, message));

@@ -485,7 +485,11 @@ fn an_encrypted_xva_is_listed_with_its_disks_if_it_is_small() {
         );
     }
     assert_eq!((backups[2].disks.len(), backups[3].disks.len()), (0, 0));
-    assert!(backups[3].problem.as_ref().unwrap().contains("there are 6: the file is cut off"), "{:?}", backups[3].problem);
+    assert!(
+        backups[3].problem.as_ref().unwrap().contains("there are 6: the file is cut off"),
+        "{:?}",
+        backups[3].problem
+    );
     assert_eq!(repository.problems().len(), 4);
 }
 

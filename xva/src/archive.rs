@@ -7,7 +7,7 @@ use disk::{Disk, Extent};
 use storage::Object;
 
 use crate::ova::{self, XvaDisk};
-use crate::regular::{CHUNK, Place, Regular};
+use crate::regular::{CHUNK, Place, Regular, last_disk};
 use crate::tar;
 use crate::walk::{Piece, Walk};
 use crate::{Error, ErrorKind, Result};
@@ -70,9 +70,11 @@ struct Archive {
     source: Source,
     ova_xml: Vec<u8>,
     disks: Vec<XvaDisk>,
-    /// Place of the header after `ova.xml`, in bytes.
-    first: u64,
-    /// Empty until the first read; `None` inside if the archive is not regular.
+    /// Whether the file is known to have all the bytes that were written.
+    is_whole: AtomicBool,
+    /// The disk that may be regular; empty until it is needed.
+    last: OnceLock<Option<usize>>,
+    /// That disk, if it is regular; empty until the first read of it.
     regular: OnceLock<Option<Regular>>,
     /// Set once the walk found something where `regular` could not be right.
     is_irregular: AtomicBool,
@@ -109,8 +111,24 @@ impl Xva {
         source.read(tar::SECTOR, &mut ova_xml)?;
         let disks = ova::parse(&ova_xml)?;
         let walk = Walk::new(first, disks.len());
-        let (regular, is_irregular) = (OnceLock::new(), AtomicBool::new(false));
-        Ok(Self { archive: Arc::new(Archive { source, ova_xml, disks, first, regular, is_irregular, walk }) })
+        let archive = Archive {
+            source,
+            ova_xml,
+            disks,
+            is_whole: AtomicBool::new(false),
+            last: OnceLock::new(),
+            regular: OnceLock::new(),
+            is_irregular: AtomicBool::new(false),
+            walk,
+        };
+        Ok(Self { archive: Arc::new(archive) })
+    }
+
+    /// Says how many bytes the archive had when it was written.
+    ///
+    /// If the file has as many, it was not cut off, and the chunks of its last disk can be found by bisection.
+    pub fn believe_written(&self, bytes: u64) {
+        self.archive.is_whole.store(bytes == self.archive.source.len, Ordering::Relaxed);
     }
 
     /// Returns the disks, in the order of `ova.xml`.
@@ -127,8 +145,9 @@ impl Xva {
 
     /// Returns the content of the disk of that index in [`Xva::disks`].
     ///
-    /// Holes are chunks that are not stored. The first question about holes follows the headers up to where it asks;
-    /// a plain read does so only in an archive whose headers do not stand at equal distances.
+    /// Holes are chunks that are not stored. The first question about holes follows the headers up to where it asks, in
+    /// steps of 1 MiB; so does a plain read, except on the last disk of an archive known to be whole
+    /// ([`Xva::believe_written`]): there it only follows them to where that disk begins.
     ///
     /// # Panics
     /// If there is no such disk.
@@ -145,11 +164,11 @@ impl Archive {
         if let Some(piece) = self.walk.known(&self.disks, disk, offset) {
             return Ok(piece);
         }
-        let regular = self.regular()?;
+        let regular = self.regular(disk)?;
         if let Some(regular) = regular {
             let (number, skip) = (offset / CHUNK, offset % CHUNK);
             let len = (CHUNK - skip).min(self.disks[disk].size - offset);
-            match regular.place(&self.source, &self.disks, disk, number)? {
+            match regular.place(&self.source, &self.disks, number)? {
                 Place::At(file) => return Ok(Piece::Data { file: file + skip, len, run: len }),
                 Place::Absent => return Ok(Piece::Hole { len }),
                 Place::Unclear => {}
@@ -163,17 +182,29 @@ impl Archive {
         Ok(piece)
     }
 
-    fn regular(&self) -> Result<Option<&Regular>> {
-        if self.is_irregular.load(Ordering::Relaxed) {
+    /// Returns how to find chunks of that disk by bisection, if it is the last one and that is certain.
+    fn regular(&self, disk: usize) -> Result<Option<&Regular>> {
+        if !self.is_whole.load(Ordering::Relaxed) || self.is_irregular.load(Ordering::Relaxed) {
             return Ok(None);
         }
-        if let Some(regular) = self.regular.get() {
-            return Ok(regular.as_ref());
+        if once(&self.last, || last_disk(&self.source, &self.disks))? != &Some(disk) {
+            return Ok(None);
         }
-        // Not `get_or_init`, which would lock while it reads: two threads may find out the same.
-        let found = Regular::detect(&self.source, &self.disks, self.first)?;
-        Ok(self.regular.get_or_init(|| found).as_ref())
+        let regular = once(&self.regular, || {
+            let start = self.walk.start(&self.source, &self.disks, disk)?;
+            start.map_or(Ok(None), |start| Regular::detect(&self.source, &self.disks, disk, start))
+        })?;
+        Ok(regular.as_ref())
     }
+}
+
+/// Finds out once. Not `get_or_init`, which would lock while it reads: two threads may find out the same.
+fn once<T>(cell: &OnceLock<T>, find: impl FnOnce() -> Result<T>) -> Result<&T> {
+    if let Some(found) = cell.get() {
+        return Ok(found);
+    }
+    let found = find()?;
+    Ok(cell.get_or_init(|| found))
 }
 
 struct Content {

@@ -4,7 +4,7 @@
 //! Xva ─ open: ova.xml, and nothing past it
 //!   ├─ ova        ova.xml → the disks: references, sizes, names
 //!   ├─ tar        one 512-byte header → name, size
-//!   ├─ regular    a chunk by bisection, where arithmetic proves that every header stands at a known place
+//!   ├─ regular    a chunk of the last disk by bisection, where it is proven that every header stands at a known place
 //!   └─ walk       a chunk by following the headers from the first on, in steps of 1 MiB; also the index of holes
 //! ```
 //!

@@ -47,6 +47,8 @@ impl Run {
 /// What is known of the chunks of one disk.
 #[derive(Debug, Default)]
 struct Chunks {
+    /// Where its first header stands in the file.
+    start: Option<u64>,
     runs: Vec<Run>,
     last_number: Option<u64>,
     /// Length of the first chunk that holds something: what a missing number stands for.
@@ -178,6 +180,25 @@ impl Walk {
         }
     }
 
+    /// Returns the place of the first header of a disk, in bytes; walks there. `None` if the archive does not hold it.
+    ///
+    /// # Errors
+    /// `Damaged` if the archive is damaged before it; else what the storage says.
+    pub fn start(&self, source: &Source, disks: &[XvaDisk], disk: usize) -> Result<Option<u64>> {
+        loop {
+            {
+                let state = self.lock();
+                if let Some(start) = state.disks[disk].start {
+                    return Ok(Some(start));
+                }
+                if state.is_ended {
+                    return Ok(None);
+                }
+            }
+            self.step(source, disks)?;
+        }
+    }
+
     /// Returns the bytes stored of a disk; walks past its last chunk.
     ///
     /// # Errors
@@ -226,6 +247,7 @@ impl State {
                         self.disks[done].is_complete = true;
                     }
                     self.current = Some(disk);
+                    self.disks[disk].start.get_or_insert(at);
                     let file = at + tar::SECTOR;
                     self.runs += self.disks[disk]
                         .push(number, header.size, file, disks[disk].size)
