@@ -153,7 +153,8 @@ impl Options {
             ("umask", self.umask.map(|umask| format!("{umask:03o}"))),
             ("password-file", self.password_file.clone()),
             ("password-command", self.password_command.clone()),
-            ("cache", self.cache.clone()),
+            // Left as an option, so that a wrong size is said in the words of options.
+            ("options", self.cache.as_ref().map(|cache| format!("cache={cache}"))),
         ];
         arguments.extend(values.into_iter().filter_map(|(name, value)| Some(format!("--{name}={}", value?))));
         arguments
@@ -243,7 +244,7 @@ mod tests {
             ("password_file=/etc/xofs/key", vec!["--password-file=/etc/xofs/key"]),
             ("password_command=\"pass show a,b\",ro", vec!["--password-command=pass show a,b"]),
             ("password_command=cut -d= -f2 /k", vec!["--password-command=cut -d= -f2 /k"]),
-            ("cache=1GiB", vec!["--cache=1GiB"]),
+            ("cache=1GiB", vec!["--options=cache=1GiB"]),
             ("uid=1,uid=2", vec!["--uid=2"]),
         ] {
             assert_eq!(parsed(text).expect(text).arguments(), arguments, "{text}");
