@@ -145,6 +145,7 @@ fn a_sound_repository_has_no_damage_and_a_broken_one_says_what_it_costs() {
     }
 }
 
+// Promise 13: "a wrong or missing key of an encrypted repository"
 #[test]
 fn an_encrypted_repository_needs_its_key() {
     let fixture = fixture("encrypted-aes-256-gcm");

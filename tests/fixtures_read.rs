@@ -100,6 +100,7 @@ fn the_mount_of_sound_backups_shows_the_truth() {
     the_mount_shows_the_truth(&MAIN);
 }
 
+// Promise 1: "Never other bytes"
 #[test]
 fn the_mount_of_odd_and_damaged_backups_shows_the_truth_or_an_error() {
     the_mount_shows_the_truth(&HARD);
@@ -181,6 +182,7 @@ fn qemu_reads_the_vhd_views(repository: &Repository) {
     assert!(compared > 0, "no disk was compared");
 }
 
+// Promise 3: "is the same disk as one dynamic VHD without a parent"
 #[test]
 fn qemu_reads_the_vhd_of_every_sound_disk() {
     qemu_reads_the_vhd_views(&MAIN);

@@ -187,6 +187,7 @@ fn every_name_of_the_tree_leads_where_it_says() {
     assert!(!is_mounted(&root));
 }
 
+// Promise 3: "has exactly the virtual size of the disk"
 #[test]
 fn a_disk_reads_as_it_was_in_every_size_of_request() {
     let place = one_vm();
@@ -215,6 +216,8 @@ fn a_disk_reads_as_it_was_in_every_size_of_request() {
     assert!(!is_mounted(&place.mountpoint()));
 }
 
+// Promise 5: "`mtime` is the time of the backup."
+// Promise 14: "owned by who mounted it: folders `0500`, files `0400`"
 #[test]
 fn stat_tells_size_allocation_time_and_owner() {
     let place = one_vm();
@@ -233,6 +236,7 @@ fn stat_tells_size_allocation_time_and_owner() {
     drop(session);
 }
 
+// Promise 4: "What no layer holds is a hole"
 #[test]
 fn holes_are_found_without_reading_them() {
     let place = one_vm();
@@ -299,6 +303,8 @@ fn extended_attributes_say_what_a_disk_is() {
     drop(session);
 }
 
+// Promise 7: "A backup that appears in the repository appears in the mount, and one that is removed disappears, without a remount"
+// Promise 9: "A file open on a backup that has been removed gives right bytes or an error"
 #[test]
 fn what_appears_and_leaves_shows_and_a_removed_backup_is_stale() {
     let place = one_vm();
@@ -319,6 +325,7 @@ fn what_appears_and_leaves_shows_and_a_removed_backup_is_stale() {
     drop((first, session));
 }
 
+// Promise 12: "A backup that cannot be read is listed, with the reason in `.xofs/problems.json`."
 #[test]
 fn a_damaged_backup_is_listed_and_says_why_it_cannot_be_read() {
     let place = one_vm();
@@ -355,6 +362,7 @@ fn a_folder_of_vhds_shows_its_disks_in_the_root() {
     drop(session);
 }
 
+// Promise 16: "end the mount and leave nothing"
 #[test]
 fn a_mount_ends_when_told_and_leaves_nothing() {
     let place = one_vm();

@@ -179,6 +179,7 @@ mod tests {
     use super::*;
     use crate::repository::VmId;
 
+    // Promise 15: "are escaped, reversibly"
     #[test]
     fn an_escaped_name_is_one_component_and_can_be_turned_back() {
         for (name, escaped) in [

@@ -157,6 +157,7 @@ impl Inodes {
 mod tests {
     use super::*;
 
+    // Promise 5: "Inode numbers are stable for as long as the mount lives, and never reused."
     #[test]
     fn a_place_keeps_its_number_and_no_number_is_given_twice() {
         let inodes = Inodes::new();

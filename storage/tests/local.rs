@@ -15,6 +15,7 @@ use places::{Local, Place, path};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use storage::{ErrorKind, Kind, LocalStorage, Storage as _};
 
+// Promise 6: "None leads out of it."
 #[test]
 fn a_link_that_leads_outside_is_refused() {
     let outside = tempfile::tempdir().unwrap();
@@ -158,6 +159,7 @@ fn a_root_that_is_no_folder_is_refused() {
     }
 }
 
+// Promise 11: "Nothing is written to the repository"
 #[test]
 fn reading_and_listing_leave_access_times_alone() {
     let folder = tempfile::tempdir().unwrap();

@@ -172,6 +172,7 @@ fn bytes(blocks: &[u8]) -> Vec<u8> {
     blocks.iter().flat_map(|byte| vec![*byte; BLOCK]).collect()
 }
 
+// Promise 2: "Zeroes are returned only where no layer of the chain holds the block, and beyond the virtual size of a layer"
 #[test]
 fn a_child_larger_than_its_parent_reads_zeroes_past_it() {
     let storage = Arc::new(MemoryStorage::new());
@@ -259,6 +260,7 @@ fn tables_that_contradict_themselves_are_refused() {
     }
 }
 
+// Promise 1: "A read returns the bytes of the disk at the time of the backup, or an error."
 #[test]
 fn a_missing_or_damaged_block_file_is_an_error_for_that_block_alone() {
     for kind in [Kind::Plain, Kind::Gzip, Kind::Brotli] {
@@ -290,6 +292,7 @@ fn a_missing_or_damaged_block_file_is_an_error_for_that_block_alone() {
     }
 }
 
+// Promise 6: "are followed inside the repository, or refused"
 #[test]
 fn names_that_loop_escape_or_lie_are_refused() {
     let size = 2 * BLOCK as u64;
@@ -356,6 +359,8 @@ fn block_path(name: &str, block: u32) -> String {
     format!("data/{name}.vhd/blocks/0/{block}")
 }
 
+// Promise 8: "A disk of a backup that exists reads right while XO adds, deletes and merges others"
+// Promise 10: "A merge that was interrupted is read as what it was meant to become, where the data is there."
 #[test]
 fn in_the_middle_of_a_merge_every_later_backup_reads_right() {
     let target: Vec<u8> = (0..40).map(|block| if block < 30 { 2 } else { u8::from(block == 39) }).collect();
