@@ -2,10 +2,11 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use disk::{Disk, ErrorKind};
-use storage::{MemoryStorage, ObjectPath, Storage};
+use storage::{Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation, Storage};
 use uuid::Uuid;
 use vhd::{BlockCache, BlockSize, ChainDisk, Chs, Context, DiskType, Footer, Header, Liveness, ParentLocator};
 
@@ -475,6 +476,41 @@ fn a_file_without_its_last_footer_is_read_by_its_first() {
     storage.put("b.vhd", file).unwrap();
     let disk = open(&storage, "b.vhd").unwrap();
     assert_eq!(read(&disk, BLOCK as u64, BLOCK).unwrap_err().kind(), ErrorKind::Damaged);
+}
+
+#[test]
+fn a_long_chain_is_opened_by_reading_each_table_once_and_several_at_a_time() {
+    let memory = Arc::new(MemoryStorage::new());
+    let size = 100 * BLOCK as u64;
+    for number in 0..100_u32 {
+        let mut image = Image::new(u128::from(number) + 1, size, &[(number, 7)]).stored(Kind::Plain);
+        if number > 0 {
+            image = image.child_of(u128::from(number), &format!("l{}.alias.vhd", number - 1));
+        }
+        image.put(&memory, &format!("l{number}"));
+    }
+    let storage = Arc::new(FaultyStorage::new(memory));
+    let tables = Arc::new(AtomicUsize::new(0));
+    let counter = tables.clone();
+    storage.set_rule(move |_, path| {
+        if path.file_name() == "bat" && counter.fetch_add(1, Ordering::SeqCst) < 2 {
+            // The first two stay until both are asked for: one after the other, the opening would never end.
+            return Some(Fault::Stall);
+        }
+        None
+    });
+    let releaser = storage.clone();
+    let release = std::thread::spawn(move || {
+        let both = releaser.wait_for_stalled(2, Duration::from_secs(30));
+        releaser.release();
+        both
+    });
+    let context = Context { storage: storage.clone(), cache: BlockCache::new(1 << 20) };
+    let disk = vhd::open(&context, &ObjectPath::new("l99.alias.vhd").unwrap(), None).unwrap();
+    assert!(release.join().unwrap(), "the tables are read one after the other");
+    assert_eq!(storage.count(Operation::Read), 100 * 3 + 100 * 2);
+    assert_eq!(disk.chain_length(), 100);
+    assert_eq!(whole(&disk), bytes(&[7; 100]));
 }
 
 #[test]
