@@ -175,6 +175,10 @@ fn prepare(mountpoint: &Path) -> Result<PathBuf> {
     if !metadata.is_dir() {
         return Err(refuse("it is not a directory".to_owned()));
     }
+    // A second mount would hide the first, and one unmount would leave it.
+    if mounts::at(&resolved).is_ok_and(|found| found.is_some_and(|mount| mount.is_ours())) {
+        return Err(refuse("a repository is mounted there already; unmount it first (xofs unmount)".to_owned()));
+    }
     Ok(resolved)
 }
 
