@@ -27,7 +27,7 @@ fn run() -> Result<(), String> {
         eprintln!("mount.xofs: warning: {warning}");
     }
     let program = find_xofs().ok_or("'xofs' is neither beside mount.xofs nor in PATH: install both together")?;
-    if request.is_verbose || request.is_fake {
+    if request.is_verbose {
         eprintln!("mount.xofs: runs {} {:?}", program.display(), request.arguments());
     }
     if request.is_fake {
