@@ -278,6 +278,11 @@ fn why_a_mount_failed_reaches_the_terminal_with_code_32() {
         assert_eq!(ran.code, Some(32), "{ran:?}");
         assert!(ran.err.contains(directory), "{ran:?}");
     }
+    machine.run("mount -t xofs /mnt/br /mnt/restore").ok();
+    machine.run("mount -t xofs /mnt/encrypted/../br /mnt/restore").fails(32, "mounted there already");
+    machine.run("xofs mount --daemon /mnt/br /mnt/restore").fails(1, "mounted there already");
+    machine.run("umount /mnt/restore").ok();
+    machine.is_idle();
     machine.run("xofs mount /mnt/absent /mnt/restore --daemon").fails(10, "/mnt/absent");
     machine.run("xofs mount /mnt/encrypted /mnt/restore --daemon").fails(12, "key");
     machine.run("xofs mount /mnt/br /mnt/nowhere --daemon").fails(1, "/mnt/nowhere");
@@ -313,6 +318,13 @@ fn options_reach_the_mount() {
     // mount(8) asks for writing unless told otherwise; nothing can be written all the same.
     machine.run("mount -t xofs -o rw /mnt/br /mnt/restore").ok();
     machine.run("touch /mnt/restore/x").fails(1, "Read-only file system");
+    machine.run("umount /mnt/restore").ok();
+    machine.is_idle();
+    // Of mount(8) itself: only looked at, and unknown options only warned of.
+    machine.run("mount -f -t xofs /mnt/br /mnt/restore").ok();
+    machine.run("mount -fv -t xofs /mnt/br /mnt/restore > /dev/null").fails(0, "mount.xofs: runs ");
+    machine.is_idle();
+    machine.run("mount -s -t xofs /mnt/br /mnt/restore -o colour=blue").fails(0, "'colour'; ignored");
     machine.run("umount /mnt/restore").ok();
     machine.is_idle();
 }
@@ -458,6 +470,22 @@ fn the_log_of_a_background_mount_goes_to_syslog() {
     said("mounted mountpoint=/mnt/restore repository=/mnt/br");
     machine.run("umount /mnt/restore").ok();
     said("unmounted mountpoint=/mnt/restore");
+    machine.is_idle();
+}
+
+#[test]
+fn systemd_is_told_when_the_mount_can_be_read() {
+    let machine = Machine::new();
+    let socket = UnixDatagram::bind(format!("/proc/{}/root/mnt/notify", machine.pid)).expect("a new socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("the time is not zero");
+    let mut foreground = machine.command(&[], "cd /mnt && exec xofs mount br restore");
+    let mut foreground = foreground.env("NOTIFY_SOCKET", "/mnt/notify").stderr(Stdio::null()).spawn().expect("starts");
+    let mut buffer = [0; 64];
+    let len = socket.recv(&mut buffer).expect("told in time");
+    assert_eq!(&buffer[..len], b"READY=1\n");
+    machine.run(&reads("/mnt/restore")).ok();
+    machine.signal(rustix::process::Signal::TERM);
+    assert_eq!(foreground.wait().expect("it is our child").code(), Some(0));
     machine.is_idle();
 }
 
