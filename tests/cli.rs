@@ -172,6 +172,25 @@ fn an_encrypted_repository_needs_its_key() {
 }
 
 #[test]
+fn a_key_in_the_environment_is_ignored_where_nothing_is_encrypted() {
+    let main = fixture("main").join("repo");
+    let folder = folder();
+    let key = "0".repeat(32);
+    let file = write_key(folder.path(), &key);
+    for (name, value) in [
+        ("XOFS_PASSWORD", key.as_str()),
+        ("XOFS_PASSWORD", "short"),
+        ("XOFS_PASSWORD_FILE", "/nowhere"),
+        ("XOFS_PASSWORD_COMMAND", "exit 3"),
+    ] {
+        assert!(succeed(xofs().arg("list").arg(&main).env(name, value)).contains("web01"), "{name}={value}");
+    }
+    let (code, _, err) = run(xofs().arg("list").arg(&main).arg("--password-file").arg(&file));
+    assert_eq!(code, 12, "a key that was asked for by name is a mistake: {err}");
+    assert!(err.contains("leave the key out") && err.lines().count() == 1, "{err}");
+}
+
+#[test]
 fn every_failure_is_one_line_with_its_exit_code() {
     let main = fixture("main").join("repo");
     let main = main.to_str().expect("UTF-8");

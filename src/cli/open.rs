@@ -37,7 +37,7 @@ pub fn repository(global: &Global, place: &Place, cache_bytes: u64) -> Result<Ar
         Ok(repository) => return Ok(repository),
         Err(error) => error,
     };
-    if source.is_some() || super::exit::of(&failed) != Exit::Key {
+    if source.is_some() || !is_key(&failed) {
         return Err(failed);
     }
     match password::ask(&place.name)? {
@@ -63,9 +63,21 @@ fn source(global: &Global, place: &Place) -> Option<Source> {
     )
 }
 
+/// Opens with the key of `source`. One of the environment is meant for whatever needs it: a plain repository is opened
+/// without, and the key is not even read.
 fn attempt(place: &Place, source: Option<&Source>, cache_bytes: u64) -> Result<Arc<Repository>> {
+    if source.is_some_and(|source| source.is_ambient) {
+        match open(place, OpenOptions { key: None, cache_bytes }) {
+            Err(error) if is_key(&error) => {}
+            opened => return opened,
+        }
+    }
     let key = source.map(Source::read).transpose()?;
     open(place, OpenOptions { key, cache_bytes })
+}
+
+fn is_key(error: &anyhow::Error) -> bool {
+    super::exit::of(error) == Exit::Key
 }
 
 fn open(place: &Place, options: OpenOptions) -> Result<Arc<Repository>> {

@@ -18,7 +18,14 @@ const LIMIT: u64 = 4096;
 
 /// Where to take the key from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
+pub struct Source {
+    origin: Origin,
+    /// Whether the environment names it: for whatever needs a key, while the other places name it for one repository.
+    pub is_ambient: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
     /// The content of a file.
     File(PathBuf),
     /// What a command prints.
@@ -35,12 +42,18 @@ impl Source {
         environment: impl Fn(&str) -> Option<String>,
         entry: Option<&Entry>,
     ) -> Option<Self> {
-        let of = |file: Option<PathBuf>, command: Option<String>| file.map(Self::File).or(command.map(Self::Command));
+        let of =
+            |file: Option<PathBuf>, command: Option<String>| file.map(Origin::File).or(command.map(Origin::Command));
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
+        let named = |origin| Self { origin, is_ambient: false };
+        let ambient = |origin| Self { origin, is_ambient: true };
         of(file.map(Path::to_path_buf), command.map(str::to_owned))
-            .or_else(|| of(set("XOFS_PASSWORD_FILE").map(PathBuf::from), set("XOFS_PASSWORD_COMMAND")))
-            .or_else(|| set("XOFS_PASSWORD").map(|_| Self::Environment))
-            .or_else(|| entry.and_then(|entry| of(entry.password_file.clone(), entry.password_command.clone())))
+            .map(named)
+            .or_else(|| of(set("XOFS_PASSWORD_FILE").map(PathBuf::from), set("XOFS_PASSWORD_COMMAND")).map(ambient))
+            .or_else(|| set("XOFS_PASSWORD").map(|_| ambient(Origin::Environment)))
+            .or_else(|| {
+                entry.and_then(|entry| of(entry.password_file.clone(), entry.password_command.clone())).map(named)
+            })
     }
 
     /// Reads the key.
@@ -48,16 +61,16 @@ impl Source {
     /// # Errors
     /// `Key` if it cannot be had or is no key; the error says where it was to come from, never what was found.
     pub fn read(&self) -> Result<EncryptionKey> {
-        let (text, origin) = match self {
-            Self::File(path) => {
+        let (text, origin) = match &self.origin {
+            Origin::File(path) => {
                 let origin = format!("read the encryption key from '{}'", path.display());
                 (File::open(path).and_then(read_text).map_err(|error| missing(&origin, &error.to_string()))?, origin)
             }
-            Self::Command(command) => {
+            Origin::Command(command) => {
                 let origin = format!("take the encryption key from the command '{command}'");
                 (run(command).map_err(|error| missing(&origin, &error))?, origin)
             }
-            Self::Environment => {
+            Origin::Environment => {
                 let text = std::env::var("XOFS_PASSWORD").unwrap_or_default();
                 (Zeroizing::new(text), "take the encryption key from XOFS_PASSWORD".to_owned())
             }
@@ -157,18 +170,20 @@ mod tests {
     #[test]
     fn the_command_line_wins_over_the_environment_and_that_over_the_configuration() {
         let entry = Entry { path: "/".into(), password_file: None, password_command: Some("entry".into()) };
-        let file = |path: &str| Some(Source::File(path.into()));
-        let command = |text: &str| Some(Source::Command(text.into()));
+        let named = |origin| Some(Source { origin, is_ambient: false });
+        let ambient = |origin| Some(Source { origin, is_ambient: true });
+        let file = |path: &str| Origin::File(path.into());
+        let command = |text: &str| Origin::Command(text.into());
         let none: &[(&str, &str)] = &[];
         for (cli_file, cli_command, environment, entry, expected) in [
             (None, None, none, None, None),
-            (None, None, none, Some(&entry), command("entry")),
-            (None, None, &[("XOFS_PASSWORD", "x")], Some(&entry), Some(Source::Environment)),
-            (None, None, &[("XOFS_PASSWORD", "")], Some(&entry), command("entry")),
-            (None, None, &[("XOFS_PASSWORD", "x"), ("XOFS_PASSWORD_COMMAND", "c")], None, command("c")),
-            (None, None, &[("XOFS_PASSWORD_FILE", "/e"), ("XOFS_PASSWORD_COMMAND", "c")], None, file("/e")),
-            (None, Some("cli"), &[("XOFS_PASSWORD_FILE", "/e")], Some(&entry), command("cli")),
-            (Some(Path::new("/cli")), Some("cli"), none, Some(&entry), file("/cli")),
+            (None, None, none, Some(&entry), named(command("entry"))),
+            (None, None, &[("XOFS_PASSWORD", "x")], Some(&entry), ambient(Origin::Environment)),
+            (None, None, &[("XOFS_PASSWORD", "")], Some(&entry), named(command("entry"))),
+            (None, None, &[("XOFS_PASSWORD", "x"), ("XOFS_PASSWORD_COMMAND", "c")], None, ambient(command("c"))),
+            (None, None, &[("XOFS_PASSWORD_FILE", "/e"), ("XOFS_PASSWORD_COMMAND", "c")], None, ambient(file("/e"))),
+            (None, Some("cli"), &[("XOFS_PASSWORD_FILE", "/e")], Some(&entry), named(command("cli"))),
+            (Some(Path::new("/cli")), Some("cli"), none, Some(&entry), named(file("/cli"))),
         ] {
             let lookup = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, v)| (*v).to_owned());
             assert_eq!(Source::choose(cli_file, cli_command, lookup, entry), expected, "{environment:?}");
@@ -178,9 +193,10 @@ mod tests {
     #[test]
     fn a_key_comes_from_a_command_and_a_failing_command_is_named() {
         let key = "0123456789abcdef0123456789abcdef";
-        assert!(Source::Command(format!("echo {key}")).read().is_ok());
+        let source = |command: &str| Source { origin: Origin::Command(command.into()), is_ambient: false };
+        assert!(source(&format!("echo {key}")).read().is_ok());
         for (command, part) in [("exit 3", "exit status: 3"), ("echo short", "32"), ("true", "32")] {
-            let error = Source::Command(command.into()).read().expect_err(command);
+            let error = source(command).read().expect_err(command);
             assert!(format!("{error:#}").contains(part), "{error:#}");
             assert_eq!(super::super::exit::of(&error), Exit::Key, "{command}");
         }
