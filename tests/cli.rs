@@ -145,6 +145,35 @@ fn a_sound_repository_has_no_damage_and_a_broken_one_says_what_it_costs() {
     }
 }
 
+#[test]
+fn one_cause_is_one_line_that_says_how_many_disks_it_costs() {
+    for (name, data) in [("main", false), ("hard", false), ("hard", true)] {
+        let repository = fixture(name).join("repo");
+        let (_, out, _) = run(xofs().arg("check").arg(repository).args(data.then_some("--data")));
+        let faults: Vec<&str> =
+            out.lines().filter(|line| line.starts_with("damaged: ") || line.starts_with("unchecked: ")).collect();
+        let path = |line: &str| line.split(": ").nth(1).expect("a path").to_owned();
+        let paths: std::collections::BTreeSet<String> = faults.iter().map(|line| path(line)).collect();
+        assert_eq!(paths.len(), faults.len(), "every path once in\n{out}");
+        let disks = |vm: &str, days: &[u32]| {
+            let of = |day| format!("{vm}/2026-08-0{day}T020003Z/xvda");
+            days.iter().map(of).collect::<Vec<_>>().join(", ")
+        };
+        let costs = match name {
+            "main" => vec!["costs 2 disks: full01/2026-08-02T020003Z/xvda, full01/2026-08-02T020003Z/xvdb".to_owned()],
+            _ => vec![
+                // A parent that is missing, parents in a loop, a name that leads out of the repository.
+                format!("costs 2 disks: {}", disks("broken01", &[1, 2])),
+                format!("costs 3 disks: {}", disks("broken04", &[1, 2, 3])),
+                format!("costs 1 disk: {}", disks("evil04", &[2])),
+            ],
+        };
+        for costs in costs {
+            assert_eq!(faults.iter().filter(|line| line.ends_with(&costs)).count(), 1, "{costs} once in\n{out}");
+        }
+    }
+}
+
 // Promise 13: "a wrong or missing key of an encrypted repository"
 #[test]
 fn an_encrypted_repository_needs_its_key() {

@@ -23,7 +23,10 @@ use super::export::ahead::{PIECE, THREADS, Times};
 use super::export::progress::Progress;
 use super::text::{Shown, count, size};
 use super::{Global, open, print};
-use crate::repository::{Backup, BackupDisk, DiskSource, Layout, LooseDisk, MissingBlock, Mode, Repository, Selection};
+use crate::repository::{
+    Backup, BackupDisk, DiskSource, ErrorKind, Layout, LooseDisk, MissingBlock, Mode, ProblemKind, Repository,
+    Selection,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -50,28 +53,90 @@ pub struct CheckArgs {
 /// What is wrong with what, and who suffers.
 #[derive(Default)]
 struct Findings {
-    /// By file and reason: whether it is damage (else it could not be checked), and the backups it costs.
-    faults: BTreeMap<(String, String), (bool, BTreeSet<String>)>,
+    /// In the order they were found in: a parent's before those of its children.
+    faults: Vec<Fault>,
+    /// The paths that were told already, also those of children whose fault is that of a parent.
+    told: BTreeSet<String>,
     backups: usize,
     disks: usize,
     bytes: u64,
 }
 
+/// One cause.
+struct Fault {
+    path: String,
+    reason: String,
+    /// The reason with its file.
+    message: String,
+    /// Else it could not be checked.
+    is_damage: bool,
+    disks: BTreeSet<String>,
+    /// Backups that cannot be read as such, whatever their disks are.
+    backups: BTreeSet<String>,
+}
+
+impl Fault {
+    /// Whether a disk at `path` that fails with `reason` suffers from this. An error that came up through the children
+    /// of a chain ends with what its parent said; all of a chain lie in one folder.
+    fn explains(&self, path: &str, reason: &str, message: &str) -> bool {
+        let folder = |path: &str| path.rsplit_once('/').map(|(folder, _)| folder.to_owned());
+        let is_inherited = reason.len() > self.reason.len() && reason.ends_with(&self.reason);
+        message == self.message || path != self.path && is_inherited && folder(path) == folder(&self.path)
+    }
+
+    /// Says who suffers; a thousand names say no more than the first ones.
+    fn costs(&self) -> String {
+        let of = |names: &BTreeSet<String>, what: &str| {
+            let first = names.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = if names.len() > 8 { ", ..." } else { "" };
+            (!names.is_empty()).then(|| format!("{}: {first}{more}", count(names.len(), what)))
+        };
+        let all: Vec<String> = [of(&self.backups, "backup"), of(&self.disks, "disk")].into_iter().flatten().collect();
+        if all.is_empty() { String::new() } else { format!("; costs {}", all.join(", ")) }
+    }
+}
+
+/// Who suffers from a fault.
+enum Cost {
+    Disk(String),
+    Backup(String),
+    Nobody,
+}
+
 impl Findings {
-    fn add(&mut self, path: &str, reason: &str, is_damage: bool, costs: Option<String>) {
+    fn add(&mut self, path: &str, reason: &str, is_damage: bool, cost: Cost) {
         // Errors name their file first; the line does so already.
+        let message = if reason.starts_with('\'') { reason.to_owned() } else { format!("'{path}': {reason}") };
         let reason = reason.strip_prefix(&format!("'{path}': ")).unwrap_or(reason);
-        let fault = self.faults.entry((path.to_owned(), reason.to_owned())).or_default();
-        fault.0 |= is_damage;
-        fault.1.extend(costs);
+        self.told.insert(path.to_owned());
+        // The nearest cause is the one that was found last.
+        let known = self.faults.iter().rposition(|fault| fault.explains(path, reason, &message));
+        let at = known.unwrap_or_else(|| {
+            let (path, reason) = (path.to_owned(), reason.to_owned());
+            let (disks, backups) = Default::default();
+            self.faults.push(Fault { path, reason, message, is_damage, disks, backups });
+            self.faults.len() - 1
+        });
+        let fault = &mut self.faults[at];
+        fault.is_damage |= is_damage;
+        match cost {
+            Cost::Disk(name) => drop(fault.disks.insert(name)),
+            Cost::Backup(name) => drop(fault.backups.insert(name)),
+            Cost::Nobody => {}
+        }
     }
 
     fn add_disk_error(&mut self, path: &ObjectPath, error: &disk::Error, owner: &str) {
         // A backup that was removed meanwhile is no fault.
         if error.kind() != disk::ErrorKind::Stale {
             let is_damage = error.kind() == disk::ErrorKind::Damaged;
-            self.add(&path.to_string(), &error.to_string(), is_damage, Some(owner.to_owned()));
+            self.add(&path.to_string(), &error.to_string(), is_damage, Cost::Disk(owner.to_owned()));
         }
+    }
+
+    /// Whether a disk fails for what is at `path`, or for what `message` says.
+    fn has(&self, path: &str, message: &str) -> bool {
+        self.told.contains(path) || self.faults.iter().any(|fault| fault.message == message)
     }
 }
 
@@ -98,15 +163,22 @@ pub fn run(global: &Global, arguments: &CheckArgs) -> Result<Exit> {
             Selection::Loose(disk) => check.loose(&disk),
         }
     }
-    report(&place.name, &check.findings, arguments)
+    report(&place.name, &mut check.findings, arguments)
 }
 
-fn report(repository: &str, findings: &Findings, arguments: &CheckArgs) -> Result<Exit> {
-    let damages = findings.faults.values().filter(|(is_damage, _)| *is_damage).count();
+fn report(repository: &str, findings: &mut Findings, arguments: &CheckArgs) -> Result<Exit> {
+    findings.faults.sort_by(|a, b| (&a.path, &a.reason).cmp(&(&b.path, &b.reason)));
+    let damages = findings.faults.iter().filter(|fault| fault.is_damage).count();
     let unknown = findings.faults.len() - damages;
     if arguments.json {
-        let faults = findings.faults.iter().map(|((path, reason), (is_damage, costs))| {
-            json!({"path": path, "message": reason, "isDamage": is_damage, "costs": costs})
+        let faults = findings.faults.iter().map(|fault| {
+            json!({
+                "path": fault.path,
+                "message": fault.reason,
+                "isDamage": fault.is_damage,
+                "disks": fault.disks,
+                "backups": fault.backups,
+            })
         });
         print::json(&json!({
             "repository": repository,
@@ -116,11 +188,10 @@ fn report(repository: &str, findings: &Findings, arguments: &CheckArgs) -> Resul
             "faults": faults.collect::<Vec<_>>(),
         }))?;
     } else {
-        for ((path, reason), (is_damage, costs)) in &findings.faults {
-            let costs = costs.iter().cloned().collect::<Vec<_>>().join(", ");
-            let costs = if costs.is_empty() { String::new() } else { format!("; costs {}", Shown(&costs)) };
-            let sort = if *is_damage { "damaged" } else { "unchecked" };
-            print::text(&format!("{sort}: {}: {}{costs}\n", Shown(path), Shown(reason)))?;
+        for fault in &findings.faults {
+            let sort = if fault.is_damage { "damaged" } else { "unchecked" };
+            let (path, reason, costs) = (Shown(&fault.path), Shown(&fault.reason), fault.costs());
+            print::text(&format!("{sort}: {path}: {reason}{}\n", Shown(&costs)))?;
         }
         let read = if arguments.data { format!(", {} read", size(findings.bytes)) } else { String::new() };
         print::text(&format!(
@@ -149,7 +220,7 @@ impl Check<'_> {
         for vm in self.repository.vms()?.iter() {
             match self.repository.backups(&vm.id) {
                 Ok(backups) => backups.iter().for_each(|backup| self.backup(&vm.name, backup)),
-                Err(error) => self.findings.add(vm.id.as_str(), &error.to_string(), false, Some(vm.name.clone())),
+                Err(error) => self.findings.add(vm.id.as_str(), &error.to_string(), false, Cost::Nobody),
             }
         }
         for disk in self.repository.loose_disks()?.iter() {
@@ -169,8 +240,9 @@ impl Check<'_> {
                         Ok(bytes) => self.findings.bytes += u64::try_from(bytes.len()).unwrap_or(u64::MAX),
                         Err(error) => {
                             let path = format!("{}/{name}", stored.directory);
-                            let is_damage = error.kind() == crate::repository::ErrorKind::Damaged;
-                            self.findings.add(&path, &error.to_string(), is_damage, Some(stored.directory.to_string()));
+                            let is_damage = error.kind() == ErrorKind::Damaged;
+                            let owner = Cost::Backup(stored.directory.to_string());
+                            self.findings.add(&path, &error.to_string(), is_damage, owner);
                         }
                     }
                 }
@@ -179,9 +251,10 @@ impl Check<'_> {
         for problem in self.repository.problems() {
             // What was found while opening disks is in the findings already, with what it costs.
             let path = problem.path.to_string();
-            if !self.findings.faults.keys().any(|(known, _)| *known == path) {
-                let is_damage = problem.kind == crate::repository::ProblemKind::Metadata;
-                self.findings.add(&path, &problem.message, is_damage, problem.backup.map(|id| id.to_string()));
+            if !self.findings.has(&path, &problem.message) {
+                let is_damage = problem.kind == ProblemKind::Metadata;
+                let cost = problem.backup.map_or(Cost::Nobody, |id| Cost::Backup(id.to_string()));
+                self.findings.add(&path, &problem.message, is_damage, cost);
             }
         }
         Ok(())
@@ -189,13 +262,14 @@ impl Check<'_> {
 
     fn backup(&mut self, vm: &str, backup: &Backup) {
         self.findings.backups += 1;
-        if let Some(problem) = &backup.problem {
-            let is_damage = backup.mode == Mode::Unreadable;
-            let owner = format!("{vm}/{}", backup.time);
-            self.findings.add(&backup.metadata.to_string(), problem, is_damage, Some(owner));
-        }
         for disk in &backup.disks {
             self.backup_disk(vm, backup, disk);
+        }
+        // What keeps its disks from being read was told with them.
+        let metadata = backup.metadata.to_string();
+        if let Some(problem) = backup.problem.as_ref().filter(|problem| !self.findings.has(&metadata, problem)) {
+            let is_damage = backup.mode == Mode::Unreadable;
+            self.findings.add(&metadata, problem, is_damage, Cost::Backup(format!("{vm}/{}", backup.time)));
         }
     }
 
@@ -262,7 +336,7 @@ impl Check<'_> {
                 count(blocks.len(), "block file"),
                 first.join(", ")
             );
-            self.findings.add(&folder.to_string(), &reason, true, Some(owner.to_owned()));
+            self.findings.add(&folder.to_string(), &reason, true, Cost::Disk(owner.to_owned()));
         }
     }
 
@@ -322,7 +396,7 @@ impl Check<'_> {
         let lost = lost.into_inner();
         if lost > 0 && errors.len() == 8 {
             let reason = format!("more of the same: {} cannot be read in all", size(lost));
-            self.findings.add(&path.to_string(), &reason, true, Some(owner.to_owned()));
+            self.findings.add(&path.to_string(), &reason, true, Cost::Disk(owner.to_owned()));
         }
     }
 }
@@ -340,4 +414,35 @@ fn pieces(disk: &dyn Disk, block: u64, is_probe: bool) -> disk::Result<Vec<std::
         }
     }
     Ok(pieces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn children_suffer_from_the_fault_of_their_parent_and_have_their_own() {
+        let mut findings = Findings::default();
+        for (path, message) in [
+            ("vdis/1.vhd", "'vdis/1.vhd': cannot open it"),
+            ("vdis/2.vhd", "'vdis/2.vhd': its parent '1.vhd' cannot be opened: cannot open it"),
+            ("vdis/3.vhd", "'vdis/2.vhd': its parent '1.vhd' cannot be opened: cannot open it"),
+            ("vdis/4.vhd", "'vdis/4.vhd': cannot open it"),
+            ("vdis/5.vhd", "'vdis/5.vhd': its parent '4.vhd' cannot be opened: cannot open it"),
+            ("other/6.vhd", "'other/6.vhd': its parent '5.vhd' cannot be opened: cannot open it"),
+            ("vdis/7.vhd", "'vdis/data/7.vhd': block 1: its file is missing"),
+            ("vdis/8.vhd", "'vdis/data/7.vhd': block 1: its file is missing"),
+        ] {
+            findings.add(path, message, true, Cost::Disk(path.to_owned()));
+        }
+        let costs: Vec<(&str, String)> =
+            findings.faults.iter().map(|fault| (fault.path.as_str(), fault.costs())).collect();
+        let expected = [
+            ("vdis/1.vhd", "; costs 3 disks: vdis/1.vhd, vdis/2.vhd, vdis/3.vhd"),
+            ("vdis/4.vhd", "; costs 2 disks: vdis/4.vhd, vdis/5.vhd"),
+            ("other/6.vhd", "; costs 1 disk: other/6.vhd"),
+            ("vdis/7.vhd", "; costs 2 disks: vdis/7.vhd, vdis/8.vhd"),
+        ];
+        assert_eq!(costs, expected.map(|(path, costs)| (path, costs.to_owned())));
+    }
 }
