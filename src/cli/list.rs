@@ -22,7 +22,8 @@ const EXAMPLES: &str = "\
 Examples:
   xofs list /srv/backups
   xofs list                      every repository of the configuration
-  xofs list main --json | jq '.vms[].name'
+  xofs list main --json | jq -r '.vms[].name'
+  xofs list --json | jq -r '.repositories[] | select(.error) | .repository'
 
 Ends with 3 if one of several repositories could not be listed.";
 
@@ -32,7 +33,7 @@ Ends with 3 if one of several repositories could not be listed.";
 pub struct ListArgs {
     /// The repository [default: XOFS_REPOSITORY, else every one of the configuration]
     #[arg(value_name = "REPO")]
-    repository: Option<OsString>,
+    address: Option<OsString>,
     /// Writes JSON
     #[arg(long)]
     json: bool,
@@ -46,13 +47,13 @@ pub struct ListArgs {
 /// # Errors
 /// If the one repository that was named cannot be listed.
 pub fn run(global: &Global, arguments: &ListArgs) -> Result<Exit> {
-    if arguments.repository.is_none() && global.repository.is_none() {
+    if arguments.address.is_none() && global.repository.is_none() {
         let config = Config::load()?;
         if !config.repositories.is_empty() {
             return run_all(global, &config, arguments);
         }
     }
-    let place = open::place(global, arguments.repository.as_deref())?;
+    let place = open::place(global, arguments.address.as_deref())?;
     let repository = open::repository(global, &place, open::SMALL_CACHE)?;
     let listing = Listing::of(&repository)?;
     if arguments.json {
@@ -81,13 +82,17 @@ fn run_all(global: &Global, config: &Config, arguments: &ListArgs) -> Result<Exi
     let mut listings = BTreeMap::new();
     while listings.len() < config.repositories.len() {
         match take.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok((name, listing)) => listings.insert(name, listing),
+            Ok((name, listing)) => {
+                tell(&name, &listing, arguments)?;
+                listings.insert(name, listing);
+            }
             Err(_) => break,
         };
     }
-    for name in config.repositories.keys() {
-        let silent = || Err(anyhow!("no answer within {} s: is the share mounted and reachable?", arguments.timeout));
-        listings.entry(name.clone()).or_insert_with(silent);
+    for name in config.repositories.keys().filter(|name| !listings.contains_key(*name)).cloned().collect::<Vec<_>>() {
+        let silent = Err(anyhow!("no answer within {} s: is the share mounted and reachable?", arguments.timeout));
+        tell(&name, &silent, arguments)?;
+        listings.insert(name, silent);
     }
     let failed = listings.values().filter(|listing| listing.is_err()).count();
     if arguments.json {
@@ -96,21 +101,18 @@ fn run_all(global: &Global, config: &Config, arguments: &ListArgs) -> Result<Exi
             Err(error) => json!({"repository": name, "error": format!("{error:#}")}),
         });
         print::json(&json!({"repositories": all.collect::<Vec<_>>()}))?;
-    } else {
-        for (name, listing) in &listings {
-            print::text(&format!("repository {}\n", Shown(name)))?;
-            if let Ok(listing) = listing {
-                print::text(&listing.to_text())?;
-            }
-            print::text("\n")?;
-        }
-    }
-    for (name, listing) in &listings {
-        if let Err(error) = listing {
-            eprintln!("xofs: repository '{name}': {}", Shown(&format!("{error:#}")));
-        }
     }
     Ok(if failed == 0 { Exit::Done } else { Exit::Partial })
+}
+
+/// Says what is known of one of several repositories as soon as it is.
+fn tell(name: &str, listing: &Result<Listing>, arguments: &ListArgs) -> Result<()> {
+    match listing {
+        Ok(_) if arguments.json => {}
+        Ok(listing) => print::text(&format!("repository {}\n{}\n", Shown(name), listing.to_text()))?,
+        Err(error) => eprintln!("xofs: repository '{}': {}", Shown(name), Shown(&format!("{error:#}"))),
+    }
+    Ok(())
 }
 
 /// What was listed, taken out of the repository.
