@@ -22,7 +22,7 @@ Examples:
 
 /// Shows what is known of a repository, a VM, a backup, a disk or a VHD
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "xofs info [OPTIONS] [REPO] [WHAT]")]
 pub struct InfoArgs {
     /// The repository (else XOFS_REPOSITORY or --repository), and VM[/BACKUP[/DISK]] in it
     #[arg(num_args = 0..=2, value_names = ["REPO", "WHAT"])]
@@ -72,12 +72,17 @@ pub fn run(global: &Global, arguments: &InfoArgs) -> Result<Exit> {
 
 fn of_repository(repository: &Repository, name: &str) -> Result<Facts> {
     let vms = repository.vms()?;
+    // Problems are known of what was looked at.
+    let listings: Vec<_> = vms.iter().filter_map(|vm| repository.backups(&vm.id).ok()).collect();
+    let backups: usize = listings.iter().map(|backups| backups.len()).sum();
+    let bytes: u64 = listings.iter().flat_map(|backups| backups.iter()).map(|backup| backup.size).sum();
     let disks = repository.loose_disks()?;
     let storage = repository.storage().describe();
     let mut lines = vec![("repository", Shown(name).to_string()), ("storage", Shown(&storage).to_string())];
     let is_repository = repository.layout() == Layout::Repository;
     if is_repository {
         lines.push(("VMs", vms.len().to_string()));
+        lines.push(("backups", format!("{backups}, {}", exact(bytes))));
     } else {
         lines.push(("VHDs", disks.len().to_string()));
     }
@@ -88,6 +93,8 @@ fn of_repository(repository: &Repository, name: &str) -> Result<Facts> {
         "storage": storage,
         "layout": if is_repository { "repository" } else { "disks" },
         "vms": vms.len(),
+        "backups": backups,
+        "size": bytes,
         "disks": disks.len(),
         "problems": problems.iter().map(problem_to_json).collect::<Vec<_>>(),
     });
