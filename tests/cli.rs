@@ -3,6 +3,7 @@
 mod support;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
@@ -234,6 +235,7 @@ fn every_failure_is_one_line_with_its_exit_code() {
         (vec!["info", main, "web01", "--chain"], 2, "only a disk has a chain"),
         (vec!["export", main, "web01/latest", "-o", "-"], 2, "has 2 disks"),
         (vec!["mount", main, "/nowhere"], 1, "/nowhere"),
+        (vec!["mount", main], 2, "give the repository (or XOFS_REPOSITORY) and the folder"),
         (vec!["unmount", empty], 1, "nothing is mounted at"),
         (vec!["/nowhere", empty, "-o", "ro,dev,suid"], 32, "'/nowhere' does not exist"),
         (vec![main, empty, "-o", "colour=hunter2"], 32, "unknown mount option 'colour'"),
@@ -259,11 +261,58 @@ fn configured_repositories_are_found_by_name_and_one_that_is_down_delays_nothing
         command
     };
     assert!(succeed(configured().args(["list", "main"])).contains("web01"));
+    assert!(succeed(configured().args(["list", "-r", "main"])).contains("web01"));
     assert!(succeed(configured().args(["info", "web01/latest", "-r", "main"])).starts_with("backup: web01/"));
     let (code, out, err) = run(configured().arg("list"));
     assert_eq!(code, 3, "{err}");
     assert!(out.contains("web01"), "{out}");
     assert!(err.starts_with("xofs: repository 'down': ") && err.lines().count() == 1, "{err}");
+}
+
+#[test]
+fn a_repository_that_does_not_answer_keeps_no_other_waiting() {
+    let folder = folder();
+    fs::create_dir(folder.path().join("xofs")).expect("a new folder");
+    let main = fixture("main").join("repo");
+    let config = format!(
+        "[repositories.hanging]\npath = '/nowhere'\npassword_command = 'sleep 4'\n\
+         [repositories.main]\npath = '{}'\n",
+        main.display()
+    );
+    fs::write(folder.path().join("xofs/config.toml"), config).expect("writes");
+    let mut command = xofs();
+    command.args(["list", "--timeout", "3"]).env("XDG_CONFIG_HOME", folder.path());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the built binary starts");
+    let mut out = String::new();
+    BufReader::new(child.stdout.as_mut().expect("a pipe")).read_line(&mut out).expect("UTF-8");
+    assert_eq!(out, "repository main\n");
+    assert!(child.try_wait().expect("it is our child").is_none(), "it waits for the other one");
+    let output = child.wait_with_output().expect("it is our child");
+    let err = String::from_utf8(output.stderr).expect("UTF-8");
+    assert_eq!(output.status.code(), Some(3), "{err}");
+    assert!(err.starts_with("xofs: repository 'hanging': no answer within 3 s") && err.lines().count() == 1, "{err}");
+}
+
+#[test]
+fn what_is_known_of_a_repository_counts_its_backups_and_problems() {
+    let fixture = fixture("main");
+    let info = json(xofs().arg("info").arg(fixture.join("repo")).arg("--json"));
+    assert_eq!((&info["vms"], &info["backups"]), (&8.into(), &27.into()));
+    let problems = info["problems"].as_array().expect("a list");
+    assert_eq!(problems.len(), 2, "its compressed XVAs: {problems:?}");
+}
+
+#[test]
+fn an_unmount_says_that_somebody_uses_the_mount_still() {
+    let folder = folder();
+    let place = folder.path().canonicalize().expect("exists");
+    succeed(xofs().args(["mount", "--daemon"]).arg(fixture("main").join("repo")).arg(&place));
+    let status = fs::File::open(place.join(".xofs/status.json")).expect("opens");
+    let (code, _, err) = run(xofs().arg("unmount").arg(&place));
+    drop(status);
+    assert!(!is_mounted(&place));
+    assert_eq!(code, 0, "{err}");
+    assert!(err.contains("still in use") && err.lines().count() == 1, "{err}");
 }
 
 #[test]

@@ -37,7 +37,7 @@ Ends with 13 if damage was found, else with 3 if something could not be checked.
 
 /// Checks the structure of backups, or every stored byte, and says what each fault costs
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "xofs check [OPTIONS] [REPO] [WHAT]")]
 pub struct CheckArgs {
     /// The repository (else XOFS_REPOSITORY or --repository), and VM[/BACKUP[/DISK]] to check only that
     #[arg(num_args = 0..=2, value_names = ["REPO", "WHAT"])]

@@ -35,14 +35,15 @@ use tracing::Level;
 use exit::Exit;
 
 const OVERVIEW: &str = "\
-REPO is a path, file:///path, a name of the configuration (/etc/xofs/config.toml, ~/.config/xofs/config.toml), or a single
-VHD, alias or exploded VHD; XOFS_REPOSITORY is the default.
+REPO is a path, file:///path, a name of the configuration (/etc/xofs/config.toml, ~/.config/xofs/config.toml), a \
+single VHD, alias or exploded VHD, or a folder of VHDs; XOFS_REPOSITORY is the default.
 
-The encryption key comes from --password-file, --password-command, XOFS_PASSWORD_FILE, XOFS_PASSWORD_COMMAND,
-XOFS_PASSWORD, the configuration, or is asked for on a terminal.
+The encryption key comes from --password-file, --password-command, XOFS_PASSWORD_FILE, XOFS_PASSWORD_COMMAND, \
+XOFS_PASSWORD, the configuration, or is asked for on a terminal. One of the environment is ignored where nothing is \
+encrypted.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some of it failed, 10 no such repository, 11 locked, 12 wrong or missing
-key, 13 damage found, 32 mount failure, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some of it failed, 10 no such repository, 11 locked, 12 wrong or \
+missing key, 13 damage found, 32 mount failure, 130 interrupted.
 
 Examples:
   xofs list /srv/backups
@@ -105,6 +106,8 @@ pub fn main() -> ExitCode {
     let level = match (&cli.command, cli.global.verbose) {
         (_, true) => Level::DEBUG,
         (Command::Mount(_), false) => Level::INFO,
+        // That somebody still uses the mount.
+        (Command::Unmount(_), false) => Level::WARN,
         // Problems of a repository are part of what the commands print.
         (_, false) => Level::ERROR,
     };

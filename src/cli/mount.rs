@@ -24,7 +24,7 @@ A mount in the foreground ends, and is unmounted, with Ctrl-C or SIGTERM.";
 
 /// Mounts a repository read-only; returns (or serves on, in the foreground) when it can be read
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "xofs mount [OPTIONS] [REPO] <DIR>")]
 pub struct MountArgs {
     /// The repository (else XOFS_REPOSITORY or --repository), and the folder to mount it at
     #[arg(num_args = 1..=2, required = true, value_names = ["REPO", "DIR"])]
@@ -95,6 +95,13 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
 
     let directory = PathBuf::from(arguments.names.pop().unwrap_or_default());
     let address = arguments.names.pop();
+    if address.is_none() && global.repository.is_none() {
+        let only = directory.display();
+        return Err(Failure::usage(format!(
+            "only '{only}' is named: give the repository (or XOFS_REPOSITORY) and the folder to mount it at"
+        ))
+        .into());
+    }
     let place = open::place(&global, address.as_deref())?;
     let repository = open::repository(&global, &place, arguments.cache)?;
     let options = MountOptions {

@@ -28,7 +28,7 @@ use progress::Progress;
 use qcow2::Qcow2View;
 
 const EXAMPLES: &str = "\
-WHAT is VM/BACKUP/DISK: VM by name or by uuid or its first characters; BACKUP is latest, latest~2, or a time or its
+WHAT is VM/BACKUP/DISK: VM by name or by uuid or its first characters; BACKUP is latest, latest~2, or a time or its \
 beginning (2026-11); DISK as it is named in the mount. The disk may be left out if there is only one.
 
 Examples:
@@ -49,7 +49,7 @@ pub enum Format {
 
 /// Writes a disk as an image: raw, VHD or qcow2
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "xofs export [OPTIONS] --output <FILE> [REPO] [WHAT]")]
 pub struct ExportArgs {
     /// The repository (else XOFS_REPOSITORY or --repository), and the disk in it
     #[arg(num_args = 1..=2, required = true, value_names = ["REPO", "WHAT"])]
@@ -91,7 +91,10 @@ fn export(source: Source, arguments: &ExportArgs, leftover: &Leftover) -> Result
         Format::Qcow2 => Arc::new(Qcow2View::new(source.disk)?),
     };
     let mut output = Output::open(&arguments.output, image.size(), arguments.force, leftover)?;
-    let shown = arguments.output.display().to_string();
+    let shown = match arguments.output.as_os_str() {
+        stdout if stdout == "-" => "standard output".to_owned(),
+        path => format!("'{}'", path.display()),
+    };
     // What is written: all of it, or what is not a hole.
     let total = if output.has_holes() { image.allocated()? } else { image.size() };
     let mut progress = Progress::new("export", total, arguments.progress);
@@ -102,13 +105,13 @@ fn export(source: Source, arguments: &ExportArgs, leftover: &Leftover) -> Result
         output
             .zero(written, offset - written)
             .and_then(|()| output.write(offset, bytes))
-            .with_context(|| format!("write '{shown}'"))?;
+            .with_context(|| format!("write {shown}"))?;
         let gap = if output.has_holes() { 0 } else { offset - written };
         progress.advance(gap + len, times);
         written = offset + len;
         Ok(())
     })?;
-    output.zero(written, image.size() - written).with_context(|| format!("write '{shown}'"))?;
+    output.zero(written, image.size() - written).with_context(|| format!("write {shown}"))?;
     output.finish()
 }
 
