@@ -23,8 +23,13 @@ pub(crate) struct LayerIdentity {
 }
 
 /// The number that stands for a [`LayerIdentity`] in the keys of the cache; equal numbers, equal identities.
+/// The reverse does not hold once identities were forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct LayerId(u64);
+
+/// Identities remembered at most, some 20 MB; beyond, all are forgotten, and what is cached under their numbers is
+/// decoded again when it is asked for. Every merge makes new ones, and a mount lives for months.
+const IDENTITIES_LIMIT: usize = 64 << 10;
 
 type Key = (LayerId, BlockIndex);
 type Loaded = Result<Arc<[u8]>>;
@@ -48,7 +53,14 @@ struct State {
 pub struct BlockCache {
     limit: u64,
     state: Mutex<State>,
-    identities: Mutex<HashMap<LayerIdentity, LayerId>>,
+    identities: Mutex<Identities>,
+}
+
+#[derive(Default)]
+struct Identities {
+    known: HashMap<LayerIdentity, LayerId>,
+    /// The next number; none is given twice.
+    next: u64,
 }
 
 impl BlockCache {
@@ -67,8 +79,16 @@ impl BlockCache {
 
     pub(crate) fn layer_id(&self, identity: LayerIdentity) -> LayerId {
         let mut identities = lock(&self.identities);
-        let next = LayerId(identities.len() as u64);
-        *identities.entry(identity).or_insert(next)
+        if let Some(id) = identities.known.get(&identity) {
+            return *id;
+        }
+        if identities.known.len() >= IDENTITIES_LIMIT {
+            identities.known.clear();
+        }
+        let id = LayerId(identities.next);
+        identities.next += 1;
+        identities.known.insert(identity, id);
+        id
     }
 
     /// Returns the block of that key, from memory or from `load`, which at most one thread runs at a time per key.
@@ -194,6 +214,17 @@ mod tests {
         assert!(is_cached(0) && !is_cached(1));
         cache.get(id, BlockIndex(9), || Ok(Arc::from(vec![0; 4000]))).unwrap();
         assert_eq!(cache.bytes(), 3000);
+    }
+
+    #[test]
+    fn identities_are_forgotten_but_no_number_is_given_twice() {
+        let cache = BlockCache::new(0);
+        let first = layer(&cache, "a");
+        let last = (0..=IDENTITIES_LIMIT).map(|number| layer(&cache, &format!("{number}"))).next_back();
+        assert!(lock(&cache.identities).known.len() <= IDENTITIES_LIMIT);
+        let again = layer(&cache, "a");
+        assert!(again != first && Some(again) != last, "{first:?} {last:?} {again:?}");
+        assert_eq!(again, layer(&cache, "a"));
     }
 
     #[test]
