@@ -19,7 +19,7 @@ use crate::filter::Filter;
 use crate::footer::{DiskType, FOOTER_BYTES, Footer};
 use crate::geometry::BlockIndex;
 use crate::header::{HEADER_BYTES, Header};
-use crate::layer::{BlockMap, Body, Layer, Moving};
+use crate::layer::{BlockMap, Body, Layer, MAX_BLOCKS, Moving};
 
 /// A stored footer, header or list of filters is never larger: a filter may add a little to 1024 bytes.
 const SMALL_FILE: u64 = 16 << 10;
@@ -74,17 +74,18 @@ impl Exploded {
         })
     }
 
-    /// Reads the bitmap of the blocks it holds; of what stands in the file only a bit per block is decoded.
+    /// Reads the bitmap of the blocks it holds; of what stands in the file only a bit per block is kept.
     ///
     /// XO writes a byte per block and leaves the header alone when a merge makes the disk larger, so the header's
     /// number of entries says nothing; but a table without a bit for every block lost some, silently, when it grew.
     pub(crate) fn map(&self, layer: &Layer, storage: &Arc<dyn Storage>) -> Result<BlockMap> {
         let path = layer.data.join("bat")?;
         let needed = usize::try_from(layer.block_count().div_ceil(8)).expect("at most MAX_BLOCKS bits");
-        let limit =
-            layer.block_count() * 2 + SMALL_FILE + u64::from(layer.header.as_ref().map_or(0, |h| h.max_table_entries));
+        // XO writes a byte per entry; what claims more entries than any disk has blocks is not read.
+        let entries = u64::from(layer.header.as_ref().map_or(0, |header| header.max_table_entries)).min(MAX_BLOCKS);
+        let limit = layer.block_count() * 2 + SMALL_FILE + entries;
         let stored = storage.read(&path, limit)?;
-        let bits = self.filter.decode_prefix(&stored, needed).map_err(|error| error.at(&path))?;
+        let bits = self.filter.decode_prefix(&stored, needed, limit).map_err(|error| error.at(&path))?;
         if bits.len() < needed {
             let reason = format!("a table of {needed} bytes was expected, {} were found", bits.len());
             return Err(Error::new(ErrorKind::Damaged, &path, reason));

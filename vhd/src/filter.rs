@@ -63,17 +63,28 @@ impl Filter {
         }
     }
 
-    /// Decodes the first `len` bytes of `stored`, fewer if it ends before; what follows them is not looked at.
+    /// Decodes the first `len` bytes of `stored`, fewer if it ends before.
+    ///
+    /// What follows them is not kept. Of gzip it is decoded all the same, up to `limit` bytes in all: the checksum that
+    /// proves the first bytes stands at the end.
     ///
     /// # Errors
-    /// `Damaged` if the stream is not sound up to there.
-    pub fn decode_prefix(&self, stored: &[u8], len: usize) -> Result<Vec<u8>, FormatError> {
+    /// `Damaged` if the stream is not sound, or if it is gzip and yields more than `limit` bytes.
+    pub fn decode_prefix(&self, stored: &[u8], len: usize, limit: u64) -> Result<Vec<u8>, FormatError> {
         match self {
             Self::None => Ok(stored[..len.min(stored.len())].to_vec()),
             Self::Gzip => {
                 let mut out = Vec::new();
-                let limit = u64::try_from(len).expect("usize fits in u64");
-                GzDecoder::new(stored).take(limit).read_to_end(&mut out).map_err(|_| unsound("gzip"))?;
+                let wanted = u64::try_from(len).expect("usize fits in u64");
+                let mut decoder = GzDecoder::new(stored);
+                decoder.by_ref().take(wanted).read_to_end(&mut out).map_err(|_| unsound("gzip"))?;
+                let room = limit.saturating_sub(wanted);
+                let rest = std::io::copy(&mut decoder.take(room.saturating_add(1)), &mut std::io::sink());
+                if rest.map_err(|_| unsound("gzip"))? > room {
+                    return Err(FormatError::damaged(format!(
+                        "at most {limit} bytes are expected, but more are stored"
+                    )));
+                }
                 Ok(out)
             }
             Self::Brotli => {
@@ -398,11 +409,27 @@ mod tests {
         let content: Vec<u8> = (0..100_000_u32).flat_map(u32::to_le_bytes).collect();
         for filter in ALL {
             let stored = encoded(filter, &content);
-            assert_eq!(filter.decode_prefix(&stored, 1000).unwrap(), content[..1000], "{filter:?}");
-            assert_eq!(filter.decode_prefix(&stored, content.len()).unwrap(), content, "{filter:?}");
-            assert_eq!(filter.decode_prefix(&stored, content.len() + 1).unwrap(), content, "{filter:?}");
-            assert_eq!(filter.decode_prefix(&encoded(filter, b""), 10).unwrap(), b"", "{filter:?}");
+            assert_eq!(filter.decode_prefix(&stored, 1000, 400_000).unwrap(), content[..1000], "{filter:?}");
+            assert_eq!(filter.decode_prefix(&stored, content.len(), 400_000).unwrap(), content, "{filter:?}");
+            assert_eq!(filter.decode_prefix(&stored, content.len() + 1, 400_000).unwrap(), content, "{filter:?}");
+            assert_eq!(filter.decode_prefix(&encoded(filter, b""), 10, 10).unwrap(), b"", "{filter:?}");
         }
+    }
+
+    #[test]
+    fn a_prefix_of_gzip_is_proven_by_the_checksum_at_the_end() {
+        let mut content = vec![0; 100_000];
+        Random(7).bytes(2000).iter().enumerate().for_each(|(at, byte)| content[at] = *byte);
+        let stored = gzip(&content);
+        assert!(Filter::Gzip.decode_prefix(&stored, 1000, 99_999).is_err());
+        for at in 10..stored.len() {
+            let mut flipped = stored.clone();
+            flipped[at] ^= 0x10;
+            // Some bits between the data and the checksum mean nothing.
+            let decoded = Filter::Gzip.decode_prefix(&flipped, 1000, 100_000);
+            assert!(decoded.is_err() || decoded.unwrap() == content[..1000], "byte {at}");
+        }
+        assert!(Filter::Gzip.decode_prefix(&stored[..stored.len() - 8], 1000, 100_000).is_err());
     }
 
     #[test]
@@ -418,7 +445,7 @@ mod tests {
                     if let Ok(decoded) = filter.decode(&stored, limit) {
                         assert!(decoded.len() <= limit);
                     }
-                    if let Ok(decoded) = filter.decode_prefix(&stored, limit) {
+                    if let Ok(decoded) = filter.decode_prefix(&stored, limit, limit as u64) {
                         assert!(decoded.len() <= limit);
                     }
                     if filter.decode_exact(&stored, &mut vec![0; limit]).is_ok() {
