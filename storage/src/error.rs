@@ -98,6 +98,12 @@ impl Error {
         &self.path
     }
 
+    /// Whether an open object is gone from its server, as over NFS a file is that another machine removed or replaced.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.errno == Some(rustix::io::Errno::STALE.raw_os_error())
+    }
+
     /// Returns the error number of the operating system, if it was the one to fail.
     #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {

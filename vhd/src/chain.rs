@@ -65,6 +65,7 @@ impl Chain {
             if let Some(layer) = Arc::get_mut(&mut parent.layer).filter(|layer| layer.header.is_none()) {
                 // A fixed disk has no blocks of its own and takes those of its child.
                 layer.block_size = child.layer.block_size;
+                Layer::check_size(&layer.data, &layer.footer, layer.block_size)?;
             }
             let layer = &parent.layer;
             if layer.block_size != child.layer.block_size {

@@ -93,6 +93,7 @@ pub struct ChainDisk {
     context: Context,
     name: ObjectPath,
     liveness: Option<Arc<dyn Liveness>>,
+    /// Invariant: every snapshot has the uuid and the size of the first, which a merge leaves as they are.
     current: RwLock<Arc<Snapshot>>,
 }
 
@@ -133,8 +134,12 @@ impl ChainDisk {
     /// If a map cannot be read again.
     pub fn layers(&self) -> Result<Vec<LayerInfo>> {
         let snapshot = self.snapshot();
-        let maps = snapshot.maps()?;
-        Ok(snapshot.chain.members.iter().zip(maps).map(|(member, map)| layer_info(member, map)).collect())
+        let mut layers = Vec::with_capacity(snapshot.chain.members.len());
+        each_map(&snapshot.chain, &snapshot.storage, |member, map| {
+            layers.push(layer_info(member, &map));
+            Ok(())
+        })?;
+        Ok(layers)
     }
 
     /// Returns the uuid of the leaf.
@@ -175,9 +180,9 @@ impl ChainDisk {
     pub fn missing_blocks(&self) -> Result<Vec<(ObjectPath, BlockIndex)>> {
         let snapshot = self.snapshot();
         let mut missing = Vec::new();
-        for (member, map) in snapshot.chain.members.iter().zip(snapshot.maps()?) {
+        each_map(&snapshot.chain, &snapshot.storage, |member, map| {
             if !matches!(member.layer.body, Body::Exploded(_)) {
-                continue;
+                return Ok(());
             }
             let mut there = Exploded::listed(&member.layer, &snapshot.storage)?;
             if let Some(moving) = &member.moving {
@@ -188,7 +193,8 @@ impl ChainDisk {
             let listed = (0..count).filter(|block| map.place(*block as usize).is_some()).map(BlockIndex);
             missing
                 .extend(listed.filter(|block| !there.contains(block)).map(|block| (member.layer.data.clone(), block)));
-        }
+            Ok(())
+        })?;
         Ok(missing)
     }
 
@@ -226,9 +232,10 @@ impl ChainDisk {
                     return Err(error.unwrap_or(resolving));
                 }
             };
-            if let Some(error) = error
-                && (fresh.chain == snapshot.chain || Instant::now() >= deadline)
-            {
+            if (fresh.leaf().footer.uuid, fresh.size) != (snapshot.leaf().footer.uuid, snapshot.size) {
+                return Err(Error::new(ErrorKind::Stale, &self.name, "another disk has its name since it was opened"));
+            }
+            if let Some(error) = error.filter(|_| fresh.chain == snapshot.chain || Instant::now() >= deadline) {
                 self.check_alive()?;
                 return Err(error);
             }
@@ -334,7 +341,6 @@ impl Snapshot {
     fn open(context: &Context, name: &ObjectPath) -> Result<Self> {
         let storage = &context.storage;
         let chain = Chain::resolve(storage, &context.cache, name)?;
-        let maps = read_maps(&chain, storage)?;
         let leaf = chain.members[0].layer.clone();
         let block_size = leaf.block_size;
         let mut limit = u64::MAX;
@@ -347,13 +353,18 @@ impl Snapshot {
             })
             .collect();
         let count = usize::try_from(leaf.block_count()).expect("at most MAX_BLOCKS");
-        let has_files = maps.iter().any(|map| matches!(map, BlockMap::Sectors(_)));
+        let has_files = chain.members.iter().any(|member| {
+            // A fixed disk has no table.
+            matches!(member.layer.body, Body::Flat(_)) && member.layer.header.is_some()
+        });
         let mut layers = vec![0_u16; count];
         let mut sectors = if has_files { vec![0; count] } else { Vec::new() };
         let mut allocated_blocks = 0;
-        for (number, (map, limit)) in maps.iter().zip(&limits).enumerate() {
-            let visible = usize::try_from(block_size.block_count(*limit)).expect("at most MAX_BLOCKS");
-            let number = u16::try_from(number + 1).expect("at most MAX_LAYERS");
+        let mut number = 0_u16;
+        each_map(&chain, storage, |_, map| {
+            let limit = limits[usize::from(number)];
+            let visible = usize::try_from(block_size.block_count(limit)).expect("at most MAX_BLOCKS");
+            number += 1;
             for (block, layer) in layers.iter_mut().enumerate().take(visible) {
                 if *layer != 0 {
                     continue;
@@ -365,7 +376,8 @@ impl Snapshot {
                     *sector = place;
                 }
             }
-        }
+            Ok(())
+        })?;
         let full = if has_files { (0..count.div_ceil(8)).map(|_| AtomicU8::new(0)).collect() } else { Vec::new() };
         // Behind a network a name is asked for each time: an open file would hide that it moved.
         let keeps_files = !storage.capabilities().is_remote;
@@ -383,7 +395,11 @@ impl Snapshot {
         if let Some(maps) = self.maps.get() {
             return Ok(maps);
         }
-        let maps = read_maps(&self.chain, &self.storage)?;
+        let mut maps = Vec::with_capacity(self.chain.members.len());
+        each_map(&self.chain, &self.storage, |_, map| {
+            maps.push(map);
+            Ok(())
+        })?;
         Ok(self.maps.get_or_init(|| maps))
     }
 
@@ -422,7 +438,29 @@ impl Snapshot {
     }
 
     /// Reads a part of a block from `place` and, where its sector bitmap says so, from the layers below.
+    ///
+    /// Not by recursion: thousands of layers may each hold some sectors of one block.
     fn read_block(&self, context: &Context, place: Place, span: &BlockSpan, part: &mut [u8]) -> Result<Outcome> {
+        let mut below = Vec::new();
+        let mut next = Some((place, *span, part));
+        while let Some((place, span, part)) = next {
+            if let Outcome::Changed = self.read_layer(context, place, &span, part, &mut below)? {
+                return Ok(Outcome::Changed);
+            }
+            next = below.pop();
+        }
+        Ok(Outcome::Right)
+    }
+
+    /// Reads what the layer of `place` has of a part of a block; what it leaves to the layers below goes to `below`.
+    fn read_layer<'b>(
+        &self,
+        context: &Context,
+        place: Place,
+        span: &BlockSpan,
+        part: &'b mut [u8],
+        below: &mut Vec<(Place, BlockSpan, &'b mut [u8])>,
+    ) -> Result<Outcome> {
         let member = &self.chain.members[place.layer];
         let start = u64::from(span.block.0) * self.block_size.bytes() + span.skip as u64;
         let visible = self.limits[place.layer].saturating_sub(start).min(part.len() as u64);
@@ -436,11 +474,7 @@ impl Snapshot {
                 let bitmap = self.partial_bitmap(member, place, span.block)?;
                 match &bitmap {
                     None => flat.read(&member.layer, span.block, place.sector, span.skip, part)?,
-                    Some(bitmap) => {
-                        if let Outcome::Changed = self.compose(context, place, bitmap, span, part)? {
-                            return Ok(Outcome::Changed);
-                        }
-                    }
+                    Some(bitmap) => self.compose(place, bitmap, span, part, below)?,
                 }
                 if !flat.verify(&member.layer, span.block, place.sector)? {
                     return Ok(Outcome::Changed);
@@ -507,43 +541,39 @@ impl Snapshot {
         }
     }
 
-    /// Puts a part of a block together from the sectors its layer has and those of the layers below.
-    fn compose(
+    /// Reads the sectors of a part of a block that its layer has; those of the layers below go to `below`.
+    fn compose<'b>(
         &self,
-        context: &Context,
         place: Place,
         bitmap: &[u8],
         span: &BlockSpan,
-        part: &mut [u8],
-    ) -> Result<Outcome> {
+        mut part: &'b mut [u8],
+        below: &mut Vec<(Place, BlockSpan, &'b mut [u8])>,
+    ) -> Result<()> {
         let layer = &self.chain.members[place.layer].layer;
         let Body::Flat(flat) = &layer.body else { unreachable!("only a VHD file has partial bitmaps") };
-        let mut done = 0;
-        while done < part.len() {
-            let at = span.skip + done;
+        let mut at = span.skip;
+        let last = span.skip + part.len();
+        while at < last {
             let is_here = has_sector(bitmap, at / SECTOR_LEN);
             let mut end = (at / SECTOR_LEN + 1) * SECTOR_LEN;
-            while end < span.skip + part.len() && has_sector(bitmap, end / SECTOR_LEN) == is_here {
+            while end < last && has_sector(bitmap, end / SECTOR_LEN) == is_here {
                 end += SECTOR_LEN;
             }
-            let len = end.min(span.skip + part.len()) - at;
-            let run = &mut part[done..done + len];
+            let len = end.min(last) - at;
+            let (run, rest) = part.split_at_mut(len);
+            part = rest;
             if is_here {
                 flat.read(layer, span.block, place.sector, at, run)?;
             } else {
-                let below = BlockSpan { block: span.block, skip: at, len };
                 match self.place_below(place.layer, span.block)? {
                     None => run.fill(0),
-                    Some(lower) => {
-                        if let Outcome::Changed = self.read_block(context, lower, &below, run)? {
-                            return Ok(Outcome::Changed);
-                        }
-                    }
+                    Some(lower) => below.push((lower, BlockSpan { block: span.block, skip: at, len }, run)),
                 }
             }
-            done += len;
+            at += len;
         }
-        Ok(Outcome::Right)
+        Ok(())
     }
 
     /// Finds a block in the layers below `layer`.
@@ -592,22 +622,34 @@ fn has_sector(bitmap: &[u8], sector: usize) -> bool {
     bitmap.get(sector / 8).is_some_and(|byte| byte & (0x80 >> (sector % 8)) != 0)
 }
 
-/// Reads the map of each layer once, several at a time.
-fn read_maps(chain: &Chain, storage: &Arc<dyn Storage>) -> Result<Vec<BlockMap>> {
+/// Reads the map of each layer once, several at a time, and hands them to `act`, leaf first.
+///
+/// No more than those read at a time are in memory: all maps of a long chain of large disks would take gigabytes.
+fn each_map(
+    chain: &Chain,
+    storage: &Arc<dyn Storage>,
+    mut act: impl FnMut(&Member, BlockMap) -> Result<()>,
+) -> Result<()> {
     const AT_ONCE: usize = 16;
-    let mut maps = Vec::with_capacity(chain.members.len());
     for group in chain.members.chunks(AT_ONCE) {
-        if let [member] = group {
-            maps.push(member.layer.map(storage)?);
-            continue;
-        }
         let read = std::thread::scope(|scope| {
-            let threads: Vec<_> = group.iter().map(|member| scope.spawn(|| member.layer.map(storage))).collect();
-            threads.into_iter().map(|thread| thread.join().expect("reading a map does not panic")).collect::<Vec<_>>()
+            let (first, others) = group.split_first().expect("no chunk is empty");
+            let thread = std::thread::Builder::new;
+            let others: Vec<_> = others
+                .iter()
+                .map(|member| (member, thread().spawn_scoped(scope, || member.layer.map(storage))))
+                .collect();
+            let mut read = vec![first.layer.map(storage)];
+            read.extend(others.into_iter().map(|(member, thread)| match thread {
+                Ok(thread) => thread.join().expect("reading a map does not panic"),
+                // Where the system refuses another thread, this one reads.
+                Err(_) => member.layer.map(storage),
+            }));
+            read
         });
-        for map in read {
-            maps.push(map?);
+        for (member, map) in group.iter().zip(read) {
+            act(member, map?)?;
         }
     }
-    Ok(maps)
+    Ok(())
 }

@@ -68,6 +68,8 @@ impl From<storage::Error> for Error {
     fn from(error: storage::Error) -> Self {
         let kind = match error.kind() {
             storage::ErrorKind::NotFound => ErrorKind::Missing,
+            // Looked for by its name again, it may be found: a merge over there replaced it.
+            _ if error.is_gone() => ErrorKind::Missing,
             storage::ErrorKind::Escape => ErrorKind::Escape,
             storage::ErrorKind::Authentication | storage::ErrorKind::TooLarge => ErrorKind::Damaged,
             storage::ErrorKind::IsDirectory | storage::ErrorKind::NotDirectory => ErrorKind::Damaged,
