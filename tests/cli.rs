@@ -336,6 +336,44 @@ fn a_daemon_returns_when_the_mount_can_be_read() {
 }
 
 #[test]
+fn every_name_that_json_has_is_documented() {
+    fn names(value: &Value, found: &mut std::collections::BTreeSet<String>) {
+        match value {
+            Value::Object(fields) => fields.iter().for_each(|(name, value)| {
+                found.insert(name.clone());
+                names(value, found);
+            }),
+            Value::Array(values) => values.iter().for_each(|value| names(value, found)),
+            _ => {}
+        }
+    }
+    let main = fixture("main").join("repo");
+    let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).expect("is there");
+    for arguments in [
+        &["list"][..],
+        &["info"],
+        &["info", "web01"],
+        &["info", "web01/latest"],
+        &["info", "web01/latest/xvda"],
+        &["check"],
+    ] {
+        let Output { stdout, .. } = xofs()
+            .arg(arguments[0])
+            .arg(&main)
+            .args(&arguments[1..])
+            .arg("--json")
+            .output()
+            .expect("the built binary starts");
+        let mut found = Default::default();
+        names(&serde_json::from_slice(&stdout).expect("JSON"), &mut found);
+        assert!(found.len() >= 5, "{arguments:?}: {found:?}");
+        for name in found {
+            assert!(document.contains(&format!("`{name}`")), "{arguments:?}: {name} is documented");
+        }
+    }
+}
+
+#[test]
 fn completions_and_the_manual_come_from_the_parser() {
     let folder = folder();
     for shell in ["bash", "zsh", "fish"] {
