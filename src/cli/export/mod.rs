@@ -91,10 +91,8 @@ fn export(source: Source, arguments: &ExportArgs, leftover: &Leftover) -> Result
         Format::Qcow2 => Arc::new(Qcow2View::new(source.disk)?),
     };
     let mut output = Output::open(&arguments.output, image.size(), arguments.force, leftover)?;
-    let shown = match arguments.output.as_os_str() {
-        stdout if stdout == "-" => "standard output".to_owned(),
-        path => format!("'{}'", path.display()),
-    };
+    let is_stdout = arguments.output.as_os_str() == "-";
+    let shown = if is_stdout { "standard output".to_owned() } else { format!("'{}'", arguments.output.display()) };
     // What is written: all of it, or what is not a hole.
     let total = if output.has_holes() { image.allocated()? } else { image.size() };
     let mut progress = Progress::new("export", total, arguments.progress);
