@@ -48,7 +48,7 @@ pub(super) fn read(
 ) -> Option<HashMap<String, Metadata>> {
     let path = directory.join(NAME).ok()?;
     let stored = storage.read(&path, STORED_LIMIT).ok()?;
-    let entries = match parse(&stored, directory, PLAIN_LIMIT) {
+    let entries = match parse(&stored, directory, names.len(), PLAIN_LIMIT) {
         Ok(entries) => entries,
         Err(reason) => {
             tracing::debug!(%path, reason, "listing cache not believed");
@@ -60,12 +60,13 @@ pub(super) fn read(
     (is_unchanged && is_complete).then_some(entries)
 }
 
-fn parse(stored: &[u8], directory: &ObjectPath, limit: u64) -> Result<HashMap<String, Metadata>, String> {
+/// Parses a cache of at most `most` entries; more would take more memory than the backups there are.
+fn parse(stored: &[u8], directory: &ObjectPath, most: usize, limit: u64) -> Result<HashMap<String, Metadata>, String> {
     // A stream that ends at the limit is no complete JSON, so a bomb is an error like any other.
     let plain = BufReader::with_capacity(64 << 10, MultiGzDecoder::new(stored).take(limit));
     let mut deserializer = serde_json::Deserializer::from_reader(plain);
     let prefix = format!("/{directory}/");
-    let entries = EntriesOf { prefix: &prefix }.deserialize(&mut deserializer).map_err(|error| error.to_string())?;
+    let entries = EntriesOf { prefix: &prefix, most }.deserialize(&mut deserializer).map_err(|error| error.to_string())?;
     // Reads to the end, which verifies the checksum of the gzip.
     deserializer.end().map_err(|error| error.to_string())?;
     Ok(entries)
@@ -73,6 +74,7 @@ fn parse(stored: &[u8], directory: &ObjectPath, limit: u64) -> Result<HashMap<St
 
 struct EntriesOf<'a> {
     prefix: &'a str,
+    most: usize,
 }
 
 impl<'de> DeserializeSeed<'de> for EntriesOf<'_> {
@@ -97,6 +99,9 @@ impl<'de> Visitor<'de> for EntriesOf<'_> {
                 return Err(serde::de::Error::custom(format_args!("'{}' is of another folder", key.escape_debug())));
             };
             entries.insert(name.to_owned(), map.next_value::<Fields<Metadata>>()?.0);
+            if entries.len() > self.most {
+                return Err(serde::de::Error::custom(format_args!("it has more than {} entries", self.most)));
+            }
         }
         Ok(entries)
     }
@@ -128,7 +133,8 @@ mod tests {
     fn entries_are_known_by_the_names_of_their_files() {
         let directory = ObjectPath::new("xo-vm-backups/vm").unwrap();
         let stored = gzip(br#"{"/xo-vm-backups/vm/1.json":{"vm":{"name_label":"web"}},"/xo-vm-backups/vm/2.json":7}"#);
-        let mut entries = parse(&stored, &directory, 1 << 20).unwrap();
+        assert!(parse(&stored, &directory, 1, 1 << 20).is_err());
+        let mut entries = parse(&stored, &directory, 2, 1 << 20).unwrap();
         assert_eq!(entries.len(), 2);
         assert_eq!(entries.remove("1.json").unwrap().vm_name(), "web");
         assert_eq!(entries.remove("2.json").unwrap().vm_name(), "");
@@ -138,7 +144,7 @@ mod tests {
     fn a_cache_that_is_damaged_or_of_another_folder_is_not_believed() {
         let directory = ObjectPath::new("xo-vm-backups/vm").unwrap();
         let good = gzip(br#"{"/xo-vm-backups/vm/1.json":{}}"#);
-        assert!(parse(&good, &directory, 1 << 20).is_ok());
+        assert!(parse(&good, &directory, 1, 1 << 20).is_ok());
         let mut flipped = good.clone();
         let last = flipped.len() - 6;
         flipped[last] ^= 1;
@@ -152,14 +158,14 @@ mod tests {
             &gzip(br#"{"/xo-vm-backups/other/1.json":{}}"#),
             &gzip(br#"{"xo-vm-backups/vm/1.json":{}}"#),
         ] {
-            assert!(parse(stored, &directory, 1 << 20).is_err());
+            assert!(parse(stored, &directory, 1, 1 << 20).is_err());
         }
     }
 
     #[test]
     fn a_bomb_is_given_up_at_the_limit() {
         let stored = gzip(&[" ".repeat(1 << 20).as_bytes(), b"{}"].concat());
-        assert!(parse(&stored, &ObjectPath::root(), (1 << 20) + 2).is_ok());
-        assert!(parse(&stored, &ObjectPath::root(), 1 << 20).is_err());
+        assert!(parse(&stored, &ObjectPath::root(), 0, (1 << 20) + 2).is_ok());
+        assert!(parse(&stored, &ObjectPath::root(), 0, 1 << 20).is_err());
     }
 }
