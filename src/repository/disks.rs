@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use disk::{Disk, Extent};
 use lru::LruCache;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use storage::{Object, ObjectPath, Storage};
 use vhd::{BlockCache, BlockIndex, ChainDisk, Context, Liveness};
 use xva::{Compression, Xva};
@@ -18,8 +19,7 @@ use super::{BackupId, LooseDisk};
 /// Held, across its decryption, by who looks into an XVA that is decrypted as a whole: one at a time, which bounds memory.
 static DECRYPTED: Mutex<()> = Mutex::new(());
 
-/// Most disks kept open though nobody holds them; the one unused for longest is closed first. Each holds a few open
-/// files.
+/// Most disks kept open though nobody holds them; the one unused for longest is closed first.
 const KEPT: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 /// Most memory that the tables of the disks kept open though nobody holds them may take (bytes, estimated); then the one
 /// unused for longest is closed.
@@ -27,6 +27,8 @@ const KEPT_BYTES: u64 = 128 << 20;
 /// Memory a disk takes for each block, and for itself (bytes, estimated).
 const BYTES_PER_BLOCK: u64 = 8;
 const BYTES_PER_DISK: u64 = 64 << 10;
+/// Most open files asked of the system for the whole process.
+const FILES_WANTED: u64 = 64 << 10;
 const BLOCK: u64 = 2 << 20;
 
 /// A block that a table lists and that is not there, and the folder it was expected in.
@@ -45,8 +47,39 @@ struct Open {
     known: HashMap<Key, (Option<Signature>, WeakDisk)>,
     sweep_at: usize,
     /// Those kept open.
-    kept: LruCache<Key, OpenDisk>,
-    kept_bytes: u64,
+    kept: LruCache<Key, Kept>,
+    /// What they take, and what they may take.
+    weight: Weight,
+    limit: Weight,
+}
+
+/// A disk kept open, and what was counted for it.
+struct Kept {
+    disk: OpenDisk,
+    weight: Weight,
+}
+
+/// What an open disk takes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Weight {
+    /// Memory, in bytes, estimated.
+    bytes: u64,
+    /// Open files.
+    files: u64,
+}
+
+impl Weight {
+    fn plus(self, other: Self) -> Self {
+        Self { bytes: self.bytes.saturating_add(other.bytes), files: self.files.saturating_add(other.files) }
+    }
+
+    fn minus(self, other: Self) -> Self {
+        Self { bytes: self.bytes.saturating_sub(other.bytes), files: self.files.saturating_sub(other.files) }
+    }
+
+    fn exceeds(self, limit: Self) -> bool {
+        self.bytes > limit.bytes || self.files > limit.files
+    }
 }
 
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -84,12 +117,15 @@ impl OpenDisk {
         }
     }
 
-    /// Returns how much memory it takes, in bytes, estimated.
-    fn weight(&self) -> u64 {
-        match self {
-            Self::Chain(chain) => chain.size().div_ceil(BLOCK).saturating_mul(BYTES_PER_BLOCK) + BYTES_PER_DISK,
-            Self::Xva(disk) => disk.size().div_ceil(BLOCK).saturating_mul(BYTES_PER_BLOCK) + BYTES_PER_DISK,
-        }
+    /// Returns what it takes.
+    fn weight(&self) -> Weight {
+        let (size, files) = match self {
+            Self::Chain(chain) => (chain.size(), chain.open_files()),
+            Self::Xva(disk) => (disk.size(), 1),
+        };
+        let bytes = size.div_ceil(BLOCK).saturating_mul(BYTES_PER_BLOCK).saturating_add(BYTES_PER_DISK);
+        // And the metadata file of its backup.
+        Weight { bytes, files: files as u64 + 1 }
     }
 }
 
@@ -105,8 +141,20 @@ impl WeakDisk {
 impl OpenDisks {
     pub fn new(storage: Arc<dyn Storage>, raw: Arc<dyn Storage>, cache_bytes: u64) -> Self {
         let context = Context { storage, cache: BlockCache::new(cache_bytes) };
-        let open = Open { known: HashMap::new(), sweep_at: KEPT.get(), kept: LruCache::new(KEPT), kept_bytes: 0 };
+        let open = Open {
+            known: HashMap::new(),
+            sweep_at: KEPT.get(),
+            kept: LruCache::new(KEPT),
+            weight: Weight::default(),
+            limit: Weight { bytes: KEPT_BYTES, files: files_to_keep() },
+        };
         Self { context, raw, open: Mutex::new(open) }
+    }
+
+    /// Sets how many files the disks kept open may take.
+    #[cfg(test)]
+    pub fn keep_files(&self, files: u64) {
+        self.with_open(|open| open.limit.files = files);
     }
 
     pub fn open(&self, backup: &Backup, disk: &BackupDisk, problems: &Problems) -> disk::Result<Arc<dyn Disk>> {
@@ -243,18 +291,33 @@ impl Open {
             self.sweep_at = (self.known.len() * 2).max(KEPT.get());
         }
         self.known.insert(key.clone(), (signature, disk.downgrade()));
+        let weight = disk.weight();
+        self.weight = self.weight.plus(weight);
         let mut closed = Vec::new();
-        self.kept_bytes = self.kept_bytes.saturating_add(disk.weight());
-        closed.extend(self.kept.push(key, disk).map(|(_, disk)| disk));
-        let mut kept_bytes = self.kept_bytes - closed.iter().map(OpenDisk::weight).sum::<u64>();
-        while kept_bytes > KEPT_BYTES && self.kept.len() > 1 {
-            let Some((_, disk)) = self.kept.pop_lru() else { break };
-            kept_bytes -= disk.weight();
-            closed.push(disk);
+        let mut gone = self.kept.push(key, Kept { disk, weight });
+        loop {
+            if let Some((_, kept)) = gone {
+                // What was counted, not what it takes by now.
+                self.weight = self.weight.minus(kept.weight);
+                closed.push(kept.disk);
+            }
+            if !self.weight.exceeds(self.limit) || self.kept.len() < 2 {
+                return closed;
+            }
+            gone = self.kept.pop_lru();
         }
-        self.kept_bytes = kept_bytes;
-        closed
     }
+}
+
+/// Returns how many files the disks that nobody holds may keep open: half of those the process may have, of which it
+/// asks for more. The usual limit of 1024 is that of programs that use `select(2)`.
+fn files_to_keep() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(FILES_WANTED).min(FILES_WANTED);
+    let has = limit.current.unwrap_or(FILES_WANTED);
+    let is_raised = has < wanted
+        && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).is_ok();
+    (if is_raised { wanted } else { has }) / 2
 }
 
 fn layers(disk: &OpenDisk) -> disk::Result<Vec<vhd::LayerInfo>> {

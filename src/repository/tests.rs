@@ -661,3 +661,26 @@ fn what_is_no_repository_is_refused_with_what_was_expected() {
     let error = Repository::with_storage(Arc::new(faulty), OpenOptions::default()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Unavailable);
 }
+
+#[test]
+fn disks_that_nobody_holds_are_closed_when_they_keep_too_many_files_open() {
+    let memory = Arc::new(MemoryStorage::new());
+    for number in 0..4 {
+        memory.put(&format!("{number}.vhd"), vhd(number)).unwrap();
+    }
+    let faulty = Arc::new(FaultyStorage::new(memory));
+    let repository = Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap();
+    let disks = repository.loose_disks().unwrap();
+    let opened = |number: usize| {
+        faulty.reset_counts();
+        repository.open_loose(&disks[number]).unwrap();
+        faulty.count(Operation::Open)
+    };
+    // Each counts as two: itself and a metadata file.
+    repository.disks.keep_files(6);
+    assert_eq!([0, 1, 2, 0, 3, 0, 2].map(opened), [1, 1, 1, 0, 1, 0, 0]);
+    assert_eq!(opened(1), 1);
+    repository.disks.keep_files(0);
+    assert_eq!([1, 0, 0, 1].map(opened), [0, 0, 0, 0]);
+    assert_eq!([3, 3, 0].map(opened), [1, 0, 1]);
+}

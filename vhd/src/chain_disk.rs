@@ -172,6 +172,17 @@ impl ChainDisk {
         self.snapshot().chain.members.len()
     }
 
+    /// Returns how many files it may hold open, beside those it opens for a moment.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        let snapshot = self.snapshot();
+        let bodies = || snapshot.chain.members.iter().map(|member| &member.layer.body);
+        let flat = bodies().filter(|body| matches!(body, Body::Flat(_))).count();
+        let has_plain_blocks =
+            bodies().any(|body| matches!(body, Body::Exploded(exploded) if exploded.filter == Filter::None));
+        flat + if snapshot.files.is_some() && has_plain_blocks { OPEN_BLOCK_FILES.get() } else { 0 }
+    }
+
     /// Returns the blocks that the table of an exploded layer lists and whose files are not there, with the folders
     /// they were expected in; those that lie hidden under a child's block too, since another backup may need them.
     ///
