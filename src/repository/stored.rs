@@ -109,11 +109,14 @@ fn files(storage: &dyn Storage, sizes: &Sizes, directory: &ObjectPath) -> Result
         match sizes.size(storage, &path) {
             Ok(size) => files.push((entry.name, size)),
             Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
-            // A file that does not decrypt is shown with its stored size: reading it says what is wrong.
-            Err(error) if error.kind() == storage::ErrorKind::Authentication => {
-                files.push((entry.name, storage.stat(&path)?.size));
-            }
-            Err(error) => return Err(error.into()),
+            Err(error) if error.kind() == storage::ErrorKind::Io => return Err(error.into()),
+            // A file that does not decrypt, or may not be read, is shown with its stored size: reading it says what is
+            // wrong. A link out of the repository is not shown.
+            Err(_) => match storage.stat(&path) {
+                Ok(stat) => files.push((entry.name, stat.size)),
+                Err(error) if error.kind() == storage::ErrorKind::Io => return Err(error.into()),
+                Err(_) => {}
+            },
         }
     }
     files.sort();

@@ -684,3 +684,21 @@ fn disks_that_nobody_holds_are_closed_when_they_keep_too_many_files_open() {
     assert_eq!([1, 0, 0, 1].map(opened), [0, 0, 0, 0]);
     assert_eq!([3, 3, 0].map(opened), [1, 0, 1]);
 }
+
+#[test]
+fn one_file_that_cannot_be_read_hides_no_other_backup_of_configuration() {
+    let (repository, _, faulty) = repository(|memory| {
+        for name in ["data.json", "link", "secret"] {
+            memory.put(&format!("{CONFIG_FOLDER}/job/{}/{name}", time(1)), "123").unwrap();
+        }
+    });
+    faulty.set_rule(|operation, path| match path.file_name() {
+        "link" if operation == Operation::Stat => Some(Fault::Error(StorageError::Escape)),
+        _ => None,
+    });
+    let files = || repository.config_backups().map(|backups| backups[0].files.clone());
+    let file = |name: &str| (name.to_owned(), 3);
+    assert_eq!(files().unwrap(), [file("data.json"), file("secret")]);
+    faulty.set_rule(|_, path| (path.file_name() == "secret").then_some(Fault::Error(StorageError::Io)));
+    assert_eq!(files().unwrap_err().kind(), ErrorKind::Unavailable);
+}
