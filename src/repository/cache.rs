@@ -66,7 +66,8 @@ fn parse(stored: &[u8], directory: &ObjectPath, most: usize, limit: u64) -> Resu
     let plain = BufReader::with_capacity(64 << 10, MultiGzDecoder::new(stored).take(limit));
     let mut deserializer = serde_json::Deserializer::from_reader(plain);
     let prefix = format!("/{directory}/");
-    let entries = EntriesOf { prefix: &prefix, most }.deserialize(&mut deserializer).map_err(|error| error.to_string())?;
+    let entries =
+        EntriesOf { prefix: &prefix, most }.deserialize(&mut deserializer).map_err(|error| error.to_string())?;
     // Reads to the end, which verifies the checksum of the gzip.
     deserializer.end().map_err(|error| error.to_string())?;
     Ok(entries)

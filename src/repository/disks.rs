@@ -315,8 +315,8 @@ fn files_to_keep() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let wanted = limit.maximum.unwrap_or(FILES_WANTED).min(FILES_WANTED);
     let has = limit.current.unwrap_or(FILES_WANTED);
-    let is_raised = has < wanted
-        && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).is_ok();
+    let is_raised =
+        has < wanted && setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum: limit.maximum }).is_ok();
     (if is_raised { wanted } else { has }) / 2
 }
 
