@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::Builder;
 use std::time::{Duration, Instant, SystemTime};
 
 use storage::{ObjectPath, Stat, Storage};
@@ -420,7 +421,8 @@ pub(super) fn in_parallel<T: Sync, U: Send>(items: &[T], act: impl Fn(&T) -> U +
         }
     };
     let mut done: Vec<(usize, U)> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        // Where the system refuses another thread, there are fewer.
+        let threads: Vec<_> = (1..workers).map_while(|_| Builder::new().spawn_scoped(scope, work).ok()).collect();
         let mut done = work();
         for thread in threads {
             match thread.join() {
