@@ -9,6 +9,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
@@ -45,6 +46,9 @@ pub struct CheckArgs {
     /// Reads every stored byte
     #[arg(long)]
     data: bool,
+    /// Says how far it is every ten seconds, where there is no terminal
+    #[arg(long)]
+    progress: bool,
     /// Writes JSON
     #[arg(long)]
     json: bool,
@@ -149,13 +153,27 @@ pub fn run(global: &Global, arguments: &CheckArgs) -> Result<Exit> {
     let place = open::place(global, address)?;
     let repository = open::repository(global, &place, open::SMALL_CACHE)?;
     let what = open::text_of(what)?;
-    let mut check = Check { repository: &repository, is_data: arguments.data, findings: Findings::default() };
+    let progress = Progress::new("check", 0, arguments.progress);
+    let mut check = Check {
+        repository: &repository,
+        is_data: arguments.data,
+        findings: Findings::default(),
+        progress,
+        all_disks: 1,
+    };
     if what.is_empty() {
         check.everything()?;
     } else {
         match repository.select(&what)? {
-            Selection::Vm(vm) => repository.backups(&vm.id)?.iter().for_each(|backup| check.backup(&vm.name, backup)),
-            Selection::Backup(vm, backup) => check.backup(&vm.name, &backup),
+            Selection::Vm(vm) => {
+                let backups = repository.backups(&vm.id)?;
+                check.all_disks = backups.iter().map(|backup| backup.disks.len()).sum();
+                backups.iter().for_each(|backup| check.backup(&vm.name, backup));
+            }
+            Selection::Backup(vm, backup) => {
+                check.all_disks = backup.disks.len();
+                check.backup(&vm.name, &backup);
+            }
             Selection::Disk(vm, backup, disk) => {
                 check.findings.backups += 1;
                 check.backup_disk(&vm.name, &backup, &disk);
@@ -163,7 +181,10 @@ pub fn run(global: &Global, arguments: &CheckArgs) -> Result<Exit> {
             Selection::Loose(disk) => check.loose(&disk),
         }
     }
-    report(&place.name, &mut check.findings, arguments)
+    // The bar goes before what was found is printed.
+    let Check { mut findings, progress, .. } = check;
+    drop(progress);
+    report(&place.name, &mut findings, arguments)
 }
 
 fn report(repository: &str, findings: &mut Findings, arguments: &CheckArgs) -> Result<Exit> {
@@ -213,11 +234,19 @@ struct Check<'a> {
     repository: &'a Repository,
     is_data: bool,
     findings: Findings,
+    progress: Progress,
+    /// How many disks there are to be checked.
+    all_disks: usize,
 }
 
 impl Check<'_> {
     fn everything(&mut self) -> Result<()> {
-        for vm in self.repository.vms()?.iter() {
+        let vms = self.repository.vms()?;
+        let listed = vms.iter().filter_map(|vm| self.repository.backups(&vm.id).ok());
+        let of_backups: usize =
+            listed.map(|backups| backups.iter().map(|backup| backup.disks.len()).sum::<usize>()).sum();
+        self.all_disks = of_backups + self.repository.loose_disks()?.len();
+        for vm in vms.iter() {
             match self.repository.backups(&vm.id) {
                 Ok(backups) => backups.iter().for_each(|backup| self.backup(&vm.name, backup)),
                 Err(error) => self.findings.add(vm.id.as_str(), &error.to_string(), false, Cost::Nobody),
@@ -279,6 +308,8 @@ impl Check<'_> {
             DiskSource::Vhd(path) | DiskSource::Xva { path, .. } => path,
             DiskSource::Unusable(_) => &backup.metadata,
         };
+        self.findings.disks += 1;
+        self.begin(&owner, 0);
         let opened = self.repository.open_disk(backup, disk);
         let repository = self.repository;
         let layers = opened.as_ref().map_or(Ok(Vec::new()), |_| repository.chain(backup, disk));
@@ -286,10 +317,18 @@ impl Check<'_> {
     }
 
     fn loose(&mut self, disk: &LooseDisk) {
+        self.findings.disks += 1;
+        self.begin(&disk.name, 0);
         let opened = self.repository.open_loose(disk);
         let repository = self.repository;
         let layers = opened.as_ref().map_or(Ok(Vec::new()), |_| repository.loose_chain(disk));
         self.disk(&disk.path, &disk.name, opened, layers, || repository.missing_loose_blocks(disk));
+    }
+
+    /// Says which disk comes now, and how many of its bytes are read.
+    fn begin(&mut self, owner: &str, total: u64) {
+        let what = format!("check of disk {} of {}, {}", self.findings.disks, self.all_disks, Shown(owner));
+        self.progress.next(&what, total);
     }
 
     fn disk(
@@ -300,7 +339,6 @@ impl Check<'_> {
         layers: disk::Result<Vec<LayerInfo>>,
         missing: impl FnOnce() -> disk::Result<Vec<MissingBlock>>,
     ) {
-        self.findings.disks += 1;
         let (opened, layers) = match (opened, layers) {
             (Ok(opened), Ok(layers)) => (opened, layers),
             (Err(error), _) | (_, Err(error)) => return self.findings.add_disk_error(path, &error, owner),
@@ -353,7 +391,7 @@ impl Check<'_> {
             Err(error) => return self.findings.add_disk_error(path, error, owner),
         };
         let total = pieces.iter().map(|piece| piece.end - piece.start).sum();
-        let mut progress = Progress::new(&format!("check {}", Shown(owner)), total, false);
+        self.begin(owner, total);
         let (next, lost) = (AtomicU64::new(0), AtomicU64::new(0));
         let (tell, told) = channel::bounded::<Result<u64, disk::Error>>(4 * THREADS);
         let mut errors: BTreeMap<String, disk::Error> = BTreeMap::new();
@@ -382,7 +420,7 @@ impl Check<'_> {
                 match read {
                     Ok(len) => {
                         self.findings.bytes += len;
-                        progress.advance(len, Times::default());
+                        self.progress.advance(len, Times { reading: Duration::MAX, ..Times::default() });
                     }
                     // A thousand lost blocks are a thousand lines; the kinds and the first ones say enough.
                     Err(error) if errors.len() < 8 => drop(errors.insert(error.to_string(), error)),

@@ -16,7 +16,10 @@ const LINE_PAUSE: Duration = Duration::from_secs(10);
 /// Shows on standard error how far a command is.
 pub struct Progress {
     what: String,
+    /// Of the command.
     start: Instant,
+    /// Of what is being done now.
+    begin: Instant,
     total: u64,
     done: u64,
     shown: Shown,
@@ -39,7 +42,17 @@ impl Progress {
             (false, true) => Shown::Lines(start),
             (false, false) => Shown::Nothing,
         };
-        Self { what: what.to_owned(), start, total, done: 0, shown }
+        Self { what: what.to_owned(), start, begin: start, total, done: 0, shown }
+    }
+
+    /// Goes on to the next of several things that the command does one after the other.
+    pub fn next(&mut self, what: &str, total: u64) {
+        (self.what, self.begin, self.total, self.done) = (what.to_owned(), Instant::now(), total, 0);
+        if let Shown::Bar(Some(bar)) = &self.shown {
+            bar.reset();
+            bar.set_length(total);
+        }
+        self.advance(0, Times { reading: Duration::MAX, ..Times::default() });
     }
 
     /// Says that `bytes` more are done.
@@ -49,7 +62,7 @@ impl Progress {
         match &mut self.shown {
             Shown::Bar(bar) => {
                 if bar.is_none() && self.start.elapsed() >= DELAY {
-                    *bar = Some(new_bar(self.total, self.start));
+                    *bar = Some(new_bar(self.total, self.begin));
                 }
                 if let Some(bar) = bar {
                     bar.set_message(format!("{}, waiting for the {waits_for}", self.what));
@@ -58,7 +71,7 @@ impl Progress {
             }
             Shown::Lines(last) if last.elapsed() >= LINE_PAUSE => {
                 *last = Instant::now();
-                let rate = u128::from(self.done) * 1000 / self.start.elapsed().as_millis().max(1);
+                let rate = u128::from(self.done) * 1000 / self.begin.elapsed().as_millis().max(1);
                 eprintln!(
                     "xofs: {}: {} of {}, {}/s, waiting for the {waits_for}",
                     self.what,
