@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{CWD, Dir, FileType, Mode, OFlags, ResolveFlags, openat, openat2};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat, openat2, statx};
 
 use crate::{Capabilities, Entry, Error, ErrorKind, Kind, Object, ObjectPath, Result, Stat, Storage};
 
@@ -95,6 +95,19 @@ fn is_remote(magic: rustix::fs::FsWord) -> bool {
     matches!(magic as u32, NFS | SMB2 | CIFS | FUSE | CEPH)
 }
 
+/// Makes the kernel ask the server for the attributes of an open file.
+///
+/// Over a network `fstat(2)` answers what was known up to a minute ago (`acregmax` of nfs(5)), so that a file changed by
+/// another machine would pass for unchanged.
+fn ask_server(file: &File) -> io::Result<()> {
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+    match statx(file, "", flags, StatxFlags::BASIC_STATS) {
+        // Linux before 4.11, or a filter of system calls that does not know it.
+        Ok(_) | Err(rustix::io::Errno::NOSYS) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
 fn stat_of(file: &File) -> io::Result<Stat> {
     let metadata = file.metadata()?;
     let kind = if metadata.is_file() {
@@ -111,7 +124,7 @@ fn stat_of(file: &File) -> io::Result<Stat> {
 impl Storage for LocalStorage {
     fn open(&self, path: &ObjectPath) -> Result<Arc<dyn Object>> {
         let (file, _) = self.open_file(path, "open")?;
-        Ok(Arc::new(LocalObject { file, path: path.clone() }))
+        Ok(Arc::new(LocalObject { file, path: path.clone(), is_remote: self.is_remote }))
     }
 
     fn read(&self, path: &ObjectPath, limit: u64) -> Result<Vec<u8>> {
@@ -165,6 +178,7 @@ impl Storage for LocalStorage {
 struct LocalObject {
     file: File,
     path: ObjectPath,
+    is_remote: bool,
 }
 
 impl Object for LocalObject {
@@ -186,6 +200,26 @@ impl Object for LocalObject {
     }
 
     fn stat(&self) -> Result<Stat> {
-        stat_of(&self.file).map_err(|error| Error::from_io("stat", &self.path, error))
+        let asked = if self.is_remote { ask_server(&self.file) } else { Ok(()) };
+        asked.and_then(|()| stat_of(&self.file)).map_err(|error| Error::from_io("stat", &self.path, error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_open_file_of_a_server_is_asked_for_as_it_is_now() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = LocalStorage { is_remote: true, ..LocalStorage::open(folder.path()).unwrap() };
+        let path = ObjectPath::new("a").unwrap();
+        std::fs::write(folder.path().join("a"), "12").unwrap();
+        let object = storage.open(&path).unwrap();
+        assert_eq!(object.stat().unwrap(), storage.stat(&path).unwrap());
+        std::fs::write(folder.path().join("a"), "123").unwrap();
+        assert_eq!(object.stat().unwrap(), storage.stat(&path).unwrap());
+        std::fs::remove_file(folder.path().join("a")).unwrap();
+        assert_eq!((object.stat().unwrap().size, object.stat().unwrap().links), (3, 0));
     }
 }
