@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use disk::Disk;
-use storage::ObjectPath;
+use storage::{ObjectPath, Stat};
 use uuid::Uuid;
 use vhd::{LayerInfo, VhdView};
 
@@ -20,9 +20,12 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Seconds from 1970 to 2000, where VHD's clock starts. Source: VHD specification 1.0, "Time Stamp".
 const VHD_EPOCH: i64 = 946_684_800;
 
-/// What `stat` needs of each disk: (size, allocated) in bytes. 16 bytes and a key for each that was looked at.
+/// What `stat` needs of each disk: (size, allocated) in bytes. Some 100 bytes and a key for each that was looked at.
+///
+/// Where nothing but its name stands for a disk, another may come to stand there: what the storage says of the file
+/// tells them apart.
 #[derive(Default)]
-pub(super) struct Sizes(Mutex<HashMap<Key, Known>>);
+pub(super) struct Sizes(Mutex<HashMap<Key, (Option<Stat>, Known)>>);
 
 #[derive(Clone, Copy)]
 enum Known {
@@ -32,30 +35,39 @@ enum Known {
 }
 
 impl Sizes {
-    fn get(&self, key: &Key) -> Option<(u64, u64)> {
+    fn get(&self, key: &Key, file: Option<&Stat>) -> Option<(u64, u64)> {
         match self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key)? {
-            Known::Exact(size, allocated) => Some((*size, *allocated)),
-            Known::Guess(size, at) => (at.elapsed() < RETRY).then_some((*size, 0)),
+            (seen, _) if seen.as_ref() != file => None,
+            (_, Known::Exact(size, allocated)) => Some((*size, *allocated)),
+            (_, Known::Guess(size, at)) => (at.elapsed() < RETRY).then_some((*size, 0)),
         }
     }
 
-    fn set(&self, key: &Key, known: Known) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), known);
+    fn set(&self, key: &Key, file: Option<Stat>, known: Known) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), (file, known));
     }
 
     /// Answers from memory, else by opening; a disk that cannot be read has the size `guess`.
-    fn get_or_open(&self, key: &Key, guess: u64, open: impl FnOnce() -> Result<Arc<dyn Disk>>) -> Result<(u64, u64)> {
-        if let Some(sizes) = self.get(key) {
+    ///
+    /// `file` is what was known of its file before it was opened.
+    fn get_or_open(
+        &self,
+        key: &Key,
+        file: Option<Stat>,
+        guess: u64,
+        open: impl FnOnce() -> Result<Arc<dyn Disk>>,
+    ) -> Result<(u64, u64)> {
+        if let Some(sizes) = self.get(key, file.as_ref()) {
             return Ok(sizes);
         }
         let sizes = open().and_then(|disk| Ok((disk.size(), disk.allocated()?)));
         match sizes {
             Ok((size, allocated)) => {
-                self.set(key, Known::Exact(size, allocated));
+                self.set(key, file, Known::Exact(size, allocated));
                 Ok((size, allocated))
             }
             Err(Error::Disk(_)) => {
-                self.set(key, Known::Guess(guess, Instant::now()));
+                self.set(key, file, Known::Guess(guess, Instant::now()));
                 Ok((guess, 0))
             }
             Err(error) => Err(error),
@@ -94,12 +106,13 @@ impl Tree {
         let (_, disk) = self.disk(id, name)?;
         // Of a VHD that cannot be made, nothing is known.
         let guess = if form == Form::Raw { disk.virtual_size.unwrap_or(0) } else { 0 };
-        self.sizes.get_or_open(key, guess, || self.open_disk(id, name, form))
+        self.sizes.get_or_open(key, None, guess, || self.open_disk(id, name, form))
     }
 
     pub(super) fn loose_sizes(&self, key: &Key, name: &str, form: Form) -> Result<(u64, u64)> {
-        self.loose(name)?;
-        self.sizes.get_or_open(key, 0, || self.open_loose(name, form))
+        let disk = self.loose(name)?;
+        let file = self.repository.storage().stat(&disk.path).ok();
+        self.sizes.get_or_open(key, file, 0, || self.open_loose(name, form))
     }
 
     pub(super) fn open_disk(&self, id: &BackupId, name: &str, form: Form) -> Result<Arc<dyn Disk>> {
@@ -229,5 +242,50 @@ fn describe(
         }
         Err(Error::Disk(error)) => Ok(Some(error.to_string())),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use disk::Extent;
+    use storage::MemoryStorage;
+
+    use super::*;
+    use crate::repository::{OpenOptions, Repository};
+    use crate::tree::ROOT;
+
+    /// A disk without data.
+    struct Empty(u64);
+
+    impl Disk for Empty {
+        fn size(&self) -> u64 {
+            self.0
+        }
+
+        fn read_at(&self, _: u64, buffer: &mut [u8]) -> disk::Result<()> {
+            buffer.fill(0);
+            Ok(())
+        }
+
+        fn extent_at(&self, offset: u64) -> disk::Result<Extent> {
+            Ok(Extent { len: self.0 - offset, is_hole: true })
+        }
+    }
+
+    #[test]
+    fn a_disk_that_takes_the_name_of_another_has_its_own_size() {
+        let storage = Arc::new(MemoryStorage::new());
+        let put = |number: u128, size: u64| {
+            let view = VhdView::new(Arc::new(Empty(size)), Uuid::from_u128(number), 0).unwrap();
+            let mut file = vec![0; usize::try_from(view.size()).unwrap()];
+            view.read_at(0, &mut file).unwrap();
+            storage.put("a.vhd", file).unwrap();
+        };
+        put(1, 4096);
+        let tree = Tree::new(Repository::with_storage(storage.clone(), OpenOptions::default()).unwrap());
+        let sizes = || ["a.raw", "a.vhd"].map(|name| tree.lookup(ROOT, name).unwrap().size);
+        assert_eq!(sizes(), [4096, 2560]);
+        put(2, 1 << 31);
+        assert_eq!(sizes(), [1 << 31, 512 + 1024 + 4096 + 512]);
     }
 }
