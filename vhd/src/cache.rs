@@ -220,10 +220,10 @@ mod tests {
     fn identities_are_forgotten_but_no_number_is_given_twice() {
         let cache = BlockCache::new(0);
         let first = layer(&cache, "a");
-        let last = (0..=IDENTITIES_LIMIT).map(|number| layer(&cache, &format!("{number}"))).next_back();
+        let others: Vec<_> = (0..=IDENTITIES_LIMIT).map(|number| layer(&cache, &format!("{number}"))).collect();
         assert!(lock(&cache.identities).known.len() <= IDENTITIES_LIMIT);
         let again = layer(&cache, "a");
-        assert!(again != first && Some(again) != last, "{first:?} {last:?} {again:?}");
+        assert!(again != first && !others.contains(&again), "{first:?} {again:?}");
         assert_eq!(again, layer(&cache, "a"));
     }
 
