@@ -250,6 +250,12 @@ fn a_line_of_fstab_is_mounted_by_its_directory_and_only_once() {
 }
 
 #[test]
+fn the_helper_has_help_with_an_example() {
+    let help = ran(Command::new(helper()).arg("--help").output().expect("the built helper starts")).ok();
+    assert!(help.contains("mount -t xofs") && help.contains("/etc/fstab"), "{help}");
+}
+
+#[test]
 fn why_a_mount_failed_reaches_the_terminal_with_code_32() {
     let machine = Machine::new();
     machine.run("echo 0123456789abcdef0123456789abcdef > /mnt/wrong; echo x > /mnt/file; mkdir /mnt/empty").ok();

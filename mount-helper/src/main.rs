@@ -8,7 +8,29 @@ use std::process::{Command, ExitCode};
 
 use mount_xofs::{MOUNT_FAILURE, Request};
 
+const HELP: &str = "\
+Mounts a backup repository of Xen Orchestra, read-only; mount(8) runs it for 'mount -t xofs' and for lines of /etc/fstab
+
+Usage: mount.xofs REPOSITORY DIRECTORY [-sfnv] [-o OPTIONS]
+
+  -o OPTIONS  allow_other, uid=, gid=, umask=, password_file=, ..., separated by commas, and those of mount(8)
+  -s          takes options it does not know
+  -f          checks the command line and mounts nothing
+  -v          says what is run
+
+Examples:
+  mount -t xofs -o allow_other,umask=022 /srv/backups /mnt/restore
+
+In /etc/fstab:
+  /srv/backups /mnt/restore xofs ro,_netdev,nofail,noauto,x-systemd.automount 0 0
+
+Ends with 0 when the mount can be read, else with 32.";
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == "--help" || first == "-h") {
+        println!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
