@@ -6,6 +6,8 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::{expected, fixture, is_mounted, scratch, sha256, succeed, write_key, xofs};
@@ -302,6 +304,7 @@ fn what_is_known_of_a_repository_counts_its_backups_and_problems() {
     assert_eq!(problems.len(), 2, "its compressed XVAs: {problems:?}");
 }
 
+// Promise 16: "the process ends when it is closed"
 #[test]
 fn an_unmount_says_that_somebody_uses_the_mount_still() {
     let folder = folder();
@@ -309,10 +312,22 @@ fn an_unmount_says_that_somebody_uses_the_mount_still() {
     succeed(xofs().args(["mount", "--daemon"]).arg(fixture("main").join("repo")).arg(&place));
     let status = fs::File::open(place.join(".xofs/status.json")).expect("opens");
     let (code, _, err) = run(xofs().arg("unmount").arg(&place));
-    drop(status);
     assert!(!is_mounted(&place));
     assert_eq!(code, 0, "{err}");
     assert!(err.contains("still in use") && err.lines().count() == 1, "{err}");
+    // Its command line ends with the place.
+    let is_running = || {
+        let mut processes = fs::read_dir("/proc").expect("/proc is mounted").flatten();
+        let name = [place.as_os_str().as_encoded_bytes(), b"\0"].concat();
+        processes.any(|process| fs::read(process.path().join("cmdline")).is_ok_and(|line| line.ends_with(&name)))
+    };
+    assert!(is_running());
+    drop(status);
+    let start = Instant::now();
+    while is_running() {
+        assert!(start.elapsed() < Duration::from_secs(60), "it still runs");
+        thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]
@@ -333,6 +348,13 @@ fn a_daemon_returns_when_the_mount_can_be_read() {
         assert!(!is_mounted(&place));
         fs::remove_dir(&place).expect("empty");
     }
+}
+
+#[test]
+fn a_log_filter_that_is_none_is_said_and_nothing_else_fails() {
+    let (code, out, err) = run(xofs().arg("list").arg(fixture("main").join("repo")).env("XOFS_LOG", "a=b=c"));
+    assert!(code == 0 && out.contains("web01"), "{err}");
+    assert!(err.starts_with("xofs: warning: XOFS_LOG is ignored") && err.lines().count() == 1, "{err}");
 }
 
 #[test]

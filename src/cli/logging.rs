@@ -29,7 +29,15 @@ enum Target {
 ///
 /// A process on its way to the background shows only warnings and errors to the terminal it will leave.
 pub fn start(level: Level, is_background: bool) {
-    let filter = EnvFilter::try_from_env("XOFS_LOG").unwrap_or_else(|_| EnvFilter::new(level.as_str()));
+    let asked = std::env::var("XOFS_LOG").ok().filter(|asked| !asked.is_empty());
+    let filter = asked.and_then(|asked| {
+        let filter = EnvFilter::try_new(&asked);
+        if let Err(error) = &filter {
+            eprintln!("xofs: warning: XOFS_LOG is ignored, 'debug' or 'xofs=debug,vhd=info' was expected: {error}");
+        }
+        filter.ok()
+    });
+    let filter = filter.unwrap_or_else(|| EnvFilter::new(level.as_str()));
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(Writer { is_background })
