@@ -112,5 +112,5 @@ impl Error {
 }
 
 fn shown(act: &str, path: &ObjectPath) -> String {
-    if act.is_empty() { String::new() } else { format!("{act} '{path}': ") }
+    if act.is_empty() { String::new() } else { format!("{act} '{}': ", path.to_string().escape_debug()) }
 }

@@ -9,9 +9,10 @@ use storage::ObjectPath;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::geometry::BlockIndex;
+use crate::geometry::{BlockIndex, BlockSize};
 
-/// What a layer is known by: the place of its data, its uuid, and inode and time of the file that holds its footer.
+/// What a layer is known by: the place of its data, its uuid, inode and time of the file that holds its footer, and the
+/// size of its blocks.
 ///
 /// Never the uuid alone: uuids repeat in real repositories, and a merge gives one to another file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -20,6 +21,8 @@ pub(crate) struct LayerIdentity {
     pub(crate) uuid: Uuid,
     pub(crate) inode: u64,
     pub(crate) modified: SystemTime,
+    /// Stands in another file, which may be changed alone.
+    pub(crate) block_size: BlockSize,
 }
 
 /// The number that stands for a [`LayerIdentity`] in the keys of the cache; equal numbers, equal identities.
@@ -187,7 +190,13 @@ mod tests {
 
     fn layer(cache: &BlockCache, name: &str) -> LayerId {
         let data = ObjectPath::new(name).unwrap();
-        cache.layer_id(LayerIdentity { data, uuid: Uuid::nil(), inode: 1, modified: SystemTime::UNIX_EPOCH })
+        cache.layer_id(LayerIdentity {
+            data,
+            uuid: Uuid::nil(),
+            inode: 1,
+            modified: SystemTime::UNIX_EPOCH,
+            block_size: BlockSize::DEFAULT,
+        })
     }
 
     #[test]

@@ -210,7 +210,10 @@ impl Resolver<'_> {
                 Ok(member) if is_parent(&member, expected, child) => return Ok(member),
                 Ok(member) => {
                     let found = member.layer.footer.uuid;
-                    let reason = format!("its parent was expected to have uuid {expected}, '{name}' has {found}");
+                    let reason = format!(
+                        "its parent was expected to have uuid {expected}, '{}' has {found}",
+                        name.escape_debug()
+                    );
                     problem = problem.or(Some(Error::new(ErrorKind::Damaged, &child.name, reason)));
                 }
                 Err(error) if error.kind() == ErrorKind::Unavailable => return Err(error),

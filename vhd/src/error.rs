@@ -26,7 +26,7 @@ pub enum ErrorKind {
 
 /// An error with its kind, the object and a sentence.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("'{path}': {reason}")]
+#[error("'{}': {reason}", path.to_string().escape_debug())]
 pub struct Error {
     kind: ErrorKind,
     path: ObjectPath,

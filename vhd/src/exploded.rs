@@ -60,8 +60,13 @@ impl Exploded {
         }
         let block_size = header.block_size;
         Layer::check_size(data, &footer, block_size)?;
-        let identity =
-            LayerIdentity { data: data.clone(), uuid: footer.uuid, inode: stat.inode, modified: stat.modified };
+        let identity = LayerIdentity {
+            data: data.clone(),
+            uuid: footer.uuid,
+            inode: stat.inode,
+            modified: stat.modified,
+            block_size,
+        };
         Ok(Layer {
             name: name.clone(),
             data: data.clone(),

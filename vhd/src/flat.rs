@@ -33,6 +33,8 @@ pub(crate) struct Flat {
     at_open: Stat,
     /// Whether an unchanged time proves an unchanged file.
     is_settled: bool,
+    /// Whether the footer at the end was believed: always in a fixed disk, else if the copy at the start is damaged.
+    is_footer_last: bool,
 }
 
 impl Flat {
@@ -48,10 +50,10 @@ impl Flat {
         let head_len = object.read_at(0, &mut head)?;
         let tail = at_open.size.checked_sub(FOOTER_BYTES as u64).map(|at| read_footer(&*object, at)).transpose()?;
         let leading = first_chunk(&head).map(Footer::parse);
-        let footer = match (leading, tail.flatten().map(|bytes| Footer::parse(&bytes))) {
+        let (footer, is_footer_last) = match (leading, tail.flatten().map(|bytes| Footer::parse(&bytes))) {
             // The leading copy first: the one at the end is missing in the middle of a merge.
-            (Some(Ok(footer)), _) if footer.disk_type != DiskType::Fixed => footer,
-            (_, Some(Ok(footer))) => footer,
+            (Some(Ok(footer)), _) if footer.disk_type != DiskType::Fixed => (footer, false),
+            (_, Some(Ok(footer))) => (footer, true),
             (_, Some(Err(error))) => return Err(error.at(data)),
             _ => return Err(Error::new(ErrorKind::Damaged, data, "a VHD footer was expected, the file is too short")),
         };
@@ -71,8 +73,13 @@ impl Flat {
             }
         };
         Layer::check_size(data, &footer, block_size)?;
-        let identity =
-            LayerIdentity { data: data.clone(), uuid: footer.uuid, inode: at_open.inode, modified: at_open.modified };
+        let identity = LayerIdentity {
+            data: data.clone(),
+            uuid: footer.uuid,
+            inode: at_open.inode,
+            modified: at_open.modified,
+            block_size,
+        };
         Ok(Layer {
             name: name.clone(),
             data: data.clone(),
@@ -81,7 +88,7 @@ impl Flat {
             header,
             block_size,
             footer_modified: at_open.modified,
-            body: Body::Flat(Self { object, at_open, is_settled }),
+            body: Body::Flat(Self { object, at_open, is_settled, is_footer_last }),
         })
     }
 
@@ -158,7 +165,7 @@ impl Flat {
         if is_same && self.is_settled {
             return Ok(true);
         }
-        let footer_at = if layer.header.is_some() { 0 } else { now.size.saturating_sub(FOOTER_BYTES as u64) };
+        let footer_at = if self.is_footer_last { now.size.saturating_sub(FOOTER_BYTES as u64) } else { 0 };
         let footer = read_footer(&*self.object, footer_at)?.and_then(|bytes| Footer::parse(&bytes).ok());
         if footer.is_none_or(|footer| footer.uuid != layer.footer.uuid) {
             return Ok(false);
