@@ -1,21 +1,21 @@
 //! What a repository holds: VMs and their backups, looked at again on access.
 //!
 //! A listing is an immutable snapshot behind an `Arc`, replaced whole when something changed. A file is read again only
-//! if its name, inode, time or size changed; backups that did not change keep their pointer. Each VM has a lock of its
-//! own that is held while its folder is listed, so that a crowd of readers lists it once; nothing else
-//! waits for it. Order: the listing of VMs or of one VM, then the table of listings.
+//! if its name, inode, time or size changed; backups that did not change keep their pointer. Each VM is listed by one at
+//! a time, so that a crowd of readers lists it once; the others wait for it only shortly if they have an older listing.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::Builder;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use storage::{ObjectPath, Stat, Storage};
 
 use super::metadata::{self, Backup, BackupDisk, DiskSource, Metadata, Mode};
 use super::naming::{Device, device_of_user_device, disk_names};
 use super::problems::{Problem, ProblemKind, Problems};
+use super::refresh::Refreshed;
 use super::{BackupTime, ErrorKind, METADATA_LIMIT, Result, VM_FOLDER, Vm, VmId, cache};
 
 /// How long a listing is believed without looking again, on this machine.
@@ -37,16 +37,12 @@ pub(super) fn listing_age(storage: &dyn Storage) -> Duration {
 pub(super) struct Catalog {
     storage: Arc<dyn Storage>,
     age: Duration,
-    vms: Mutex<VmListing>,
-    backups: Mutex<HashMap<VmId, Arc<Mutex<BackupListing>>>>,
+    vms: Refreshed<Arc<Vec<Vm>>, HashMap<VmId, Named>>,
+    backups: Mutex<HashMap<VmId, Arc<BackupListing>>>,
 }
 
-#[derive(Default)]
-struct VmListing {
-    checked: Option<Instant>,
-    named: HashMap<VmId, Named>,
-    list: Arc<Vec<Vm>>,
-}
+/// The backups of a VM, and their metadata files by name.
+type BackupListing = Refreshed<Arc<Vec<Arc<Backup>>>, HashMap<String, Known>>;
 
 /// Where a VM's name comes from.
 #[derive(Clone)]
@@ -54,13 +50,6 @@ struct Named {
     name: String,
     /// The newest metadata file, as it was when it was read; `None` to look again.
     newest: Option<(String, Signature)>,
-}
-
-#[derive(Default)]
-struct BackupListing {
-    checked: Option<Instant>,
-    known: HashMap<String, Known>,
-    list: Arc<Vec<Arc<Backup>>>,
 }
 
 struct Known {
@@ -112,7 +101,7 @@ struct Folder {
 impl Catalog {
     pub fn new(storage: Arc<dyn Storage>) -> Self {
         let age = listing_age(storage.as_ref());
-        Self { storage, age, vms: Mutex::default(), backups: Mutex::default() }
+        Self { storage, age, vms: Refreshed::default(), backups: Mutex::default() }
     }
 
     /// Looks again at each access from now on.
@@ -121,11 +110,21 @@ impl Catalog {
         self.age = Duration::ZERO;
     }
 
+    /// Returns the VMs of the last listing; nothing is asked of the storage.
+    pub fn known_vms(&self) -> Option<Arc<Vec<Vm>>> {
+        self.vms.shown()
+    }
+
     pub fn vms(&self, problems: &Problems) -> Result<Arc<Vec<Vm>>> {
-        let mut listing = lock(&self.vms);
-        if self.is_fresh(listing.checked) {
-            return Ok(listing.list.clone());
-        }
+        self.vms.get(self.age, |named, shown| self.list_vms(named, shown, problems))
+    }
+
+    fn list_vms(
+        &self,
+        before: &mut HashMap<VmId, Named>,
+        shown: Option<&Arc<Vec<Vm>>>,
+        problems: &Problems,
+    ) -> Result<Arc<Vec<Vm>>> {
         let root = ObjectPath::new(VM_FOLDER)?;
         let ids: Vec<VmId> = match self.storage.list(&root) {
             Ok(entries) => {
@@ -135,7 +134,6 @@ impl Catalog {
             Err(error) if error.kind() == storage::ErrorKind::NotFound && self.has_no_vm_folder()? => Vec::new(),
             Err(error) => return Err(error.into()),
         };
-        let before = &listing.named;
         let named = in_parallel(&ids, |id| self.name(id, before.get(id), problems));
         let mut next = HashMap::with_capacity(ids.len());
         let mut list = Vec::with_capacity(ids.len());
@@ -145,16 +143,14 @@ impl Catalog {
             next.insert(id, named);
         }
         list.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
-        listing.named = next;
-        if *listing.list != list {
-            listing.list = Arc::new(list);
-        }
-        listing.checked = Some(Instant::now());
-        let list = listing.list.clone();
-        let is_there = |id: &VmId| listing.named.contains_key(id);
+        let is_there = |id: &VmId| next.contains_key(id);
         lock(&self.backups).retain(|id, _| is_there(id));
         problems.retain(is_there);
-        Ok(list)
+        *before = next;
+        match shown {
+            Some(shown) if **shown == list => Ok(shown.clone()),
+            _ => Ok(Arc::new(list)),
+        }
     }
 
     fn has_no_vm_folder(&self) -> Result<bool> {
@@ -201,10 +197,16 @@ impl Catalog {
 
     pub fn backups(&self, vm: &VmId, problems: &Problems) -> Result<Arc<Vec<Arc<Backup>>>> {
         let listing = lock(&self.backups).entry(vm.clone()).or_default().clone();
-        let mut listing = lock(&listing);
-        if self.is_fresh(listing.checked) {
-            return Ok(listing.list.clone());
-        }
+        listing.get(self.age, |known, shown| self.list_backups(vm, known, shown, problems))
+    }
+
+    fn list_backups(
+        &self,
+        vm: &VmId,
+        before: &mut HashMap<String, Known>,
+        shown: Option<&Arc<Vec<Arc<Backup>>>>,
+        problems: &Problems,
+    ) -> Result<Arc<Vec<Arc<Backup>>>> {
         let folder = match self.folder(vm) {
             Ok(folder) => folder,
             Err(error) => {
@@ -226,7 +228,7 @@ impl Catalog {
         }
         let is_known = |name: &str, stat: &Option<Stat>| {
             let signature = stat.as_ref().map(Signature::from);
-            signature.is_some() && listing.known.get(name).is_some_and(|known| known.signature == signature)
+            signature.is_some() && before.get(name).is_some_and(|known| known.signature == signature)
         };
         let changed: Vec<_> = files.iter().filter(|(_, name, stat)| !is_known(name, stat)).copied().collect();
         let cached = if changed.len() >= CACHE_WORTH { self.cached(&folder, &files) } else { None };
@@ -239,8 +241,7 @@ impl Catalog {
         let mut known = HashMap::with_capacity(files.len());
         let mut list = Vec::with_capacity(files.len());
         for (_, name, _) in &files {
-            let before = listing.known.remove(*name);
-            let now = match (read.remove(name), before) {
+            let now = match (read.remove(name), before.remove(*name)) {
                 (Some(Some(now)), Some(before)) => now.after(before),
                 (Some(Some(now)), None) => now,
                 (None, Some(before)) => before,
@@ -250,18 +251,13 @@ impl Catalog {
             list.push(now.backup.clone());
             known.insert((*name).to_owned(), now);
         }
-        listing.known = known;
+        *before = known;
+        problems.set_listed(vm, found_problems(&folder, &list));
         let is_same = |(a, b): (&Arc<Backup>, &Arc<Backup>)| Arc::ptr_eq(a, b);
-        if listing.list.len() != list.len() || !listing.list.iter().zip(&list).all(is_same) {
-            listing.list = Arc::new(list);
+        match shown {
+            Some(shown) if shown.len() == list.len() && shown.iter().zip(&list).all(is_same) => Ok(shown.clone()),
+            _ => Ok(Arc::new(list)),
         }
-        listing.checked = Some(Instant::now());
-        problems.set_listed(vm, found_problems(&folder, &listing.list));
-        Ok(listing.list.clone())
-    }
-
-    fn is_fresh(&self, checked: Option<Instant>) -> bool {
-        checked.is_some_and(|checked| checked.elapsed() < self.age)
     }
 
     /// Lists the folder of a VM.

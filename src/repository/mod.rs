@@ -24,6 +24,7 @@ mod loose;
 mod metadata;
 mod naming;
 mod problems;
+mod refresh;
 mod selector;
 mod stored;
 #[cfg(test)]
@@ -210,6 +211,12 @@ impl Repository {
             Layout::Repository => self.catalog.vms(&self.problems),
             Layout::Disks => Ok(Arc::default()),
         }
+    }
+
+    /// Returns the VMs of the last listing; nothing is asked of the storage. `None` before the first one.
+    #[must_use]
+    pub fn known_vms(&self) -> Option<Arc<Vec<Vm>>> {
+        self.catalog.known_vms()
     }
 
     /// Returns the backups of a VM, oldest first.
