@@ -71,6 +71,8 @@ pub struct Options {
     pub password_command: Option<String>,
     /// Memory for decoded blocks, as `xofs mount --cache` takes it (`cache=`).
     pub cache: Option<String>,
+    /// Seconds a request may wait for the repository, 0 for ever (`timeout=`).
+    pub timeout: Option<u32>,
     /// What was accepted but is not as asked, one sentence each.
     pub warnings: Vec<String>,
 }
@@ -117,7 +119,8 @@ impl Options {
             ("password_file", Some(value)) => self.password_file = Some(text(name, value)?),
             ("password_command", Some(value)) => self.password_command = Some(text(name, value)?),
             ("cache", Some(value)) => self.cache = Some(text(name, value)?),
-            ("uid" | "gid" | "umask" | "password_file" | "password_command" | "cache", None) => {
+            ("timeout", Some(value)) => self.timeout = Some(number(name, value, 10)?),
+            ("uid" | "gid" | "umask" | "password_file" | "password_command" | "cache" | "timeout", None) => {
                 return Err(Error::Value(format!("option '{name}' needs a value, as in '{name}=...'")));
             }
             ("allow_other" | "inert_symlinks", Some(_)) => {
@@ -150,6 +153,7 @@ impl Options {
         let values = [
             ("uid", self.uid.map(|uid| uid.to_string())),
             ("gid", self.gid.map(|gid| gid.to_string())),
+            ("timeout", self.timeout.map(|seconds| seconds.to_string())),
             ("umask", self.umask.map(|umask| format!("{umask:03o}"))),
             ("password-file", self.password_file.clone()),
             ("password-command", self.password_command.clone()),
@@ -245,6 +249,7 @@ mod tests {
             ("password_command=\"pass show a,b\",ro", vec!["--password-command=pass show a,b"]),
             ("password_command=cut -d= -f2 /k", vec!["--password-command=cut -d= -f2 /k"]),
             ("cache=1GiB", vec!["--options=cache=1GiB"]),
+            ("timeout=5", vec!["--timeout=5"]),
             ("uid=1,uid=2", vec!["--uid=2"]),
         ] {
             assert_eq!(parsed(text).expect(text).arguments(), arguments, "{text}");

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -50,10 +51,14 @@ pub struct MountArgs {
     /// Memory for decoded blocks
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = text::parse_size)]
     cache: u64,
-    /// Threads that answer requests [default: twice the number of cores, at least 8]
+    /// Seconds that a read or a listing may wait for the repository before it fails; 0 waits for ever
+    /// [default: 30]
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u32>,
+    /// Threads that take requests [default: twice the number of cores, at least 8]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Options as mount(8) gives them, separated by commas: allow_other, uid=, gid=, umask=, password_file=, ...
+    /// Options as mount(8) gives them, separated by commas: allow_other, uid=, gid=, umask=, timeout=, ...
     #[arg(short, long, value_name = "OPTIONS")]
     options: Vec<String>,
 }
@@ -110,6 +115,11 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
         gid: arguments.gid,
         umask: arguments.umask,
         fsname: place.name.clone(),
+        timeout: match arguments.timeout {
+            Some(0) => None,
+            Some(seconds) => Some(Duration::from_secs(seconds.into())),
+            None => Some(mount::DEFAULT_TIMEOUT),
+        },
         threads: arguments.threads.map_or(0, usize::from),
         inert_symlinks: arguments.inert_symlinks,
     };
@@ -168,6 +178,7 @@ impl MountArgs {
         self.uid = self.uid.or(given.uid);
         self.gid = self.gid.or(given.gid);
         self.umask = self.umask.or(given.umask);
+        self.timeout = self.timeout.or(given.timeout);
         if let Some(cache) = given.cache {
             self.cache =
                 text::parse_size(&cache).map_err(|reason| Failure::usage(format!("option 'cache': {reason}")))?;

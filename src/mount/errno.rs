@@ -6,6 +6,7 @@
 //! | the backup was removed since               | ESTALE              |
 //! | damaged, unreadable or unsupported content | EIO                 |
 //! | the storage did not answer                 | EIO                 |
+//! | a signal came for who waited for it        | EINTR               |
 
 use crate::tree;
 
@@ -15,6 +16,7 @@ pub(super) struct Errno(i32);
 
 impl Errno {
     pub(super) const BAD_HANDLE: Self = Self(libc::EBADF);
+    pub(super) const INTERRUPTED: Self = Self(libc::EINTR);
     pub(super) const INVALID: Self = Self(libc::EINVAL);
     pub(super) const IO: Self = Self(libc::EIO);
     pub(super) const IS_DIRECTORY: Self = Self(libc::EISDIR);

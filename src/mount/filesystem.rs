@@ -11,10 +11,8 @@ use std::time::Duration;
 
 use super::errno::Errno;
 use super::handles::Handles;
-use super::transport::{
-    Attributes, Caching, Ctx, DirectoryEntry, FileKind, Handler, Opened, Reply, Seek, Statfs, Timed,
-};
-use crate::tree::{self, Content, Kind, Tree};
+use super::transport::{Attributes, Caching, DirectoryEntry, FileKind, Opened, Reply, Seek, Statfs, Timed};
+use crate::tree::{self, Content, Health, Kind, Tree};
 
 /// For how long the kernel believes names and attributes: so long may what appears or leaves stay unseen.
 const BELIEVED_LOCAL: Duration = Duration::from_secs(1);
@@ -69,7 +67,8 @@ impl Owner {
     }
 }
 
-enum Open {
+/// An open file or directory.
+pub(super) enum Open {
     File {
         inode: u64,
         content: Content,
@@ -79,6 +78,19 @@ enum Open {
         /// What was there when reading last began at the start; offsets count in it.
         entries: Mutex<Arc<Vec<DirectoryEntry>>>,
     },
+}
+
+impl Open {
+    pub(super) fn inode(&self) -> u64 {
+        match self {
+            Self::File { inode, .. } | Self::Directory { inode, .. } => *inode,
+        }
+    }
+
+    /// Whether its bytes are in memory.
+    pub(super) fn is_at_hand(&self) -> bool {
+        matches!(self, Self::File { content: Content::Bytes(_) | Content::Live(_), .. })
+    }
 }
 
 /// A tree, as a mount shows it.
@@ -197,13 +209,6 @@ impl TreeFilesystem {
             reply.ok(&buffer[..filled]);
         });
     }
-
-    /// Returns one of our attributes; the tree is not asked for those of others.
-    fn property(&self, inode: u64, name: &OsStr) -> Result<String, Errno> {
-        let name = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).ok_or(Errno::NO_ATTRIBUTE)?;
-        let properties = self.tree.properties(inode).map_err(|error| self.tree_errno(inode, &error))?;
-        properties.into_iter().find(|(found, _)| *found == name).map(|(_, value)| value).ok_or(Errno::NO_ATTRIBUTE)
-    }
 }
 
 fn file_kind(kind: Kind) -> FileKind {
@@ -221,8 +226,48 @@ fn part(bytes: &[u8], offset: u64, len: u32) -> &[u8] {
     &bytes[start..end]
 }
 
-impl Handler for TreeFilesystem {
-    fn lookup(&self, _ctx: Ctx, parent: u64, name: &OsStr, reply: Reply<Timed>) {
+/// What the dispatcher asks. Whatever may wait for the storage says so; the rest is answered from memory.
+impl TreeFilesystem {
+    pub(super) fn health(&self) -> &Health {
+        self.tree.health()
+    }
+
+    pub(super) fn is_remote(&self) -> bool {
+        self.tree.is_remote()
+    }
+
+    /// Returns what a place is called in messages.
+    pub(super) fn place(&self, inode: u64) -> String {
+        self.tree.place(inode)
+    }
+
+    /// Returns what the repository is called in messages.
+    pub(super) fn repository(&self) -> String {
+        self.tree.repository()
+    }
+
+    /// Lists the root of the repository: whether it answers. May wait.
+    pub(super) fn probe(&self) -> tree::Result<()> {
+        self.tree.probe()
+    }
+
+    /// Whether names in a directory, or the bytes of a file, are known without asking the storage.
+    pub(super) fn is_at_hand(&self, inode: u64) -> bool {
+        self.tree.is_at_hand(inode)
+    }
+
+    /// Whether the attributes of a place are known without asking the storage.
+    pub(super) fn has_attributes_at_hand(&self, inode: u64) -> bool {
+        self.tree.has_attributes_at_hand(inode)
+    }
+
+    /// Returns an open file or directory.
+    pub(super) fn file(&self, handle: u64) -> Option<Arc<Open>> {
+        self.open.get(handle)
+    }
+
+    /// Looks a name up. May wait, unless the directory [is at hand](Self::is_at_hand).
+    pub(super) fn lookup(&self, parent: u64, name: &OsStr, reply: Reply<Timed>) {
         // All our names are UTF-8.
         let Some(name) = name.to_str() else { return reply.error(Errno::NOT_FOUND) };
         match self.tree.lookup(parent, name) {
@@ -231,21 +276,24 @@ impl Handler for TreeFilesystem {
         }
     }
 
-    fn getattr(&self, _ctx: Ctx, inode: u64, reply: Reply<Timed>) {
+    /// Returns attributes. May wait, unless they [are at hand](Self::has_attributes_at_hand).
+    pub(super) fn getattr(&self, inode: u64, reply: Reply<Timed>) {
         match self.tree.attributes(inode) {
             Ok(attributes) => reply.ok(&self.timed(&attributes)),
             Err(error) => reply.error(self.tree_errno(inode, &error)),
         }
     }
 
-    fn readlink(&self, _ctx: Ctx, inode: u64, reply: Reply<[u8]>) {
+    /// Returns the target of a link, which is part of what is known of it.
+    pub(super) fn readlink(&self, inode: u64, reply: Reply<[u8]>) {
         match self.tree.target(inode) {
             Ok(target) => reply.ok(target.as_bytes()),
             Err(error) => reply.error(self.tree_errno(inode, &error)),
         }
     }
 
-    fn open(&self, _ctx: Ctx, inode: u64, writable: bool, reply: Reply<Opened>) {
+    /// Opens a file. May wait, unless it [is at hand](Self::is_at_hand).
+    pub(super) fn open(&self, inode: u64, writable: bool, reply: Reply<Opened>) {
         if writable {
             return reply.error(Errno::READ_ONLY);
         }
@@ -261,21 +309,36 @@ impl Handler for TreeFilesystem {
         }
     }
 
-    fn read(&self, _ctx: Ctx, handle: u64, offset: u64, len: u32, reply: Reply<[u8]>) {
-        match self.open.get(handle).as_deref() {
-            Some(Open::File { inode, content }) => match content {
+    /// Answers a read if that needs no storage; else gives the reply back.
+    pub(super) fn read_at_hand(&self, file: &Open, offset: u64, len: u32, reply: Reply<[u8]>) -> Option<Reply<[u8]>> {
+        match file {
+            Open::File { content: Content::Bytes(bytes) | Content::Live(bytes), .. } => {
+                reply.ok(part(bytes, offset, len));
+                None
+            }
+            Open::File { .. } => Some(reply),
+            Open::Directory { .. } => {
+                reply.error(Errno::IS_DIRECTORY);
+                None
+            }
+        }
+    }
+
+    /// Reads. May wait.
+    pub(super) fn read(&self, file: &Open, offset: u64, len: u32, reply: Reply<[u8]>) {
+        match file {
+            Open::File { inode, content } => match content {
                 Content::Disk(disk) => self.read_disk(*inode, disk.as_ref(), offset, len, reply),
                 Content::Object(object) => self.read_object(*inode, object.as_ref(), offset, len, reply),
                 Content::Bytes(bytes) | Content::Live(bytes) => reply.ok(part(bytes, offset, len)),
             },
-            Some(Open::Directory { .. }) => reply.error(Errno::IS_DIRECTORY),
-            None => reply.error(Errno::BAD_HANDLE),
+            Open::Directory { .. } => reply.error(Errno::IS_DIRECTORY),
         }
     }
 
-    fn lseek(&self, _ctx: Ctx, handle: u64, offset: u64, seek: Seek, reply: Reply<u64>) {
-        let open = self.open.get(handle);
-        let Some(Open::File { inode, content }) = open.as_deref() else { return reply.error(Errno::BAD_HANDLE) };
+    /// Looks for data or a hole. May wait.
+    pub(super) fn lseek(&self, file: &Open, offset: u64, seek: Seek, reply: Reply<u64>) {
+        let Open::File { inode, content } = file else { return reply.error(Errno::BAD_HANDLE) };
         // What is no disk is one run of data.
         let whole = |size: u64| match seek {
             _ if offset >= size => None,
@@ -301,19 +364,21 @@ impl Handler for TreeFilesystem {
         }
     }
 
-    fn release(&self, handle: u64) {
+    /// Forgets an open file or directory.
+    pub(super) fn release(&self, handle: u64) {
         self.open.remove(handle);
     }
 
-    fn opendir(&self, _ctx: Ctx, inode: u64, reply: Reply<Opened>) {
+    /// Opens a directory, which is read when it is listed.
+    pub(super) fn opendir(&self, inode: u64, reply: Reply<Opened>) {
         let entries = Mutex::default();
         let handle = self.open.insert(Open::Directory { inode, entries });
         reply.ok(&Opened { handle, caching: Caching::Pages });
     }
 
-    fn readdir(&self, _ctx: Ctx, handle: u64, offset: u64, reply: Reply<[DirectoryEntry]>) {
-        let open = self.open.get(handle);
-        let Some(Open::Directory { inode, entries }) = open.as_deref() else { return reply.error(Errno::BAD_HANDLE) };
+    /// Lists a directory from `offset` on. May wait at the start, unless it [is at hand](Self::is_at_hand).
+    pub(super) fn readdir(&self, directory: &Open, offset: u64, reply: Reply<[DirectoryEntry]>) {
+        let Open::Directory { inode, entries } = directory else { return reply.error(Errno::BAD_HANDLE) };
         if offset == 0 {
             // Listed without the lock held; the start is also where `rewinddir(3)` comes back to see what is new.
             match self.entries(*inode) {
@@ -326,14 +391,24 @@ impl Handler for TreeFilesystem {
         reply.ok(&entries[start..]);
     }
 
-    fn getxattr(&self, _ctx: Ctx, inode: u64, name: &OsStr, reply: Reply<[u8]>) {
-        match self.property(inode, name) {
-            Ok(value) => reply.ok(value.as_bytes()),
-            Err(errno) => reply.error(errno),
+    /// Returns the name of one of our attributes without its prefix; the tree is not asked for those of others.
+    pub(super) fn own_attribute(name: &OsStr) -> Option<&str> {
+        name.to_str()?.strip_prefix(PREFIX)
+    }
+
+    /// Returns one of our attributes. May wait.
+    pub(super) fn getxattr(&self, inode: u64, name: &str, reply: Reply<[u8]>) {
+        match self.tree.properties(inode) {
+            Ok(properties) => match properties.into_iter().find(|(found, _)| *found == name) {
+                Some((_, value)) => reply.ok(value.as_bytes()),
+                None => reply.error(Errno::NO_ATTRIBUTE),
+            },
+            Err(error) => reply.error(self.tree_errno(inode, &error)),
         }
     }
 
-    fn listxattr(&self, _ctx: Ctx, inode: u64, reply: Reply<[u8]>) {
+    /// Returns the names of our attributes. May wait.
+    pub(super) fn listxattr(&self, inode: u64, reply: Reply<[u8]>) {
         match self.tree.properties(inode) {
             Ok(properties) => {
                 let names: String = properties.iter().map(|(name, _)| format!("{PREFIX}{name}\0")).collect();
@@ -343,7 +418,7 @@ impl Handler for TreeFilesystem {
         }
     }
 
-    fn statfs(&self, _ctx: Ctx, reply: Reply<Statfs>) {
+    pub(super) fn statfs(&self, reply: Reply<Statfs>) {
         reply.ok(&Statfs { files: self.tree.seen(), block_size: FILE_BLOCK, name_length: NAME_LENGTH });
     }
 }

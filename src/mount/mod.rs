@@ -2,20 +2,28 @@
 //!
 //! ```text
 //! session ─ mounts, waits, unmounts
-//!   └─ filesystem ─ answers requests from the tree; open files and directories
-//!        ├─ errno ─ the one place where an error becomes an error number
-//!        └─ transport ─ the requests and the handles that answer them, whatever carries them
-//!             └─ fuser ─ the one file that names the crate which talks to /dev/fuse
+//!   ├─ dispatch ─ which thread works on a request, and whether it is tried at all
+//!   │    ├─ requests ─ those under way, each with its reply
+//!   │    ├─ watcher ─ answers in place of work that is stuck: deadlines and signals
+//!   │    ├─ pool ─ threads for work that may wait
+//!   │    └─ filesystem ─ answers requests from the tree; open files and directories
+//!   │         └─ errno ─ the one place where an error becomes an error number
+//!   └─ transport ─ the requests and the handles that answer them, whatever carries them
+//!        └─ fuser ─ the one file that names the crate which talks to /dev/fuse
 //! ```
 //!
 //! Nothing here writes: a mount is read-only.
 
+mod dispatch;
 mod errno;
 mod filesystem;
 mod fuser;
 mod handles;
 mod mounts;
+mod pool;
+mod requests;
 mod session;
 mod transport;
+mod watcher;
 
-pub use session::{Error, ErrorKind, MountOptions, Result, Session, Unmounter, mount, unmount};
+pub use session::{DEFAULT_TIMEOUT, Error, ErrorKind, MountOptions, Result, Session, Unmounter, mount, unmount};

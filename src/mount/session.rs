@@ -12,15 +12,24 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::dispatch::Dispatcher;
+use super::errno::Errno;
 use super::filesystem::{Owner, TreeFilesystem};
 use super::fuser::{Connection, Mounting};
 use super::mounts;
+use super::requests::Requests;
 use crate::repository::Repository;
 use crate::tree::Tree;
 
 /// For how long an unmount is tried before the mount is detached from its place while still in use, and for how long a
 /// dropped session waits for its last answer.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a request may wait for the repository unless it is said otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Age from which a request counts as stuck when the mount is to end.
+const STUCK: Duration = Duration::from_millis(500);
 
 /// Pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -81,7 +90,9 @@ pub struct MountOptions {
     pub umask: Option<u32>,
     /// Source in the table of mounts; must hold no secret.
     pub fsname: String,
-    /// Threads that answer requests; 0 is the larger of 8 and twice the number of cores.
+    /// How long a request may wait for the repository before it is answered with EIO; `None` is for ever.
+    pub timeout: Option<Duration>,
+    /// Threads that take requests; 0 is the larger of 8 and twice the number of cores.
     pub threads: usize,
     /// Shows symbolic links of guests as small text files. The links of the tree itself stay links.
     pub inert_symlinks: bool,
@@ -94,6 +105,7 @@ impl Default for MountOptions {
             uid: None,
             gid: None,
             umask: None,
+            timeout: Some(DEFAULT_TIMEOUT),
             fsname: "xofs".to_owned(),
             threads: 0,
             inert_symlinks: false,
@@ -128,6 +140,8 @@ pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptio
     // The top level is listed before the mount exists: a repository that cannot be listed is not mounted.
     tree.warm_up().map_err(|error| Error::new(ErrorKind::Repository, error.to_string()))?;
     let filesystem = TreeFilesystem::new(tree, Owner::new(options.uid, options.gid, options.umask));
+    let dispatcher = Dispatcher::new(filesystem, options.thread_count(), options.timeout);
+    let requests = dispatcher.requests();
     let mounting = Mounting {
         mountpoint: &mountpoint,
         source: mounts::escape_source(&options.fsname),
@@ -135,7 +149,7 @@ pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptio
         allow_other: options.allow_other,
         threads: options.thread_count(),
     };
-    let connection = Connection::mount(filesystem, &mounting)
+    let connection = Connection::mount(dispatcher, &mounting)
         .map_err(|error| Error::new(ErrorKind::System, explain_mount(&mountpoint, &error)))?;
     let server = thread::Builder::new()
         .name("xofs-mount".to_owned())
@@ -148,7 +162,7 @@ pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptio
     tracing::info!(mountpoint = %mountpoint.display(), repository = %repository.storage().describe(), "mounted");
     Ok(Session {
         server: Some(server),
-        unmounter: Unmounter { mountpoint: Arc::from(mountpoint), device: Arc::from(device) },
+        unmounter: Unmounter { mountpoint: Arc::from(mountpoint), device: Arc::from(device), requests },
     })
 }
 
@@ -244,14 +258,16 @@ impl Drop for Session {
 }
 
 /// Ends a mount of this process; may be used from any thread, more than once.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Unmounter {
     mountpoint: Arc<Path>,
     device: Arc<str>,
+    requests: Arc<Requests>,
 }
 
 impl Unmounter {
     /// Unmounts; a mount still in use after a while is detached from its place and ends with its last open file.
+    /// Requests that are stuck are answered with EIO, so that who waits for them lets go.
     ///
     /// Does nothing if the mount is gone, also if another one has taken its place.
     ///
@@ -261,7 +277,12 @@ impl Unmounter {
         let found = mounts::at(&self.mountpoint)
             .map_err(|error| Error::new(ErrorKind::System, format!("read the table of mounts: {error}")))?;
         match found {
-            Some(mount) if *mount.device == *self.device => detach(&self.mountpoint),
+            Some(mount) if *mount.device == *self.device => {
+                for waiting in self.requests.older_than(STUCK) {
+                    self.requests.fail(&waiting, Errno::IO);
+                }
+                detach(&self.mountpoint)
+            }
             _ => Ok(()),
         }
     }

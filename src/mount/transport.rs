@@ -10,7 +10,6 @@ use super::errno::Errno;
 
 /// Who asks, and the number of the request.
 #[derive(Debug, Clone, Copy)]
-#[expect(dead_code, reason = "a deadline or a signal ends a request by its number and its process")]
 pub(super) struct Ctx {
     /// Number of the request, unique among those not yet answered.
     pub(super) unique: u64,

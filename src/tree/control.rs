@@ -4,26 +4,37 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
+use super::Report;
 use crate::repository::{Layout, Repository};
 
-/// Returns `status.json`.
-pub(super) fn status(repository: &Repository, since: SystemTime) -> Vec<u8> {
-    let (layout, disks) = match repository.layout() {
-        Layout::Repository => ("repository", None),
-        Layout::Disks => ("disks", repository.loose_disks().ok().map(|disks| disks.len())),
+/// Returns `status.json`. Nothing is asked of the repository: what does not answer is told too.
+///
+/// `place` names an inode.
+pub(super) fn status(
+    repository: &Repository,
+    since: SystemTime,
+    health: &Report,
+    place: impl Fn(u64) -> String,
+) -> Vec<u8> {
+    let layout = match repository.layout() {
+        Layout::Repository => "repository",
+        Layout::Disks => "disks",
     };
-    let vms = repository.vms();
     let seconds = since.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let silent = health.silent_files.iter();
+    let silent = silent.map(|(inode, silence)| json!({ "file": place(*inode), "seconds": silence.as_secs() }));
     lines(&json!({
         "program": concat!("xofs ", env!("CARGO_PKG_VERSION")),
         "repository": repository.storage().describe(),
         "layout": layout,
         "mounted_at": seconds,
         "remote": repository.storage().capabilities().is_remote,
-        "available": vms.is_ok(),
-        "error": vms.as_ref().err().map(ToString::to_string),
-        "vms": vms.as_ref().ok().map(|vms| vms.len()),
-        "loose_disks": disks,
+        "answers": health.silent_for.is_none(),
+        "silent_seconds": health.silent_for.map(|silence| silence.as_secs()),
+        "silent_files": silent.collect::<Vec<_>>(),
+        "timed_out": health.timed_out,
+        "interrupted": health.interrupted,
+        "vms": repository.known_vms().map(|vms| vms.len()),
         "problems": repository.problems().len(),
     }))
 }

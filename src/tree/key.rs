@@ -4,6 +4,7 @@
 //! leaves elsewhere changes nothing. A number is given at first sight and never to anything else while the tree lives.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::repository::{BackupId, BackupTime, VmId};
@@ -106,6 +107,34 @@ impl Key {
             Self::Stored(_, _, time) | Self::StoredFile(_, _, time, _) => Some(*time),
             Self::Link(link) => link.time,
             _ => None,
+        }
+    }
+}
+
+/// A name for messages: the path in the mount, with ids in place of names.
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root => f.write_str("/"),
+            Self::Vms => f.write_str("vms"),
+            Self::ByUuid => f.write_str("by-uuid"),
+            Self::ByDate => f.write_str("by-date"),
+            Self::Store(Store::Config) => f.write_str("config"),
+            Self::Store(Store::Pools) => f.write_str("pools"),
+            Self::Control => f.write_str(".xofs"),
+            Self::Status => f.write_str(".xofs/status.json"),
+            Self::Problems => f.write_str(".xofs/problems.json"),
+            Self::Vm(vm) => write!(f, "vms/{vm}"),
+            Self::Metadata(_) => write!(f, "{}/backup.json", self.parent()),
+            Self::Disks(_) => write!(f, "{}/disks", self.parent()),
+            Self::Disk(_, name, form) | Self::Loose(name, form) => {
+                write!(f, "{}/{}{}", self.parent(), name.escape_debug(), form.suffix())
+            }
+            Self::Backup(BackupId { time, .. }) | Self::Stored(_, _, time) => write!(f, "{}/{time}", self.parent()),
+            Self::Day(name) | Self::Group(_, name) | Self::StoredFile(_, _, _, name) => {
+                write!(f, "{}/{}", self.parent(), name.escape_debug())
+            }
+            Self::Link(link) => write!(f, "{}/{}", link.directory, link.name.escape_debug()),
         }
     }
 }

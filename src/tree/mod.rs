@@ -19,6 +19,7 @@
 mod control;
 mod disks;
 mod error;
+mod health;
 mod key;
 mod names;
 
@@ -34,6 +35,7 @@ use storage::{Object, ObjectPath};
 use crate::repository::{Backup, BackupId, BackupTime, Layout, Problem, ProblemKind, Repository, StoredBackup, VmId};
 use disks::Sizes;
 pub use error::{Error, Result};
+pub use health::{Health, Report};
 pub use key::ROOT;
 use key::{Form, Inodes, Key, Link, Store};
 use names::{Names, VmNames};
@@ -98,6 +100,7 @@ pub struct Tree {
     inodes: Inodes,
     names: Names,
     sizes: Sizes,
+    health: Health,
     since: SystemTime,
 }
 
@@ -110,6 +113,7 @@ impl Tree {
             inodes: Inodes::new(),
             names: Names::default(),
             sizes: Sizes::default(),
+            health: Health::default(),
             since: SystemTime::now(),
         }
     }
@@ -130,6 +134,63 @@ impl Tree {
     #[must_use]
     pub fn is_remote(&self) -> bool {
         self.repository.storage().capabilities().is_remote
+    }
+
+    /// Returns whether the repository answers, as far as it is known.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Asks the repository for its root, to see whether it answers.
+    ///
+    /// # Errors
+    /// What the storage says; an error is an answer too.
+    pub fn probe(&self) -> Result<()> {
+        self.repository.storage().list(&ObjectPath::root())?;
+        Ok(())
+    }
+
+    /// Returns what the repository is called, without secrets.
+    #[must_use]
+    pub fn repository(&self) -> String {
+        self.repository.storage().describe()
+    }
+
+    /// Returns what a place is called in messages; nothing is asked of the repository.
+    #[must_use]
+    pub fn place(&self, inode: u64) -> String {
+        self.inodes.key(inode).map_or_else(|| format!("inode {inode}"), |key| key.to_string())
+    }
+
+    /// Returns whether the names in a directory, or the bytes of a file, are known without asking the repository.
+    #[must_use]
+    pub fn is_at_hand(&self, inode: u64) -> bool {
+        match self.inodes.key(inode) {
+            Some(Key::Root) => self.repository.layout() == Layout::Repository,
+            Some(Key::Control | Key::Status | Key::Problems) | None => true,
+            Some(_) => false,
+        }
+    }
+
+    /// Returns whether the attributes of a place are known without asking the repository.
+    #[must_use]
+    pub fn has_attributes_at_hand(&self, inode: u64) -> bool {
+        match self.inodes.key(inode) {
+            Some(key) => matches!(
+                key,
+                Key::Root
+                    | Key::Vms
+                    | Key::ByUuid
+                    | Key::ByDate
+                    | Key::Store(_)
+                    | Key::Control
+                    | Key::Status
+                    | Key::Problems
+                    | Key::Link(_)
+            ),
+            None => true,
+        }
     }
 
     /// Returns how many places were seen so far.
@@ -221,6 +282,10 @@ impl Tree {
             _ => None,
         };
         self.repository.report_problem(Problem { path, backup, kind: ProblemKind::Read, message: message.to_owned() });
+    }
+
+    fn status(&self) -> Vec<u8> {
+        control::status(&self.repository, self.since, &self.health.report(), |inode| self.place(inode))
     }
 
     fn key(&self, inode: u64) -> Result<Key> {
@@ -353,7 +418,7 @@ impl Tree {
 
     fn attributes_of(&self, key: &Key) -> Result<Attributes> {
         let (size, allocated) = match key {
-            Key::Status => whole(control::status(&self.repository, self.since).len()),
+            Key::Status => whole(self.status().len()),
             Key::Problems => whole(control::problems(&self.repository).len()),
             Key::Link(link) => whole(link.target.len()),
             Key::Metadata(id) => whole(self.repository.backup_metadata(&*self.backup(id)?)?.len()),
@@ -382,7 +447,7 @@ impl Tree {
 
     fn open_key(&self, key: &Key) -> Result<Content> {
         match key {
-            Key::Status => Ok(Content::Live(Arc::from(control::status(&self.repository, self.since)))),
+            Key::Status => Ok(Content::Live(Arc::from(self.status()))),
             Key::Problems => Ok(Content::Live(Arc::from(control::problems(&self.repository)))),
             Key::Metadata(id) => Ok(Content::Bytes(Arc::from(self.repository.backup_metadata(&*self.backup(id)?)?))),
             Key::Disk(id, name, form) => self.open_disk(id, name, *form).map(Content::Disk),

@@ -1,0 +1,195 @@
+//! Who works on a request: the thread that read it, or one of a pool, so that what waits for the storage holds up nothing
+//! else.
+//!
+//! ```text
+//! request ─ needs no storage ───────────────────────────────────► answered at once
+//!    │
+//!    ├─ the file or the repository does not answer ─────────────► EIO at once
+//!    ├─ the storage is local, and few wait for it ─ parked ─────► answered in the thread that read it
+//!    └─ else ─────────────────────────────────────── parked ─────► a thread of the pool for names, or of that for reads
+//!                                                      ▲
+//!                       watcher: EIO at the deadline, EINTR when a signal waits for who asked
+//! ```
+//!
+//! A hand-over to another thread costs a third of the speed of small random reads, so a local storage is read in the
+//! threads that take the requests; but never in all of them, since a local disk may stall too.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use super::errno::Errno;
+use super::filesystem::TreeFilesystem;
+use super::pool::Pool;
+use super::requests::Requests;
+use super::transport::{Ctx, DirectoryEntry, Handler, Opened, Reply, Seek, Statfs, Timed};
+use super::watcher;
+
+/// Threads for names and attributes, and for the bytes of files: apart, so that neither waits for the other.
+const NAME_THREADS: usize = 64;
+const READ_THREADS: usize = 64;
+
+/// Threads that take requests and never wait for a local storage, so that there is always one for what needs none.
+const SPARE: usize = 3;
+
+/// Decides who works on which request.
+pub(super) struct Dispatcher {
+    files: Arc<TreeFilesystem>,
+    requests: Arc<Requests>,
+    names: Pool,
+    reads: Pool,
+    is_remote: bool,
+    /// Requests that the threads which took them work on, and how many may.
+    inline: Arc<AtomicUsize>,
+    inline_limit: usize,
+}
+
+/// Ends the count of a request that is worked on in the thread that took it.
+struct Inline<'a>(&'a AtomicUsize);
+
+impl Drop for Inline<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Dispatcher {
+    /// Makes a dispatcher whose requests `threads` threads take. A request that takes longer than `deadline` is answered
+    /// with EIO; with `None` it waits for ever.
+    pub(super) fn new(files: TreeFilesystem, threads: usize, deadline: Option<Duration>) -> Self {
+        let (files, requests) = (Arc::new(files), Arc::<Requests>::default());
+        watcher::start(files.clone(), requests.clone(), deadline);
+        Self {
+            is_remote: files.is_remote(),
+            files,
+            requests,
+            names: Pool::new("xofs-names", NAME_THREADS),
+            reads: Pool::new("xofs-reads", READ_THREADS),
+            inline: Arc::default(),
+            inline_limit: threads.saturating_sub(SPARE).max(1),
+        }
+    }
+
+    /// Returns the requests under way.
+    pub(super) fn requests(&self) -> Arc<Requests> {
+        self.requests.clone()
+    }
+
+    /// Takes a place among those that are worked on where they were taken; `None` if that may not be.
+    fn inline(&self) -> Option<Inline<'_>> {
+        if self.is_remote {
+            return None;
+        }
+        let place = Inline(&self.inline);
+        (self.inline.fetch_add(1, Ordering::AcqRel) < self.inline_limit).then_some(place)
+    }
+
+    /// Works on what may wait for the storage, about the file `inode`.
+    fn run<A: ?Sized + 'static>(
+        &self,
+        pool: &Pool,
+        ctx: Ctx,
+        inode: u64,
+        reply: Reply<A>,
+        act: impl FnOnce(&TreeFilesystem, Reply<A>) + Send + 'static,
+    ) {
+        if !self.files.health().admits(inode) {
+            return reply.error(Errno::IO);
+        }
+        let reply = self.requests.park(ctx, inode, reply);
+        if let Some(_place) = self.inline() {
+            act(&self.files, reply);
+            return watcher::answered(&self.files, inode);
+        }
+        let (files, requests) = (self.files.clone(), self.requests.clone());
+        pool.run(inode, move || {
+            // What was given up while it waited for a thread is not begun.
+            if requests.is_waiting(ctx) {
+                act(&files, reply);
+                watcher::answered(&files, inode);
+            }
+        });
+    }
+}
+
+impl Drop for Dispatcher {
+    fn drop(&mut self) {
+        self.requests.close();
+    }
+}
+
+impl Handler for Dispatcher {
+    fn lookup(&self, ctx: Ctx, parent: u64, name: &OsStr, reply: Reply<Timed>) {
+        if self.files.is_at_hand(parent) {
+            return self.files.lookup(parent, name, reply);
+        }
+        let name = name.to_owned();
+        self.run(&self.names, ctx, parent, reply, move |files, reply| files.lookup(parent, &name, reply));
+    }
+
+    fn getattr(&self, ctx: Ctx, inode: u64, reply: Reply<Timed>) {
+        if self.files.has_attributes_at_hand(inode) {
+            return self.files.getattr(inode, reply);
+        }
+        self.run(&self.names, ctx, inode, reply, move |files, reply| files.getattr(inode, reply));
+    }
+
+    fn readlink(&self, _ctx: Ctx, inode: u64, reply: Reply<[u8]>) {
+        self.files.readlink(inode, reply);
+    }
+
+    fn open(&self, ctx: Ctx, inode: u64, writable: bool, reply: Reply<Opened>) {
+        if self.files.is_at_hand(inode) {
+            return self.files.open(inode, writable, reply);
+        }
+        self.run(&self.names, ctx, inode, reply, move |files, reply| files.open(inode, writable, reply));
+    }
+
+    fn read(&self, ctx: Ctx, handle: u64, offset: u64, len: u32, reply: Reply<[u8]>) {
+        let Some(file) = self.files.file(handle) else { return reply.error(Errno::BAD_HANDLE) };
+        if self.is_remote || file.is_at_hand() {
+            let Some(reply) = self.files.read_at_hand(&file, offset, len, reply) else { return };
+            return self.run(&self.reads, ctx, file.inode(), reply, move |files, reply| {
+                files.read(&file, offset, len, reply);
+            });
+        }
+        self.run(&self.reads, ctx, file.inode(), reply, move |files, reply| files.read(&file, offset, len, reply));
+    }
+
+    fn lseek(&self, ctx: Ctx, handle: u64, offset: u64, seek: Seek, reply: Reply<u64>) {
+        let Some(file) = self.files.file(handle) else { return reply.error(Errno::BAD_HANDLE) };
+        self.run(&self.reads, ctx, file.inode(), reply, move |files, reply| files.lseek(&file, offset, seek, reply));
+    }
+
+    fn release(&self, handle: u64) {
+        self.files.release(handle);
+    }
+
+    fn opendir(&self, _ctx: Ctx, inode: u64, reply: Reply<Opened>) {
+        self.files.opendir(inode, reply);
+    }
+
+    fn readdir(&self, ctx: Ctx, handle: u64, offset: u64, reply: Reply<[DirectoryEntry]>) {
+        let Some(directory) = self.files.file(handle) else { return reply.error(Errno::BAD_HANDLE) };
+        let inode = directory.inode();
+        if offset > 0 || self.files.is_at_hand(inode) {
+            return self.files.readdir(&directory, offset, reply);
+        }
+        self.run(&self.names, ctx, inode, reply, move |files, reply| files.readdir(&directory, offset, reply));
+    }
+
+    fn getxattr(&self, ctx: Ctx, inode: u64, name: &OsStr, reply: Reply<[u8]>) {
+        let Some(name) = TreeFilesystem::own_attribute(name) else { return reply.error(Errno::NO_ATTRIBUTE) };
+        let name = name.to_owned();
+        self.run(&self.names, ctx, inode, reply, move |files, reply| files.getxattr(inode, &name, reply));
+    }
+
+    fn listxattr(&self, ctx: Ctx, inode: u64, reply: Reply<[u8]>) {
+        self.run(&self.names, ctx, inode, reply, move |files, reply| files.listxattr(inode, reply));
+    }
+
+    fn statfs(&self, _ctx: Ctx, reply: Reply<Statfs>) {
+        self.files.statfs(reply);
+    }
+}
