@@ -27,6 +27,7 @@ use crate::filter::Filter;
 use crate::footer::DiskType;
 use crate::geometry::{BlockIndex, BlockSize, BlockSpan, FileSector, SECTOR_LEN};
 use crate::layer::{BitmapRule, BlockMap, Body, Format, Layer};
+use crate::merge_state;
 
 /// How long a read is tried again while the files under it change; XO's own pauses (an alias that is empty for an
 /// instant) are far shorter.
@@ -57,6 +58,47 @@ pub trait Liveness: Send + Sync {
     /// # Errors
     /// What the storage says; then nobody knows.
     fn is_alive(&self) -> storage::Result<bool>;
+}
+
+/// A disk that belongs to no backup lives as long as its name, and until other disks are merged into it.
+struct ByName {
+    storage: Arc<dyn Storage>,
+    name: ObjectPath,
+    /// What XO writes before it merges anything into the disk.
+    merge: ObjectPath,
+    /// Whether that was there already and the disk could be opened all the same: what is left of an old merge.
+    had_merge: bool,
+}
+
+impl ByName {
+    fn new(storage: Arc<dyn Storage>, name: ObjectPath) -> Result<Self> {
+        let merge = name.parent().join(&merge_state::name_of(name.file_name()))?;
+        let mut alive = Self { storage, name, merge, had_merge: false };
+        alive.had_merge = alive.exists(&alive.merge)?;
+        Ok(alive)
+    }
+
+    fn exists(&self, path: &ObjectPath) -> storage::Result<bool> {
+        match self.storage.stat(path) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Liveness for ByName {
+    fn is_alive(&self) -> storage::Result<bool> {
+        if !self.had_merge && self.exists(&self.merge)? {
+            return Ok(false);
+        }
+        if self.exists(&self.name)? {
+            return Ok(true);
+        }
+        // A merge takes the name of its target away for an instant.
+        let entries = self.storage.list(&self.name.parent())?;
+        Ok(entries.iter().any(|entry| merge_state::parent_of(&entry.name).is_some()))
+    }
 }
 
 /// What is known of one layer, for people.
@@ -92,18 +134,24 @@ pub struct LayerInfo {
 pub struct ChainDisk {
     context: Context,
     name: ObjectPath,
-    liveness: Option<Arc<dyn Liveness>>,
+    liveness: Arc<dyn Liveness>,
     /// Invariant: every snapshot has the uuid and the size of the first, which a merge leaves as they are.
     current: RwLock<Arc<Snapshot>>,
 }
 
 /// Opens the disk called `name`: a VHD file, an alias, or an exploded VHD's folder.
 ///
+/// Without `liveness`, it lives as long as its name, and until a merge into it begins.
+///
 /// # Errors
 /// [`ErrorKind::Missing`] if a member of its chain is not there, [`ErrorKind::Damaged`] if a structure is wrong or
 /// two contradict each other, [`ErrorKind::Escape`] if a name leads outside, [`ErrorKind::Stale`] if the backup is gone.
 pub fn open(context: &Context, name: &ObjectPath, liveness: Option<Arc<dyn Liveness>>) -> Result<ChainDisk> {
     let deadline = Instant::now() + PATIENCE;
+    let liveness = match liveness {
+        Some(liveness) => liveness,
+        None => Arc::new(ByName::new(context.storage.clone(), name.clone())?),
+    };
     let current = RwLock::new(Arc::new(resolve(context, name, deadline)?));
     Ok(ChainDisk { context: context.clone(), name: name.clone(), liveness, current })
 }
@@ -214,12 +262,10 @@ impl ChainDisk {
     }
 
     fn check_alive(&self) -> Result<()> {
-        match &self.liveness {
-            Some(liveness) if !liveness.is_alive()? => {
-                Err(Error::new(ErrorKind::Stale, &self.name, "its backup was removed"))
-            }
-            _ => Ok(()),
+        if self.liveness.is_alive()? {
+            return Ok(());
         }
+        Err(Error::new(ErrorKind::Stale, &self.name, "it was removed, or is being merged with a later one"))
     }
 
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {

@@ -39,6 +39,29 @@ fn a_disk_replaced_by_another_is_stale_and_never_goes_on_as_the_other() {
 }
 
 #[test]
+fn a_disk_without_a_backup_is_stale_once_another_is_merged_into_it() {
+    for (kind, name) in [(Kind::Flat, "a.vhd"), (Kind::Plain, "a.alias.vhd"), (Kind::Gzip, "a.alias.vhd")] {
+        let storage = Arc::new(MemoryStorage::new());
+        let image = |byte| Image::new(1, BLOCK as u64, &[(0, byte)]).stored(kind);
+        image(1).put(&storage, "a");
+        Image::new(2, BLOCK as u64, &[(0, 2)]).child_of(1, name).stored(kind).put(&storage, "b");
+        let disk = open(&storage, name).unwrap();
+        assert_eq!(read(&disk, 0, 1).unwrap(), [1]);
+        let state = format!(r#"{{"chain":["{name}","{}"],"step":"mergeBlocks"}}"#, name.replace('a', "b"));
+        storage.put(&format!(".{name}.merge.json"), state).unwrap();
+        if kind == Kind::Flat {
+            storage.overwrite(name, image(2).flat()).unwrap();
+        } else {
+            storage.rename("data/b.vhd/blocks/0/0", "data/a.vhd/blocks/0/0").unwrap();
+        }
+        assert_eq!(read(&disk, 0, 1).unwrap_err().kind(), ErrorKind::Stale, "{kind:?}");
+        storage.remove(&format!(".{name}.merge.json")).unwrap();
+        storage.remove(name).unwrap();
+        assert_eq!(read(&disk, 0, 1).unwrap_err().kind(), ErrorKind::Stale, "{kind:?}");
+    }
+}
+
+#[test]
 fn a_file_that_its_server_removed_is_looked_for_by_its_name() {
     const ESTALE: i32 = 116;
     let memory = Arc::new(MemoryStorage::new());
