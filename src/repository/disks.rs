@@ -29,7 +29,8 @@ const BYTES_PER_BLOCK: u64 = 8;
 const BYTES_PER_DISK: u64 = 64 << 10;
 /// Most open files asked of the system for the whole process.
 const FILES_WANTED: u64 = 64 << 10;
-const BLOCK: u64 = 2 << 20;
+/// What the disks of an XVA are stored in (bytes).
+const XVA_CHUNK: u64 = 1 << 20;
 
 /// A block that a table lists and that is not there, and the folder it was expected in.
 pub type MissingBlock = (ObjectPath, BlockIndex);
@@ -119,11 +120,11 @@ impl OpenDisk {
 
     /// Returns what it takes.
     fn weight(&self) -> Weight {
-        let (size, files) = match self {
-            Self::Chain(chain) => (chain.size(), chain.open_files()),
-            Self::Xva(disk) => (disk.size(), 1),
+        let (blocks, files) = match self {
+            Self::Chain(chain) => (chain.size().div_ceil(chain.block_size()), chain.open_files()),
+            Self::Xva(disk) => (disk.size().div_ceil(XVA_CHUNK), 1),
         };
-        let bytes = size.div_ceil(BLOCK).saturating_mul(BYTES_PER_BLOCK).saturating_add(BYTES_PER_DISK);
+        let bytes = blocks.saturating_mul(BYTES_PER_BLOCK).saturating_add(BYTES_PER_DISK);
         // And the metadata file of its backup.
         Weight { bytes, files: files as u64 + 1 }
     }
@@ -149,6 +150,12 @@ impl OpenDisks {
             limit: Weight { bytes: KEPT_BYTES, files: files_to_keep() },
         };
         Self { context, raw, open: Mutex::new(open) }
+    }
+
+    /// Returns the memory counted for the disks kept open.
+    #[cfg(test)]
+    pub fn kept_bytes(&self) -> u64 {
+        self.with_open(|open| open.weight.bytes)
     }
 
     /// Sets how many files the disks kept open may take.

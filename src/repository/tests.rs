@@ -702,3 +702,20 @@ fn one_file_that_cannot_be_read_hides_no_other_backup_of_configuration() {
     faulty.set_rule(|_, path| (path.file_name() == "secret").then_some(Fault::Error(StorageError::Io)));
     assert_eq!(files().unwrap_err().kind(), ErrorKind::Unavailable);
 }
+
+#[test]
+fn a_disk_counts_for_the_blocks_it_has_whatever_their_size() {
+    let memory = Arc::new(MemoryStorage::new());
+    let mut file = vhd(0);
+    let mut header = vhd::Header::parse(file[512..1536].try_into().unwrap()).unwrap();
+    header.block_size = vhd::BlockSize::MIN;
+    header.max_table_entries = 8192;
+    file[512..1536].copy_from_slice(&header.to_bytes());
+    file.truncate(1536);
+    file.resize(1536 + 4 * 8192, 0xff);
+    memory.put("a.vhd", file).unwrap();
+    let repository = Repository::with_storage(memory, OpenOptions::default()).unwrap();
+    let disk = repository.loose_disks().unwrap()[0].clone();
+    assert_eq!(repository.open_loose(&disk).unwrap().size(), 8192 * 512);
+    assert_eq!(repository.disks.kept_bytes(), 8192 * 8 + (64 << 10));
+}
