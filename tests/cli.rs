@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{expected, fixture, is_mounted, scratch, sha256, succeed, write_key, xofs};
+use support::{copy_of, expected, fixture, is_mounted, scratch, sha256, succeed, write_key, xofs};
 
 fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("cli-").tempdir_in(scratch()).expect("a folder")
@@ -115,6 +115,20 @@ fn a_pipe_gets_the_same_bytes_as_a_file() {
         let again = export(&file);
         assert_eq!(again.status.code(), Some(1), "{format}: an existing file is not replaced");
     }
+}
+
+#[test]
+fn a_folder_that_cannot_be_listed_keeps_nothing_else_from_being_listed() {
+    let repository = copy_of(&fixture("main").join("repo"));
+    // Root may list every folder, so that this one is none.
+    let pools = repository.path().join("xo-pool-metadata-backups");
+    fs::remove_dir_all(&pools).expect("a copy");
+    fs::write(&pools, "").expect("writes");
+    let (code, out, err) = run(xofs().arg("list").arg(repository.path()));
+    assert!(code == 3 && out.contains("web01") && out.contains("XO configuration"), "{out}{err}");
+    assert!(out.contains("problem: list 'xo-pool-metadata-backups'"), "{out}{err}");
+    let (code, out, err) = run(xofs().arg("check").arg(repository.path()));
+    assert!(code == 3 && out.contains("unchecked: xo-pool-metadata-backups: list 'xo-pool-metadata-backups'"), "{out}{err}");
 }
 
 #[test]

@@ -256,8 +256,17 @@ impl Check<'_> {
             self.loose(disk);
         }
         if self.repository.layout() == Layout::Repository {
-            let config = self.repository.config_backups()?;
-            for stored in config.iter().chain(&self.repository.pool_backups()?) {
+            let mut all = Vec::new();
+            for (folder, listed) in [
+                ("xo-config-backups", self.repository.config_backups()),
+                ("xo-pool-metadata-backups", self.repository.pool_backups()),
+            ] {
+                match listed {
+                    Ok(backups) => all.extend(backups),
+                    Err(error) => self.findings.add(folder, &error.to_string(), false, Cost::Nobody),
+                }
+            }
+            for stored in &all {
                 self.findings.backups += 1;
                 for (name, _) in stored.files.iter().filter(|_| self.is_data) {
                     let read = stored

@@ -16,7 +16,7 @@ use super::config::Config;
 use super::exit::Exit;
 use super::text::{Shown, count, size};
 use super::{Global, open, print};
-use crate::repository::{Backup, DiskSource, Layout, Mode, Problem, Repository, StoredBackup};
+use crate::repository::{Backup, DiskSource, Error, Layout, Mode, Problem, ProblemKind, Repository, StoredBackup};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -25,7 +25,7 @@ Examples:
   xofs list main --json | jq -r '.vms[].name'
   xofs list --json | jq -r '.repositories[] | select(.error) | .repository'
 
-Ends with 3 if one of several repositories could not be listed.";
+Ends with 3 if one of several repositories, or a folder in one, could not be listed.";
 
 /// Lists VMs, their backups, sizes, chain lengths and problems
 #[derive(Debug, Args)]
@@ -61,7 +61,7 @@ pub fn run(global: &Global, arguments: &ListArgs) -> Result<Exit> {
     } else {
         print::text(&listing.to_text())?;
     }
-    Ok(Exit::Done)
+    Ok(if listing.is_whole() { Exit::Done } else { Exit::Partial })
 }
 
 /// Lists every configured repository, each in a thread of its own: one that does not answer delays nothing.
@@ -94,7 +94,7 @@ fn run_all(global: &Global, config: &Config, arguments: &ListArgs) -> Result<Exi
         tell(&name, &silent, arguments)?;
         listings.insert(name, silent);
     }
-    let failed = listings.values().filter(|listing| listing.is_err()).count();
+    let is_whole = listings.values().all(|listing| listing.as_ref().is_ok_and(Listing::is_whole));
     if arguments.json {
         let all = listings.iter().map(|(name, listing)| match listing {
             Ok(listing) => listing.to_json(name),
@@ -102,7 +102,7 @@ fn run_all(global: &Global, config: &Config, arguments: &ListArgs) -> Result<Exi
         });
         print::json(&json!({"repositories": all.collect::<Vec<_>>()}))?;
     }
-    Ok(if failed == 0 { Exit::Done } else { Exit::Partial })
+    Ok(if is_whole { Exit::Done } else { Exit::Partial })
 }
 
 /// Says what is known of one of several repositories as soon as it is.
@@ -122,6 +122,8 @@ struct Listing {
     loose: Vec<LooseRow>,
     config_backups: Vec<StoredBackup>,
     pool_backups: Vec<StoredBackup>,
+    /// Why those cannot be listed.
+    unlisted: Vec<String>,
     problems: Vec<Problem>,
 }
 
@@ -149,15 +151,30 @@ impl Listing {
             virtual_size: repository.open_loose(disk).map(|disk| disk.size()).map_err(|error| error.to_string()),
         });
         let loose = loose.collect();
+        let mut unlisted = Vec::new();
+        let mut list = |backups: Result<Vec<StoredBackup>, Error>| {
+            backups.unwrap_or_else(|error| {
+                unlisted.push(error.to_string());
+                Vec::new()
+            })
+        };
         let is_repository = repository.layout() == Layout::Repository;
         Ok(Self {
             layout: repository.layout(),
             vms,
             loose,
-            config_backups: if is_repository { repository.config_backups()? } else { Vec::new() },
-            pool_backups: if is_repository { repository.pool_backups()? } else { Vec::new() },
+            config_backups: if is_repository { list(repository.config_backups()) } else { Vec::new() },
+            pool_backups: if is_repository { list(repository.pool_backups()) } else { Vec::new() },
+            unlisted,
             problems: repository.problems(),
         })
+    }
+
+    /// Whether every folder could be listed.
+    fn is_whole(&self) -> bool {
+        self.unlisted.is_empty()
+            && self.vms.iter().all(|(_, _, rows)| rows.is_ok())
+            && self.problems.iter().all(|problem| problem.kind != ProblemKind::Listing)
     }
 
     fn to_text(&self) -> String {
@@ -196,6 +213,9 @@ impl Listing {
                 writeln!(text, "{what}: {}, newest {newest}", count(backups.len(), "backup"))?;
             }
         }
+        for reason in &self.unlisted {
+            writeln!(text, "problem: {}", Shown(reason))?;
+        }
         for problem in &self.problems {
             writeln!(text, "problem: {}: {}", Shown(&problem.path.to_string()), Shown(&problem.message))?;
         }
@@ -226,6 +246,7 @@ impl Listing {
             "disks": disks.collect::<Vec<_>>(),
             "configBackups": stored(&self.config_backups),
             "poolBackups": stored(&self.pool_backups),
+            "unlisted": self.unlisted,
             "problems": self.problems.iter().map(problem_to_json).collect::<Vec<_>>(),
         })
     }
