@@ -128,7 +128,10 @@ fn a_folder_that_cannot_be_listed_keeps_nothing_else_from_being_listed() {
     assert!(code == 3 && out.contains("web01") && out.contains("XO configuration"), "{out}{err}");
     assert!(out.contains("problem: list 'xo-pool-metadata-backups'"), "{out}{err}");
     let (code, out, err) = run(xofs().arg("check").arg(repository.path()));
-    assert!(code == 3 && out.contains("unchecked: xo-pool-metadata-backups: list 'xo-pool-metadata-backups'"), "{out}{err}");
+    assert!(
+        code == 3 && out.contains("unchecked: xo-pool-metadata-backups: list 'xo-pool-metadata-backups'"),
+        "{out}{err}"
+    );
 }
 
 #[test]

@@ -249,7 +249,10 @@ impl Check<'_> {
         for vm in vms.iter() {
             match self.repository.backups(&vm.id) {
                 Ok(backups) => backups.iter().for_each(|backup| self.backup(&vm.name, backup)),
-                Err(error) => self.findings.add(vm.id.as_str(), &error.to_string(), false, Cost::Nobody),
+                Err(error) => {
+                    let folder = format!("xo-vm-backups/{}", vm.id);
+                    self.findings.add(&folder, &error.to_string(), false, Cost::Nobody);
+                }
             }
         }
         for disk in self.repository.loose_disks()?.iter() {
