@@ -245,6 +245,7 @@ fn every_failure_is_one_line_with_its_exit_code() {
     let main = main.to_str().expect("UTF-8");
     let folder = folder();
     let empty = folder.path().to_str().expect("UTF-8");
+    let inside = format!("{main}/xo-vm-backups");
     for (arguments, code, part) in [
         (vec!["list", "/nowhere"], 10, "'/nowhere' does not exist"),
         (vec!["list", empty], 10, "is empty"),
@@ -254,6 +255,8 @@ fn every_failure_is_one_line_with_its_exit_code() {
         (vec!["info", main, "web01", "--chain"], 2, "only a disk has a chain"),
         (vec!["export", main, "web01/latest", "-o", "-"], 2, "has 2 disks"),
         (vec!["mount", main, "/nowhere"], 1, "/nowhere"),
+        (vec!["mount", main, main], 2, "lies in the repository"),
+        (vec!["mount", main, &inside], 2, "lies in the repository"),
         (vec!["mount", main], 2, "give the repository (or XOFS_REPOSITORY) and the folder"),
         (vec!["unmount", empty], 1, "nothing is mounted at"),
         (vec!["/nowhere", empty, "-o", "ro,dev,suid"], 32, "'/nowhere' does not exist"),

@@ -1,7 +1,7 @@
 //! `xofs mount`: a repository as a folder.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -108,6 +108,7 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
         .into());
     }
     let place = open::place(&global, address.as_deref())?;
+    refuse_inside(&directory, &place.path)?;
     let repository = open::repository(&global, &place, arguments.cache)?;
     let options = MountOptions {
         allow_other: arguments.allow_other,
@@ -139,6 +140,19 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
     session.wait()?;
     tracing::info!(mountpoint = %directory.display(), "unmounted");
     Ok(Exit::Done)
+}
+
+/// Refuses a folder in the repository or it itself: there the mount would hide backups, from xofs and from XO.
+fn refuse_inside(directory: &Path, repository: &Path) -> Result<()> {
+    match (directory.canonicalize(), repository.canonicalize()) {
+        (Ok(place), Ok(repository)) if place.starts_with(&repository) => Err(Failure::usage(format!(
+            "'{}' lies in the repository, whose backups the mount would hide: mount at a folder elsewhere",
+            directory.display()
+        ))
+        .into()),
+        // What does not exist is said by those who need it.
+        _ => Ok(()),
+    }
 }
 
 fn set(progress: &Mutex<Progress>, next: Progress) -> Progress {
