@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
-use builder::{BLOCK, Image, Kind, SECTOR};
+use builder::{BLOCK, Image, Kind, SECTOR, id};
 use disk::Disk;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use storage::{EncryptedStorage, EncryptionKey, MemoryStorage, ObjectPath, Storage};
@@ -418,4 +418,63 @@ fn damage_in_an_encrypted_file_never_becomes_other_bytes() {
         let chain = Chain::new(Style::Encrypted(kind));
         check_all(500, |seed| chain.check(seed));
     }
+}
+
+/// Target `newest` over base `middle`, half of whose merge is done, and `later` above both.
+fn interrupted() -> (Arc<MemoryStorage>, Vec<u8>) {
+    let storage = Arc::new(MemoryStorage::new());
+    let image = |number: u8, held: &[u32]| {
+        let mut image = Image::new(number.into(), SIZE as u64, &[]).stored(Kind::Plain);
+        image.blocks = held.iter().map(|index| (*index, block(number, *index))).collect();
+        image
+    };
+    image(1, &[0, 3, 5]).put(&storage, "middle");
+    image(2, &[0, 1, 2, 3]).child_of(1, "middle.alias.vhd").put(&storage, "newest");
+    image(3, &[4]).child_of(2, "newest.alias.vhd").put(&storage, "later");
+    let mut truth = vec![0; SIZE];
+    for (layer, index) in [(1, 5), (2, 0), (2, 1), (2, 2), (2, 3), (3, 4)] {
+        truth[index as usize * BLOCK..][..BLOCK].copy_from_slice(&block(layer, index));
+    }
+    for index in 0..2 {
+        let path = |name: &str| format!("data/{name}.vhd/blocks/0/{index}");
+        storage.rename(&path("newest"), &path("middle")).unwrap();
+    }
+    (storage, truth)
+}
+
+#[test]
+fn a_damaged_state_of_a_merge_never_gives_bytes_of_another_backup() {
+    let state = format!(
+        "{{\"child\":{{\"uuid\":\"{}\"}},\"parent\":{{\"uuid\":\"{}\"}},\"chain\":[\"middle.alias.vhd\",\
+         \"newest.alias.vhd\"],\"currentBlock\":1,\"mergedDataSize\":0,\"step\":\"mergeBlocks\",\"diskSize\":0}}",
+        id(2),
+        id(1)
+    );
+    let (_, truth) = interrupted();
+    let name = ObjectPath::new("later.alias.vhd").unwrap();
+    let read = |state: &[u8], seed: u64| {
+        let (storage, _) = interrupted();
+        storage.put(".middle.alias.vhd.merge.json", state).unwrap();
+        let start = Instant::now();
+        let mut right = 0;
+        if let Ok(disk) = vhd::open(&Context { storage, cache: BlockCache::new(1 << 20) }, &name, None) {
+            for at in (0..SIZE).step_by(BLOCK) {
+                let mut bytes = vec![0xee; BLOCK];
+                if disk.read_at(at as u64, &mut bytes).is_ok() {
+                    assert!(bytes == truth[at..at + BLOCK], "seed {seed}: block {}", at / BLOCK);
+                    right += 1;
+                }
+            }
+        }
+        assert!(start.elapsed() < LONGEST, "seed {seed}: {:?}", start.elapsed());
+        right
+    };
+    assert_eq!(read(state.as_bytes(), 0), BLOCKS);
+    check_all(600, |seed| {
+        let mut random = Random::new(seed);
+        let mut bytes = state.clone().into_bytes();
+        let act = ACTS[random.below(7)];
+        change(act, &mut bytes, &mut random);
+        read(&bytes, seed);
+    });
 }
