@@ -5,6 +5,8 @@
 
 #![allow(dead_code, reason = "every test binary uses a part of this")]
 
+pub mod slow_path;
+
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
