@@ -65,11 +65,11 @@ impl Filter {
 
     /// Decodes the first `len` bytes of `stored`, fewer if it ends before.
     ///
-    /// What follows them is not kept. Of gzip it is decoded all the same, up to `limit` bytes in all: the checksum that
-    /// proves the first bytes stands at the end.
+    /// What follows them is not kept. It is decoded all the same, up to `limit` bytes in all: the checksum of gzip, which
+    /// proves the first bytes, stands at the end, and a stream that does not end as it should is no table.
     ///
     /// # Errors
-    /// `Damaged` if the stream is not sound, or if it is gzip and yields more than `limit` bytes.
+    /// `Damaged` if the stream is not sound, or yields more than `limit` bytes.
     pub fn decode_prefix(&self, stored: &[u8], len: usize, limit: u64) -> Result<Vec<u8>, FormatError> {
         match self {
             Self::None => Ok(stored[..len.min(stored.len())].to_vec()),
@@ -88,16 +88,10 @@ impl Filter {
                 Ok(out)
             }
             Self::Brotli => {
-                let mut out = vec![0; len];
-                match Brotli::new(stored).step(&mut out) {
-                    (BrotliResult::ResultSuccess | BrotliResult::NeedsMoreOutput, written) => {
-                        out.truncate(written);
-                        Ok(out)
-                    }
-                    (BrotliResult::NeedsMoreInput, written) if written == len => Ok(out),
-                    (BrotliResult::NeedsMoreInput, _) => Err(cut_off("brotli")),
-                    (BrotliResult::ResultFailure, _) => Err(unsound("brotli")),
-                }
+                let mut out = unbrotli(stored, usize::try_from(limit).unwrap_or(usize::MAX))?;
+                out.truncate(len);
+                out.shrink_to_fit();
+                Ok(out)
             }
         }
     }
