@@ -5,9 +5,11 @@
 
 mod error;
 mod extent;
+mod readahead;
 
 pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, data_ranges, seek_data, seek_hole};
+pub use readahead::Readahead;
 
 /// Something of which every byte can be read at an offset.
 ///
@@ -44,5 +46,23 @@ pub trait Disk: Send + Sync {
             sum += range.end - range.start;
         }
         Ok(sum)
+    }
+
+    /// Fills `buffer` with the bytes that start at `offset` if they are in memory; returns whether they were.
+    ///
+    /// Waits for nothing. If it returns false the content of `buffer` is unspecified and must not be shown.
+    fn read_in_memory(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let _ = (offset, buffer);
+        false
+    }
+
+    /// Returns how far ahead of a sequential reader it pays to [prefetch](Disk::prefetch), in bytes; 0 where it does not.
+    fn prefetch_window(&self) -> u64 {
+        0
+    }
+
+    /// Brings a range into memory that will be read soon, as far as there is room; returns at once.
+    fn prefetch(&self, offset: u64, len: u64) {
+        let _ = (offset, len);
     }
 }

@@ -148,6 +148,7 @@ impl Handler for Dispatcher {
 
     fn read(&self, ctx: Ctx, handle: u64, offset: u64, len: u32, reply: Reply<[u8]>) {
         let Some(file) = self.files.file(handle) else { return reply.error(Errno::BAD_HANDLE) };
+        self.files.note_read(&file, offset, len);
         if self.is_remote || file.is_at_hand() {
             let Some(reply) = self.files.read_at_hand(&file, offset, len, reply) else { return };
             return self.run(&self.reads, ctx, file.inode(), reply, move |files, reply| {

@@ -9,6 +9,8 @@ use std::ffi::OsStr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use disk::Readahead;
+
 use super::errno::Errno;
 use super::handles::Handles;
 use super::transport::{Attributes, Caching, DirectoryEntry, FileKind, Opened, Reply, Seek, Statfs, Timed};
@@ -72,6 +74,7 @@ pub(super) enum Open {
     File {
         inode: u64,
         content: Content,
+        readahead: Readahead,
     },
     Directory {
         inode: u64,
@@ -180,27 +183,17 @@ impl TreeFilesystem {
         if len == 0 {
             return reply.ok(&[]);
         }
-        BUFFER.with_borrow_mut(|buffer| {
-            if buffer.len() < len {
-                buffer.resize(len, 0);
-            }
-            let buffer = &mut buffer[..len];
-            match disk.read_at(offset, buffer) {
-                Ok(()) => reply.ok(buffer),
-                Err(error) => reply.error(self.read_errno(inode, &error)),
-            }
+        with_buffer(len, |buffer| match disk.read_at(offset, buffer) {
+            Ok(()) => reply.ok(buffer),
+            Err(error) => reply.error(self.read_errno(inode, &error)),
         });
     }
 
     fn read_object(&self, inode: u64, object: &dyn storage::Object, offset: u64, len: u32, reply: Reply<[u8]>) {
-        BUFFER.with_borrow_mut(|buffer| {
-            let len = usize::try_from(len).expect("usize holds 32 bits");
-            if buffer.len() < len {
-                buffer.resize(len, 0);
-            }
+        with_buffer(usize::try_from(len).expect("usize holds 32 bits"), |buffer| {
             let mut filled = 0;
-            while filled < len {
-                match object.read_at(offset + filled as u64, &mut buffer[filled..len]) {
+            while filled < buffer.len() {
+                match object.read_at(offset + filled as u64, &mut buffer[filled..]) {
                     Ok(0) => break,
                     Ok(count) => filled += count,
                     Err(error) => return reply.error(self.tree_errno(inode, &tree::Error::from(error))),
@@ -209,6 +202,16 @@ impl TreeFilesystem {
             reply.ok(&buffer[..filled]);
         });
     }
+}
+
+/// Lends a buffer of the thread, of `len` bytes.
+fn with_buffer<T>(len: usize, act: impl FnOnce(&mut [u8]) -> T) -> T {
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < len {
+            buffer.resize(len, 0);
+        }
+        act(&mut buffer[..len])
+    })
 }
 
 fn file_kind(kind: Kind) -> FileKind {
@@ -303,9 +306,19 @@ impl TreeFilesystem {
                     Content::Disk(_) | Content::Live(_) => Caching::Direct,
                     Content::Object(_) | Content::Bytes(_) => Caching::Pages,
                 };
-                reply.ok(&Opened { handle: self.open.insert(Open::File { inode, content }), caching });
+                reply.ok(&Opened {
+                    handle: self.open.insert(Open::File { inode, content, readahead: Readahead::default() }),
+                    caching,
+                });
             }
             Err(error) => reply.error(self.tree_errno(inode, &error)),
+        }
+    }
+
+    /// Notes that a file is about to be read, so that what comes next is brought into memory.
+    pub(super) fn note_read(&self, file: &Open, offset: u64, len: u32) {
+        if let Open::File { content: Content::Disk(disk), readahead, .. } = file {
+            readahead.note(disk.as_ref(), offset, usize::try_from(len).expect("usize holds 32 bits"));
         }
     }
 
@@ -316,7 +329,18 @@ impl TreeFilesystem {
                 reply.ok(part(bytes, offset, len));
                 None
             }
-            Open::File { .. } => Some(reply),
+            Open::File { content: Content::Disk(disk), .. } => {
+                let left = usize::try_from(disk.size().saturating_sub(offset)).unwrap_or(usize::MAX);
+                let len = left.min(usize::try_from(len).expect("usize holds 32 bits"));
+                with_buffer(len, |buffer| {
+                    if buffer.is_empty() || disk.read_in_memory(offset, buffer) {
+                        reply.ok(buffer);
+                        return None;
+                    }
+                    Some(reply)
+                })
+            }
+            Open::File { content: Content::Object(_), .. } => Some(reply),
             Open::Directory { .. } => {
                 reply.error(Errno::IS_DIRECTORY);
                 None
@@ -327,7 +351,7 @@ impl TreeFilesystem {
     /// Reads. May wait.
     pub(super) fn read(&self, file: &Open, offset: u64, len: u32, reply: Reply<[u8]>) {
         match file {
-            Open::File { inode, content } => match content {
+            Open::File { inode, content, .. } => match content {
                 Content::Disk(disk) => self.read_disk(*inode, disk.as_ref(), offset, len, reply),
                 Content::Object(object) => self.read_object(*inode, object.as_ref(), offset, len, reply),
                 Content::Bytes(bytes) | Content::Live(bytes) => reply.ok(part(bytes, offset, len)),
@@ -338,7 +362,7 @@ impl TreeFilesystem {
 
     /// Looks for data or a hole. May wait.
     pub(super) fn lseek(&self, file: &Open, offset: u64, seek: Seek, reply: Reply<u64>) {
-        let Open::File { inode, content } = file else { return reply.error(Errno::BAD_HANDLE) };
+        let Open::File { inode, content, .. } = file else { return reply.error(Errno::BAD_HANDLE) };
         // What is no disk is one run of data.
         let whole = |size: u64| match seek {
             _ if offset >= size => None,

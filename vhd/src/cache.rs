@@ -1,4 +1,4 @@
-//! Decoded blocks, shared by all readers: bounded in bytes, one decode however many readers wait.
+//! Blocks in memory, shared by all readers: bounded in bytes, one load however many readers wait.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{BlockIndex, BlockSize};
+use crate::workers::Workers;
 
 /// What a layer is known by: the place of its data, its uuid, inode and time of the file that holds its footer, and the
 /// size of its blocks.
@@ -34,8 +35,29 @@ pub(crate) struct LayerId(u64);
 /// decoded again when it is asked for. Every merge makes new ones, and a mount lives for months.
 const IDENTITIES_LIMIT: usize = 64 << 10;
 
-type Key = (LayerId, BlockIndex);
+/// What a cached block is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Form {
+    /// As its layer holds it, decoded, sector bitmap included.
+    Stored,
+    /// As the disk whose leaf is that layer reads, verified; without bitmap.
+    Whole,
+}
+
+/// What a cached block is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Key {
+    pub(crate) layer: LayerId,
+    pub(crate) block: BlockIndex,
+    pub(crate) form: Form,
+}
+
 type Loaded = Result<Arc<[u8]>>;
+
+/// Threads that load blocks ahead of readers at most, over all disks, and blocks that wait for one; each takes the memory
+/// of a block or two.
+const AHEAD_THREADS: usize = 16;
+const AHEAD_QUEUE: usize = 256;
 
 /// A load under way: its readers wait here for what the first of them brings.
 #[derive(Default)]
@@ -44,19 +66,39 @@ struct Pending {
     done: Condvar,
 }
 
+impl Pending {
+    fn wait(&self) -> Loaded {
+        let mut result = lock(&self.result);
+        loop {
+            match &*result {
+                Some(result) => return result.clone(),
+                None => result = self.done.wait(result).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+}
+
+/// A block in memory.
+struct Ready {
+    bytes: Arc<[u8]>,
+    /// Whether its disk was seen alive after it was read: then these are its bytes whatever happens to the files.
+    is_verified: bool,
+}
+
 struct State {
-    ready: LruCache<Key, Arc<[u8]>>,
+    ready: LruCache<Key, Ready>,
     bytes: u64,
     pending: HashMap<Key, Arc<Pending>>,
 }
 
-/// A cache of decoded blocks.
+/// A cache of blocks, and the threads that fill it ahead of readers.
 ///
 /// Lock order: the state's lock and a pending load's lock are never held together, and neither across a load.
 pub struct BlockCache {
     limit: u64,
     state: Mutex<State>,
     identities: Mutex<Identities>,
+    ahead: Workers,
 }
 
 #[derive(Default)]
@@ -67,11 +109,12 @@ struct Identities {
 }
 
 impl BlockCache {
-    /// Makes a cache that holds at most `limit_bytes` of decoded blocks, beside those that readers are using.
+    /// Makes a cache that holds at most `limit_bytes` of blocks, beside those that are being loaded or read from.
     #[must_use]
     pub fn new(limit_bytes: u64) -> Arc<Self> {
         let state = State { ready: LruCache::unbounded(), bytes: 0, pending: HashMap::new() };
-        Arc::new(Self { limit: limit_bytes, state: Mutex::new(state), identities: Mutex::default() })
+        let ahead = Workers::new(AHEAD_THREADS, AHEAD_QUEUE);
+        Arc::new(Self { limit: limit_bytes, state: Mutex::new(state), identities: Mutex::default(), ahead })
     }
 
     /// Returns the bytes held now.
@@ -94,37 +137,73 @@ impl BlockCache {
         id
     }
 
+    /// Returns the most bytes it holds.
+    pub(crate) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// Returns the threads that load blocks ahead of readers.
+    pub(crate) fn ahead(&self) -> &Workers {
+        &self.ahead
+    }
+
     /// Returns the block of that key, from memory or from `load`, which at most one thread runs at a time per key.
     ///
     /// A failure is given to all who waited for that load and is not remembered.
-    pub(crate) fn get(&self, layer: LayerId, block: BlockIndex, load: impl FnOnce() -> Loaded) -> Loaded {
-        let key = (layer, block);
-        let (pending, is_first) = {
+    pub(crate) fn get(&self, key: Key, load: impl FnOnce() -> Loaded) -> Loaded {
+        let pending = {
             let mut state = self.state();
-            if let Some(bytes) = state.ready.get(&key) {
-                return Ok(bytes.clone());
+            if let Some(ready) = state.ready.get(&key) {
+                return Ok(ready.bytes.clone());
             }
             match state.pending.get(&key) {
-                Some(pending) => (pending.clone(), false),
+                Some(pending) => Err(pending.clone()),
                 None => {
                     let pending = Arc::<Pending>::default();
                     state.pending.insert(key, pending.clone());
-                    (pending, true)
+                    Ok(pending)
                 }
             }
         };
-        if is_first {
-            let mut guard = Abandon { cache: self, key, pending: &pending, finished: false };
-            let result = load();
-            guard.finish(result.clone());
-            return result;
-        }
-        let mut result = lock(&pending.result);
-        loop {
-            match &*result {
-                Some(result) => return result.clone(),
-                None => result = pending.done.wait(result).unwrap_or_else(PoisonError::into_inner),
+        match pending {
+            Ok(pending) => {
+                let mut guard = Abandon { cache: self, key, pending: &pending, finished: false };
+                let result = load();
+                guard.finish(result.clone());
+                result
             }
+            Err(pending) => pending.wait(),
+        }
+    }
+
+    /// Returns the block of that key if it is in memory or being loaded; then waits for it.
+    pub(crate) fn get_begun(&self, key: Key) -> Option<Loaded> {
+        let pending = {
+            let mut state = self.state();
+            if let Some(ready) = state.ready.get(&key) {
+                return Some(Ok(ready.bytes.clone()));
+            }
+            state.pending.get(&key)?.clone()
+        };
+        Some(pending.wait())
+    }
+
+    /// Returns the block of that key if it is in memory and [verified](BlockCache::verify).
+    pub(crate) fn get_verified(&self, key: Key) -> Option<Arc<[u8]>> {
+        let mut state = self.state();
+        state.ready.get(&key).filter(|ready| ready.is_verified).map(|ready| ready.bytes.clone())
+    }
+
+    /// Returns whether the block of that key is in memory or being loaded.
+    pub(crate) fn has_begun(&self, key: Key) -> bool {
+        let state = self.state();
+        state.ready.contains(&key) || state.pending.contains_key(&key)
+    }
+
+    /// Notes that a disk with this block was seen alive after the block was loaded.
+    pub(crate) fn verify(&self, key: Key) {
+        if let Some(ready) = self.state().ready.peek_mut(&key) {
+            ready.is_verified = true;
         }
     }
 
@@ -134,13 +213,15 @@ impl BlockCache {
         if len > self.limit {
             return;
         }
-        if let Some(old) = state.ready.put(key, bytes) {
-            state.bytes -= old.len() as u64;
+        // What is whole was verified before it was stored.
+        let ready = Ready { bytes, is_verified: key.form == Form::Whole };
+        if let Some(old) = state.ready.put(key, ready) {
+            state.bytes -= old.bytes.len() as u64;
         }
         state.bytes += len;
         while state.bytes > self.limit {
             let Some((_, old)) = state.ready.pop_lru() else { break };
-            state.bytes -= old.len() as u64;
+            state.bytes -= old.bytes.len() as u64;
         }
     }
 
@@ -188,6 +269,10 @@ mod tests {
 
     use super::*;
 
+    fn key(layer: LayerId, block: u32) -> Key {
+        Key { layer, block: BlockIndex(block), form: Form::Stored }
+    }
+
     fn layer(cache: &BlockCache, name: &str) -> LayerId {
         let data = ObjectPath::new(name).unwrap();
         cache.layer_id(LayerIdentity {
@@ -205,7 +290,7 @@ mod tests {
         let id = layer(&cache, "a");
         assert_eq!(id, layer(&cache, "a"));
         assert_ne!(id, layer(&cache, "b"));
-        let load = |n: u32| cache.get(id, BlockIndex(n), || Ok(Arc::from(vec![0; 1000]))).unwrap();
+        let load = |n: u32| cache.get(key(id, n), || Ok(Arc::from(vec![0; 1000]))).unwrap();
         (0..3).for_each(|n| drop(load(n)));
         load(0);
         load(3);
@@ -213,7 +298,7 @@ mod tests {
         let is_cached = |n| {
             let mut loaded = false;
             cache
-                .get(id, BlockIndex(n), || {
+                .get(key(id, n), || {
                     loaded = true;
                     Ok(Arc::from(vec![0; 1000]))
                 })
@@ -221,7 +306,7 @@ mod tests {
             !loaded
         };
         assert!(is_cached(0) && !is_cached(1));
-        cache.get(id, BlockIndex(9), || Ok(Arc::from(vec![0; 4000]))).unwrap();
+        cache.get(key(id, 9), || Ok(Arc::from(vec![0; 4000]))).unwrap();
         assert_eq!(cache.bytes(), 3000);
     }
 
@@ -249,13 +334,28 @@ mod tests {
                         std::thread::sleep(std::time::Duration::from_millis(50));
                         Ok(Arc::from(vec![7; 10]))
                     };
-                    assert_eq!(&*cache.get(id, BlockIndex(0), load).unwrap(), [7; 10]);
+                    assert_eq!(&*cache.get(key(id, 0), load).unwrap(), [7; 10]);
                 });
             }
         });
         assert_eq!(loads.load(Ordering::Relaxed), 1);
         let fail = || Err(Error::new(ErrorKind::Damaged, &ObjectPath::root(), "x"));
-        assert!(cache.get(id, BlockIndex(1), fail).is_err());
-        assert!(cache.get(id, BlockIndex(1), || Ok(Arc::from(vec![1]))).is_ok());
+        assert!(cache.get(key(id, 1), fail).is_err());
+        assert!(cache.get(key(id, 1), || Ok(Arc::from(vec![1]))).is_ok());
+    }
+
+    #[test]
+    fn a_block_counts_as_right_without_a_look_only_once_its_disk_was_seen_alive() {
+        let cache = BlockCache::new(1 << 20);
+        let stored = key(layer(&cache, "a"), 0);
+        assert!(!cache.has_begun(stored) && cache.get_begun(stored).is_none());
+        cache.get(stored, || Ok(Arc::from(vec![1]))).unwrap();
+        assert!(cache.has_begun(stored) && cache.get_verified(stored).is_none());
+        cache.verify(stored);
+        assert_eq!(cache.get_verified(stored).as_deref(), Some(&[1][..]));
+        let whole = Key { form: Form::Whole, ..stored };
+        assert!(cache.get_verified(whole).is_none());
+        cache.get(whole, || Ok(Arc::from(vec![2]))).unwrap();
+        assert_eq!(cache.get_verified(whole).as_deref(), Some(&[2][..]));
     }
 }

@@ -19,7 +19,7 @@ use lru::LruCache;
 use storage::{Object, ObjectPath, Storage};
 use uuid::Uuid;
 
-use crate::cache::BlockCache;
+use crate::cache::{BlockCache, Form, Key};
 use crate::chain::{self, Chain, Member};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::Exploded;
@@ -35,6 +35,14 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Pause before names are resolved again.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a backup seen over a network is believed to be there when what is read of it is in memory: as long as a listing.
+const BELIEVED: Duration = Duration::from_secs(5);
+
+/// How far ahead of a sequential reader blocks are brought into memory, in blocks: over a network as many as hide its
+/// delay; else what keeps all cores decoding while one block is read from memory. Never more than a quarter of the cache.
+const AHEAD_REMOTE: u64 = 16;
+const AHEAD_PER_CORE: u64 = 2;
 
 /// Block files kept open per disk, so that random reads of uncompressed blocks do not open one each time.
 const OPEN_BLOCK_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
@@ -131,12 +139,17 @@ pub struct LayerInfo {
 }
 
 /// A chain of VHDs as a disk.
-pub struct ChainDisk {
+pub struct ChainDisk(Arc<Shared>);
+
+/// A disk, as its readers and those who read ahead of them hold it.
+struct Shared {
     context: Context,
     name: ObjectPath,
     liveness: Arc<dyn Liveness>,
     /// Invariant: every snapshot has the uuid and the size of the first, which a merge leaves as they are.
     current: RwLock<Arc<Snapshot>>,
+    /// When it was last seen alive.
+    seen_alive: RwLock<Option<Instant>>,
 }
 
 /// Opens the disk called `name`: a VHD file, an alias, or an exploded VHD's folder.
@@ -153,7 +166,8 @@ pub fn open(context: &Context, name: &ObjectPath, liveness: Option<Arc<dyn Liven
         None => Arc::new(ByName::new(context.storage.clone(), name.clone())?),
     };
     let current = RwLock::new(Arc::new(resolve(context, name, deadline)?));
-    Ok(ChainDisk { context: context.clone(), name: name.clone(), liveness, current })
+    let (context, name, seen_alive) = (context.clone(), name.clone(), RwLock::default());
+    Ok(ChainDisk(Arc::new(Shared { context, name, liveness, current, seen_alive })))
 }
 
 /// Resolves until it succeeds, or fails while nobody changes anything, or the deadline passes.
@@ -181,7 +195,7 @@ impl ChainDisk {
     /// # Errors
     /// If a map cannot be read again.
     pub fn layers(&self) -> Result<Vec<LayerInfo>> {
-        let snapshot = self.snapshot();
+        let snapshot = self.0.snapshot();
         let mut layers = Vec::with_capacity(snapshot.chain.members.len());
         each_map(&snapshot.chain, &snapshot.storage, |member, map| {
             layers.push(layer_info(member, &map));
@@ -193,37 +207,37 @@ impl ChainDisk {
     /// Returns the uuid of the leaf.
     #[must_use]
     pub fn uuid(&self) -> Uuid {
-        self.snapshot().leaf().footer.uuid
+        self.0.snapshot().leaf().footer.uuid
     }
 
     /// Returns the time field of the leaf's footer.
     #[must_use]
     pub fn timestamp(&self) -> u32 {
-        self.snapshot().leaf().footer.timestamp
+        self.0.snapshot().leaf().footer.timestamp
     }
 
     /// Returns the number of bytes per block.
     #[must_use]
     pub fn block_size(&self) -> u64 {
-        self.snapshot().block_size.bytes()
+        self.0.snapshot().block_size.bytes()
     }
 
     /// Returns the number of blocks that any layer holds.
     #[must_use]
     pub fn allocated_blocks(&self) -> u64 {
-        self.snapshot().allocated_blocks
+        self.0.snapshot().allocated_blocks
     }
 
     /// Returns the number of layers.
     #[must_use]
     pub fn chain_length(&self) -> usize {
-        self.snapshot().chain.members.len()
+        self.0.snapshot().chain.members.len()
     }
 
     /// Returns how many files it may hold open, beside those it opens for a moment.
     #[must_use]
     pub fn open_files(&self) -> usize {
-        let snapshot = self.snapshot();
+        let snapshot = self.0.snapshot();
         let bodies = || snapshot.chain.members.iter().map(|member| &member.layer.body);
         let flat = bodies().filter(|body| matches!(body, Body::Flat(_))).count();
         let has_plain_blocks =
@@ -237,7 +251,7 @@ impl ChainDisk {
     /// # Errors
     /// If a map or folder cannot be read.
     pub fn missing_blocks(&self) -> Result<Vec<(ObjectPath, BlockIndex)>> {
-        let snapshot = self.snapshot();
+        let snapshot = self.0.snapshot();
         let mut missing = Vec::new();
         each_map(&snapshot.chain, &snapshot.storage, |member, map| {
             if !matches!(member.layer.body, Body::Exploded(_)) {
@@ -256,19 +270,23 @@ impl ChainDisk {
         })?;
         Ok(missing)
     }
+}
 
+impl Shared {
     fn snapshot(&self) -> Arc<Snapshot> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn check_alive(&self) -> Result<()> {
+        let asked = Instant::now();
         if self.liveness.is_alive()? {
+            *self.seen_alive.write().unwrap_or_else(PoisonError::into_inner) = Some(asked);
             return Ok(());
         }
         Err(Error::new(ErrorKind::Stale, &self.name, "it was removed, or is being merged with a later one"))
     }
 
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    fn read_from_files(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let mut snapshot = self.snapshot();
         let mut deadline = None;
         loop {
@@ -276,7 +294,12 @@ impl ChainDisk {
             // After the bytes, before the answer: a backup's metadata is removed before its blocks may be merged away.
             self.check_alive()?;
             let error = match outcome {
-                Ok(Outcome::Right) => return Ok(()),
+                Ok(Outcome::Right) => {
+                    if snapshot.storage.capabilities().is_remote {
+                        self.verify(&snapshot, offset, buffer.len());
+                    }
+                    return Ok(());
+                }
                 Ok(Outcome::Changed) => None,
                 Err(error) if matches!(error.kind(), ErrorKind::Missing | ErrorKind::Damaged) => Some(error),
                 Err(error) => return Err(error),
@@ -303,34 +326,187 @@ impl ChainDisk {
             tracing::debug!(disk = %self.name, "resolved anew: the files under it changed");
             *self.current.write().unwrap_or_else(PoisonError::into_inner) = fresh.clone();
             snapshot = fresh;
+            std::thread::sleep(PAUSE);
         }
     }
 }
 
 impl Disk for ChainDisk {
     fn size(&self) -> u64 {
-        self.snapshot().size
+        self.0.snapshot().size
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
         let end = offset.checked_add(buffer.len() as u64);
         if end.is_none_or(|end| end > self.size()) {
-            return Err(out_of_range(&self.name, offset, self.size()));
+            return Err(out_of_range(&self.0.name, offset, self.size()));
         }
-        Ok(self.read(offset, buffer)?)
+        Ok(self.0.read(offset, buffer)?)
     }
 
     fn extent_at(&self, offset: u64) -> disk::Result<Extent> {
-        let snapshot = self.snapshot();
+        let snapshot = self.0.snapshot();
         if offset >= snapshot.size {
-            return Err(out_of_range(&self.name, offset, snapshot.size));
+            return Err(out_of_range(&self.0.name, offset, snapshot.size));
         }
         Ok(snapshot.extent_at(offset))
     }
 
     fn allocated(&self) -> disk::Result<u64> {
-        let snapshot = self.snapshot();
+        let snapshot = self.0.snapshot();
         Ok((snapshot.allocated_blocks * snapshot.block_size.bytes()).min(snapshot.size))
+    }
+
+    fn read_in_memory(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        self.0.read_in_memory(offset, buffer)
+    }
+
+    fn prefetch_window(&self) -> u64 {
+        self.0.snapshot().prefetch_window
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) {
+        let snapshot = self.0.snapshot();
+        let end = offset.saturating_add(len).min(snapshot.size);
+        let len = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
+        for span in snapshot.block_size.spans(offset, len) {
+            let Some(ahead) = snapshot.ahead_of(span.block) else { continue };
+            if self.0.context.cache.has_begun(ahead.key()) {
+                continue;
+            }
+            let shared = Arc::downgrade(&self.0);
+            let load = move || {
+                // Nobody reads the disk any more.
+                if let Some(shared) = shared.upgrade() {
+                    shared.load_ahead(span.block);
+                }
+            };
+            if !self.0.context.cache.ahead().offer(load) {
+                return;
+            }
+        }
+    }
+}
+
+/// How a block is brought into memory ahead of its reader.
+#[derive(Clone, Copy)]
+enum Ahead {
+    /// It is decoded, as its layer holds it.
+    Decoded(Key),
+    /// It is read whole, over a network.
+    Whole(Key),
+}
+
+impl Ahead {
+    fn key(self) -> Key {
+        match self {
+            Self::Decoded(key) | Self::Whole(key) => key,
+        }
+    }
+}
+
+impl Shared {
+    /// Brings a block into memory. A failure is not remembered: who needs the block meets it again.
+    fn load_ahead(&self, block: BlockIndex) {
+        let snapshot = self.snapshot();
+        let Some(ahead) = snapshot.ahead_of(block) else { return };
+        let start = u64::from(block.0) * snapshot.block_size.bytes();
+        let len =
+            usize::try_from(snapshot.size.saturating_sub(start)).unwrap_or(usize::MAX).min(snapshot.block_size.len());
+        let loaded = match ahead {
+            // One sector has the whole block decoded.
+            Ahead::Decoded(_) => self.read(start, &mut [0; SECTOR_LEN][..SECTOR_LEN.min(len)]),
+            Ahead::Whole(key) => {
+                let load = || {
+                    let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
+                    let buffer = Arc::get_mut(&mut bytes).expect("not shared yet");
+                    self.read_from_files(start, buffer).map(|()| bytes)
+                };
+                self.context.cache.get(key, load).map(drop)
+            }
+        };
+        if let Err(error) = loaded {
+            tracing::debug!(disk = %self.name, block = block.0, %error, "not read ahead");
+        }
+    }
+
+    fn read_in_memory(&self, offset: u64, mut buffer: &mut [u8]) -> bool {
+        // What is in memory is right for ever; this is for a backup that was removed to be said to be.
+        let seen_alive = *self.seen_alive.read().unwrap_or_else(PoisonError::into_inner);
+        if seen_alive.is_none_or(|seen| seen.elapsed() > BELIEVED) {
+            return false;
+        }
+        let snapshot = self.snapshot();
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > snapshot.size) {
+            return false;
+        }
+        for span in snapshot.block_size.spans(offset, buffer.len()) {
+            let (part, rest) = buffer.split_at_mut(span.len);
+            buffer = rest;
+            let Some(place) = snapshot.place(span.block) else {
+                part.fill(0);
+                continue;
+            };
+            let whole = self.context.cache.get_verified(snapshot.whole_key(span.block));
+            if let Some(bytes) = whole {
+                let Some(found) = bytes.get(span.skip..span.skip + span.len) else { return false };
+                part.copy_from_slice(found);
+                continue;
+            }
+            let Some((key, visible)) = snapshot.decoded_part(place, &span) else { return false };
+            let Some(bytes) = self.context.cache.get_verified(key) else { return false };
+            let skip = snapshot.block_size.bitmap_bytes() + span.skip;
+            let Some(found) = bytes.get(skip..skip + visible) else { return false };
+            part[..visible].copy_from_slice(found);
+            part[visible..].fill(0);
+        }
+        true
+    }
+
+    /// Reads what was brought into memory ahead from there, the rest from the files.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        let snapshot = self.snapshot();
+        if !snapshot.storage.capabilities().is_remote {
+            return self.read_from_files(offset, buffer);
+        }
+        let mut rest = buffer;
+        let mut at = offset;
+        for span in snapshot.block_size.spans(offset, rest.len()) {
+            let (part, next) = rest.split_at_mut(span.len);
+            rest = next;
+            let whole = match snapshot.ahead_of(span.block) {
+                Some(Ahead::Whole(key)) => self.context.cache.get_begun(key),
+                _ => None,
+            };
+            match whole {
+                // It was verified when it was read; whether the backup is still there is asked now and then.
+                Some(Ok(bytes)) if bytes.len() >= span.skip + span.len => {
+                    part.copy_from_slice(&bytes[span.skip..span.skip + span.len]);
+                    self.check_alive_sometimes()?;
+                }
+                _ => self.read_from_files(at, part)?,
+            }
+            at += span.len as u64;
+        }
+        Ok(())
+    }
+
+    fn check_alive_sometimes(&self) -> Result<()> {
+        let seen_alive = *self.seen_alive.read().unwrap_or_else(PoisonError::into_inner);
+        if seen_alive.is_some_and(|seen| seen.elapsed() <= BELIEVED) {
+            return Ok(());
+        }
+        self.check_alive()
+    }
+
+    /// Notes of the decoded blocks of a range that the disk was seen alive after they were read.
+    fn verify(&self, snapshot: &Snapshot, offset: u64, len: usize) {
+        for span in snapshot.block_size.spans(offset, len) {
+            let decoded = snapshot.place(span.block).and_then(|place| snapshot.decoded_part(place, &span));
+            if let Some((key, _)) = decoded {
+                self.context.cache.verify(key);
+            }
+        }
     }
 }
 
@@ -382,6 +558,8 @@ struct Snapshot {
     maps: OnceLock<Vec<BlockMap>>,
     storage: Arc<dyn Storage>,
     files: Option<Mutex<OpenFiles>>,
+    /// Bytes.
+    prefetch_window: u64,
 }
 
 /// Open block files, by the number of their layer and their block.
@@ -440,8 +618,49 @@ impl Snapshot {
         let keeps_files = !storage.capabilities().is_remote;
         let files = keeps_files.then(|| Mutex::new(LruCache::new(OPEN_BLOCK_FILES)));
         let size = leaf.virtual_size();
+        let prefetch_window = prefetch_window(&chain, storage.as_ref(), &context.cache);
         let (storage, maps) = (storage.clone(), OnceLock::new());
-        Ok(Self { chain, size, block_size, limits, layers, sectors, allocated_blocks, full, maps, storage, files })
+        Ok(Self {
+            chain,
+            size,
+            block_size,
+            limits,
+            layers,
+            sectors,
+            allocated_blocks,
+            full,
+            maps,
+            storage,
+            files,
+            prefetch_window,
+        })
+    }
+
+    fn whole_key(&self, block: BlockIndex) -> Key {
+        Key { layer: self.leaf().id, block, form: Form::Whole }
+    }
+
+    /// Returns the key of the decoded block that a part is taken from, and how much of the part its layer reaches;
+    /// `None` if the part does not come from one.
+    fn decoded_part(&self, place: Place, span: &BlockSpan) -> Option<(Key, usize)> {
+        let layer = &self.chain.members[place.layer].layer;
+        if !is_decoded(layer, self.storage.as_ref()) {
+            return None;
+        }
+        let start = u64::from(span.block.0) * self.block_size.bytes() + span.skip as u64;
+        let visible = self.limits[place.layer].saturating_sub(start).min(span.len as u64);
+        let key = Key { layer: layer.id, block: span.block, form: Form::Stored };
+        Some((key, usize::try_from(visible).expect("within the part")))
+    }
+
+    /// Returns how a block is best brought into memory ahead of its reader; `None` if that does not pay.
+    fn ahead_of(&self, block: BlockIndex) -> Option<Ahead> {
+        let place = self.place(block)?;
+        let span = BlockSpan { block, skip: 0, len: 1 };
+        match self.decoded_part(place, &span) {
+            Some((key, _)) => Some(Ahead::Decoded(key)),
+            None => self.storage.capabilities().is_remote.then(|| Ahead::Whole(self.whole_key(block))),
+        }
     }
 
     fn leaf(&self) -> &Layer {
@@ -544,7 +763,7 @@ impl Snapshot {
             Body::Exploded(exploded) => {
                 self.check_order(member, place, span.block)?;
                 let skip = self.block_size.bitmap_bytes() + span.skip;
-                if exploded.filter == Filter::None && self.storage.capabilities().ranged_reads {
+                if !is_decoded(&member.layer, self.storage.as_ref()) {
                     let file = self.block_file(member, place, span.block)?;
                     if file.read_at(skip as u64, part).map_err(|error| Error::from(error).in_block(span.block))?
                         != part.len()
@@ -554,7 +773,9 @@ impl Snapshot {
                     }
                 } else {
                     let load = || exploded.load_block(&member.layer, member.moving.as_ref(), &self.storage, span.block);
-                    let bytes = context.cache.get(member.layer.id, span.block, load)?;
+                    let bytes = context
+                        .cache
+                        .get(Key { layer: member.layer.id, block: span.block, form: Form::Stored }, load)?;
                     part.copy_from_slice(&bytes[skip..skip + part.len()]);
                 }
                 Ok(Outcome::Right)
@@ -673,6 +894,28 @@ impl Snapshot {
         }
         Ok(())
     }
+}
+
+/// Whether the blocks of a layer must be decoded whole before a part of one can be read.
+fn is_decoded(layer: &Layer, storage: &dyn Storage) -> bool {
+    match &layer.body {
+        Body::Flat(_) => false,
+        Body::Exploded(exploded) => exploded.filter != Filter::None || !storage.capabilities().ranged_reads,
+    }
+}
+
+/// Returns how far ahead of a sequential reader to be, in bytes.
+fn prefetch_window(chain: &Chain, storage: &dyn Storage, cache: &BlockCache) -> u64 {
+    let block = chain.members[0].layer.block_size.bytes();
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u64);
+    let blocks = if storage.capabilities().is_remote {
+        AHEAD_REMOTE.max(AHEAD_PER_CORE * cores)
+    } else if chain.members.iter().any(|member| is_decoded(&member.layer, storage)) {
+        AHEAD_PER_CORE * cores
+    } else {
+        0
+    };
+    blocks.saturating_mul(block).min(cache.limit() / 4)
 }
 
 fn has_sector(bitmap: &[u8], sector: usize) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open ─► disk (ChainDisk: table, reading, checking) ─► chain (names, merges, links) ─► layer ─► flat │ exploded
-//! VhdView (a disk as one VHD file)                       cache (decoded blocks)
+//! VhdView (a disk as one VHD file)                       cache (blocks in memory), workers (that fill it ahead)
 //! footer · header · merge_state · alias · locator · filter · geometry          bytes in, value out
 //! ```
 //!
@@ -23,6 +23,7 @@ mod layer;
 mod locator;
 mod merge_state;
 mod view;
+mod workers;
 
 pub use alias::is_alias;
 pub use cache::BlockCache;

@@ -162,6 +162,23 @@ impl Disk for VhdView {
             Some(len) => Ok(Extent { len, is_hole: false }),
         }
     }
+
+    fn prefetch_window(&self) -> u64 {
+        self.disk.prefetch_window()
+    }
+
+    fn prefetch(&self, offset: u64, len: u64) {
+        let (start, end) = self.blocks();
+        let first = offset.max(start);
+        let last = offset.saturating_add(len).min(end);
+        let mut at = first;
+        while at < last {
+            let slot = (at - start) / FULL_BLOCK_BYTES;
+            let Some(block) = usize::try_from(slot).ok().and_then(|slot| self.present.get(slot)) else { return };
+            self.disk.prefetch(u64::from(*block) * BLOCK.bytes(), BLOCK.bytes());
+            at = start + (slot + 1) * FULL_BLOCK_BYTES;
+        }
+    }
 }
 
 /// Returns the blocks that have any data in them, ascending.
