@@ -391,6 +391,14 @@ fn every_name_that_json_has_is_documented() {
     }
     let main = fixture("main").join("repo");
     let document = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/json.md")).expect("is there");
+    let all_documented = |what: &dyn std::fmt::Debug, value: &Value| {
+        let mut found = Default::default();
+        names(value, &mut found);
+        assert!(found.len() >= 4, "{what:?}: {found:?}");
+        for name in found {
+            assert!(document.contains(&format!("`{name}`")), "{what:?}: {name} is documented");
+        }
+    };
     for arguments in [
         &["list"][..],
         &["info"],
@@ -406,12 +414,19 @@ fn every_name_that_json_has_is_documented() {
             .arg("--json")
             .output()
             .expect("the built binary starts");
-        let mut found = Default::default();
-        names(&serde_json::from_slice(&stdout).expect("JSON"), &mut found);
-        assert!(found.len() >= 5, "{arguments:?}: {found:?}");
-        for name in found {
-            assert!(document.contains(&format!("`{name}`")), "{arguments:?}: {name} is documented");
-        }
+        all_documented(&arguments, &serde_json::from_slice(&stdout).expect("JSON"));
+    }
+    let folder = folder();
+    let place = folder.path().canonicalize().expect("exists");
+    succeed(xofs().args(["mount", "--daemon"]).arg(&main).arg(&place));
+    // Looked into, so that its problems are known.
+    for vm in fs::read_dir(place.join("vms")).expect("lists").flatten() {
+        assert!(fs::read_dir(vm.path()).expect("lists").count() > 0);
+    }
+    let files = ["status.json", "problems.json"].map(|name| (name, fs::read(place.join(".xofs").join(name))));
+    succeed(xofs().arg("unmount").arg(&place));
+    for (name, bytes) in files {
+        all_documented(&name, &serde_json::from_slice(&bytes.expect("reads")).expect("JSON"));
     }
 }
 

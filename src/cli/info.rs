@@ -9,10 +9,10 @@ use serde_json::{Value, json};
 use vhd::{DiskType, Filter, Format, LayerInfo};
 
 use super::exit::{Exit, Failure};
-use super::list::{backup_to_json, problem_to_json};
+use super::list::backup_to_json;
 use super::text::{Shown, count, size};
 use super::{Global, open, print};
-use crate::repository::{Backup, BackupDisk, DiskSource, Layout, LooseDisk, Mode, Repository, Selection, Vm};
+use crate::repository::{Backup, BackupDisk, DiskSource, Layout, LooseDisk, Mode, Problem, Repository, Selection, Vm};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -96,7 +96,7 @@ fn of_repository(repository: &Repository, name: &str) -> Result<Facts> {
         "backups": backups,
         "size": bytes,
         "disks": disks.len(),
-        "problems": problems.iter().map(problem_to_json).collect::<Vec<_>>(),
+        "problems": problems.iter().map(Problem::to_json).collect::<Vec<_>>(),
     });
     Ok((table(&lines), value))
 }

@@ -247,7 +247,7 @@ impl Listing {
             "configBackups": stored(&self.config_backups),
             "poolBackups": stored(&self.pool_backups),
             "unlisted": self.unlisted,
-            "problems": self.problems.iter().map(problem_to_json).collect::<Vec<_>>(),
+            "problems": self.problems.iter().map(Problem::to_json).collect::<Vec<_>>(),
         })
     }
 }
@@ -339,15 +339,5 @@ pub fn backup_to_json(backup: &Backup, chain_length: Option<usize>) -> Value {
         "metadata": backup.metadata.to_string(),
         "disks": disks.collect::<Vec<_>>(),
         "problem": backup.problem,
-    })
-}
-
-/// Says a problem in JSON.
-pub fn problem_to_json(problem: &Problem) -> Value {
-    json!({
-        "path": problem.path.to_string(),
-        "kind": problem.kind.to_string(),
-        "backup": problem.backup.as_ref().map(ToString::to_string),
-        "message": problem.message,
     })
 }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
 
+use serde_json::{Value, json};
 use storage::ObjectPath;
 
 use super::{BackupId, VmId};
@@ -49,6 +50,19 @@ pub struct Problem {
     pub kind: ProblemKind,
     /// What was expected and what was found.
     pub message: String,
+}
+
+impl Problem {
+    /// Returns it as `--json` and `.xofs/problems.json` write it.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "path": self.path.as_str(),
+            "kind": self.kind.to_string(),
+            "backup": self.backup.as_ref().map(ToString::to_string),
+            "message": self.message,
+        })
+    }
 }
 
 /// The problems known now: what the last listing of each VM found, and what was reported while reading.
