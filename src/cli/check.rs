@@ -407,28 +407,39 @@ impl Check<'_> {
         let (next, lost) = (AtomicU64::new(0), AtomicU64::new(0));
         let (tell, told) = channel::bounded::<Result<u64, disk::Error>>(4 * THREADS);
         let mut errors: BTreeMap<String, disk::Error> = BTreeMap::new();
+        // Reads the next piece; `None` when there is none left.
+        let read_next = |buffer: &mut Vec<u8>| {
+            let at = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).ok()?;
+            let piece = pieces.get(at)?;
+            let len = piece.end - piece.start;
+            buffer.resize(usize::try_from(len).expect("at most one piece"), 0);
+            let read = disk.read_at(piece.start, buffer).map(|()| len);
+            if read.is_err() {
+                lost.fetch_add(len, Ordering::Relaxed);
+            }
+            Some(read)
+        };
+        let read_next = &read_next;
         thread::scope(|scope| {
             for _ in 0..THREADS {
-                let (tell, next, lost) = (tell.clone(), &next, &lost);
-                scope.spawn(move || {
+                let tell = tell.clone();
+                let work = move || {
                     let mut buffer = Vec::new();
-                    while let Some(piece) =
-                        usize::try_from(next.fetch_add(1, Ordering::Relaxed)).ok().and_then(|at| pieces.get(at))
-                    {
-                        let len = piece.end - piece.start;
-                        buffer.resize(usize::try_from(len).expect("at most one piece"), 0);
-                        let read = disk.read_at(piece.start, &mut buffer).map(|()| len);
-                        if read.is_err() {
-                            lost.fetch_add(len, Ordering::Relaxed);
-                        }
+                    while let Some(read) = read_next(&mut buffer) {
                         if tell.send(read).is_err() {
                             return;
                         }
                     }
-                });
+                };
+                // Where the system refuses another thread, there are fewer.
+                if thread::Builder::new().spawn_scoped(scope, work).is_err() {
+                    break;
+                }
             }
             drop(tell);
-            for read in told {
+            // With no thread at all, everything is left to be read here.
+            let mut buffer = Vec::new();
+            for read in told.into_iter().chain(std::iter::from_fn(|| read_next(&mut buffer))) {
                 match read {
                     Ok(len) => {
                         self.findings.bytes += len;

@@ -505,7 +505,10 @@ impl Tree {
         };
         thread::scope(|scope| {
             for _ in 1..LISTERS.min(vms.len()) {
-                scope.spawn(list);
+                // Where the system refuses another thread, there are fewer.
+                if thread::Builder::new().spawn_scoped(scope, list).is_err() {
+                    break;
+                }
             }
             list();
         });

@@ -9,10 +9,10 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use crossbeam::channel::{self, Receiver, Sender};
 use disk::Disk;
 
@@ -47,17 +47,22 @@ pub fn read(
     let (give_order, take_order) = channel::bounded::<(u64, Receiver<Answer>)>(THREADS + 2);
     let (give_back, take_back) = channel::bounded::<Vec<u8>>(4 * THREADS);
     thread::scope(|scope| {
-        for _ in 0..THREADS {
+        let start_reader = |_| {
             let (take_job, take_back) = (take_job.clone(), take_back.clone());
-            scope.spawn(move || {
+            let work = move || {
                 for (range, answer) in take_job {
                     // The consumer may have given up: then nobody takes the answer.
                     let _ = answer.send(read_piece(disk.as_ref(), range, take_back.try_recv().unwrap_or_default()));
                 }
-            });
-        }
+            };
+            Builder::new().spawn_scoped(scope, work)
+        };
+        // Where the system refuses another thread, there are fewer; but one is needed for either task.
+        let refused = "start a thread that reads the disk: raise the limit of processes, or end other programs";
+        start_reader(0).context(refused)?;
+        (1..THREADS).map_while(|number| start_reader(number).ok()).for_each(drop);
         drop(take_job);
-        scope.spawn(move || plan(ranges, &give_job, &give_order));
+        Builder::new().spawn_scoped(scope, move || plan(ranges, &give_job, &give_order)).context(refused)?;
         let mut times = Times::default();
         let mut before = Instant::now();
         for (offset, answer) in take_order {
