@@ -7,7 +7,7 @@ use super::{
 };
 
 /// At most so many candidates are listed in an error.
-const SHOWN: usize = 12;
+const SHOWN: usize = 8;
 
 /// What was named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub(super) fn select(repository: &Repository, what: &str) -> Result<Selection> {
     let backups = repository.backups(&vm.id)?;
     let backup = backups[backup(&backups, backup_part, &vm)?].clone();
     let Some(disk_part) = parts.next() else { return Ok(Selection::Backup(vm, backup)) };
-    let disk = disk(&backup, disk_part)?.clone();
+    let disk = disk(&vm, &backup, disk_part)?.clone();
     Ok(Selection::Disk(vm, backup, disk))
 }
 
@@ -83,7 +83,7 @@ fn backup(backups: &[Arc<Backup>], wanted: &str, vm: &Vm) -> Result<usize> {
     let times =
         |indices: &mut dyn Iterator<Item = usize>| list(indices.map(|index| backups[index].time.to_string()).collect());
     let all = || times(&mut (0..backups.len()).rev());
-    let name = if vm.name.is_empty() { vm.id.as_str() } else { &vm.name };
+    let name = shown_name(vm);
     if let Some(back) = wanted.strip_prefix("latest") {
         let back = match back.strip_prefix('~') {
             None if back.is_empty() => Some(0),
@@ -125,13 +125,14 @@ fn backup(backups: &[Arc<Backup>], wanted: &str, vm: &Vm) -> Result<usize> {
     }
 }
 
-fn disk<'a>(backup: &'a Backup, wanted: &str) -> Result<&'a BackupDisk> {
+fn disk<'a>(vm: &Vm, backup: &'a Backup, wanted: &str) -> Result<&'a BackupDisk> {
     let bare = wanted.strip_prefix("disks/").unwrap_or(wanted);
     let bare = bare.strip_suffix(".raw").or_else(|| bare.strip_suffix(".vhd")).unwrap_or(bare);
     backup.disks.iter().find(|disk| disk.name == wanted || disk.name == bare).ok_or_else(|| {
         let names = list(backup.disks.iter().map(|disk| format!("'{}'", disk.name)).collect());
         let why = backup.problem.as_ref().map(|problem| format!(" ({problem})")).unwrap_or_default();
-        not_found(format!("backup {} has no disk '{}'; there are {names}{why}", backup.id(), wanted.escape_debug()))
+        let (name, wanted) = (shown_name(vm), wanted.escape_debug());
+        not_found(format!("backup {} of VM '{name}' has no disk '{wanted}'; there are {names}{why}", backup.time))
     })
 }
 
@@ -145,6 +146,12 @@ fn loose(disks: &[Arc<LooseDisk>], wanted: &str) -> Result<Arc<LooseDisk>> {
         let names = list(disks.iter().map(|disk| format!("'{}'", disk.name)).collect());
         not_found(format!("there is no disk '{}'; there are {names}", wanted.escape_debug()))
     })
+}
+
+/// Returns what people call a VM: its name, or its uuid if it has none.
+fn shown_name(vm: &Vm) -> String {
+    let name = if vm.name.is_empty() { vm.id.as_str() } else { &vm.name };
+    name.escape_debug().to_string()
 }
 
 fn not_found(message: String) -> Error {

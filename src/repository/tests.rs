@@ -584,6 +584,27 @@ fn people_name_vms_backups_and_disks_in_several_ways() {
     }
     let message = repository.select("web").unwrap_err().to_string();
     assert_eq!(message, "'web' names several VMs: 'web~ea1365a80', 'web~ea1365a88'; say which");
+    let message = repository.select("e15/latest/xvdb").unwrap_err().to_string();
+    assert_eq!(message, "backup 2026-08-20T020003Z of VM 'web/01' has no disk 'xvdb'; there are 'xvda'");
+}
+
+#[test]
+fn an_error_names_the_first_of_many_and_says_how_many_more_there_are() {
+    let (repository, ..) = repository(|memory| {
+        for day in 1..=20 {
+            put(memory, VM, "web01", day);
+            put(memory, &VM.replace("e15d58c8", &format!("{day:08}")), &format!("vm{day:02}"), 1);
+        }
+    });
+    let message = |what: &str| repository.select(what).unwrap_err().to_string();
+    let shown: Vec<String> = (1..=8).map(|day| format!("'vm{day:02}~{day:08}'")).collect();
+    let expected = format!("no VM has the name or uuid 'nobody'; there are {} and 13 more", shown.join(", "));
+    assert_eq!(message("nobody"), expected);
+    let shown: Vec<String> = (13..=20).rev().map(|day| format!("2026-08-{day}T020003Z")).collect();
+    let shown = shown.join(", ");
+    assert_eq!(message("web01/2027"), format!("VM 'web01' has no backup '2027'; there are {shown} and 12 more"));
+    let expected = format!("'2026' names several backups of VM 'web01': {shown} and 12 more; say which");
+    assert_eq!(message("web01/2026"), expected);
 }
 
 #[test]

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use super::exit::{Exit, Failure};
 use super::text::Shown;
 use super::{Global, open};
-use crate::repository::{BackupDisk, Repository, Selection};
+use crate::repository::{Backup, BackupDisk, Repository, Selection, Vm};
 use output::{Leftover, Output};
 use progress::Progress;
 use qcow2::Qcow2View;
@@ -134,7 +134,7 @@ fn find(repository: &Repository, what: &str) -> Result<Source> {
             Shown(&vm.name)
         ))
         .into()),
-        Selection::Backup(_, backup) => {
+        Selection::Backup(vm, backup) => {
             let [disk] = backup.disks.as_slice() else {
                 if let (true, Some(problem)) = (backup.disks.is_empty(), &backup.problem) {
                     return Err(anyhow::anyhow!("'{}' has no disk that can be read: {problem}", Shown(what)));
@@ -149,9 +149,9 @@ fn find(repository: &Repository, what: &str) -> Result<Source> {
                 ))
                 .into());
             };
-            of_backup(repository, &backup, disk)
+            of_backup(repository, &vm, &backup, disk)
         }
-        Selection::Disk(_, backup, disk) => of_backup(repository, &backup, &disk),
+        Selection::Disk(vm, backup, disk) => of_backup(repository, &vm, &backup, &disk),
         Selection::Loose(loose) => {
             let layers = repository.loose_chain(&loose).unwrap_or_default();
             let uuid = layers.first().map_or(Uuid::nil(), |leaf| leaf.uuid);
@@ -166,8 +166,9 @@ fn find(repository: &Repository, what: &str) -> Result<Source> {
     }
 }
 
-fn of_backup(repository: &Repository, backup: &crate::repository::Backup, disk: &BackupDisk) -> Result<Source> {
-    let name = format!("{}/{}", backup.id(), disk.name);
+fn of_backup(repository: &Repository, vm: &Vm, backup: &Backup, disk: &BackupDisk) -> Result<Source> {
+    let vm = if vm.name.is_empty() { vm.id.as_str() } else { &vm.name };
+    let name = format!("{vm}/{}/{}", backup.time, disk.name);
     let opened = repository.open_disk(backup, disk).with_context(|| format!("open {}", Shown(&name)))?;
     let leaf = repository.chain(backup, disk).ok().and_then(|layers| layers.first().map(|leaf| leaf.uuid));
     let timestamp = u32::try_from(backup.time.unix() - VHD_EPOCH).unwrap_or(0);
