@@ -28,7 +28,7 @@ mod refresh;
 mod selector;
 mod stored;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod time;
 
 use std::path::Path;

@@ -8,7 +8,7 @@ use storage::{ErrorKind as StorageError, Fault, FaultyStorage, MemoryStorage, Ob
 
 use super::*;
 
-const VM: &str = "e15d58c8-1c93-4ef2-b5b1-db33d6955ecb";
+pub(crate) const VM: &str = "e15d58c8-1c93-4ef2-b5b1-db33d6955ecb";
 const OTHER: &str = "ea1365a8-89fa-4eca-b5d2-3919ce4c105e";
 
 fn time(day: u32) -> String {
@@ -355,21 +355,28 @@ fn entry(name: &str, content: &[u8]) -> Vec<u8> {
 
 /// An XVA of two small disks, `xvda` of 1024 bytes and `xvdc` of 512.
 fn xva_of_two() -> Vec<u8> {
+    let chunks = [("Ref:2", 1024), ("Ref:4", 512)].map(|(id, len)| (format!("{id}/00000000"), vec![7; len]));
+    xva_of(&[("Ref:2", 1024, "0"), ("Ref:4", 512, "2")], &chunks)
+}
+
+/// An XVA of disks (id, size, device), and what is stored of them by name.
+pub(crate) fn xva_of(disks: &[(&str, u64, &str)], chunks: &[(String, Vec<u8>)]) -> Vec<u8> {
     let member = |name: &str, value: &str| format!("<member><name>{name}</name><value>{value}</value></member>");
     let object = |class: &str, id: &str, fields: &str| {
         let fields = member("snapshot", &format!("<struct>{fields}</struct>"));
         format!("<value><struct>{}{}{fields}</struct></value>", member("class", class), member("id", id))
     };
     let mut objects = String::new();
-    for (id, size, device) in [("Ref:2", "1024", "0"), ("Ref:4", "512", "2")] {
-        objects += &object("VDI", id, &(member("virtual_size", size) + &member("name_label", "a disk")));
+    for (id, size, device) in disks {
+        let size = size.to_string();
+        objects += &object("VDI", id, &(member("virtual_size", &size) + &member("name_label", "a disk")));
         objects += &object("VBD", "", &(member("VDI", id) + &member("userdevice", device) + &member("type", "Disk")));
     }
     let ova = member("objects", &format!("<array><data>{objects}</data></array>"));
     let mut bytes = entry("ova.xml", format!("<value><struct>{ova}</struct></value>").as_bytes());
-    for (id, len) in [("Ref:2", 1024), ("Ref:4", 512)] {
-        bytes.extend(entry(&format!("{id}/00000000"), &vec![7; len]));
-        bytes.extend(entry(&format!("{id}/00000000.xxhash"), &[b'0'; 16]));
+    for (name, bytes_of_chunk) in chunks {
+        bytes.extend(entry(name, bytes_of_chunk));
+        bytes.extend(entry(&format!("{name}.xxhash"), &[b'0'; 16]));
     }
     bytes.extend([0; 1024]);
     bytes
@@ -392,7 +399,7 @@ fn zstd(bytes: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn put_full(memory: &MemoryStorage, day: u32, xva: Vec<u8>) {
+pub(crate) fn put_full(memory: &MemoryStorage, day: u32, xva: Vec<u8>) {
     let json = format!(r#"{{"mode":"full","xva":"./{}.xva","size":99}}"#, time(day));
     memory.put(&format!("{VM_FOLDER}/{VM}/{}.json", time(day)), json).unwrap();
     memory.put(&format!("{VM_FOLDER}/{VM}/{}.xva", time(day)), xva).unwrap();

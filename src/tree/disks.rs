@@ -47,21 +47,20 @@ impl Sizes {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), (file, known));
     }
 
-    /// Answers from memory, else by opening; a disk that cannot be read has the size `guess`.
+    /// Answers from memory, else by opening it for `measure`; a disk that cannot be read has the size `guess`.
     ///
     /// `file` is what was known of its file before it was opened.
-    fn get_or_open(
+    fn get_or_measure(
         &self,
         key: &Key,
         file: Option<Stat>,
         guess: u64,
-        open: impl FnOnce() -> Result<Arc<dyn Disk>>,
+        measure: impl FnOnce() -> Result<(u64, u64)>,
     ) -> Result<(u64, u64)> {
         if let Some(sizes) = self.get(key, file.as_ref()) {
             return Ok(sizes);
         }
-        let sizes = open().and_then(|disk| Ok((disk.size(), disk.allocated()?)));
-        match sizes {
+        match measure() {
             Ok((size, allocated)) => {
                 self.set(key, file, Known::Exact(size, allocated));
                 Ok((size, allocated))
@@ -106,13 +105,21 @@ impl Tree {
         let (_, disk) = self.disk(id, name)?;
         // Of a VHD that cannot be made, nothing is known.
         let guess = if form == Form::Raw { disk.virtual_size.unwrap_or(0) } else { 0 };
-        self.sizes.get_or_open(key, None, guess, || self.open_disk(id, name, form))
+        self.sizes.get_or_measure(key, None, guess, || {
+            let open = self.open_disk(id, name, form)?;
+            // An XVA has no map: what it holds of a disk is known from a header for each MiB, too many for a `stat`.
+            let has_map = !matches!((&disk.source, form), (DiskSource::Xva { .. }, Form::Raw));
+            Ok((open.size(), if has_map { open.allocated()? } else { open.size() }))
+        })
     }
 
     pub(super) fn loose_sizes(&self, key: &Key, name: &str, form: Form) -> Result<(u64, u64)> {
         let disk = self.loose(name)?;
         let file = self.repository.storage().stat(&disk.path).ok();
-        self.sizes.get_or_open(key, file, 0, || self.open_loose(name, form))
+        self.sizes.get_or_measure(key, file, 0, || {
+            let open = self.open_loose(name, form)?;
+            Ok((open.size(), open.allocated()?))
+        })
     }
 
     pub(super) fn open_disk(&self, id: &BackupId, name: &str, form: Form) -> Result<Arc<dyn Disk>> {
@@ -248,11 +255,12 @@ fn describe(
 #[cfg(test)]
 mod tests {
     use disk::Extent;
-    use storage::MemoryStorage;
+    use storage::{FaultyStorage, MemoryStorage, Operation};
 
     use super::*;
-    use crate::repository::{OpenOptions, Repository};
-    use crate::tree::ROOT;
+    use crate::repository::tests::{VM, put_full, xva_of};
+    use crate::repository::{BackupTime, OpenOptions, Repository, VmId};
+    use crate::tree::{Content, ROOT};
 
     /// A disk without data.
     struct Empty(u64);
@@ -270,6 +278,26 @@ mod tests {
         fn extent_at(&self, offset: u64) -> disk::Result<Extent> {
             Ok(Extent { len: self.0 - offset, is_hole: true })
         }
+    }
+
+    #[test]
+    fn the_size_of_a_disk_in_an_xva_is_told_without_looking_for_its_holes() {
+        const SIZE: u64 = 64 << 20;
+        let memory = Arc::new(MemoryStorage::new());
+        let chunk = |number: u64| (format!("Ref:2/{number:08}"), vec![7; 1 << 20]);
+        let chunks: Vec<_> = (0..32).chain([63]).map(chunk).collect();
+        let xva = xva_of(&[("Ref:2", SIZE, "0")], &chunks);
+        put_full(&memory, 1, xva);
+        let faulty = Arc::new(FaultyStorage::new(memory));
+        let tree = Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap());
+        let backup = BackupId { vm: VmId::new(VM).unwrap(), time: BackupTime::parse("20260801T020003Z").unwrap() };
+        let key = Key::Disk(backup, Arc::from("xvda"), Form::Raw);
+        faulty.reset_counts();
+        let attributes = tree.attributes(tree.inodes.number(&key)).unwrap();
+        assert_eq!((attributes.size, attributes.allocated), (SIZE, SIZE));
+        assert!(faulty.count(Operation::ReadAt) < 16, "{} reads", faulty.count(Operation::ReadAt));
+        let Ok(Content::Disk(disk)) = tree.open(attributes.inode) else { panic!("a disk") };
+        assert_eq!(disk::seek_hole(disk.as_ref(), 0).unwrap(), Some(32 << 20));
     }
 
     #[test]
