@@ -1,11 +1,12 @@
 //! Disks as files: their names, sizes, bytes and what is said of them.
 
-use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use disk::Disk;
+use lru::LruCache;
 use storage::{ObjectPath, Stat};
 use uuid::Uuid;
 use vhd::{LayerInfo, VhdView};
@@ -20,18 +21,27 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Seconds from 1970 to 2000, where VHD's clock starts. Source: VHD specification 1.0, "Time Stamp".
 const VHD_EPOCH: i64 = 946_684_800;
 
-/// What `stat` needs of each disk: (size, allocated) in bytes. Some 100 bytes and a key for each that was looked at.
+/// Disks whose sizes are remembered at most, some 300 bytes each; beyond, the one not asked for for longest is measured
+/// again when it is.
+const SIZES_LIMIT: NonZeroUsize = NonZeroUsize::new(16 << 10).expect("not zero");
+
+/// What `stat` needs of each disk: (size, allocated) in bytes.
 ///
 /// Where nothing but its name stands for a disk, another may come to stand there: what the storage says of the file
 /// tells them apart.
-#[derive(Default)]
-pub(super) struct Sizes(Mutex<HashMap<Key, (Option<Stat>, Known)>>);
+pub(super) struct Sizes(Mutex<LruCache<Key, (Option<Stat>, Known)>>);
 
 #[derive(Clone, Copy)]
 enum Known {
     Exact(u64, u64),
     /// It could not be opened; the size is what the metadata says.
     Guess(u64, Instant),
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(SIZES_LIMIT)))
+    }
 }
 
 impl Sizes {
@@ -44,7 +54,7 @@ impl Sizes {
     }
 
     fn set(&self, key: &Key, file: Option<Stat>, known: Known) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone(), (file, known));
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(key.clone(), (file, known));
     }
 
     /// Answers from memory, else by opening it for `measure`; a disk that cannot be read has the size `guess`.
