@@ -163,7 +163,10 @@ impl Catalog {
         let path = ObjectPath::new(VM_FOLDER).and_then(|root| root.join(id.as_str())).ok()?;
         let folder = match self.folder(id) {
             Ok(folder) => folder,
-            Err(error) if error.kind() == ErrorKind::NotFound => return None,
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                problems.resolve(&path, ProblemKind::Listing);
+                return None;
+            }
             Err(error) => {
                 let message = error.to_string();
                 problems.report(Problem { path, backup: None, kind: ProblemKind::Listing, message });
@@ -252,7 +255,8 @@ impl Catalog {
             known.insert((*name).to_owned(), now);
         }
         *before = known;
-        problems.set_listed(vm, found_problems(&folder, &list));
+        let is_there = |time| list.binary_search_by_key(&time, |backup: &Arc<Backup>| backup.time).is_ok();
+        problems.set_listed(vm, found_problems(&folder, &list), is_there);
         let is_same = |(a, b): (&Arc<Backup>, &Arc<Backup>)| Arc::ptr_eq(a, b);
         match shown {
             Some(shown) if shown.len() == list.len() && shown.iter().zip(&list).all(is_same) => Ok(shown.clone()),

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use serde_json::{Value, json};
 use storage::ObjectPath;
 
-use super::{BackupId, VmId};
+use super::{BackupId, BackupTime, VmId};
 
 /// At most so many reported problems are kept; the ones reported later are only logged.
 const REPORTED_LIMIT: usize = 4096;
@@ -76,9 +76,14 @@ struct State {
 }
 
 impl Problems {
-    /// Replaces what is wrong with a VM by what its newest listing found.
-    pub fn set_listed(&self, vm: &VmId, found: Vec<Problem>) {
+    /// Replaces what is wrong with a VM by what its newest listing found, and forgets what was reported of its backups
+    /// for which `is_there` is false.
+    pub fn set_listed(&self, vm: &VmId, found: Vec<Problem>, is_there: impl Fn(BackupTime) -> bool) {
         self.with(|state| {
+            state.reported.retain(|_, problem| {
+                let backup = problem.backup.as_ref().filter(|backup| backup.vm == *vm);
+                backup.is_none_or(|backup| is_there(backup.time))
+            });
             let before =
                 if found.is_empty() { state.listed.remove(vm) } else { state.listed.insert(vm.clone(), found.clone()) };
             for problem in found.iter().filter(|found| before.as_ref().is_none_or(|before| !before.contains(found))) {
@@ -106,9 +111,12 @@ impl Problems {
         self.with(|state| state.reported.remove(&(path.clone(), kind)));
     }
 
-    /// Forgets the listings of VMs for which `is_there` is false.
+    /// Forgets what is wrong with VMs for which `is_there` is false.
     pub fn retain(&self, is_there: impl Fn(&VmId) -> bool) {
-        self.with(|state| state.listed.retain(|vm, _| is_there(vm)));
+        self.with(|state| {
+            state.listed.retain(|vm, _| is_there(vm));
+            state.reported.retain(|_, problem| problem.backup.as_ref().is_none_or(|backup| is_there(&backup.vm)));
+        });
     }
 
     /// Returns all of them, sorted by path.

@@ -163,6 +163,29 @@ fn metadata_that_does_not_parse_is_a_listed_problem_until_it_does() {
 }
 
 #[test]
+fn what_was_reported_of_a_backup_is_forgotten_with_it() {
+    let (repository, memory, _) = repository(|memory| {
+        put(memory, VM, "web01", 1);
+        put(memory, VM, "web01", 2);
+        put(memory, OTHER, "db01", 1);
+    });
+    for (vm, day) in [(VM, 1), (VM, 2), (OTHER, 1)] {
+        let path = ObjectPath::new(&format!("{VM_FOLDER}/{vm}/{day}.vhd")).unwrap();
+        let backup = Some(BackupId { vm: id(vm), time: BackupTime::parse(&time(day)).unwrap() });
+        repository.report_problem(Problem { path, backup, kind: ProblemKind::Read, message: "lost".to_owned() });
+    }
+    let reported = || {
+        repository.vms().unwrap().iter().for_each(|vm| drop(repository.backups(&vm.id).unwrap()));
+        repository.problems().iter().map(|problem| problem.path.file_name().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(reported(), ["1.vhd", "2.vhd", "1.vhd"]);
+    memory.remove(&format!("{VM_FOLDER}/{VM}/{}.json", time(1))).unwrap();
+    assert_eq!(reported(), ["2.vhd", "1.vhd"]);
+    memory.remove(&format!("{VM_FOLDER}/{OTHER}/{}.json", time(1))).unwrap();
+    assert_eq!(reported(), ["2.vhd"]);
+}
+
+#[test]
 fn a_backup_that_was_read_is_shown_as_it_was_while_the_storage_fails() {
     let path = format!("{VM_FOLDER}/{VM}/{}.json", time(1));
     let (repository, memory, faulty) = repository(|memory| put(memory, VM, "web01", 1));
