@@ -238,6 +238,14 @@ impl Repository {
         Ok(self.storage.read(&backup.metadata, METADATA_LIMIT)?)
     }
 
+    /// Returns how many bytes [`Repository::backup_metadata`] gives; read, once, only where it is encrypted.
+    ///
+    /// # Errors
+    /// As for [`Repository::backup_metadata`].
+    pub fn metadata_size(&self, backup: &Backup) -> Result<u64> {
+        Ok(self.stored.size(self.storage.as_ref(), &backup.metadata)?)
+    }
+
     /// Opens a disk of a backup, or shares it if it is open already.
     ///
     /// # Errors

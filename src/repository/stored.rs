@@ -34,7 +34,8 @@ pub struct StoredBackup {
 pub(super) struct Sizes(Mutex<HashMap<ObjectPath, (Signature, u64)>>);
 
 impl Sizes {
-    fn size(&self, storage: &dyn Storage, path: &ObjectPath) -> storage::Result<u64> {
+    /// Returns the size of a file as it reads.
+    pub(super) fn size(&self, storage: &dyn Storage, path: &ObjectPath) -> storage::Result<u64> {
         let stat = storage.stat(path)?;
         if storage.capabilities().ranged_reads {
             return Ok(stat.size);

@@ -186,6 +186,17 @@ fn what_was_reported_of_a_backup_is_forgotten_with_it() {
 }
 
 #[test]
+fn the_size_of_metadata_is_known_without_reading_it() {
+    let (repository, memory, faulty) = repository(|memory| put(memory, VM, "web01", 1));
+    let backup = repository.backups(&id(VM)).unwrap()[0].clone();
+    faulty.reset_counts();
+    assert_eq!(repository.metadata_size(&backup).unwrap(), metadata("web01", 1).len() as u64);
+    assert_eq!((faulty.count(Operation::Read), faulty.count(Operation::Open)), (0, 0));
+    memory.remove(backup.metadata.as_str()).unwrap();
+    assert_eq!(repository.metadata_size(&backup).unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
 fn a_backup_that_was_read_is_shown_as_it_was_while_the_storage_fails() {
     let path = format!("{VM_FOLDER}/{VM}/{}.json", time(1));
     let (repository, memory, faulty) = repository(|memory| put(memory, VM, "web01", 1));

@@ -421,7 +421,10 @@ impl Tree {
             Key::Status => whole(self.status().len()),
             Key::Problems => whole(control::problems(&self.repository).len()),
             Key::Link(link) => whole(link.target.len()),
-            Key::Metadata(id) => whole(self.repository.backup_metadata(&*self.backup(id)?)?.len()),
+            Key::Metadata(id) => {
+                let size = self.repository.metadata_size(&*self.backup(id)?)?;
+                (size, size)
+            }
             Key::Disk(id, name, form) => self.disk_sizes(key, id, name, *form)?,
             Key::Loose(name, form) => self.loose_sizes(key, name, *form)?,
             Key::StoredFile(store, group, time, name) => {
