@@ -277,12 +277,11 @@ impl Unmounter {
         let found = mounts::at(&self.mountpoint)
             .map_err(|error| Error::new(ErrorKind::System, format!("read the table of mounts: {error}")))?;
         match found {
-            Some(mount) if *mount.device == *self.device => {
+            Some(mount) if *mount.device == *self.device => detach(&self.mountpoint, || {
                 for waiting in self.requests.older_than(STUCK) {
                     self.requests.fail(&waiting, Errno::IO);
                 }
-                detach(&self.mountpoint)
-            }
+            }),
             _ => Ok(()),
         }
     }
@@ -302,7 +301,7 @@ pub fn unmount(mountpoint: &Path) -> Result<()> {
     let found = mounts::at(&resolved)
         .map_err(|error| Error::new(ErrorKind::System, format!("read the table of mounts: {error}")))?;
     match found {
-        Some(mount) if mount.is_ours() => detach(&resolved),
+        Some(mount) if mount.is_ours() => detach(&resolved, || {}),
         Some(mount) => Err(Error::new(
             ErrorKind::NotMounted,
             format!("'{}' is a mount of kind {}, not of xofs; use umount", resolved.display(), mount.kind),
@@ -311,10 +310,11 @@ pub fn unmount(mountpoint: &Path) -> Result<()> {
     }
 }
 
-/// Unmounts a path: at once if it is idle, lazily once patience is over.
-fn detach(mountpoint: &Path) -> Result<()> {
+/// Unmounts a path: at once if it is idle, lazily once patience is over. Before each attempt it does `prepare`.
+fn detach(mountpoint: &Path, prepare: impl Fn()) -> Result<()> {
     let start = Instant::now();
     loop {
+        prepare();
         let is_last = start.elapsed() >= PATIENCE;
         match unmount_once(mountpoint, is_last) {
             Ok(()) => {

@@ -12,6 +12,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -107,7 +108,7 @@ pub fn is_mounted(path: &Path) -> bool {
 pub struct Mounted {
     folder: Option<TempDir>,
     mountpoint: PathBuf,
-    server: Child,
+    server: Mutex<Child>,
 }
 
 impl Mounted {
@@ -140,7 +141,7 @@ impl Mounted {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        Self { folder: Some(folder), mountpoint, server }
+        Self { folder: Some(folder), mountpoint, server: Mutex::new(server) }
     }
 
     /// Where it is mounted.
@@ -153,7 +154,26 @@ impl Mounted {
         self.mountpoint.join("by-uuid").join(vm).join(folder_name(metadata))
     }
 
-    fn unmount(&mut self) -> Result<(), String> {
+    /// Asks the process to end, which unmounts.
+    pub fn terminate(&self) {
+        succeed(Command::new("kill").arg("-TERM").arg(self.server().id().to_string()));
+    }
+
+    /// Waits until the process has ended by itself, and panics if it does not or not well.
+    pub fn ended(&self) {
+        if let Err(problem) = self.wait() {
+            panic!("{problem}");
+        }
+    }
+
+    fn server(&self) -> MutexGuard<'_, Child> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unmount(&self) -> Result<(), String> {
+        if !is_mounted(&self.mountpoint) {
+            return self.wait();
+        }
         let output =
             xofs().arg("unmount").arg(&self.mountpoint).output().map_err(|error| format!("xofs unmount: {error}"))?;
         if !output.status.success() {
@@ -162,9 +182,14 @@ impl Mounted {
         if is_mounted(&self.mountpoint) {
             return Err(format!("{} is still mounted after xofs unmount", self.mountpoint.display()));
         }
+        self.wait()
+    }
+
+    fn wait(&self) -> Result<(), String> {
         let start = Instant::now();
         loop {
-            match self.server.try_wait() {
+            let status = self.server().try_wait();
+            match status {
                 Ok(Some(status)) if status.success() => return Ok(()),
                 Ok(Some(status)) => return Err(format!("xofs mount ended with {status}")),
                 Ok(None) if start.elapsed() > PATIENCE => {
@@ -183,8 +208,9 @@ impl Drop for Mounted {
         if unmounted.is_err() {
             // Leave nothing even then: detach, end our child, and only then let the folder go.
             let _ = Command::new("umount").arg("--lazy").arg(&self.mountpoint).output();
-            let _ = self.server.kill();
-            let _ = self.server.wait();
+            let mut server = self.server();
+            let _ = server.kill();
+            let _ = server.wait();
         }
         if is_mounted(&self.mountpoint) {
             // Removing a folder with a live mount in it would reach into the mount.
