@@ -2,13 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use storage::{Entry, ObjectPath, Storage};
 use vhd::{DiskType, Filter, Footer, Header};
 
 use super::catalog::{in_parallel, listing_age};
+use super::refresh::Refreshed;
 use super::{Error, ErrorKind, Result, open_error};
 
 /// The files that make a folder an exploded VHD.
@@ -102,43 +102,47 @@ fn stem(name: &str) -> &str {
     if stem.is_empty() { name } else { stem }
 }
 
-/// The VHDs of a place.
-pub(super) struct LooseDisks {
-    is_single: bool,
-    listing: Mutex<Listing>,
-}
+/// VHDs by name.
+type Listing = Arc<Vec<Arc<LooseDisk>>>;
 
-#[derive(Default)]
-struct Listing {
-    checked: Option<Instant>,
-    list: Arc<Vec<Arc<LooseDisk>>>,
+/// The VHDs of a place.
+pub(super) enum LooseDisks {
+    /// All VHDs of the folder, listed on access.
+    Folder(Refreshed<Listing, ()>),
+    /// One VHD, whatever else lies beside it.
+    Single(Listing),
 }
 
 impl LooseDisks {
-    /// All VHDs of the folder, listed on access.
     pub fn folder() -> Self {
-        Self { is_single: false, listing: Mutex::default() }
+        Self::Folder(Refreshed::default())
     }
 
-    /// One VHD, whatever else lies beside it.
     pub fn single(disk: LooseDisk) -> Self {
-        let listing = Listing { checked: None, list: Arc::new(vec![Arc::new(disk)]) };
-        Self { is_single: true, listing: Mutex::new(listing) }
+        Self::Single(Arc::new(vec![Arc::new(disk)]))
     }
 
-    /// Returns the disks by name. The lock is held while the folder is listed, so that a crowd lists it once.
-    pub fn list(&self, storage: &dyn Storage) -> Result<Arc<Vec<Arc<LooseDisk>>>> {
-        let mut listing = self.listing.lock().unwrap_or_else(PoisonError::into_inner);
-        let age: Duration = listing_age(storage);
-        if self.is_single || listing.checked.is_some_and(|checked| checked.elapsed() < age) {
-            return Ok(listing.list.clone());
+    /// Returns the disks by name.
+    pub fn list(&self, storage: &dyn Storage) -> Result<Listing> {
+        let folder = match self {
+            Self::Single(listing) => return Ok(listing.clone()),
+            Self::Folder(folder) => folder,
+        };
+        folder.get(listing_age(storage), |(), shown| {
+            let found = leaves(storage)?;
+            Ok(match shown {
+                Some(shown) if shown.iter().map(AsRef::as_ref).eq(&found) => shown.clone(),
+                _ => Arc::new(found.into_iter().map(Arc::new).collect()),
+            })
+        })
+    }
+
+    /// Returns the disks of the last listing; nothing is asked of the storage.
+    pub fn known(&self) -> Option<Listing> {
+        match self {
+            Self::Single(listing) => Some(listing.clone()),
+            Self::Folder(folder) => folder.shown(),
         }
-        let found = leaves(storage)?;
-        if !listing.list.iter().map(AsRef::as_ref).eq(&found) {
-            listing.list = Arc::new(found.into_iter().map(Arc::new).collect());
-        }
-        listing.checked = Some(Instant::now());
-        Ok(listing.list.clone())
     }
 }
 

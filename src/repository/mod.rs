@@ -292,6 +292,15 @@ impl Repository {
         }
     }
 
+    /// Returns the VHDs of the last listing; nothing is asked of the storage. `None` before the first one.
+    #[must_use]
+    pub fn known_loose_disks(&self) -> Option<Arc<Vec<Arc<LooseDisk>>>> {
+        match self.layout {
+            Layout::Repository => Some(Arc::default()),
+            Layout::Disks => self.loose.known(),
+        }
+    }
+
     /// Opens a VHD that has no metadata, or shares it if it is open already.
     ///
     /// # Errors
