@@ -11,7 +11,7 @@ use storage::{ObjectPath, Stat};
 use uuid::Uuid;
 use vhd::{LayerInfo, VhdView};
 
-use super::key::{Form, Key};
+use super::key::{Form, Key, ROOT};
 use super::{Error, Result, Tree};
 use crate::repository::{Backup, BackupDisk, BackupId, DiskSource, LooseDisk};
 
@@ -98,9 +98,10 @@ impl Tree {
         Ok(files)
     }
 
-    /// Returns the files of the disks that have no metadata.
+    /// Returns the files of the disks that have no metadata; while the repository does not answer, those known.
     pub(super) fn loose_files(&self) -> Result<Vec<(String, Key)>> {
-        let disks = self.repository.loose_disks()?;
+        let known = if self.health.is_silent(ROOT) { self.repository.known_loose_disks() } else { None };
+        let disks = known.map_or_else(|| self.repository.loose_disks(), Ok)?;
         let mut files = Vec::with_capacity(2 * disks.len());
         for disk in disks.iter() {
             let name: Arc<str> = Arc::from(disk.name.as_str());

@@ -69,6 +69,15 @@ impl Health {
         }
     }
 
+    /// Returns whether nothing was heard of a file, or of the repository, so that what is known is to be shown instead.
+    pub fn is_silent(&self, inode: u64) -> bool {
+        if !self.is_troubled.load(Ordering::Acquire) {
+            return false;
+        }
+        let state = self.state();
+        state.silent_since.is_some() || state.files.contains_key(&inode)
+    }
+
     /// Notes that a request passed the deadline; returns whether its file is newly silent.
     pub fn expired(&self, inode: u64) -> bool {
         self.timed_out.fetch_add(1, Ordering::Relaxed);
@@ -139,8 +148,9 @@ mod tests {
     #[test]
     fn a_silent_file_is_not_asked_again_until_it_answers_and_others_are() {
         let health = Health::default();
-        assert!(health.admits(5));
+        assert!(health.admits(5) && !health.is_silent(5));
         assert!(health.expired(5) && !health.expired(5));
+        assert!(health.is_silent(5) && !health.is_silent(6));
         assert!(!health.admits(5) && health.admits(6));
         assert_eq!(health.report().timed_out, 2);
         assert!(health.answered(6).is_none() && health.answered(5).is_some());
@@ -151,7 +161,7 @@ mod tests {
     fn nothing_of_a_silent_repository_is_asked_until_it_answers() {
         let health = Health::default();
         assert!(health.silent() && !health.silent());
-        assert!(!health.admits(6));
+        assert!(!health.admits(6) && health.is_silent(6));
         assert!(health.report().silent_for.is_some());
         assert!(health.speaking().is_some() && health.speaking().is_none());
         assert!(health.admits(6));

@@ -40,6 +40,9 @@ pub use key::ROOT;
 use key::{Form, Inodes, Key, Link, Store};
 use names::{Names, VmNames};
 
+/// The directory in the root for what the mount says about itself.
+const CONTROL: &str = ".xofs";
+
 /// VMs whose backups are listed at once for `by-date`, which needs those of all.
 const LISTERS: usize = 8;
 
@@ -170,6 +173,23 @@ impl Tree {
             Some(Key::Root) => self.repository.layout() == Layout::Repository,
             Some(Key::Control | Key::Status | Key::Problems) | None => true,
             Some(_) => false,
+        }
+    }
+
+    /// Returns whether a directory can be listed without asking the repository: also if its names are only shown as they
+    /// were, because it does not answer.
+    #[must_use]
+    pub fn is_list_at_hand(&self, inode: u64) -> bool {
+        let is_shown = || self.health.is_silent(ROOT) && self.repository.known_loose_disks().is_some();
+        self.is_at_hand(inode) || inode == ROOT && is_shown()
+    }
+
+    /// Returns whether what stands at a name is known, with its attributes, without asking the repository.
+    #[must_use]
+    pub fn is_name_at_hand(&self, parent: u64, name: &str) -> bool {
+        match self.inodes.key(parent) {
+            Some(Key::Root) => name == CONTROL || self.repository.layout() == Layout::Repository,
+            _ => self.is_at_hand(parent),
         }
     }
 
@@ -308,6 +328,8 @@ impl Tree {
     /// Returns the key of a name in a directory.
     fn child(&self, parent: &Key, name: &str) -> Result<Key> {
         let found = match parent {
+            // The VHDs beside it are not listed for it.
+            Key::Root if name == CONTROL => Some(Key::Control),
             Key::Vms => self.names.get(&self.repository)?.vm(name).map(|vm| Key::Vm(vm.clone())),
             Key::ByUuid => {
                 let names = self.names.get(&self.repository)?;
@@ -342,7 +364,7 @@ impl Tree {
         let named = |name: &str, key: Key| (name.to_owned(), key);
         let mut children = match parent {
             Key::Root => {
-                let mut children = vec![named(".xofs", Key::Control)];
+                let mut children = vec![named(CONTROL, Key::Control)];
                 match self.repository.layout() {
                     Layout::Repository => children.extend([
                         named("by-date", Key::ByDate),
@@ -580,4 +602,35 @@ fn at(unix: i64) -> SystemTime {
     let distance = Duration::from_secs(unix.unsigned_abs());
     let time = if unix < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
     time.unwrap_or(UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    use storage::{Fault, FaultyStorage, MemoryStorage};
+
+    use super::*;
+    use crate::repository::OpenOptions;
+
+    #[test]
+    fn a_folder_of_vhds_that_does_not_answer_shows_its_status_and_the_names_that_are_known() {
+        let memory = Arc::new(MemoryStorage::new());
+        memory.put("a.vhd", "no VHD").unwrap();
+        let faulty = Arc::new(FaultyStorage::new(memory));
+        let tree = Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap());
+        tree.warm_up().unwrap();
+        faulty.set_rule(|_, path| Some(Fault::Error(storage::ErrorKind::Io)).filter(|_| path.as_str().is_empty()));
+        faulty.reset_counts();
+        let names = || Ok::<_, Error>(tree.list(ROOT)?.into_iter().map(|entry| entry.name).collect::<Vec<_>>());
+        assert!(!tree.is_list_at_hand(ROOT));
+        tree.health().silent();
+        assert!(tree.is_list_at_hand(ROOT) && tree.is_name_at_hand(ROOT, CONTROL));
+        assert!(!tree.is_at_hand(ROOT) && !tree.is_name_at_hand(ROOT, "a.raw"));
+        assert_eq!(names().unwrap(), [".xofs", "a.raw", "a.vhd"]);
+        let control = tree.lookup(ROOT, CONTROL).unwrap().inode;
+        for entry in tree.list(control).unwrap() {
+            assert!(tree.is_name_at_hand(control, &entry.name) && tree.is_at_hand(entry.inode), "{}", entry.name);
+            assert!(tree.has_attributes_at_hand(entry.inode) && tree.open(entry.inode).is_ok(), "{}", entry.name);
+        }
+        assert_eq!(faulty.total(), 0, "the storage was asked");
+    }
 }
