@@ -8,10 +8,15 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use storage::{Fault, FaultyStorage, LocalStorage, Storage};
 use support::slow_path::SlowPath;
+use xofs::mount::{MountOptions, mount};
+use xofs::repository::{OpenOptions, Repository};
+
 use support::{Mounted, expected, fixture, folder_name, sha256, succeed, xofs};
 
 /// How long anything may take that does not wait for the repository.
@@ -229,6 +234,36 @@ fn a_mount_ends_although_a_read_is_stalled() {
         // The path is still stalled: the process ends although a thread of it waits.
         place.mounted.ended();
     }
+}
+
+#[test]
+fn a_local_disk_that_stalls_leaves_threads_for_what_needs_none() {
+    let fixture = fixture("main");
+    let local = Arc::new(LocalStorage::open(&fixture.join("repo")).unwrap());
+    let storage = Arc::new(FaultyStorage::new(local));
+    assert!(!storage.capabilities().is_remote);
+    let repository = Repository::with_storage(storage.clone(), OpenOptions::default()).unwrap();
+    let folder = tempfile::Builder::new().prefix("local-").tempdir_in(support::scratch()).unwrap();
+    let options = MountOptions { timeout: Some(Duration::from_secs(600)), threads: 8, ..MountOptions::default() };
+    let session = mount(repository, folder.path(), options).unwrap();
+    let [stalled, other] =
+        [FLAT, EXPLODED].map(|vm| folder.path().join("by-uuid").join(vm).join("2026-08-01T020003Z/disks/xvda.raw"));
+    let content = [&stalled, &other].map(|path| sha256(path).unwrap());
+    storage.set_rule(|_, path| path.as_str().contains(FLAT).then_some(Fault::Stall));
+    // More than the threads that take requests.
+    let mut readers: Vec<Reader> = (0..20).map(|_| Reader::of(&stalled)).collect();
+    assert!(storage.wait_for_stalled(16, PATIENCE));
+    at_once(Command::new("ls").arg(folder.path().join("vms")));
+    assert_eq!(sha256(&other).unwrap(), content[1]);
+    for reader in &mut readers[..10] {
+        reader.signal("-KILL");
+        reader.end();
+    }
+    storage.release();
+    assert!(readers[10..].iter_mut().all(|reader| reader.end().success()));
+    assert_eq!(sha256(&stalled).unwrap(), content[0]);
+    session.unmounter().unmount().unwrap();
+    session.wait().unwrap();
 }
 
 #[test]
