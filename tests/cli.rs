@@ -424,9 +424,16 @@ fn every_name_that_json_has_is_documented() {
         assert!(fs::read_dir(vm.path()).expect("lists").count() > 0);
     }
     let files = ["status.json", "problems.json"].map(|name| (name, fs::read(place.join(".xofs").join(name))));
+    let metrics = fs::read_to_string(place.join(".xofs/metrics"));
     succeed(xofs().arg("unmount").arg(&place));
     for (name, bytes) in files {
         all_documented(&name, &serde_json::from_slice(&bytes.expect("reads")).expect("JSON"));
+    }
+    let metrics = metrics.expect("reads");
+    assert!(metrics.contains("\nxofs_vms 8\n"), "{metrics}");
+    for line in metrics.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap_or_default();
+        assert!(document.contains(&format!("`{name}`")), "{name} is documented");
     }
 }
 

@@ -131,6 +131,13 @@ impl OpenDisk {
 }
 
 impl WeakDisk {
+    fn is_open(&self) -> bool {
+        match self {
+            Self::Chain(chain) => chain.strong_count() > 0,
+            Self::Xva(disk) => disk.strong_count() > 0,
+        }
+    }
+
     fn upgrade(&self) -> Option<OpenDisk> {
         match self {
             Self::Chain(chain) => chain.upgrade().map(OpenDisk::Chain),
@@ -150,6 +157,16 @@ impl OpenDisks {
             limit: Weight { bytes: KEPT_BYTES, files: files_to_keep() },
         };
         Self { context, raw, open: Mutex::new(open) }
+    }
+
+    /// Returns how many disks are open.
+    pub fn count(&self) -> usize {
+        self.with_open(|open| open.known.values().filter(|(_, disk)| disk.is_open()).count())
+    }
+
+    /// Returns the bytes of decoded blocks in memory.
+    pub fn cached_bytes(&self) -> u64 {
+        self.context.cache.bytes()
     }
 
     /// Returns the memory counted for the disks kept open.

@@ -256,6 +256,18 @@ impl Repository {
         self.disks.open(backup, disk, &self.problems)
     }
 
+    /// Returns how many disks are open, whether or not somebody holds them; nothing is asked of the storage.
+    #[must_use]
+    pub fn open_disks(&self) -> usize {
+        self.disks.count()
+    }
+
+    /// Returns the bytes of decoded blocks kept in memory; nothing is asked of the storage.
+    #[must_use]
+    pub fn cached_bytes(&self) -> u64 {
+        self.disks.cached_bytes()
+    }
+
     /// Returns the layers of a disk, leaf first; none for a disk in an XVA.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ const RETRY: Duration = Duration::from_secs(10);
 pub struct Health {
     /// No file is silent, nor the repository: what a request looks at first, without a lock.
     is_troubled: AtomicBool,
+    answered: AtomicU64,
+    failed: AtomicU64,
     timed_out: AtomicU64,
     interrupted: AtomicU64,
     state: Mutex<State>,
@@ -43,6 +45,10 @@ pub struct Report {
     pub silent_for: Option<Duration>,
     /// Inodes of the files about which nothing was answered, and for how long.
     pub silent_files: Vec<(u64, Duration)>,
+    /// Requests that may ask the repository whose work came to its end, also if too late or with an error.
+    pub answered: u64,
+    /// Requests for which the repository gave an error, or something damaged.
+    pub failed: u64,
     /// Requests answered with an error at the deadline, since the mount was made.
     pub timed_out: u64,
     /// Requests given up because a signal came for who waited.
@@ -88,6 +94,11 @@ impl Health {
         is_new
     }
 
+    /// Notes that a request cannot be answered for what the repository gives.
+    pub fn failed(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Notes that a request was given up for a signal.
     pub fn interrupted(&self) {
         self.interrupted.fetch_add(1, Ordering::Relaxed);
@@ -95,6 +106,7 @@ impl Health {
 
     /// Notes that work about a file is done; returns for how long it was silent.
     pub fn answered(&self, inode: u64) -> Option<Duration> {
+        self.answered.fetch_add(1, Ordering::Relaxed);
         if !self.is_troubled.load(Ordering::Acquire) {
             return None;
         }
@@ -127,6 +139,8 @@ impl Health {
         Report {
             silent_for: state.silent_since.map(|since| since.elapsed()),
             silent_files: state.files.iter().map(|(inode, silence)| (*inode, silence.since.elapsed())).collect(),
+            answered: self.answered.load(Ordering::Relaxed),
+            failed: self.failed.load(Ordering::Relaxed),
             timed_out: self.timed_out.load(Ordering::Relaxed),
             interrupted: self.interrupted.load(Ordering::Relaxed),
         }

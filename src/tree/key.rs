@@ -64,6 +64,7 @@ pub(super) enum Key {
     Control,
     Status,
     Problems,
+    Metrics,
     Vm(VmId),
     Backup(BackupId),
     Metadata(BackupId),
@@ -87,7 +88,7 @@ impl Key {
             Self::Root | Self::Vms | Self::ByUuid | Self::ByDate | Self::Store(_) | Self::Control | Self::Loose(..) => {
                 Self::Root
             }
-            Self::Status | Self::Problems => Self::Control,
+            Self::Status | Self::Problems | Self::Metrics => Self::Control,
             Self::Vm(_) => Self::Vms,
             Self::Backup(id) => Self::Vm(id.vm.clone()),
             Self::Metadata(id) | Self::Disks(id) => Self::Backup(id.clone()),
@@ -124,6 +125,7 @@ impl fmt::Display for Key {
             Self::Control => f.write_str(".xofs"),
             Self::Status => f.write_str(".xofs/status.json"),
             Self::Problems => f.write_str(".xofs/problems.json"),
+            Self::Metrics => f.write_str(".xofs/metrics"),
             Self::Vm(vm) => write!(f, "vms/{vm}"),
             Self::Metadata(_) => write!(f, "{}/backup.json", self.parent()),
             Self::Disks(_) => write!(f, "{}/disks", self.parent()),

@@ -7,7 +7,7 @@
 //! /by-uuid/<vm uuid> -> ../vms/web01~1f2e3d4c
 //! /by-date/2026-11-20/030007Z-web01~1f2e3d4c -> ../../vms/web01~1f2e3d4c/2026-11-20T030007Z
 //! /config/<schedule>/<time>/  /pools/<uuid>/<time>/      files as stored
-//! /.xofs/status.json  problems.json
+//! /.xofs/status.json  problems.json  metrics
 //! ```
 //!
 //! VHDs without metadata stand in the root instead, as `<name>.raw` and `<name>.vhd`.
@@ -21,6 +21,7 @@ mod disks;
 mod error;
 mod health;
 mod key;
+mod metrics;
 mod names;
 
 use std::collections::BTreeMap;
@@ -171,7 +172,7 @@ impl Tree {
     pub fn is_at_hand(&self, inode: u64) -> bool {
         match self.inodes.key(inode) {
             Some(Key::Root) => self.repository.layout() == Layout::Repository,
-            Some(Key::Control | Key::Status | Key::Problems) | None => true,
+            Some(Key::Control | Key::Status | Key::Problems | Key::Metrics) | None => true,
             Some(_) => false,
         }
     }
@@ -207,6 +208,7 @@ impl Tree {
                     | Key::Control
                     | Key::Status
                     | Key::Problems
+                    | Key::Metrics
                     | Key::Link(_)
             ),
             None => true,
@@ -224,8 +226,8 @@ impl Tree {
     /// # Errors
     /// `NotFound`, `Stale`, `NotDirectory`, or why it cannot be looked at.
     pub fn lookup(&self, parent: u64, name: &str) -> Result<Attributes> {
-        let key = self.child(&self.key(parent)?, name)?;
-        self.attributes_of(&key)
+        let found = self.key(parent).and_then(|parent| self.child(&parent, name));
+        self.counted(found.and_then(|key| self.attributes_of(&key)))
     }
 
     /// Returns what is known of a place.
@@ -233,7 +235,7 @@ impl Tree {
     /// # Errors
     /// `Stale` if it is gone.
     pub fn attributes(&self, inode: u64) -> Result<Attributes> {
-        self.attributes_of(&self.key(inode)?).map_err(Error::of_known)
+        self.counted(self.attributes_of(&self.key(inode)?)).map_err(Error::of_known)
     }
 
     /// Returns the names in a directory, sorted, without `.` and `..`.
@@ -241,7 +243,7 @@ impl Tree {
     /// # Errors
     /// `Stale`, `NotDirectory`, or why it cannot be listed: a list is complete or not there.
     pub fn list(&self, inode: u64) -> Result<Vec<Entry>> {
-        let children = self.children(&self.key(inode)?).map_err(Error::of_known)?;
+        let children = self.counted(self.children(&self.key(inode)?)).map_err(Error::of_known)?;
         Ok(children
             .into_iter()
             .map(|(name, key)| Entry { inode: self.inodes.number(&key), kind: kind_of(&key), name })
@@ -273,7 +275,7 @@ impl Tree {
     /// `IsDirectory`, `Stale`, or why it cannot be read.
     pub fn open(&self, inode: u64) -> Result<Content> {
         let key = self.key(inode)?;
-        self.open_key(&key).map_err(Error::of_known)
+        self.counted(self.open_key(&key)).map_err(Error::of_known)
     }
 
     /// Returns the extended attributes of a place, without the prefix `user.xofs.`.
@@ -282,15 +284,15 @@ impl Tree {
     /// `Stale`, or why it cannot be looked at.
     pub fn properties(&self, inode: u64) -> Result<Vec<(&'static str, String)>> {
         let key = self.key(inode)?;
-        match &key {
+        let found = match &key {
             Key::Disk(id, name, Form::Raw) => self.disk_properties(id, name),
             Key::Loose(name, Form::Raw) => self.loose_properties(name),
             Key::Backup(id) => {
                 Ok(self.backup(id)?.problem.iter().map(|problem| ("problem", problem.clone())).collect())
             }
             _ => Ok(Vec::new()),
-        }
-        .map_err(Error::of_known)
+        };
+        self.counted(found).map_err(Error::of_known)
     }
 
     /// Remembers that some bytes of a disk could not be read.
@@ -304,8 +306,20 @@ impl Tree {
         self.repository.report_problem(Problem { path, backup, kind: ProblemKind::Read, message: message.to_owned() });
     }
 
+    /// Counts what could not be answered; that something is not there is an answer.
+    fn counted<T>(&self, found: Result<T>) -> Result<T> {
+        if matches!(found, Err(Error::Disk(_) | Error::Repository(_))) {
+            self.health.failed();
+        }
+        found
+    }
+
     fn status(&self) -> Vec<u8> {
         control::status(&self.repository, self.since, &self.health.report(), |inode| self.place(inode))
+    }
+
+    fn metrics(&self) -> Vec<u8> {
+        metrics::text(&self.repository, self.since, &self.health.report())
     }
 
     fn key(&self, inode: u64) -> Result<Key> {
@@ -349,6 +363,7 @@ impl Tree {
             Key::Day(day) => self.day_link(day, name)?,
             Key::Status
             | Key::Problems
+            | Key::Metrics
             | Key::Metadata(_)
             | Key::Disk(..)
             | Key::Link(_)
@@ -377,7 +392,11 @@ impl Tree {
                 }
                 children
             }
-            Key::Control => vec![named("problems.json", Key::Problems), named("status.json", Key::Status)],
+            Key::Control => vec![
+                named("metrics", Key::Metrics),
+                named("problems.json", Key::Problems),
+                named("status.json", Key::Status),
+            ],
             Key::Vms => {
                 let names = self.names.get(&self.repository)?;
                 names.iter().map(|(name, vm)| named(name, Key::Vm(vm.clone()))).collect()
@@ -428,6 +447,7 @@ impl Tree {
             }
             Key::Status
             | Key::Problems
+            | Key::Metrics
             | Key::Metadata(_)
             | Key::Disk(..)
             | Key::Link(_)
@@ -442,6 +462,7 @@ impl Tree {
         let (size, allocated) = match key {
             Key::Status => whole(self.status().len()),
             Key::Problems => whole(control::problems(&self.repository).len()),
+            Key::Metrics => whole(self.metrics().len()),
             Key::Link(link) => whole(link.target.len()),
             Key::Metadata(id) => {
                 let size = self.repository.metadata_size(&*self.backup(id)?)?;
@@ -474,6 +495,7 @@ impl Tree {
         match key {
             Key::Status => Ok(Content::Live(Arc::from(self.status()))),
             Key::Problems => Ok(Content::Live(Arc::from(control::problems(&self.repository)))),
+            Key::Metrics => Ok(Content::Live(Arc::from(self.metrics()))),
             Key::Metadata(id) => Ok(Content::Bytes(Arc::from(self.repository.backup_metadata(&*self.backup(id)?)?))),
             Key::Disk(id, name, form) => self.open_disk(id, name, *form).map(Content::Disk),
             Key::Loose(name, form) => self.open_loose(name, *form).map(Content::Disk),
@@ -585,9 +607,13 @@ fn dated_link(day: &str, id: &BackupId, names: &VmNames) -> Option<(String, Key)
 fn kind_of(key: &Key) -> Kind {
     match key {
         Key::Link(_) => Kind::Symlink,
-        Key::Status | Key::Problems | Key::Metadata(_) | Key::Disk(..) | Key::StoredFile(..) | Key::Loose(..) => {
-            Kind::File
-        }
+        Key::Status
+        | Key::Problems
+        | Key::Metrics
+        | Key::Metadata(_)
+        | Key::Disk(..)
+        | Key::StoredFile(..)
+        | Key::Loose(..) => Kind::File,
         _ => Kind::Directory,
     }
 }
