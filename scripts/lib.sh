@@ -65,3 +65,12 @@ unpack_fixture() {
   fi
   printf '%s\n' "$there"
 }
+
+# Writes what goes with the binaries into a folder: man/man1, man/man8, and completions/{bash,zsh,fish}.
+write_documents() {
+  local xofs=$1 there=$2 shell
+  mkdir -p "$there/man/man1" "$there/man/man8" "$there/completions"
+  "$xofs" man "$there/man/man1"
+  cp "$root/docs/mount.xofs.8" "$there/man/man8/"
+  for shell in bash zsh fish; do "$xofs" completions "$shell" >"$there/completions/$shell"; done
+}
