@@ -324,6 +324,21 @@ fn what_is_known_of_a_repository_counts_its_backups_and_problems() {
     assert_eq!(problems.len(), 2, "its compressed XVAs: {problems:?}");
 }
 
+#[test]
+fn a_disk_that_cannot_be_read_is_shown_with_what_is_known_of_it_and_why() {
+    let repository = fixture("main").join("repo");
+    let what = "full01/2026-08-02T020003Z/xvda";
+    let (code, out, err) = run(xofs().arg("info").arg(&repository).arg(what));
+    assert!(code == 3 && err.is_empty(), "{code}: {err}");
+    for part in ["disk: full01/2026-08-02T020003Z/xvda", "format: XVA", "virtual size: ", "problem: "] {
+        assert!(out.lines().any(|line| line.starts_with(part)), "{part} in\n{out}");
+    }
+    let (code, out, _) = run(xofs().arg("info").arg(&repository).arg(what).arg("--json"));
+    let info: Value = serde_json::from_str(&out).expect("JSON");
+    assert!(code == 3 && info["virtualSize"].as_u64() > Some(0) && info["allocated"].is_null(), "{info}");
+    assert!(text(&info, "problem").contains("is compressed with"), "{info}");
+}
+
 // Promise 16: "the process ends when it is closed"
 #[test]
 fn an_unmount_says_that_somebody_uses_the_mount_still() {

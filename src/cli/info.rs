@@ -49,13 +49,20 @@ pub fn run(global: &Global, arguments: &InfoArgs) -> Result<Exit> {
     let what = open::text_of(what)?;
     let is_whole =
         what.is_empty() && (repository.layout() == Layout::Repository || repository.loose_disks()?.len() != 1);
+    let mut exit = Exit::Done;
     let (text, value) = if is_whole {
         of_repository(&repository, &place.name)?
     } else {
         match repository.select(&what)? {
             Selection::Vm(vm) => of_vm(&repository, &vm)?,
             Selection::Backup(vm, backup) => of_backup(&vm, &backup),
-            Selection::Disk(vm, backup, disk) => of_disk(&repository, &vm, &backup, &disk, arguments.chain)?,
+            Selection::Disk(vm, backup, disk) => {
+                let (facts, is_readable) = of_disk(&repository, &vm, &backup, &disk, arguments.chain)?;
+                if !is_readable {
+                    exit = Exit::Partial;
+                }
+                facts
+            }
             Selection::Loose(disk) => of_loose(&repository, &disk, arguments.chain)?,
         }
     };
@@ -67,7 +74,7 @@ pub fn run(global: &Global, arguments: &InfoArgs) -> Result<Exit> {
     } else {
         print::text(&text)?
     }
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 fn of_repository(repository: &Repository, name: &str) -> Result<Facts> {
@@ -149,25 +156,36 @@ fn of_backup(vm: &Vm, backup: &Backup) -> Facts {
     (table(&lines), backup_to_json(backup, None))
 }
 
-fn of_disk(repository: &Repository, vm: &Vm, backup: &Backup, disk: &BackupDisk, chain: bool) -> Result<Facts> {
-    let opened = repository.open_disk(backup, disk)?;
-    let layers = repository.chain(backup, disk)?;
-    let allocated = opened.allocated()?;
+/// Returns what is known of a disk, and whether it can be read.
+fn of_disk(repository: &Repository, vm: &Vm, backup: &Backup, disk: &BackupDisk, chain: bool) -> Result<(Facts, bool)> {
+    let (size, allocated, layers, problem) = match repository.open_disk(backup, disk) {
+        Ok(opened) => (Some(opened.size()), Some(opened.allocated()?), repository.chain(backup, disk)?, None),
+        // What the metadata says is known all the same.
+        Err(error) if matches!(error.kind(), disk::ErrorKind::Damaged | disk::ErrorKind::Unsupported) => {
+            (disk.virtual_size, None, Vec::new(), Some(error.to_string()))
+        }
+        Err(error) => return Err(error.into()),
+    };
     let (path, xva_index) = match &disk.source {
         DiskSource::Vhd(path) => (path.to_string(), None),
         DiskSource::Xva { path, index } => (path.to_string(), Some(*index)),
         DiskSource::Unusable(_) => (String::new(), None),
     };
-    let form = if layers.is_empty() { "XVA".to_owned() } else { count(layers.len(), "VHD layer") };
+    let form = match (xva_index, layers.len()) {
+        (Some(_), _) => "XVA".to_owned(),
+        (None, 0) => String::new(),
+        (None, layers) => count(layers, "VHD layer"),
+    };
     let lines = [
         ("disk", format!("{}/{}/{}", Shown(&vm.name), backup.time, Shown(&disk.name))),
         ("label", Shown(&disk.label).to_string()),
         ("description", Shown(&disk.description).to_string()),
         ("VDI uuid", disk.vdi.map(|uuid| uuid.to_string()).unwrap_or_default()),
         ("format", form),
-        ("virtual size", exact(opened.size())),
-        ("allocated", exact(allocated)),
+        ("virtual size", size.map(exact).unwrap_or_default()),
+        ("allocated", allocated.map(exact).unwrap_or_default()),
         ("file", Shown(&path).to_string()),
+        ("problem", Shown(problem.as_deref().unwrap_or_default()).to_string()),
     ];
     let value = json!({
         "vm": {"uuid": vm.id.as_str(), "name": vm.name},
@@ -176,13 +194,14 @@ fn of_disk(repository: &Repository, vm: &Vm, backup: &Backup, disk: &BackupDisk,
         "label": disk.label,
         "description": disk.description,
         "vdi": disk.vdi,
-        "virtualSize": opened.size(),
+        "virtualSize": size,
         "allocated": allocated,
         "path": path,
         "xvaIndex": xva_index,
         "chain": chain_to_json(&layers),
+        "problem": problem,
     });
-    Ok((table(&lines) + &chain_to_text(&layers, chain), value))
+    Ok(((table(&lines) + &chain_to_text(&layers, chain), value), problem.is_none()))
 }
 
 fn of_loose(repository: &Repository, disk: &LooseDisk, chain: bool) -> Result<Facts> {
