@@ -1,13 +1,15 @@
 //! Where an export goes: a new file that appears whole or not at all, a device, or a stream.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{FallocateFlags, RenameFlags};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
 
 use crate::cli::exit::Exit;
 use crate::cli::signals;
@@ -44,7 +46,7 @@ impl Leftover {
 
 /// Something an export is written to, from its beginning to its end.
 pub enum Output {
-    /// A file under a temporary name.
+    /// A file that has no name yet, or a temporary one.
     File(NewFile),
     /// A block device: what was there before must go, so holes are written.
     Device(File),
@@ -52,7 +54,9 @@ pub enum Output {
     Stream(Box<dyn Write>),
 }
 
-/// A file beside its final place until [`Output::finish`].
+/// A file without a name, or beside its final place, until [`Output::finish`].
+///
+/// Without a name nothing is left of it however the process ends; not every filesystem can give it one later.
 pub struct NewFile {
     file: File,
     place: PathBuf,
@@ -75,7 +79,13 @@ impl Output {
         let shown = path.display();
         let existing = match std::fs::metadata(path) {
             Ok(found) => Some(found.file_type()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match path.read_link() {
+                Ok(target) => {
+                    let target = target.display();
+                    bail!("'{shown}' is a link to '{target}', which does not exist: give that name, or remove the link")
+                }
+                Err(_) => None,
+            },
             Err(error) => return Err(error).with_context(|| format!("look at '{shown}'")),
         };
         match existing {
@@ -95,7 +105,7 @@ impl Output {
                 Ok(Self::Device(file))
             }
             Some(kind) if !kind.is_file() => bail!("'{shown}' is neither a file, a pipe nor a device"),
-            found => NewFile::create(path, size, found.is_some(), leftover.clone()).map(Self::File),
+            found => NewFile::create(path, size, found.is_some(), leftover.clone(), unnamed_file).map(Self::File),
         }
     }
 
@@ -185,20 +195,30 @@ fn is_zero(bytes: &[u8]) -> bool {
 }
 
 impl NewFile {
-    fn create(place: &Path, size: u64, replaces: bool, leftover: Leftover) -> Result<Self> {
+    /// `unnamed` makes a file without a name in a folder, if that can be.
+    fn create(
+        place: &Path,
+        size: u64,
+        replaces: bool,
+        leftover: Leftover,
+        unnamed: impl FnOnce(&Path) -> Option<File>,
+    ) -> Result<Self> {
         // The file that a link names is replaced, not the link.
         let place = if replaces { place.canonicalize().unwrap_or_else(|_| place.to_path_buf()) } else { place.into() };
         let name = place.file_name().with_context(|| format!("'{}' is no name of a file", place.display()))?;
-        let temporary = place.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
-        let file = {
-            let mut leftover = leftover.lock();
-            let file = File::options()
-                .write(true)
-                .create_new(true)
-                .open(&temporary)
-                .with_context(|| format!("create '{}'", temporary.display()))?;
-            *leftover = Some(temporary);
-            file
+        let file = match unnamed(folder_of(&place)) {
+            Some(file) => file,
+            None => {
+                let temporary = temporary_name(&place, name);
+                let mut leftover = leftover.lock();
+                let file = File::options()
+                    .write(true)
+                    .create_new(true)
+                    .open(&temporary)
+                    .with_context(|| format!("create '{}'", temporary.display()))?;
+                *leftover = Some(temporary);
+                file
+            }
         };
         let new = Self { file, place, replaces, leftover };
         new.file.set_len(size).with_context(|| format!("make '{}' {size} bytes long", new.place.display()))?;
@@ -209,7 +229,16 @@ impl NewFile {
         let place = self.place.display();
         self.file.sync_all().with_context(|| format!("write '{place}'"))?;
         let mut leftover = self.leftover.lock();
-        let Some(temporary) = leftover.as_deref() else { bail!("'{place}' was published already") };
+        if leftover.is_none() {
+            if !self.replaces {
+                return name_file(&self.file, &self.place).with_context(|| format!("give '{place}' its name"));
+            }
+            // Only a name can replace another.
+            let temporary = temporary_name(&self.place, self.place.file_name().unwrap_or_default());
+            name_file(&self.file, &temporary).with_context(|| format!("create '{}'", temporary.display()))?;
+            *leftover = Some(temporary);
+        }
+        let Some(temporary) = leftover.as_deref() else { bail!("'{place}' has no file to be made of") };
         if self.replaces {
             std::fs::rename(temporary, &self.place).with_context(|| format!("replace '{place}'"))?;
         } else {
@@ -218,6 +247,33 @@ impl NewFile {
         *leftover = None;
         Ok(())
     }
+}
+
+fn temporary_name(place: &Path, name: &OsStr) -> PathBuf {
+    place.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()))
+}
+
+/// Returns the folder that a file is in; the name of a file alone is one in the current folder.
+fn folder_of(place: &Path) -> &Path {
+    place.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a file without a name; `None` where the filesystem has none (NFS, SMB), or it could not get one later.
+fn unnamed_file(folder: &Path) -> Option<File> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(folder, flags, Mode::from_raw_mode(0o666)).ok()?);
+    open_file_path(&file).exists().then_some(file)
+}
+
+/// Gives a file its name; it is an error if something has it.
+fn name_file(file: &File, place: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, linkat};
+    Ok(linkat(CWD, open_file_path(file), CWD, place, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+/// Where the system shows an open file. Source: open(2), "O_TMPFILE".
+fn open_file_path(file: &File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// Renames without replacing; where the filesystem cannot promise that (NFS), it is looked for before.
@@ -288,6 +344,57 @@ mod tests {
         assert_eq!(std::fs::read(&path).expect("reads"), b"before", "until it is finished");
         output.finish().expect("published");
         assert_eq!(std::fs::read(&path).expect("reads"), b"new");
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_refused_before_anything_is_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink("nowhere", &link).expect("links");
+        for force in [false, true] {
+            let error = Output::open(&link, 3, force, &Leftover::default()).err().expect("refused").to_string();
+            assert!(error.contains("is a link to 'nowhere', which does not exist"), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).expect("lists").count(), 1);
+    }
+
+    #[test]
+    fn a_file_has_no_name_before_it_is_finished_where_that_can_be_and_then_the_usual_modes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, usual) = (folder.path().join("disk.raw"), folder.path().join("usual"));
+        if unnamed_file(folder.path()).is_none() {
+            eprintln!("not tested: the filesystem of {} has no files without a name", folder.path().display());
+            return;
+        }
+        for force in [false, true] {
+            let before = std::fs::read_dir(folder.path()).expect("lists").count();
+            let mut output = Output::open(&path, 3, force, &Leftover::default()).expect("a new file");
+            assert_eq!(std::fs::read_dir(folder.path()).expect("lists").count(), before);
+            output.write(0, b"new").expect("writes");
+            output.finish().expect("published");
+            assert_eq!(std::fs::read(&path).expect("reads"), b"new");
+        }
+        File::create(&usual).expect("a new file");
+        use std::os::unix::fs::MetadataExt;
+        let mode = |path: &Path| std::fs::metadata(path).expect("stat").mode();
+        assert_eq!(mode(&path), mode(&usual));
+        assert_eq!(std::fs::read_dir(folder.path()).expect("lists").count(), 2, "nothing else is left");
+    }
+
+    #[test]
+    fn without_such_files_a_name_is_taken_that_goes_away() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("disk.raw");
+        let names = || std::fs::read_dir(folder.path()).expect("lists").count();
+        let create = |replaces| NewFile::create(&path, 3, replaces, Leftover::default(), |_| None).expect("a new file");
+        let new = create(false);
+        assert_eq!(names(), 1);
+        drop(new);
+        assert_eq!(names(), 0);
+        create(false).publish().expect("published");
+        assert!(create(false).publish().is_err(), "it is there");
+        create(true).publish().expect("replaced");
+        assert_eq!((names(), std::fs::read(&path).expect("reads")), (1, vec![0; 3]));
     }
 
     #[test]
