@@ -637,6 +637,7 @@ mod tests {
     use super::*;
     use crate::repository::OpenOptions;
 
+    // Promise 17: "What needs no storage goes on: the root, `.xofs`"
     #[test]
     fn a_folder_of_vhds_that_does_not_answer_shows_its_status_and_the_names_that_are_known() {
         let memory = Arc::new(MemoryStorage::new());
