@@ -400,6 +400,21 @@ fn a_mount_in_use_is_detached_and_its_open_file_reads_on() {
 }
 
 #[test]
+fn a_mount_that_took_the_place_of_another_is_left_alone_by_it() {
+    let place = one_vm();
+    for _ in 0..20 {
+        let first = place.mount();
+        mount::unmount(&place.mountpoint()).unwrap();
+        let second = place.mount();
+        first.wait().unwrap();
+        assert!(is_mounted(&place.mountpoint()));
+        assert!(place.raw().exists());
+        drop(second);
+        assert!(!is_mounted(&place.mountpoint()));
+    }
+}
+
+#[test]
 fn a_place_that_is_no_directory_is_refused() {
     let place = one_vm();
     let file = place.folder.path().join("file");

@@ -1,16 +1,15 @@
 //! The adapter to the crate `fuser`: the only file that names it.
 //!
-//! It speaks the kernel's protocol over `/dev/fuse`, mounts (`mount(2)`, else `fusermount3`) and runs the threads that
-//! read requests. Requests that would write are refused by the kernel, as the mount is read-only.
+//! It speaks the kernel's protocol over `/dev/fuse` and runs the threads that read requests. Requests that would write are refused by the kernel, as the mount is read-only.
 
 use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::os::fd::OwnedFd;
 
 use ::fuser::{
     AccessFlags, Config, Errno as FuserErrno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags, ReplyAttr, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, SessionACL,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, SessionACL,
 };
 
 use super::errno::Errno;
@@ -27,38 +26,21 @@ const MAX_BACKGROUND: u16 = 64;
 /// Longest target of a symbolic link or value of an attribute that the protocol can carry, in bytes.
 const MAX_XATTR: usize = 64 << 10;
 
-/// What is asked of the kernel when mounting.
-pub(super) struct Mounting<'a> {
-    pub(super) mountpoint: &'a Path,
-    /// Source in the table of mounts; without commas.
-    pub(super) source: String,
-    pub(super) subtype: String,
-    pub(super) allow_other: bool,
-    pub(super) threads: usize,
-}
-
 /// A mount whose requests nobody answers yet.
 pub(super) struct Connection<H: Handler>(::fuser::Session<Adapter<H>>);
 
 impl<H: Handler> Connection<H> {
-    /// Mounts and shakes hands with the kernel.
+    /// Shakes hands with the kernel over the connection of a mount, whose requests `threads` threads will take.
     ///
     /// # Errors
-    /// What `mount(2)` or `fusermount3` says.
-    pub(super) fn mount(handler: H, mounting: &Mounting<'_>) -> io::Result<Self> {
+    /// What the system says.
+    pub(super) fn new(handler: H, connection: OwnedFd, allow_other: bool, threads: usize) -> io::Result<Self> {
         let mut config = Config::default();
-        config.mount_options = vec![
-            MountOption::FSName(mounting.source.clone()),
-            // As an option of the kernel's, since `MountOption::Subtype` is lost when root mounts.
-            MountOption::CUSTOM(format!("subtype={}", mounting.subtype)),
-            MountOption::RO,
-            MountOption::NoDev,
-            MountOption::NoSuid,
-            MountOption::DefaultPermissions,
-        ];
-        config.acl = if mounting.allow_other { SessionACL::All } else { SessionACL::Owner };
-        config.n_threads = Some(mounting.threads);
-        ::fuser::Session::new(Adapter(handler), mounting.mountpoint, &config).map(Self)
+        let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
+        config.acl = acl;
+        config.n_threads = Some(threads);
+        // Not mounted by the crate: it would unmount by path in the end, whatever is mounted there by then.
+        ::fuser::Session::from_fd(Adapter(handler), connection, acl, config).map(Self)
     }
 
     /// Answers requests until the mount ends.

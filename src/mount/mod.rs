@@ -8,6 +8,7 @@
 //!   │    ├─ pool ─ threads for work that may wait
 //!   │    └─ filesystem ─ answers requests from the tree; open files and directories
 //!   │         └─ errno ─ the one place where an error becomes an error number
+//!   ├─ kernel ─ mount(2) or fusermount3; mounts, what is mounted where
 //!   └─ transport ─ the requests and the handles that answer them, whatever carries them
 //!        └─ fuser ─ the one file that names the crate which talks to /dev/fuse
 //! ```
@@ -19,6 +20,7 @@ mod errno;
 mod filesystem;
 mod fuser;
 mod handles;
+mod kernel;
 mod mounts;
 mod pool;
 mod requests;

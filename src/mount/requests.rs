@@ -50,8 +50,8 @@ struct Entry {
 
 /// A reply of any type, as far as an error goes.
 trait Answer: Send + Sync {
-    /// Answers with an error; false if it was answered already.
-    fn fail(&self, errno: Errno) -> bool;
+    /// Answers with an error, unless it was answered.
+    fn fail(&self, errno: Errno);
 }
 
 /// A reply that two may give.
@@ -64,13 +64,9 @@ impl<A: ?Sized> Parked<A> {
 }
 
 impl<A: ?Sized> Answer for Parked<A> {
-    fn fail(&self, errno: Errno) -> bool {
-        match self.take() {
-            Some(reply) => {
-                reply.error(errno);
-                true
-            }
-            None => false,
+    fn fail(&self, errno: Errno) {
+        if let Some(reply) = self.take() {
+            reply.error(errno);
         }
     }
 }
@@ -125,15 +121,17 @@ impl Requests {
         removed.is_some()
     }
 
-    /// Answers a request with an error in place of its work, which goes on.
-    ///
-    /// Returns false if it was answered meanwhile.
-    pub(super) fn fail(&self, waiting: &Waiting, errno: Errno) -> bool {
+    /// Answers a request with an error in place of its work, which goes on; before, so that who waits finds it noted,
+    /// does `note`. Does neither if it was answered meanwhile.
+    pub(super) fn fail(&self, waiting: &Waiting, errno: Errno, note: impl FnOnce()) {
         let mut state = self.state();
         let is_same = state.entries.get(&waiting.unique).is_some_and(|entry| entry.waiting.since == waiting.since);
         let entry = if is_same { state.entries.remove(&waiting.unique) } else { None };
         drop(state);
-        entry.is_some_and(|entry| entry.reply.fail(errno))
+        if let Some(entry) = entry {
+            note();
+            entry.reply.fail(errno);
+        }
     }
 
     /// Returns whether a request that came with that number and at that time still waits.
@@ -209,7 +207,10 @@ mod tests {
         let late = requests.park(ctx(2), 9, Reply::new(Recorder(sender.clone())));
         let waiting = requests.older_than(Duration::ZERO)[0];
         assert_eq!((waiting.unique, waiting.inode), (2, 9));
-        assert!(requests.fail(&waiting, Errno::IO) && !requests.fail(&waiting, Errno::IO));
+        let noted = std::cell::Cell::new(0);
+        requests.fail(&waiting, Errno::IO, || noted.set(noted.get() + 1));
+        requests.fail(&waiting, Errno::IO, || noted.set(noted.get() + 1));
+        assert_eq!(noted.get(), 1);
         // The kernel gives the number to another request, which the late answer must not touch.
         let next = requests.park(ctx(2), 9, Reply::new(Recorder(sender.clone())));
         late.ok(&6);

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use super::dispatch::Dispatcher;
 use super::errno::Errno;
 use super::filesystem::{Owner, TreeFilesystem};
-use super::fuser::{Connection, Mounting};
+use super::fuser::Connection;
+use super::kernel::{self, Mounting};
 use super::mounts;
 use super::requests::Requests;
 use crate::repository::Repository;
@@ -144,13 +145,18 @@ pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptio
     let requests = dispatcher.requests();
     let mounting = Mounting {
         mountpoint: &mountpoint,
-        source: mounts::escape_source(&options.fsname),
-        subtype: "xofs".to_owned(),
+        source: &mounts::escape_source(&options.fsname),
+        subtype: "xofs",
         allow_other: options.allow_other,
-        threads: options.thread_count(),
     };
-    let connection = Connection::mount(dispatcher, &mounting)
-        .map_err(|error| Error::new(ErrorKind::System, explain_mount(&mountpoint, &error)))?;
+    let failed = |error: io::Error| Error::new(ErrorKind::System, explain_mount(&mountpoint, &error));
+    let connection = kernel::mount(&mounting).map_err(failed)?;
+    let connection = Connection::new(dispatcher, connection, options.allow_other, options.thread_count());
+    let connection = connection.map_err(|error| {
+        // Its connection is closed: what is mounted there answers nothing.
+        let _ = unmount(&mountpoint);
+        failed(error)
+    })?;
     let server = thread::Builder::new()
         .name("xofs-mount".to_owned())
         .spawn(move || connection.run())
@@ -279,7 +285,7 @@ impl Unmounter {
         match found {
             Some(mount) if *mount.device == *self.device => detach(&self.mountpoint, || {
                 for waiting in self.requests.older_than(STUCK) {
-                    self.requests.fail(&waiting, Errno::IO);
+                    self.requests.fail(&waiting, Errno::IO, || {});
                 }
             }),
             _ => Ok(()),

@@ -47,17 +47,15 @@ fn turn(files: &Arc<TreeFilesystem>, requests: &Requests, deadline: Option<Durat
     let mut signalled = HashMap::new();
     for waiting in requests.older_than(SLOW) {
         if *signalled.entry(waiting.pid).or_insert_with(|| has_pending_signal(waiting.pid)) {
-            if requests.fail(&waiting, Errno::INTERRUPTED) {
-                files.health().interrupted();
-            }
-        } else if deadline.is_some_and(|deadline| waiting.since.elapsed() >= deadline)
-            && requests.fail(&waiting, Errno::IO)
-        {
-            if files.health().expired(waiting.inode) {
-                let waited = waiting.since.elapsed();
-                tracing::error!(file = files.place(waiting.inode), ?waited, "no answer from the repository");
-            }
-            probe.is_wanted = true;
+            requests.fail(&waiting, Errno::INTERRUPTED, || files.health().interrupted());
+        } else if deadline.is_some_and(|deadline| waiting.since.elapsed() >= deadline) {
+            requests.fail(&waiting, Errno::IO, || {
+                if files.health().expired(waiting.inode) {
+                    let waited = waiting.since.elapsed();
+                    tracing::error!(file = files.place(waiting.inode), ?waited, "no answer from the repository");
+                }
+                probe.is_wanted = true;
+            });
         }
     }
     probe.turn(files);
