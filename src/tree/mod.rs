@@ -12,7 +12,7 @@
 //!
 //! VHDs without metadata stand in the root instead, as `<name>.raw` and `<name>.vhd`.
 //!
-//! Nothing is kept but the numbers of places ([`key`]) and two numbers for each disk ([`disks`]): every question is put
+//! Nothing is kept but the numbers of places (`key`) and two numbers for each disk (`disks`): every question is put
 //! to the repository, which lists again when what it knows is old. A list that was returned does not change. Looking at
 //! directories opens no VHD; the first `stat` of a disk does, since its exact size stands nowhere else.
 
