@@ -124,6 +124,7 @@ fn at_once(command: &mut Command) -> String {
     succeed(Command::new("timeout").arg(PATIENCE.as_secs().to_string()).arg(program).args(arguments))
 }
 
+// Promise 17: "What needs no storage goes on: the root, `.xofs`, links, and what is open and in memory."
 #[test]
 fn five_stalled_reads_hold_up_nothing_else_and_end_right_when_the_path_is_back() {
     let place = Place::new(NEVER);
@@ -141,6 +142,7 @@ fn five_stalled_reads_hold_up_nothing_else_and_end_right_when_the_path_is_back()
     assert!(stalled.is_right());
 }
 
+// Promise 17: "SIGINT and SIGKILL end a reader that waits"
 #[test]
 fn a_signal_ends_who_waits_for_a_stalled_read_or_lookup() {
     let place = Place::new(NEVER);
@@ -172,6 +174,7 @@ fn first_below(folder: &Path) -> PathBuf {
     names.swap_remove(0)
 }
 
+// Promise 17: "A storage that does not answer gives `EIO` at the deadline"
 #[test]
 fn what_does_not_answer_by_the_deadline_is_an_error_and_then_refused_until_it_answers() {
     let place = Place::new(SOON);
@@ -191,6 +194,7 @@ fn what_does_not_answer_by_the_deadline_is_an_error_and_then_refused_until_it_an
     wait_for("the status says so", || place.status()["silentFiles"].as_array().unwrap().is_empty().then_some(()));
 }
 
+// Promise 17: "When the storage answers again, so does the mount."
 #[test]
 fn a_repository_that_is_dead_is_said_to_be_and_refused_at_once_and_read_on_when_it_is_back() {
     let place = Place::new(SOON);

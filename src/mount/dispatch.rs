@@ -121,7 +121,7 @@ impl Drop for Dispatcher {
 
 impl Handler for Dispatcher {
     fn lookup(&self, ctx: Ctx, parent: u64, name: &OsStr, reply: Reply<Timed>) {
-        if self.files.is_at_hand(parent) {
+        if self.files.is_name_at_hand(parent, name) {
             return self.files.lookup(parent, name, reply);
         }
         let name = name.to_owned();
@@ -174,7 +174,7 @@ impl Handler for Dispatcher {
     fn readdir(&self, ctx: Ctx, handle: u64, offset: u64, reply: Reply<[DirectoryEntry]>) {
         let Some(directory) = self.files.file(handle) else { return reply.error(Errno::BAD_HANDLE) };
         let inode = directory.inode();
-        if offset > 0 || self.files.is_at_hand(inode) {
+        if offset > 0 || self.files.is_list_at_hand(inode) {
             return self.files.readdir(&directory, offset, reply);
         }
         self.run(&self.names, ctx, inode, reply, move |files, reply| files.readdir(&directory, offset, reply));

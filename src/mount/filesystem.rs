@@ -141,6 +141,7 @@ impl TreeFilesystem {
     fn read_errno(&self, inode: u64, error: &disk::Error) -> Errno {
         let errno = Errno::of_disk(error);
         if errno == Errno::IO {
+            self.tree.health().failed();
             let message = error.to_string();
             if self.log(inode, &message) {
                 self.tree.report(inode, &message);
@@ -196,7 +197,10 @@ impl TreeFilesystem {
                 match object.read_at(offset + filled as u64, &mut buffer[filled..]) {
                     Ok(0) => break,
                     Ok(count) => filled += count,
-                    Err(error) => return reply.error(self.tree_errno(inode, &tree::Error::from(error))),
+                    Err(error) => {
+                        self.tree.health().failed();
+                        return reply.error(self.tree_errno(inode, &tree::Error::from(error)));
+                    }
                 }
             }
             reply.ok(&buffer[..filled]);
@@ -254,9 +258,19 @@ impl TreeFilesystem {
         self.tree.probe()
     }
 
-    /// Whether names in a directory, or the bytes of a file, are known without asking the storage.
+    /// Whether the bytes of a file are known without asking the storage.
     pub(super) fn is_at_hand(&self, inode: u64) -> bool {
         self.tree.is_at_hand(inode)
+    }
+
+    /// Whether what stands at a name is known without asking the storage.
+    pub(super) fn is_name_at_hand(&self, parent: u64, name: &OsStr) -> bool {
+        name.to_str().is_none_or(|name| self.tree.is_name_at_hand(parent, name))
+    }
+
+    /// Whether a directory can be listed without asking the storage.
+    pub(super) fn is_list_at_hand(&self, inode: u64) -> bool {
+        self.tree.is_list_at_hand(inode)
     }
 
     /// Whether the attributes of a place are known without asking the storage.
@@ -269,7 +283,7 @@ impl TreeFilesystem {
         self.open.get(handle)
     }
 
-    /// Looks a name up. May wait, unless the directory [is at hand](Self::is_at_hand).
+    /// Looks a name up. May wait, unless it [is at hand](Self::is_name_at_hand).
     pub(super) fn lookup(&self, parent: u64, name: &OsStr, reply: Reply<Timed>) {
         // All our names are UTF-8.
         let Some(name) = name.to_str() else { return reply.error(Errno::NOT_FOUND) };
@@ -400,7 +414,7 @@ impl TreeFilesystem {
         reply.ok(&Opened { handle, caching: Caching::Pages });
     }
 
-    /// Lists a directory from `offset` on. May wait at the start, unless it [is at hand](Self::is_at_hand).
+    /// Lists a directory from `offset` on. May wait at the start, unless it [is at hand](Self::is_list_at_hand).
     pub(super) fn readdir(&self, directory: &Open, offset: u64, reply: Reply<[DirectoryEntry]>) {
         let Open::Directory { inode, entries } = directory else { return reply.error(Errno::BAD_HANDLE) };
         if offset == 0 {
