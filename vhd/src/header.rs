@@ -108,7 +108,7 @@ impl Header {
     /// Returns the header as stored, with its checksum; reserved bytes are zero.
     ///
     /// # Panics
-    /// If the parent's name is longer than [`PARENT_NAME_UNITS`]: cut off, it would name another file.
+    /// If the parent's name is longer than a header can hold: cut off, it would name another file.
     #[must_use]
     pub fn to_bytes(&self) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
