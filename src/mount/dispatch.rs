@@ -23,7 +23,7 @@ use super::errno::Errno;
 use super::filesystem::TreeFilesystem;
 use super::pool::Pool;
 use super::requests::Requests;
-use super::transport::{Ctx, DirectoryEntry, Handler, Opened, Reply, Seek, Statfs, Timed};
+use super::transport::{Access, Ctx, DirectoryEntry, Handler, Opened, Reply, Seek, Statfs, Timed};
 use super::watcher;
 
 /// Threads for names and attributes, and for the bytes of files: apart, so that neither waits for the other.
@@ -139,16 +139,16 @@ impl Handler for Dispatcher {
         self.files.readlink(inode, reply);
     }
 
-    fn open(&self, ctx: Ctx, inode: u64, writable: bool, reply: Reply<Opened>) {
+    fn open(&self, ctx: Ctx, inode: u64, access: Access, reply: Reply<Opened>) {
         if self.files.is_at_hand(inode) {
-            return self.files.open(inode, writable, reply);
+            return self.files.open(ctx, inode, access, reply);
         }
-        self.run(&self.names, ctx, inode, reply, move |files, reply| files.open(inode, writable, reply));
+        self.run(&self.names, ctx, inode, reply, move |files, reply| files.open(ctx, inode, access, reply));
     }
 
     fn read(&self, ctx: Ctx, handle: u64, offset: u64, len: u32, reply: Reply<[u8]>) {
         let Some(file) = self.files.file(handle) else { return reply.error(Errno::BAD_HANDLE) };
-        self.files.note_read(&file, offset, len);
+        self.files.note_read(ctx, &file, offset, len);
         if self.is_remote || file.is_at_hand() {
             let Some(reply) = self.files.read_at_hand(&file, offset, len, reply) else { return };
             return self.run(&self.reads, ctx, file.inode(), reply, move |files, reply| {

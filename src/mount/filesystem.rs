@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use disk::Readahead;
 
+use super::caching::{Habits, Watched};
 use super::errno::Errno;
 use super::handles::Handles;
-use super::transport::{Attributes, Caching, DirectoryEntry, FileKind, Opened, Reply, Seek, Statfs, Timed};
+use super::transport::{
+    Access, Attributes, Caching, Ctx, DirectoryEntry, FileKind, Opened, Reply, Seek, Statfs, Timed,
+};
 use crate::tree::{self, Content, Health, Kind, Tree};
 
 /// For how long the kernel believes names and attributes: so long may what appears or leaves stay unseen.
@@ -75,6 +78,8 @@ pub(super) enum Open {
         inode: u64,
         content: Content,
         readahead: Readahead,
+        /// Of a disk.
+        watched: Option<Watched>,
     },
     Directory {
         inode: u64,
@@ -102,6 +107,7 @@ pub(super) struct TreeFilesystem {
     owner: Owner,
     believed: Duration,
     open: Handles<Open>,
+    habits: Habits,
     /// (inode, message) of the errors that were logged.
     logged: Mutex<HashSet<(u64, String)>>,
 }
@@ -109,7 +115,7 @@ pub(super) struct TreeFilesystem {
 impl TreeFilesystem {
     pub(super) fn new(tree: Tree, owner: Owner) -> Self {
         let believed = if tree.is_remote() { BELIEVED_REMOTE } else { BELIEVED_LOCAL };
-        Self { tree, owner, believed, open: Handles::new(), logged: Mutex::default() }
+        Self { tree, owner, believed, open: Handles::new(), habits: Habits::new(), logged: Mutex::default() }
     }
 
     fn timed(&self, attributes: &tree::Attributes) -> Timed {
@@ -310,28 +316,34 @@ impl TreeFilesystem {
     }
 
     /// Opens a file. May wait, unless it [is at hand](Self::is_at_hand).
-    pub(super) fn open(&self, inode: u64, writable: bool, reply: Reply<Opened>) {
-        if writable {
+    pub(super) fn open(&self, ctx: Ctx, inode: u64, access: Access, reply: Reply<Opened>) {
+        if access.is_writable {
             return reply.error(Errno::READ_ONLY);
         }
         match self.tree.open(inode) {
             Ok(content) => {
-                let caching = match content {
-                    Content::Disk(_) | Content::Live(_) => Caching::Direct,
-                    Content::Object(_) | Content::Bytes(_) => Caching::Pages,
+                let watched = match &content {
+                    Content::Disk(disk) => Some(self.habits.open(ctx.pid, inode, disk, access.is_direct)),
+                    _ => None,
                 };
-                reply.ok(&Opened {
-                    handle: self.open.insert(Open::File { inode, content, readahead: Readahead::default() }),
-                    caching,
-                });
+                let caching = match (&content, &watched) {
+                    (_, Some(watched)) => watched.caching(),
+                    (Content::Live(_), None) => Caching::Direct,
+                    _ => Caching::Pages,
+                };
+                let open = Open::File { inode, content, readahead: Readahead::default(), watched };
+                reply.ok(&Opened { handle: self.open.insert(open), caching });
             }
             Err(error) => reply.error(self.tree_errno(inode, &error)),
         }
     }
 
     /// Notes that a file is about to be read, so that what comes next is brought into memory.
-    pub(super) fn note_read(&self, file: &Open, offset: u64, len: u32) {
-        if let Open::File { content: Content::Disk(disk), readahead, .. } = file {
+    pub(super) fn note_read(&self, ctx: Ctx, file: &Open, offset: u64, len: u32) {
+        if let Open::File { content: Content::Disk(disk), readahead, watched, .. } = file {
+            if let Some(watched) = watched {
+                self.habits.read(watched, ctx.pid, len);
+            }
             readahead.note(disk.as_ref(), offset, usize::try_from(len).expect("usize holds 32 bits"));
         }
     }

@@ -14,7 +14,7 @@ use ::fuser::{
 
 use super::errno::Errno;
 use super::transport::{
-    Attributes, Caching, Ctx, DirectoryEntry, FileKind, Handler, Opened, Reply, Seek, Sink, Statfs, Timed,
+    Access, Attributes, Caching, Ctx, DirectoryEntry, FileKind, Handler, Opened, Reply, Seek, Sink, Statfs, Timed,
 };
 
 /// Longest answer to a read, in bytes: the most the kernel asks for by default (`fs.fuse.max_pages_limit`).
@@ -126,6 +126,7 @@ impl Sink<Opened> for ReplyOpen {
                 let flags = match opened.caching {
                     Caching::Direct => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_DIRECT_IO,
                     Caching::Pages => FopenFlags::FOPEN_NOFLUSH,
+                    Caching::KeptPages => FopenFlags::FOPEN_NOFLUSH | FopenFlags::FOPEN_KEEP_CACHE,
                 };
                 self.opened(FileHandle(opened.handle), flags);
             }
@@ -231,8 +232,9 @@ impl<H: Handler> Filesystem for Adapter<H> {
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let writable = flags.acc_mode() != OpenAccMode::O_RDONLY;
-        self.0.open(ctx(request), inode.0, writable, Reply::new(reply));
+        let access =
+            Access { is_writable: flags.acc_mode() != OpenAccMode::O_RDONLY, is_direct: flags.0 & libc::O_DIRECT != 0 };
+        self.0.open(ctx(request), inode.0, access, Reply::new(reply));
     }
 
     fn read(

@@ -7,6 +7,7 @@
 //!   │    ├─ watcher ─ answers in place of work that is stuck: deadlines and signals
 //!   │    ├─ pool ─ threads for work that may wait
 //!   │    └─ filesystem ─ answers requests from the tree; open files and directories
+//!   │         ├─ caching ─ whether a disk is read through the page cache
 //!   │         └─ errno ─ the one place where an error becomes an error number
 //!   ├─ kernel ─ mount(2) or fusermount3; mounts, what is mounted where
 //!   └─ transport ─ the requests and the handles that answer them, whatever carries them
@@ -15,6 +16,7 @@
 //!
 //! Nothing here writes: a mount is read-only.
 
+mod caching;
 mod dispatch;
 mod errno;
 mod filesystem;

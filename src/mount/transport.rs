@@ -50,6 +50,15 @@ pub(super) struct Timed {
     pub(super) valid: Duration,
 }
 
+/// What a program asks for when it opens a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Access {
+    /// It wants to write as well.
+    pub(super) is_writable: bool,
+    /// It wants no page cache in between (`O_DIRECT`).
+    pub(super) is_direct: bool,
+}
+
 /// How an open file is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Caching {
@@ -57,6 +66,8 @@ pub(super) enum Caching {
     Direct,
     /// Through the page cache, dropped at each open.
     Pages,
+    /// Through the page cache, and what is in it is still right.
+    KeptPages,
 }
 
 /// An open file or directory.
@@ -140,7 +151,7 @@ pub(super) trait Handler: Send + Sync + 'static {
     fn getattr(&self, ctx: Ctx, inode: u64, reply: Reply<Timed>);
     /// Returns the target of a symbolic link.
     fn readlink(&self, ctx: Ctx, inode: u64, reply: Reply<[u8]>);
-    fn open(&self, ctx: Ctx, inode: u64, writable: bool, reply: Reply<Opened>);
+    fn open(&self, ctx: Ctx, inode: u64, access: Access, reply: Reply<Opened>);
     /// Answers at most `len` bytes from `offset`, fewer only at the end.
     fn read(&self, ctx: Ctx, handle: u64, offset: u64, len: u32, reply: Reply<[u8]>);
     fn lseek(&self, ctx: Ctx, handle: u64, offset: u64, seek: Seek, reply: Reply<u64>);
