@@ -21,7 +21,8 @@ def with_checksum(data, offset):
 
 
 def geometry(sectors):
-    """Cylinders, heads, sectors of a disk below 128 GiB: VHD specification, appendix "CHS Calculation"."""
+    """Cylinders, heads, sectors: VHD specification, appendix "CHS Calculation"."""
+    sectors = min(sectors, 65535 * 16 * 255)
     per_track, heads = 17, 0
     if sectors >= 65535 * 16 * 63:
         per_track, heads = 255, 16
