@@ -915,7 +915,9 @@ fn prefetch_window(chain: &Chain, storage: &dyn Storage, cache: &BlockCache) -> 
     } else {
         0
     };
-    blocks.saturating_mul(block).min(cache.limit() / 4)
+    let most = cache.limit() / 4;
+    // Blocks of which not even one fits are read when they are asked for.
+    if block > most { 0 } else { blocks.saturating_mul(block).min(most) }
 }
 
 fn has_sector(bitmap: &[u8], sector: usize) -> bool {

@@ -4,7 +4,7 @@ mod builder;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use builder::{BLOCK, Image, Kind, SECTOR, context, gzip, id, open};
 use disk::{Disk, ErrorKind};
@@ -438,5 +438,110 @@ fn random_chains_read_as_a_flat_array_does() {
             let range = range.unwrap();
             assert!(range.start < range.end && range.end <= disk.size(), "seed {seed}");
         }
+    }
+}
+
+/// A storage that says it lies behind a network.
+struct Remote(Arc<FaultyStorage>);
+
+impl Storage for Remote {
+    fn open(&self, path: &ObjectPath) -> storage::Result<Arc<dyn storage::Object>> {
+        self.0.open(path)
+    }
+
+    fn read(&self, path: &ObjectPath, limit: u64) -> storage::Result<Vec<u8>> {
+        self.0.read(path, limit)
+    }
+
+    fn list(&self, path: &ObjectPath) -> storage::Result<Vec<storage::Entry>> {
+        self.0.list(path)
+    }
+
+    fn stat(&self, path: &ObjectPath) -> storage::Result<storage::Stat> {
+        self.0.stat(path)
+    }
+
+    fn capabilities(&self) -> storage::Capabilities {
+        storage::Capabilities { is_remote: true, ..self.0.capabilities() }
+    }
+
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
+/// A chain of two over a network, with its disk's bytes: blocks 0..32, each of one byte, and a hole in between.
+fn remote(kind: Kind) -> (Arc<FaultyStorage>, ChainDisk, Vec<u8>) {
+    let memory = Arc::new(MemoryStorage::new());
+    let size = 32 * BLOCK as u64;
+    let numbers = |blocks: std::ops::Range<u32>| -> Vec<(u32, u8)> {
+        blocks.map(|block| (block, u8::try_from(block + 1).unwrap())).collect()
+    };
+    Image::new(1, size, &numbers(0..12)).stored(kind).put(&memory, "a");
+    let parent = if kind == Kind::Flat { "a.vhd" } else { "a.alias.vhd" };
+    Image::new(2, size, &numbers(16..32)).child_of(1, parent).stored(kind).put(&memory, "b");
+    let storage = Arc::new(FaultyStorage::new(memory));
+    let context = Context { storage: Arc::new(Remote(storage.clone())), cache: BlockCache::new(1 << 20) };
+    let name = if kind == Kind::Flat { "b.vhd" } else { "b.alias.vhd" };
+    let disk = vhd::open(&context, &ObjectPath::new(name).unwrap(), None).unwrap();
+    let mut bytes = vec![0; 32 * BLOCK];
+    for (block, chunk) in bytes.chunks_mut(BLOCK).enumerate() {
+        if !(12..16).contains(&block) {
+            chunk.fill(u8::try_from(block + 1).unwrap());
+        }
+    }
+    (storage, disk, bytes)
+}
+
+fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(30), "{what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn what_was_prefetched_over_a_network_is_answered_from_memory_and_right() {
+    for kind in [Kind::Flat, Kind::Plain, Kind::Gzip, Kind::Brotli] {
+        let (storage, disk, bytes) = remote(kind);
+        let mut buffer = vec![0xee; bytes.len()];
+        assert!(!disk.read_in_memory(0, &mut buffer), "{kind:?}: nothing was read yet");
+        assert_eq!(disk.prefetch_window(), 16 * BLOCK as u64);
+        disk.prefetch(0, disk.size());
+        wait_until("every block is in memory", || disk.read_in_memory(0, &mut vec![0; 32 * BLOCK]));
+        storage.reset_counts();
+        assert!(disk.read_in_memory(0, &mut buffer));
+        assert_eq!(buffer, bytes, "{kind:?}");
+        assert!(disk.read_in_memory(BLOCK as u64 - 100, &mut buffer[..300]));
+        assert_eq!(buffer[..300], bytes[BLOCK - 100..BLOCK + 200], "{kind:?}");
+        assert!(!disk.read_in_memory(disk.size() - 1, &mut buffer[..2]), "past the end");
+        assert_eq!(storage.total(), 0, "{kind:?}: memory asks nobody");
+    }
+}
+
+#[test]
+fn delays_of_blocks_that_are_prefetched_overlap() {
+    let (storage, disk, bytes) = remote(Kind::Plain);
+    // Each block's file stalls until as many others do.
+    storage.set_rule(|_, path| path.as_str().contains("/blocks/").then_some(Fault::Stall));
+    disk.prefetch(0, 12 * BLOCK as u64);
+    assert!(storage.wait_for_stalled(12, Duration::from_secs(30)));
+    storage.release();
+    let mut buffer = vec![0; 12 * BLOCK];
+    disk.read_at(0, &mut buffer).unwrap();
+    assert_eq!(buffer, bytes[..12 * BLOCK]);
+}
+
+#[test]
+fn a_prefetch_that_fails_costs_nothing_and_is_not_remembered() {
+    for kind in [Kind::Flat, Kind::Plain, Kind::Gzip] {
+        let (storage, disk, bytes) = remote(kind);
+        storage.set_rule(|operation, _| (operation == Operation::ReadAt).then_some(Fault::Errno(5)));
+        disk.prefetch(0, disk.size());
+        let mut buffer = vec![0; bytes.len()];
+        storage.release();
+        disk.read_at(0, &mut buffer).unwrap();
+        assert_eq!(buffer, bytes, "{kind:?}");
     }
 }
