@@ -11,7 +11,7 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use storage::{ObjectPath, Storage};
 use uuid::Uuid;
@@ -255,18 +255,34 @@ pub(crate) fn data_path(storage: &Arc<dyn Storage>, name: &ObjectPath) -> Result
 }
 
 /// What can be seen of a folder's images from outside: as long as it stays the same, nobody is changing them.
-pub(crate) fn evidence(storage: &Arc<dyn Storage>, name: &ObjectPath) -> Result<Vec<(String, u64, u64, SystemTime)>> {
-    let folder = name.parent();
-    let mut seen = Vec::new();
-    for entry in storage.list(&folder)? {
-        if entry.name.ends_with(".vhd") || merge_state::parent_of(&entry.name).is_some() {
-            match storage.stat(&folder.join(&entry.name)?) {
-                Ok(stat) => seen.push((entry.name, stat.size, stat.inode, stat.modified)),
-                Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Evidence(Vec<(String, u64, u64, SystemTime)>);
+
+impl Evidence {
+    /// Looks at the folder of `name`.
+    pub(crate) fn of(storage: &Arc<dyn Storage>, name: &ObjectPath) -> Result<Self> {
+        let folder = name.parent();
+        let mut seen = Vec::new();
+        for entry in storage.list(&folder)? {
+            if entry.name.ends_with(".vhd") || merge_state::parent_of(&entry.name).is_some() {
+                match storage.stat(&folder.join(&entry.name)?) {
+                    Ok(stat) => seen.push((entry.name, stat.size, stat.inode, stat.modified)),
+                    Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
+        seen.sort();
+        Ok(Self(seen))
     }
-    seen.sort();
-    Ok(seen)
+
+    /// Returns whether an alias or a merge state was made less than `age` ago and is still empty: XO makes the file, then
+    /// fills it.
+    pub(crate) fn is_unfinished(&self, age: Duration) -> bool {
+        let now = SystemTime::now();
+        self.0.iter().any(|(name, size, _, modified)| {
+            let is_new = now.duration_since(*modified).map_or(true, |since| since < age);
+            *size == 0 && is_new && (alias::is_alias(name) || merge_state::parent_of(name).is_some())
+        })
+    }
 }

@@ -20,7 +20,7 @@ use storage::{Object, ObjectPath, Storage};
 use uuid::Uuid;
 
 use crate::cache::{BlockCache, Form, Key};
-use crate::chain::{self, Chain, Member};
+use crate::chain::{Chain, Evidence, Member};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::Exploded;
 use crate::filter::Filter;
@@ -32,6 +32,9 @@ use crate::merge_state;
 /// How long a read is tried again while the files under it change; XO's own pauses (an alias that is empty for an
 /// instant) are far shorter.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a file that was made empty is waited for to be filled.
+const UNFINISHED: Duration = Duration::from_secs(2);
 
 /// Pause before names are resolved again. None for a fuzzer: under it nothing changes by itself.
 const PAUSE: Duration = Duration::from_millis(if cfg!(fuzzing) { 0 } else { 20 });
@@ -171,21 +174,28 @@ pub fn open(context: &Context, name: &ObjectPath, liveness: Option<Arc<dyn Liven
 }
 
 /// Resolves until it succeeds, or fails while nobody changes anything, or the deadline passes.
+///
+/// What is seen of the folder does not tell that the footer of an exploded base became the target's between two looks at
+/// it. So damage counts once it was found twice.
 fn resolve(context: &Context, name: &ObjectPath, deadline: Instant) -> Result<Snapshot> {
+    let mut found = None;
     loop {
-        let before = chain::evidence(&context.storage, name);
+        let before = Evidence::of(&context.storage, name);
         let error = match Snapshot::open(context, name) {
             Ok(snapshot) => return Ok(snapshot),
             Err(error) => error,
         };
         std::thread::sleep(PAUSE);
-        let is_unchanged = match (before, chain::evidence(&context.storage, name)) {
-            (Ok(before), Ok(after)) => before == after,
+        let is_unchanged = match (before, Evidence::of(&context.storage, name)) {
+            (Ok(before), Ok(after)) => before == after && !after.is_unfinished(UNFINISHED),
             _ => true,
         };
-        if is_unchanged || Instant::now() >= deadline {
+        let (is_damage, text) = (matches!(error.kind(), ErrorKind::Missing | ErrorKind::Damaged), error.to_string());
+        let is_certain = is_unchanged && (!is_damage || found.as_ref() == Some(&text));
+        if is_certain || Instant::now() >= deadline {
             return Err(error);
         }
+        found = is_unchanged.then_some(text);
     }
 }
 

@@ -545,3 +545,27 @@ fn a_prefetch_that_fails_costs_nothing_and_is_not_remembered() {
         assert_eq!(buffer, bytes, "{kind:?}");
     }
 }
+
+#[test]
+fn a_merge_state_or_alias_that_is_still_empty_is_waited_for() {
+    for unfinished in [".a.vhd.merge.json", "c.alias.vhd"] {
+        let storage = Arc::new(MemoryStorage::new());
+        let size = 4 * BLOCK as u64;
+        Image::new(1, size, &[(0, 1)]).put(&storage, "a");
+        Image::new(2, size, &[(1, 2)]).child_of(1, "a.vhd").put(&storage, "b");
+        Image::new(3, size, &[(2, 3)]).child_of(2, "b.vhd").stored(Kind::Plain).put(&storage, "c");
+        let disk = open(&storage, "c.alias.vhd").unwrap();
+        let content = if unfinished == "c.alias.vhd" { "data/c.vhd" } else { r#"{"chain":["a.vhd","b.vhd"]}"# };
+        storage.put(unfinished, "").unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // Far longer than nothing changes in between.
+                std::thread::sleep(Duration::from_millis(300));
+                storage.put(unfinished, content).unwrap();
+            });
+            let fresh = open(&storage, "c.alias.vhd").unwrap();
+            assert_eq!(whole(&fresh), bytes(&[1, 2, 3, 0]), "{unfinished}");
+        });
+        assert_eq!(whole(&disk), bytes(&[1, 2, 3, 0]), "{unfinished}");
+    }
+}
