@@ -1,0 +1,54 @@
+//! What the fuzzers run: a function for each target, which panics if the bytes it is given break a promise.
+//!
+//! ```text
+//! footer, header         a structure alone, and a VHD that has it
+//! bat, bitmap            the table or the bitmaps of a VHD, against the specification read literally (flat)
+//! alias, merge_state     names that say where disks are
+//! metadata               a backup of a repository
+//! encrypted_block        an encrypted, compressed block
+//! xva                    an archive with bytes changed, against its headers followed one by one
+//! layers                 random layers and reads against a flat array: the model of vhd/tests/model.rs
+//! ```
+//!
+//! `tests/replay.rs` runs them over what is in `fuzz/corpus-seeds` and `fuzz/findings`, `scripts/fuzz` over more.
+
+#[allow(dead_code, reason = "each user takes its part of the module")]
+#[path = "../../../vhd/tests/builder/mod.rs"]
+mod builder;
+#[allow(dead_code, reason = "each user takes its part of the module")]
+#[path = "../../../vhd/tests/world/mod.rs"]
+mod world;
+
+mod archive;
+mod blocks;
+mod flat;
+mod names;
+mod structures;
+
+pub use archive::xva;
+pub use blocks::encrypted_block;
+pub use flat::{bat, bitmap};
+pub use names::{alias, merge_state, metadata};
+pub use structures::{footer, header};
+
+/// Runs a world of layers, faults and merges whose choices are the bytes.
+pub fn layers(data: &[u8]) {
+    world::run(world::Choices::of_bytes(data));
+}
+
+/// A target's body.
+pub type Target = fn(&[u8]);
+
+/// All targets, by name.
+pub const TARGETS: [(&str, Target); 10] = [
+    ("alias", alias),
+    ("bat", bat),
+    ("bitmap", bitmap),
+    ("encrypted_block", encrypted_block),
+    ("footer", footer),
+    ("header", header),
+    ("layers", layers),
+    ("merge_state", merge_state),
+    ("metadata", metadata),
+    ("xva", xva),
+];
