@@ -6,11 +6,14 @@
 // Speaks JSON, a line each, on standard output, and waits for a line on standard input after each:
 //   {"event":"added","vm":…,"metadata":…,"disks":[{"size":…,"truth":…}, …]}   in the order of the VM's disks
 //   {"event":"removing","vm":…,"metadata":[…]}                                before the first byte is removed
+//   {"event":"lost","vm":…,"metadata":…,"disk":N,"block":N,"size":BYTES}     the file of a block is gone; before "added"
+//   {"event":"read"}                                                          time to read
 //   {"event":"done"}
 // --slow waits before each change of the repository: what XO does in an instant lasts, as over a network.
 
+import { readFile, readdir, unlink } from 'node:fs/promises'
 import { createInterface } from 'node:readline'
-import { join, resolve } from 'node:path'
+import { dirname, join, resolve } from 'node:path'
 import { parseArgs } from 'node:util'
 
 import { BackupVm } from './lib/vm.mjs'
@@ -90,7 +93,7 @@ for (const kind of KINDS) {
 const EPOCH = Date.UTC(2026, 7, 1, 2, 0, 3)
 let night = 0
 
-async function add({ vm, disks, random }, timestamp, { full = false } = {}) {
+async function add({ vm, disks, random }, timestamp, { full = false, loses = false } = {}) {
   for (const disk of disks) {
     const blocks = Math.ceil(disk.size / (2 * MIB))
     const write = Array.from({ length: random.int(1, 4) }, () => random.int(0, Math.min(blocks, 150) - 1))
@@ -103,6 +106,11 @@ async function add({ vm, disks, random }, timestamp, { full = false } = {}) {
     const truth = join(options.truth, `${vm.uuid}-${timestamp}-${index}.raw`)
     await disk.snapshot(truth)
     truths.push({ size: disk.size, truth })
+  }
+  if (loses) {
+    const { told, file } = await findBlock(metadata, disks)
+    await unlink(file)
+    await tell({ event: 'lost', vm: vm.uuid, metadata, ...told })
   }
   await tell({ event: 'added', vm: vm.uuid, metadata, disks: truths })
 }
@@ -138,6 +146,39 @@ for (let round = 0; round < rounds; round++, night++) {
     await vm.cleanVm({ remove: true, merge: true, logInfo() {}, logWarn() {} })
   }
 }
+// At last a block file is lost, before a merge that will not get past it: XO gives up and leaves its state behind. The
+// backup lives on, all but that block.
+const plain = vms.find(_ => _.kind.name === 'plain')
+await add(plain, EPOCH + night++ * 86_400_000)
+await add(plain, EPOCH + night++ * 86_400_000, { loses: true })
+await tell({ event: 'read' })
+const older = plain.vm.backups.slice(0, -1)
+await tell({ event: 'removing', vm: plain.vm.uuid, metadata: older.map(_ => _.metadata) })
+await plain.vm.deleteBackups(older)
+await plain.vm.cleanVm({ remove: true, merge: true, logInfo() {}, logWarn() {} }).catch(() => {})
+await tell({ event: 'read' })
+
+// A block that a backup has in a folder of its own, and which disk of the VM it belongs to.
+async function findBlock(metadata, disks) {
+  const path = join(options.repo, metadata)
+  const { vdis, vhds } = JSON.parse(await readFile(path, 'utf8'))
+  for (const [reference, name] of Object.entries(vhds)) {
+    const alias = join(dirname(path), name)
+    const folder = join(dirname(alias), (await readFile(alias, 'utf8')).trim())
+    for (const thousand of await readdir(join(folder, 'blocks'))) {
+      for (const rest of await readdir(join(folder, 'blocks', thousand))) {
+        const disk = disks.findIndex(_ => _.name === vdis[reference].name_label)
+        if (disk === -1) {
+          throw new Error(`no disk of the VM is called ${vdis[reference].name_label}`)
+        }
+        const told = { disk, block: Number(thousand) * 1000 + Number(rest), size: 2 * MIB }
+        return { told, file: join(folder, 'blocks', thousand, rest) }
+      }
+    }
+  }
+  throw new Error(`${metadata} has no block of its own`)
+}
+
 await tell({ event: 'done' })
 for (const { vm, dispose } of vms) {
   await vm.dispose()
