@@ -9,7 +9,7 @@
 //! | it is the target or in between          | the image it names; a block that is gone from there is in the base    |
 //! | it is the base                          | the image it names                                                    |
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -29,6 +29,11 @@ const MAX_LAYERS: usize = 4096;
 /// A merge state is a few names and numbers; a chain of 4096 names fits.
 const MERGE_STATE_LIMIT: u64 = 1 << 20;
 
+/// Most images opened ahead at once, over a network; each is a few small files.
+const AHEAD_LIMIT: usize = 64;
+/// Images opened ahead at first; twice as many each time that more are needed.
+const AHEAD_FIRST: usize = 4;
+
 /// A layer and where its blocks are going.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Member {
@@ -44,17 +49,29 @@ pub(crate) struct Chain {
     pub(crate) members: Vec<Member>,
 }
 
-/// One attempt to resolve names, with what was read of merges once per folder.
+/// One attempt to resolve names, with what was read of each folder once.
 struct Resolver<'a> {
     storage: &'a Arc<dyn Storage>,
     cache: &'a BlockCache,
-    states: Vec<(ObjectPath, Vec<MergeState>)>,
+    folders: Vec<Folder>,
+    /// Images that were opened before it was known that they are members.
+    ahead: HashMap<ObjectPath, Result<Layer>>,
+    ahead_count: usize,
+}
+
+/// What was read of a folder.
+struct Folder {
+    path: ObjectPath,
+    states: Arc<[MergeState]>,
+    /// The names of its images, sorted: XO's are times.
+    images: Vec<String>,
 }
 
 impl Chain {
     /// Resolves `name` and all its ancestors.
     pub(crate) fn resolve(storage: &Arc<dyn Storage>, cache: &BlockCache, name: &ObjectPath) -> Result<Self> {
-        let mut resolver = Resolver { storage, cache, states: Vec::new() };
+        let (folders, ahead) = (Vec::new(), HashMap::new());
+        let mut resolver = Resolver { storage, cache, folders, ahead, ahead_count: AHEAD_FIRST };
         resolver.refuse_merged_away(name)?;
         let mut members = vec![resolver.member(name)?];
         let mut seen: HashSet<ObjectPath> = members.iter().map(|member| member.layer.data.clone()).collect();
@@ -110,7 +127,7 @@ impl Resolver<'_> {
     /// if `name` is the target and the state says it.
     fn merge_of(&mut self, name: &ObjectPath) -> Result<Option<(ObjectPath, Option<Uuid>)>> {
         let folder = name.parent();
-        for state in self.states(&folder)? {
+        for state in self.states(&folder)?.iter() {
             let position = state.chain.iter().position(|member| member == name.file_name());
             if let (Some(position @ 1..), Some(base)) = (position, state.chain.first()) {
                 let base = folder.join(base)?;
@@ -126,7 +143,7 @@ impl Resolver<'_> {
     /// Refuses to read as a backup of its own what a merge is changing into another.
     fn refuse_merged_away(&mut self, name: &ObjectPath) -> Result<()> {
         let folder = name.parent();
-        for state in self.states(&folder)? {
+        for state in self.states(&folder)?.iter() {
             let is_member = state.chain.iter().any(|member| member == name.file_name());
             if is_member && state.chain.last().is_some_and(|target| target != name.file_name()) {
                 let target = state.chain.last().map_or("", String::as_str);
@@ -152,13 +169,19 @@ impl Resolver<'_> {
     }
 
     /// Reads the merge states of a folder, once.
-    fn states(&mut self, folder: &ObjectPath) -> Result<Vec<MergeState>> {
-        if let Some((_, states)) = self.states.iter().find(|(known, _)| known == folder) {
-            return Ok(states.clone());
+    fn states(&mut self, folder: &ObjectPath) -> Result<Arc<[MergeState]>> {
+        if let Some(known) = self.folders.iter().find(|known| known.path == *folder) {
+            return Ok(known.states.clone());
         }
         let mut states = Vec::new();
+        let mut images = Vec::new();
         for entry in self.storage.list(folder)? {
-            let Some(parent) = merge_state::parent_of(&entry.name) else { continue };
+            let Some(parent) = merge_state::parent_of(&entry.name) else {
+                if entry.name.ends_with(".vhd") && !entry.name.starts_with('.') {
+                    images.push(entry.name);
+                }
+                continue;
+            };
             let path = folder.join(&entry.name)?;
             match self.storage.read(&path, MERGE_STATE_LIMIT) {
                 Ok(bytes) => {
@@ -172,8 +195,39 @@ impl Resolver<'_> {
                 Err(error) => return Err(error.into()),
             }
         }
-        self.states.push((folder.clone(), states.clone()));
+        images.sort_unstable();
+        let states: Arc<[MergeState]> = states.into();
+        self.folders.push(Folder { path: folder.clone(), states: states.clone(), images });
         Ok(states)
+    }
+
+    /// Over a network, opens with `name` the images before it, most likely its ancestors: one after the other, each
+    /// would wait for the network a dozen times.
+    ///
+    /// Like any image, they are opened after the merge states of their folder were read.
+    fn open_ahead(&mut self, name: &ObjectPath) {
+        if !self.storage.capabilities().is_remote || self.ahead.contains_key(name) {
+            return;
+        }
+        let folder = name.parent();
+        let Some(known) = self.folders.iter().find(|known| known.path == folder) else { return };
+        let Ok(at) = known.images.binary_search_by(|image| image.as_str().cmp(name.file_name())) else { return };
+        let is_alike = |image: &&String| alias::is_alias(image) == alias::is_alias(name.file_name());
+        let before = known.images[..=at].iter().rev().filter(is_alike).filter_map(|image| folder.join(image).ok());
+        let paths: Vec<_> = before.filter(|path| !self.ahead.contains_key(path)).take(self.ahead_count).collect();
+        self.ahead_count = (self.ahead_count * 2).min(AHEAD_LIMIT);
+        let (storage, cache) = (self.storage, self.cache);
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new;
+            // What the system refuses a thread for is opened when it is needed.
+            let open = |path| thread().spawn_scoped(scope, move || open(storage, cache, path)).ok();
+            let threads: Vec<_> = paths.iter().map(|path| (path, open(path))).collect();
+            for (path, thread) in threads {
+                if let Some(Ok(opened)) = thread.map(std::thread::ScopedJoinHandle::join) {
+                    self.ahead.insert(path.clone(), opened);
+                }
+            }
+        });
     }
 
     /// Returns parent and child of a merge whose state, in the oldest form, does not name them: the child is the
@@ -181,7 +235,7 @@ impl Resolver<'_> {
     fn old_chain(&self, folder: &ObjectPath, parent: &str) -> Result<Vec<String>> {
         for entry in self.storage.list(folder)? {
             if entry.name.ends_with(".vhd") && !entry.name.starts_with('.') && entry.name != parent {
-                let Ok(layer) = self.open(&folder.join(&entry.name)?) else { continue };
+                let Ok(layer) = open(self.storage, self.cache, &folder.join(&entry.name)?) else { continue };
                 if layer.parent_uuid().is_some() && layer.header.is_some_and(|header| header.parent_name == parent) {
                     return Ok(vec![parent.to_owned(), entry.name]);
                 }
@@ -190,10 +244,8 @@ impl Resolver<'_> {
         Ok(Vec::new())
     }
 
-    /// Follows an alias, and opens the image.
-    fn open(&self, name: &ObjectPath) -> Result<Layer> {
-        let data = data_path(self.storage, name)?;
-        Layer::open(self.storage, self.cache, name, &data)
+    fn open(&mut self, name: &ObjectPath) -> Result<Layer> {
+        self.ahead.remove(name).unwrap_or_else(|| open(self.storage, self.cache, name))
     }
 
     /// Finds the parent of a layer: the first of the places it names that holds the expected uuid.
@@ -206,6 +258,9 @@ impl Resolver<'_> {
         let mut problem = None;
         for name in locator::candidates(&header.parent_name, &located) {
             let resolved = child.name.parent().resolve(&name).map_err(Error::from);
+            if let Ok(path) = &resolved {
+                self.open_ahead(path);
+            }
             match resolved.and_then(|path| self.member(&path)) {
                 Ok(member) if is_parent(&member, expected, child) => return Ok(member),
                 Ok(member) => {
@@ -229,6 +284,12 @@ impl Resolver<'_> {
             Error::new(ErrorKind::Damaged, &child.name, "it is differencing and was expected to name its parent")
         }))
     }
+}
+
+/// Follows an alias, and opens the image.
+fn open(storage: &Arc<dyn Storage>, cache: &BlockCache, name: &ObjectPath) -> Result<Layer> {
+    let data = data_path(storage, name)?;
+    Layer::open(storage, cache, name, &data)
 }
 
 /// Whether a resolved member is the parent with that uuid.

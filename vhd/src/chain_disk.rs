@@ -178,6 +178,11 @@ pub fn open(context: &Context, name: &ObjectPath, liveness: Option<Arc<dyn Liven
 /// What is seen of the folder does not tell that the footer of an exploded base became the target's between two looks at
 /// it. So damage counts once it was found twice.
 fn resolve(context: &Context, name: &ObjectPath, deadline: Instant) -> Result<Snapshot> {
+    // All images of the folder are looked at only where one cannot be opened: there may be many, far away.
+    match Snapshot::open(context, name) {
+        Err(error) if error.kind() != ErrorKind::Unavailable => {}
+        opened => return opened,
+    }
     let mut found = None;
     loop {
         let before = Evidence::of(&context.storage, name);
@@ -528,6 +533,8 @@ fn out_of_range(name: &ObjectPath, offset: u64, size: u64) -> disk::Error {
 fn layer_info(member: &Member, map: &BlockMap) -> LayerInfo {
     let layer = &member.layer;
     let count = usize::try_from(layer.block_count()).expect("at most MAX_BLOCKS");
+    let mut allocated_blocks = 0;
+    map.each_held(count, |_, _| allocated_blocks += 1);
     LayerInfo {
         name: layer.name.clone(),
         data: layer.data.clone(),
@@ -537,7 +544,7 @@ fn layer_info(member: &Member, map: &BlockMap) -> LayerInfo {
         parent_uuid: layer.parent_uuid(),
         size: layer.virtual_size(),
         block_size: layer.block_size.bytes(),
-        allocated_blocks: (0..count).filter(|block| map.place(*block).is_some()).count() as u64,
+        allocated_blocks,
         creator: layer.footer.creator,
         timestamp: layer.footer.timestamp,
         is_merging: member.moving.is_some(),
@@ -610,17 +617,15 @@ impl Snapshot {
             let limit = limits[usize::from(number)];
             let visible = usize::try_from(block_size.block_count(limit)).expect("at most MAX_BLOCKS");
             number += 1;
-            for (block, layer) in layers.iter_mut().enumerate().take(visible) {
-                if *layer != 0 {
-                    continue;
+            map.each_held(visible.min(count), |block, place| {
+                if layers[block] == 0 {
+                    layers[block] = number;
+                    allocated_blocks += 1;
+                    if let Some(sector) = sectors.get_mut(block) {
+                        *sector = place;
+                    }
                 }
-                let Some(place) = map.place(block) else { continue };
-                *layer = number;
-                allocated_blocks += 1;
-                if let Some(sector) = sectors.get_mut(block) {
-                    *sector = place;
-                }
-            }
+            });
             Ok(())
         })?;
         let full = if has_files { (0..count.div_ceil(8)).map(|_| AtomicU8::new(0)).collect() } else { Vec::new() };
@@ -942,8 +947,9 @@ fn each_map(
     storage: &Arc<dyn Storage>,
     mut act: impl FnMut(&Member, BlockMap) -> Result<()>,
 ) -> Result<()> {
-    const AT_ONCE: usize = 16;
-    for group in chain.members.chunks(AT_ONCE) {
+    // A disk of this machine has little delay to hide.
+    let at_once = if storage.capabilities().is_remote { 16 } else { 4 };
+    for group in chain.members.chunks(at_once) {
         let read = std::thread::scope(|scope| {
             let (first, others) = group.split_first().expect("no chunk is empty");
             let thread = std::thread::Builder::new;

@@ -89,8 +89,22 @@ impl Exploded {
         // XO writes a byte per entry; what claims more entries than any disk has blocks is not read.
         let entries = u64::from(layer.header.as_ref().map_or(0, |header| header.max_table_entries)).min(MAX_BLOCKS);
         let limit = layer.block_count() * 2 + SMALL_FILE + entries;
-        let stored = storage.read(&path, limit)?;
-        let bits = self.filter.decode_prefix(&stored, needed, limit).map_err(|error| error.at(&path))?;
+        let bits = if self.filter == Filter::None && storage.capabilities().ranged_reads {
+            let object = storage.open(&path)?;
+            let len = object.stat()?.size;
+            if len > limit {
+                let reason = format!("a table of at most {limit} bytes was expected, {len} were found");
+                return Err(Error::new(ErrorKind::Damaged, &path, reason));
+            }
+            // An eighth of the file.
+            let mut bits = vec![0; needed];
+            let found = object.read_at(0, &mut bits)?;
+            bits.truncate(found);
+            bits
+        } else {
+            let stored = storage.read(&path, limit)?;
+            self.filter.decode_prefix(&stored, needed, limit).map_err(|error| error.at(&path))?
+        };
         if bits.len() < needed {
             let reason = format!("a table of {needed} bytes was expected, {} were found", bits.len());
             return Err(Error::new(ErrorKind::Damaged, &path, reason));
