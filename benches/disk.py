@@ -3,7 +3,7 @@ compress about 2:1.
 
 Each `make_` function fills a folder once: it leaves a mark there, and does nothing if it finds it.
 """
-import gzip, random, shutil, struct, subprocess, uuid, zlib
+import gzip, random, shutil, struct, subprocess, uuid
 from functools import cache
 from pathlib import Path
 
@@ -48,8 +48,8 @@ def geometry(sectors):
 
 def footer(size, disk_type, identifier):
     cylinders, heads, per_track = geometry(size // SECTOR)
-    data = struct.pack('>8sIIQI4sI4sQQHBBII16sB427s', b'conectix', 2, 0x10000, 512, TIMESTAMP, b'xo  ', 0x10000, b'Wi2k',
-                       size, size, cylinders, heads, per_track, disk_type, 0, identifier.bytes, 0, b'')
+    data = struct.pack('>8sIIQI4sI4sQQHBBII16sB427s',
+                       b'conectix', 2, 0x10000, 512, TIMESTAMP, b'xo  ', 0x10000, b'Wi2k', size, size, cylinders, heads, per_track, disk_type, 0, identifier.bytes, 0, b'')
     return with_checksum(data, 64)
 
 
@@ -105,7 +105,7 @@ def write_vhd(path, size, identifier, blocks, content, parent=None, parent_name=
 
 
 def write_exploded(write, size, identifier, content, filter_name=None):
-    """Writes an exploded VHD of all blocks with write(path within it, bytes), through one of Xen Orchestra's filters."""
+    """Writes an exploded VHD of all blocks with write(path within it, bytes), through a filter."""
     if filter_name == 'brotli':
         import brotli
         encode = lambda data: brotli.compress(data, quality=0)
@@ -196,7 +196,8 @@ def make_guest(folder):
         write(f'small/{number // 100}/{number}', content(2, number % 64)[number * 256:][:4096 + number * 8])
     raw = folder / 'plain.raw'
     subprocess.run(['mke2fs', '-q', '-t', 'ext4', '-O', '^has_journal', '-U', str(identifier('guest')),
-                    '-E', f'hash_seed={identifier("hash")}', '-d', files, raw, f'{GUEST_SIZE >> 20}M'], check=True)
+                    '-E', f'hash_seed={identifier("hash")}', '-d', files, raw, f'{GUEST_SIZE >> 20}M'],
+                   check=True, stdout=subprocess.DEVNULL)
     shutil.rmtree(files)
     blocks = {}
     with open(raw, 'rb') as source:

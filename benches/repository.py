@@ -30,7 +30,8 @@ class Repository:
         self.write_plain(path, data)
 
     def add_vm(self, name, count, write_disk, has_cache=False):
-        """Adds a VM with one disk and `count` daily backups; write_disk(stem) writes one and returns its file's name."""
+        """Adds a VM with one disk and `count` daily backups; write_disk(self, folder, stem) writes one
+        into that folder and returns its file's name."""
         vm, vdi, job = (str(disk.identifier(f'{kind} {name}')) for kind in ('vm', 'vdi', 'job'))
         base = f'xo-vm-backups/{vm}'
         listing = {}

@@ -1,0 +1,141 @@
+"""Reading files in stated ways, and what the kernel's page cache holds of them.
+
+A mount may learn from how a program read before, and tells programs by their name; so each reader is a process of its own
+and says what it is called.
+"""
+import json, os, random, resource, time
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+numbers = count()
+
+
+@dataclass
+class Reading:
+    """What was read, by all readers: bytes, requests, wall-clock seconds, CPU seconds of the readers."""
+    bytes: int
+    requests: int
+    seconds: float
+    cpu: float
+
+    @property
+    def megabytes(self):
+        return self.bytes / 1e6 / self.seconds
+
+    @property
+    def rate(self):
+        return self.requests / self.seconds
+
+
+def stranger():
+    """A program's name that no mount has seen."""
+    # 15 characters are all a name may have.
+    return f'r{os.getpid() % 100000}-{next(numbers)}'
+
+
+def call_myself(name):
+    Path('/proc/self/comm').write_text(name)
+
+
+def pass_once(path, request, seconds):
+    """Reads from the start to the end, or until the time is over."""
+    buffer = bytearray(request)
+    at_once = max(1, (1 << 20) // request)
+    total = 0
+    with open(path, 'rb', buffering=0) as file:
+        read, start = file.readinto, time.perf_counter()
+        while True:
+            for _ in range(at_once):
+                got = read(buffer)
+                total += got
+            elapsed = time.perf_counter() - start
+            if got < request or elapsed > seconds:
+                return total, -(-total // request), elapsed
+
+
+def read_randomly(path, request, seconds, within, seed):
+    buffers = [bytearray(request)]
+    fd = os.open(path, os.O_RDONLY)
+    places = min(within or 1 << 62, os.lseek(fd, 0, os.SEEK_END)) // request
+    pick, preadv, clock, requests = random.Random(seed).random, os.preadv, time.perf_counter, 0
+    start = clock()
+    while (now := clock()) < start + seconds:
+        preadv(fd, buffers, int(pick() * places) * request)
+        requests += 1
+    return requests * request, requests, now - start
+
+
+def run(jobs, name):
+    """Runs each job in a process called `name`, at the same time; their sum, and the longest of their times."""
+    pipes = []
+    for job in jobs:
+        ours, theirs = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                call_myself(name)
+                before = resource.getrusage(resource.RUSAGE_SELF)
+                found = job()
+                after = resource.getrusage(resource.RUSAGE_SELF)
+                cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+                os.write(theirs, json.dumps([*found, cpu]).encode())
+                os._exit(0)
+            except BaseException as error:
+                os.write(2, f'bench: reader: {error}\n'.encode())
+                os._exit(1)
+        os.close(theirs)
+        pipes.append((ours, pid))
+    said = []
+    for ours, pid in pipes:
+        with open(ours, 'rb') as pipe:
+            said.append(pipe.read())
+        os.waitpid(pid, 0)
+    if not all(said):
+        raise SystemExit('bench: a reader failed')
+    total, requests, seconds, cpu = zip(*map(json.loads, said))
+    return Reading(sum(total), sum(requests), max(seconds), sum(cpu))
+
+
+def sequential(path, request=1 << 20, seconds=60, name=None):
+    return run([lambda: pass_once(path, request, seconds)], name or stranger())
+
+
+def at_random(path, request, readers, seconds, name=None, within=None):
+    jobs = [lambda seed=seed: read_randomly(path, request, seconds, within, seed) for seed in range(readers)]
+    return run(jobs, name or stranger())
+
+
+def habitual(path, request):
+    """The name of a program that read two disks in requests so small or large before."""
+    name = stranger()
+    for _ in range(2):
+        run([lambda: read_randomly(path, request, 0.02, 1 << 20, 0)], name)
+        run([lambda: pass_some(path, request)], name)
+    return name
+
+
+def pass_some(path, request):
+    with open(path, 'rb', buffering=0) as file:
+        requests = sum(1 for _ in range(32) if file.read(request))
+    return requests * request, requests, 1
+
+
+def drop(*paths):
+    """Makes the kernel forget what it cached of files, and of all files below folders."""
+    for path in map(Path, paths):
+        for file in [path] if path.is_file() else path.rglob('*'):
+            if file.is_file():
+                fd = os.open(file, os.O_RDONLY)
+                try:
+                    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                finally:
+                    os.close(fd)
+
+
+def warm(*paths):
+    """Has the kernel cache files, and all files below folders."""
+    for path in map(Path, paths):
+        for file in [path] if path.is_file() else path.rglob('*'):
+            if file.is_file():
+                pass_once(file, 1 << 20, 600)
