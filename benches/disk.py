@@ -49,7 +49,8 @@ def geometry(sectors):
 def footer(size, disk_type, identifier):
     cylinders, heads, per_track = geometry(size // SECTOR)
     data = struct.pack('>8sIIQI4sI4sQQHBBII16sB427s',
-                       b'conectix', 2, 0x10000, 512, TIMESTAMP, b'xo  ', 0x10000, b'Wi2k', size, size, cylinders, heads, per_track, disk_type, 0, identifier.bytes, 0, b'')
+                       b'conectix', 2, 0x10000, 512, TIMESTAMP, b'xo  ', 0x10000, b'Wi2k', size, size,
+                       cylinders, heads, per_track, disk_type, 0, identifier.bytes, 0, b'')
     return with_checksum(data, 64)
 
 

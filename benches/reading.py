@@ -3,7 +3,7 @@
 A mount may learn from how a program read before, and tells programs by their name; so each reader is a process of its own
 and says what it is called.
 """
-import json, os, random, resource, time
+import json, os, random, resource, signal, time
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -68,33 +68,45 @@ def read_randomly(path, request, seconds, within, seed):
 
 def run(jobs, name):
     """Runs each job in a process called `name`, at the same time; their sum, and the longest of their times."""
-    pipes = []
-    for job in jobs:
-        ours, theirs = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                call_myself(name)
-                before = resource.getrusage(resource.RUSAGE_SELF)
-                found = job()
-                after = resource.getrusage(resource.RUSAGE_SELF)
-                cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-                os.write(theirs, json.dumps([*found, cpu]).encode())
-                os._exit(0)
-            except BaseException as error:
-                os.write(2, f'bench: reader: {error}\n'.encode())
-                os._exit(1)
-        os.close(theirs)
-        pipes.append((ours, pid))
-    said = []
-    for ours, pid in pipes:
-        with open(ours, 'rb') as pipe:
-            said.append(pipe.read())
-        os.waitpid(pid, 0)
+    readers = []
+    try:
+        for job in jobs:
+            ours, theirs = os.pipe()
+            pid = os.fork()
+            if pid == 0:
+                be_reader(job, name, theirs)
+            os.close(theirs)
+            readers.append((pid, open(ours, 'rb')))
+        said = [pipe.read() for _, pipe in readers]
+    except BaseException:
+        for pid, _ in readers:
+            os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        for pid, pipe in readers:
+            pipe.close()
+            os.waitpid(pid, 0)
     if not all(said):
         raise SystemExit('bench: a reader failed')
     total, requests, seconds, cpu = zip(*map(json.loads, said))
     return Reading(sum(total), sum(requests), max(seconds), sum(cpu))
+
+
+def be_reader(job, name, pipe):
+    """Does the job in a process that was forked for it, and ends."""
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_DFL)
+        call_myself(name)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        found = job()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        os.write(pipe, json.dumps([*found, cpu]).encode())
+        os._exit(0)
+    except BaseException as error:
+        os.write(2, f'bench: reader: {error}\n'.encode())
+        os._exit(1)
 
 
 def sequential(path, request=1 << 20, seconds=60, name=None):
