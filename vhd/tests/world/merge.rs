@@ -180,9 +180,14 @@ impl World {
             }
             None
         });
-        while !left.lock().unwrap().is_empty() {
+        loop {
+            let before = left.lock().unwrap().len();
+            if before == 0 {
+                break;
+            }
             living[choices.below(living.len())].read(choices, false);
-            if choices.one_in(4) {
+            // What is a hole, or in memory, asks the storage for nothing.
+            if choices.one_in(4) || left.lock().unwrap().len() == before {
                 let layer = &self.layers[target + choices.below(self.layers.len() - target)];
                 self.open_sound(layer).read(choices, false);
             }
