@@ -27,7 +27,7 @@ use crate::merge_state::{self, MergeState};
 const MAX_LAYERS: usize = 4096;
 
 /// A merge state is a few names and numbers; a chain of 4096 names fits.
-const MERGE_STATE_LIMIT: u64 = 1 << 20;
+pub(crate) const MERGE_STATE_LIMIT: u64 = 1 << 20;
 
 /// Most images opened ahead at once, over a network; each is a few small files.
 const AHEAD_LIMIT: usize = 64;

@@ -19,6 +19,7 @@ use lru::LruCache;
 use storage::{Object, ObjectPath, Storage};
 use uuid::Uuid;
 
+use crate::by_name::ByName;
 use crate::cache::{BlockCache, Form, Key};
 use crate::chain::{Chain, Evidence, Member};
 use crate::error::{Error, ErrorKind, Result};
@@ -27,7 +28,6 @@ use crate::filter::Filter;
 use crate::footer::DiskType;
 use crate::geometry::{BlockIndex, BlockSize, BlockSpan, FileSector, SECTOR_LEN};
 use crate::layer::{BitmapRule, BlockMap, Body, Format, Layer};
-use crate::merge_state;
 
 /// How long a read is tried again while the files under it change; XO's own pauses (an alias that is empty for an
 /// instant) are far shorter.
@@ -71,47 +71,6 @@ pub trait Liveness: Send + Sync {
     fn is_alive(&self) -> storage::Result<bool>;
 }
 
-/// A disk that belongs to no backup lives as long as its name, and until other disks are merged into it.
-struct ByName {
-    storage: Arc<dyn Storage>,
-    name: ObjectPath,
-    /// What XO writes before it merges anything into the disk.
-    merge: ObjectPath,
-    /// Whether that was there already and the disk could be opened all the same: what is left of an old merge.
-    had_merge: bool,
-}
-
-impl ByName {
-    fn new(storage: Arc<dyn Storage>, name: ObjectPath) -> Result<Self> {
-        let merge = name.parent().join(&merge_state::name_of(name.file_name()))?;
-        let mut alive = Self { storage, name, merge, had_merge: false };
-        alive.had_merge = alive.exists(&alive.merge)?;
-        Ok(alive)
-    }
-
-    fn exists(&self, path: &ObjectPath) -> storage::Result<bool> {
-        match self.storage.stat(path) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-}
-
-impl Liveness for ByName {
-    fn is_alive(&self) -> storage::Result<bool> {
-        if !self.had_merge && self.exists(&self.merge)? {
-            return Ok(false);
-        }
-        if self.exists(&self.name)? {
-            return Ok(true);
-        }
-        // A merge takes the name of its target away for an instant.
-        let entries = self.storage.list(&self.name.parent())?;
-        Ok(entries.iter().any(|entry| merge_state::parent_of(&entry.name).is_some()))
-    }
-}
-
 /// What is known of one layer, for people.
 #[derive(Debug, Clone)]
 pub struct LayerInfo {
@@ -139,6 +98,19 @@ pub struct LayerInfo {
     pub timestamp: u32,
     /// Whether a merge is taking its blocks away.
     pub is_merging: bool,
+}
+
+/// What is known of a chain without asking the storage again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leaf {
+    /// The uuid of the leaf.
+    pub uuid: Uuid,
+    /// The uuid of its parent, `None` for a base.
+    pub parent_uuid: Option<Uuid>,
+    /// The time field of its footer, as in [`LayerInfo`].
+    pub timestamp: u32,
+    /// The number of layers.
+    pub chain_length: usize,
 }
 
 /// A chain of VHDs as a disk.
@@ -217,6 +189,15 @@ impl ChainDisk {
             Ok(())
         })?;
         Ok(layers)
+    }
+
+    /// Returns what is known of its leaf.
+    #[must_use]
+    pub fn leaf(&self) -> Leaf {
+        let snapshot = self.0.snapshot();
+        let leaf = snapshot.leaf();
+        let (uuid, parent_uuid, timestamp) = (leaf.footer.uuid, leaf.parent_uuid(), leaf.footer.timestamp);
+        Leaf { uuid, parent_uuid, timestamp, chain_length: snapshot.chain.members.len() }
     }
 
     /// Returns the uuid of the leaf.

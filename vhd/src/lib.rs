@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! open ─► disk (ChainDisk: table, reading, checking) ─► chain (names, merges, links) ─► layer ─► flat │ exploded
+//! by_name (when a disk without a backup has ended)
 //! VhdView (a disk as one VHD file)                       cache (blocks in memory), workers (that fill it ahead)
 //! footer · header · merge_state · alias · locator · filter · geometry          bytes in, value out
 //! ```
@@ -9,6 +10,7 @@
 //! It never hears of VMs or backups.
 
 mod alias;
+mod by_name;
 mod cache;
 mod chain;
 mod chain_disk;
@@ -27,7 +29,7 @@ mod workers;
 
 pub use alias::is_alias;
 pub use cache::BlockCache;
-pub use chain_disk::{ChainDisk, Context, LayerInfo, Liveness, open};
+pub use chain_disk::{ChainDisk, Context, LayerInfo, Leaf, Liveness, open};
 pub use error::{Error, ErrorKind, FormatError, Result};
 pub use filter::Filter;
 pub use footer::{DiskType, Footer};

@@ -80,12 +80,6 @@ pub fn parent_of(file_name: &str) -> Option<&str> {
     file_name.strip_prefix('.')?.strip_suffix(".merge.json").filter(|parent| !parent.is_empty())
 }
 
-/// Returns the name of the file that describes a merge into the parent of that name.
-#[must_use]
-pub fn name_of(parent: &str) -> String {
-    format!(".{parent}.merge.json")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,7 +139,6 @@ mod tests {
     fn the_name_of_the_file_says_the_parent() {
         let name = ".20260801T000000Z.alias.vhd.merge.json";
         assert_eq!(parent_of(name), Some("20260801T000000Z.alias.vhd"));
-        assert_eq!(name_of("20260801T000000Z.alias.vhd"), name);
         for other in ["20260801T000000Z.alias.vhd.merge.json", "..merge.json", ".merge.json", ".a.vhd"] {
             assert_eq!(parent_of(other), None, "{other}");
         }

@@ -359,10 +359,11 @@ fn a_long_chain_is_opened_by_reading_each_table_once_and_several_at_a_time() {
     let context = Context { storage: storage.clone(), cache: BlockCache::new(1 << 20) };
     let disk = vhd::open(&context, &ObjectPath::new("l99.alias.vhd").unwrap(), None).unwrap();
     assert!(release.join().unwrap(), "the tables are read one after the other");
-    // Of each: the alias, the filters, the footer, the header; then the table; of their folder, one listing.
+    // Of each: the alias, the filters, the footer, the header; then the table; of their folder, one listing, and one
+    // to know when the disk has ended.
     assert_eq!(storage.count(Operation::Read), 100 * 4);
     assert_eq!(storage.count(Operation::ReadAt), 100);
-    assert_eq!(storage.count(Operation::List), 1);
+    assert_eq!(storage.count(Operation::List), 2);
     assert_eq!(disk.chain_length(), 100);
     assert_eq!(whole(&disk), bytes(&[7; 100]));
 }
@@ -570,5 +571,32 @@ fn a_merge_state_or_alias_that_is_still_empty_is_waited_for() {
             assert_eq!(whole(&fresh), bytes(&[1, 2, 3, 0]), "{unfinished}");
         });
         assert_eq!(whole(&disk), bytes(&[1, 2, 3, 0]), "{unfinished}");
+    }
+}
+
+#[test]
+fn a_disk_without_a_backup_ends_when_a_merge_makes_it_part_of_another() {
+    for kind in [Kind::Flat, Kind::Plain] {
+        let storage = Arc::new(MemoryStorage::new());
+        let size = 3 * BLOCK as u64;
+        let name = |name: &str| format!("{name}.{}", if kind == Kind::Flat { "vhd" } else { "alias.vhd" });
+        Image::new(1, size, &[(0, 1)]).stored(kind).put(&storage, "a");
+        Image::new(2, size, &[(1, 2)]).stored(kind).child_of(1, &name("a")).put(&storage, "b");
+        Image::new(3, size, &[(0, 3)]).stored(kind).child_of(2, &name("b")).put(&storage, "c");
+        let disks = ["a", "b", "c"].map(|disk| open(&storage, &name(disk)).unwrap());
+        assert_eq!(whole(&disks[1]), bytes(&[1, 2, 0]));
+        // `a` takes what `b` and `c` hold; it, and what is read through it, is not `b`'s any more.
+        let state = format!(r#"{{"chain":["{}","{}","{}"]}}"#, name("a"), name("b"), name("c"));
+        storage.put(&format!(".{}.merge.json", name("a")), state).unwrap();
+        if kind == Kind::Flat {
+            let merged = Image::new(1, size, &[(0, 3), (1, 2)]).flat();
+            storage.overwrite("a.vhd", merged).unwrap();
+        } else {
+            storage.rename(&block_path("c", 0), &block_path("a", 0)).unwrap();
+        }
+        for disk in &disks[..2] {
+            assert_eq!(read(disk, 0, BLOCK).unwrap_err().kind(), ErrorKind::Stale, "{kind:?}");
+        }
+        assert_eq!(whole(&disks[2]), bytes(&[3, 2, 0]), "{kind:?}");
     }
 }

@@ -90,6 +90,8 @@ struct World {
     faulty: Arc<FaultyStorage>,
     context: Context,
     is_encrypted: bool,
+    /// Whether no metadata belongs to the disks.
+    is_loose: bool,
     layers: Vec<Layer>,
     removed: Arc<Mutex<HashSet<String>>>,
 }
@@ -179,6 +181,7 @@ impl World {
         let is_of_xo = choices.below(2) == 0;
         let is_encrypted = choices.one_in(5);
         let is_remote = choices.one_in(3);
+        let is_loose = choices.one_in(4);
         let memory = Arc::new(MemoryStorage::new());
         let faulty = Arc::new(FaultyStorage::new(memory.clone()));
         let mut storage: Arc<dyn Storage> = faulty.clone();
@@ -194,7 +197,7 @@ impl World {
         let cache = BlockCache::new([1 << 20, 1 << 20, 6000, 0][choices.below(4)]);
         let context = Context { storage, cache };
         let mut world =
-            Self { memory, faulty, context, is_encrypted, layers: Vec::new(), removed: Arc::new(Mutex::default()) };
+            Self { memory, faulty, context, is_encrypted, is_loose, layers: Vec::new(), removed: Arc::default() };
         world.fill(is_of_xo, choices);
         (world, is_of_xo)
     }
@@ -322,8 +325,9 @@ impl World {
     }
 
     fn open(&self, layer: &Layer) -> vhd::Result<Opened> {
-        let liveness = Arc::new(Backup { name: layer.name.clone(), removed: self.removed.clone() });
-        let disk = vhd::open(&self.context, &ObjectPath::new(&layer.name).unwrap(), Some(liveness))?;
+        let backup = Backup { name: layer.name.clone(), removed: self.removed.clone() };
+        let liveness = (!self.is_loose).then(|| -> Arc<dyn Liveness> { Arc::new(backup) });
+        let disk = vhd::open(&self.context, &ObjectPath::new(&layer.name).unwrap(), liveness)?;
         Ok(Opened { disk, name: layer.name.clone(), truth: layer.truth.clone() })
     }
 
