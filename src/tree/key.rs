@@ -3,9 +3,10 @@
 //! A key names a place by what stands there (a VM, a backup, a disk), never by a position in a list, so what appears or
 //! leaves elsewhere changes nothing. A number is given at first sight and never to anything else while the tree lives.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
+
+use indexmap::IndexSet;
 
 use crate::repository::{BackupId, BackupTime, VmId};
 
@@ -141,46 +142,35 @@ impl fmt::Display for Key {
     }
 }
 
-/// The numbers given so far.
+/// The numbers given so far: that of the key at `i` is `i + 1`.
 ///
-/// About 200 bytes for each place that was ever looked at; nothing is taken back, so that no number is reused.
-pub(super) struct Inodes(RwLock<Numbers>);
-
-struct Numbers {
-    by_key: HashMap<Key, u64>,
-    /// The key of number `i + 1` is at `i`.
-    keys: Vec<Key>,
-}
+/// About 120 bytes for each place that was ever looked at; nothing is taken back, so that no number is reused.
+pub(super) struct Inodes(RwLock<IndexSet<Key>>);
 
 impl Inodes {
     pub(super) fn new() -> Self {
-        Self(RwLock::new(Numbers { by_key: HashMap::from([(Key::Root, ROOT)]), keys: vec![Key::Root] }))
+        Self(RwLock::new(IndexSet::from([Key::Root])))
     }
 
     /// Returns the number of a place, a new one at first sight.
     pub(super) fn number(&self, key: &Key) -> u64 {
-        if let Some(number) = self.0.read().unwrap_or_else(PoisonError::into_inner).by_key.get(key) {
-            return *number;
-        }
-        let mut numbers = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(number) = numbers.by_key.get(key) {
-            return *number;
-        }
-        numbers.keys.push(key.clone());
-        let number = numbers.keys.len() as u64;
-        numbers.by_key.insert(key.clone(), number);
-        number
+        let known = self.0.read().unwrap_or_else(PoisonError::into_inner).get_index_of(key);
+        let index = known.unwrap_or_else(|| {
+            // If another was first, it is its number.
+            self.0.write().unwrap_or_else(PoisonError::into_inner).insert_full(key.clone()).0
+        });
+        index as u64 + 1
     }
 
     /// Returns what a number was given to.
     pub(super) fn key(&self, number: u64) -> Option<Key> {
         let index = usize::try_from(number.checked_sub(1)?).ok()?;
-        self.0.read().unwrap_or_else(PoisonError::into_inner).keys.get(index).cloned()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get_index(index).cloned()
     }
 
     /// Returns how many numbers were given.
     pub(super) fn count(&self) -> u64 {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).keys.len() as u64
+        self.0.read().unwrap_or_else(PoisonError::into_inner).len() as u64
     }
 }
 
