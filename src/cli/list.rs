@@ -141,9 +141,9 @@ struct Row {
 impl Listing {
     fn of(repository: &Repository) -> Result<Self> {
         let mut vms = Vec::new();
-        for vm in repository.vms()?.iter() {
-            let backups = repository.backups(&vm.id).map(|backups| rows(&backups)).map_err(|error| error.to_string());
-            vms.push((vm.id.to_string(), vm.name.clone(), backups));
+        for (vm, backups) in repository.all_backups()? {
+            let backups = backups.map(|backups| rows(&backups)).map_err(|error| error.to_string());
+            vms.push((vm.id.to_string(), vm.name, backups));
         }
         let loose = repository.loose_disks()?;
         let loose = loose.iter().map(|disk| LooseRow {

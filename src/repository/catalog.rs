@@ -5,13 +5,12 @@
 //! a time, so that a crowd of readers lists it once; the others wait for it only shortly if they have an older listing.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::Builder;
 use std::time::{Duration, SystemTime};
 
 use storage::{ObjectPath, Stat, Storage};
 
+use super::crew::{Crew, Work};
 use super::metadata::{self, Backup, BackupDisk, DiskSource, Metadata, Mode};
 use super::naming::{Device, device_of_user_device, disk_names};
 use super::problems::{Problem, ProblemKind, Problems};
@@ -22,9 +21,6 @@ use super::{BackupTime, ErrorKind, METADATA_LIMIT, Result, VM_FOLDER, Vm, VmId, 
 const LOCAL_AGE: Duration = Duration::from_secs(1);
 /// The same, over a network.
 const REMOTE_AGE: Duration = Duration::from_secs(5);
-/// Most threads that read metadata files or list folders at the same time, for one listing. Each holds at most one
-/// metadata file in memory.
-const WORKERS: usize = 16;
 /// With fewer metadata files to read than this, the cache, which holds all, is not looked at.
 const CACHE_WORTH: usize = 4;
 
@@ -37,6 +33,8 @@ pub(super) fn listing_age(storage: &dyn Storage) -> Duration {
 pub(super) struct Catalog {
     storage: Arc<dyn Storage>,
     age: Duration,
+    /// Each of its threads holds at most one metadata file, or one listing cache, in memory.
+    crew: Crew,
     vms: Refreshed<Arc<Vec<Vm>>, HashMap<VmId, Named>>,
     backups: Mutex<HashMap<VmId, Arc<BackupListing>>>,
 }
@@ -88,6 +86,22 @@ impl From<&Stat> for Signature {
     }
 }
 
+/// What a look at a metadata file found.
+enum Look {
+    /// It was removed since the folder was listed.
+    Gone,
+    /// It is as it was.
+    Same,
+    /// It was read.
+    Read(Known),
+}
+
+/// Whether a metadata file is as it was when it was read.
+fn is_known(before: &HashMap<String, Known>, name: &str, stat: Option<&Stat>) -> bool {
+    let signature = stat.map(Signature::from);
+    signature.is_some() && before.get(name).is_some_and(|known| known.signature == signature)
+}
+
 /// What a VM's folder holds, as far as it concerns a listing.
 struct Folder {
     path: ObjectPath,
@@ -100,8 +114,8 @@ struct Folder {
 
 impl Catalog {
     pub fn new(storage: Arc<dyn Storage>) -> Self {
-        let age = listing_age(storage.as_ref());
-        Self { storage, age, vms: Refreshed::default(), backups: Mutex::default() }
+        let (age, crew) = (listing_age(storage.as_ref()), Crew::of(storage.as_ref()));
+        Self { storage, age, crew, vms: Refreshed::default(), backups: Mutex::default() }
     }
 
     /// Looks again at each access from now on.
@@ -134,7 +148,7 @@ impl Catalog {
             Err(error) if error.kind() == storage::ErrorKind::NotFound && self.has_no_vm_folder()? => Vec::new(),
             Err(error) => return Err(error.into()),
         };
-        let named = in_parallel(&ids, |id| self.name(id, before.get(id), problems));
+        let named = self.crew.each(Work::File, &ids, |id| self.name(id, before.get(id), problems));
         let mut next = HashMap::with_capacity(ids.len());
         let mut list = Vec::with_capacity(ids.len());
         for (id, named) in ids.into_iter().zip(named) {
@@ -198,6 +212,13 @@ impl Catalog {
         Some(Named { newest: newest.filter(|_| is_certain), ..unnamed() })
     }
 
+    /// Returns the backups of every VM, in the order of [`Catalog::vms`].
+    pub fn all_backups(&self, problems: &Problems) -> Result<Vec<(Vm, Result<Arc<Vec<Arc<Backup>>>>)>> {
+        let vms = self.vms(problems)?;
+        let all = self.crew.each(Work::Folder, &vms, |vm| self.backups(&vm.id, problems));
+        Ok(vms.iter().cloned().zip(all).collect())
+    }
+
     pub fn backups(&self, vm: &VmId, problems: &Problems) -> Result<Arc<Vec<Arc<Backup>>>> {
         let listing = lock(&self.backups).entry(vm.clone()).or_default().clone();
         listing.get(self.age, |known, shown| self.list_backups(vm, known, shown, problems))
@@ -219,40 +240,42 @@ impl Catalog {
                 return Err(error);
             }
         };
-        let stats = in_parallel(&folder.files, |(_, name)| self.storage.stat(&folder.path.join(name)?));
-        let mut files = Vec::with_capacity(stats.len());
-        for ((time, name), stat) in folder.files.iter().zip(stats) {
-            match stat {
-                Ok(stat) => files.push((*time, name.as_str(), Some(stat))),
-                // Removed since the folder was listed.
-                Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
-                Err(_) => files.push((*time, name.as_str(), None)),
+        let stat = |name: &str| self.storage.stat(&folder.path.join(name)?);
+        let look = |time: BackupTime, name: &str, stat: storage::Result<Stat>, cached: Option<Metadata>| {
+            let stat = match stat {
+                Ok(stat) => Some(stat),
+                Err(error) if error.kind() == storage::ErrorKind::NotFound => return Look::Gone,
+                Err(_) => None,
+            };
+            if is_known(before, name, stat.as_ref()) {
+                return Look::Same;
             }
-        }
-        let is_known = |name: &str, stat: &Option<Stat>| {
-            let signature = stat.as_ref().map(Signature::from);
-            signature.is_some() && before.get(name).is_some_and(|known| known.signature == signature)
+            self.read_backup(vm, &folder.path, time, name, stat.as_ref(), cached).map_or(Look::Gone, Look::Read)
         };
-        let changed: Vec<_> = files.iter().filter(|(_, name, stat)| !is_known(name, stat)).copied().collect();
-        let cached = if changed.len() >= CACHE_WORTH { self.cached(&folder, &files) } else { None };
-        let cached = Mutex::new(cached.unwrap_or_default());
-        let read = in_parallel(&changed, |(time, name, stat)| {
-            let metadata = lock(&cached).remove(*name);
-            self.read_backup(vm, &folder.path, *time, name, stat.as_ref(), metadata)
-        });
-        let mut read: HashMap<&str, Option<Known>> = changed.iter().map(|(_, name, _)| *name).zip(read).collect();
-        let mut known = HashMap::with_capacity(files.len());
-        let mut list = Vec::with_capacity(files.len());
-        for (_, name, _) in &files {
-            let now = match (read.remove(name), before.remove(*name)) {
-                (Some(Some(now)), Some(before)) => now.after(before),
-                (Some(Some(now)), None) => now,
-                (None, Some(before)) => before,
-                // Removed since the folder was listed.
-                (Some(None), _) | (None, None) => continue,
+        let looks = if folder.has_cache {
+            let stats = self.crew.each(Work::File, &folder.files, |(_, name)| stat(name));
+            let cached = Mutex::new(self.cached(&folder, &stats, before).unwrap_or_default());
+            let files: Vec<_> =
+                folder.files.iter().zip(stats).map(|(file, stat)| (file, Mutex::new(Some(stat)))).collect();
+            self.crew.each(Work::File, &files, |((time, name), stat)| {
+                let stat = lock(stat).take().expect("looked at once");
+                let metadata = lock(&cached).remove(name);
+                look(*time, name, stat, metadata)
+            })
+        } else {
+            self.crew.each(Work::File, &folder.files, |(time, name)| look(*time, name, stat(name), None))
+        };
+        let mut known = HashMap::with_capacity(looks.len());
+        let mut list = Vec::with_capacity(looks.len());
+        for ((_, name), look) in folder.files.iter().zip(looks) {
+            let now = match (look, before.remove(name)) {
+                (Look::Read(now), Some(before)) => now.after(before),
+                (Look::Read(now), None) => now,
+                (Look::Same, Some(before)) => before,
+                (Look::Gone, _) | (Look::Same, None) => continue,
             };
             list.push(now.backup.clone());
-            known.insert((*name).to_owned(), now);
+            known.insert(name.clone(), now);
         }
         *before = known;
         let is_there = |time| list.binary_search_by_key(&time, |backup: &Arc<Backup>| backup.time).is_ok();
@@ -284,18 +307,35 @@ impl Catalog {
         Ok(folder)
     }
 
-    /// Returns the metadata of all `files` out of XO's cache, if it can be believed.
-    fn cached(&self, folder: &Folder, files: &[(BackupTime, &str, Option<Stat>)]) -> Option<HashMap<String, Metadata>> {
-        if !folder.has_cache {
+    /// Returns the metadata of all files out of XO's cache, if it can be believed and enough of them changed.
+    fn cached(
+        &self,
+        folder: &Folder,
+        stats: &[storage::Result<Stat>],
+        before: &HashMap<String, Known>,
+    ) -> Option<HashMap<String, Metadata>> {
+        let mut names = Vec::with_capacity(stats.len());
+        let mut times = Vec::with_capacity(stats.len());
+        let mut changed = 0;
+        for ((_, name), stat) in folder.files.iter().zip(stats) {
+            match stat {
+                Ok(stat) => {
+                    changed += usize::from(!is_known(before, name, Some(stat)));
+                    times.push(stat.modified);
+                    names.push(name.as_str());
+                }
+                Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+                Err(_) => return None,
+            }
+        }
+        if changed < CACHE_WORTH {
             return None;
         }
         let cache = self.storage.stat(&folder.path.join(cache::NAME).ok()?).ok()?;
         let modified = self.storage.stat(&folder.path).ok()?.modified;
-        let times: Option<Vec<SystemTime>> = files.iter().map(|(_, _, stat)| Some(stat.as_ref()?.modified)).collect();
-        if !cache::is_current(cache.modified, modified, times?) {
+        if !cache::is_current(cache.modified, modified, times) {
             return None;
         }
-        let names: Vec<&str> = files.iter().map(|(_, name, _)| *name).collect();
         cache::read(self.storage.as_ref(), &folder.path, &cache, &names)
     }
 
@@ -402,36 +442,4 @@ fn found_problems(folder: &Folder, backups: &[Arc<Backup>]) -> Vec<Problem> {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Does `act` to each item, on up to [`WORKERS`] threads; the results are in the order of the items.
-pub(super) fn in_parallel<T: Sync, U: Send>(items: &[T], act: impl Fn(&T) -> U + Sync) -> Vec<U> {
-    let workers = WORKERS.min(items.len());
-    if workers < 2 {
-        return items.iter().map(act).collect();
-    }
-    let next = AtomicUsize::new(0);
-    let (act, next) = (&act, &next);
-    let work = || {
-        let mut done = Vec::new();
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(index) else { return done };
-            done.push((index, act(item)));
-        }
-    };
-    let mut done: Vec<(usize, U)> = std::thread::scope(|scope| {
-        // Where the system refuses another thread, there are fewer.
-        let threads: Vec<_> = (1..workers).map_while(|_| Builder::new().spawn_scoped(scope, work).ok()).collect();
-        let mut done = work();
-        for thread in threads {
-            match thread.join() {
-                Ok(more) => done.extend(more),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        done
-    });
-    done.sort_unstable_by_key(|(index, _)| *index);
-    done.into_iter().map(|(_, result)| result).collect()
 }

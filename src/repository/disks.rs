@@ -189,6 +189,14 @@ impl OpenDisks {
         layers(&self.open_of(backup, disk, problems)?)
     }
 
+    pub fn leaf(&self, backup: &Backup, disk: &BackupDisk, problems: &Problems) -> disk::Result<Option<vhd::Leaf>> {
+        Ok(leaf(&self.open_of(backup, disk, problems)?))
+    }
+
+    pub fn loose_leaf(&self, disk: &LooseDisk, problems: &Problems) -> disk::Result<Option<vhd::Leaf>> {
+        Ok(leaf(&self.open_loose_of(disk, problems)?))
+    }
+
     pub fn missing_blocks(
         &self,
         backup: &Backup,
@@ -348,6 +356,13 @@ fn layers(disk: &OpenDisk) -> disk::Result<Vec<vhd::LayerInfo>> {
     match disk {
         OpenDisk::Chain(chain) => Ok(chain.layers()?),
         OpenDisk::Xva(_) => Ok(Vec::new()),
+    }
+}
+
+fn leaf(disk: &OpenDisk) -> Option<vhd::Leaf> {
+    match disk {
+        OpenDisk::Chain(chain) => Some(chain.leaf()),
+        OpenDisk::Xva(_) => None,
     }
 }
 

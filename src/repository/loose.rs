@@ -7,7 +7,8 @@ use std::sync::Arc;
 use storage::{Entry, ObjectPath, Storage};
 use vhd::{DiskType, Filter, Footer, Header};
 
-use super::catalog::{in_parallel, listing_age};
+use super::catalog::listing_age;
+use super::crew::{Crew, Work};
 use super::refresh::Refreshed;
 use super::{Error, ErrorKind, Result, open_error};
 
@@ -155,11 +156,12 @@ fn leaves(storage: &dyn Storage) -> Result<Vec<LooseDisk>> {
         }
     }
     paths.sort();
+    let crew = Crew::of(storage);
     let parents: HashSet<ObjectPath> =
-        in_parallel(&paths, |path| parent_of(storage, path)).into_iter().flatten().collect();
+        crew.each(Work::File, &paths, |path| parent_of(storage, path)).into_iter().flatten().collect();
     // What an alias leads to is shown by the name of the alias.
-    let targets =
-        in_parallel(&paths, |path| vhd::is_alias(path.file_name()).then(|| target_of(storage, path)).flatten());
+    let targets = crew
+        .each(Work::File, &paths, |path| vhd::is_alias(path.file_name()).then(|| target_of(storage, path)).flatten());
     let targets: HashSet<ObjectPath> = targets.into_iter().flatten().collect();
     let is_leaf = |path: &&ObjectPath| !parents.contains(*path) && !targets.contains(*path);
     let mut leaves: Vec<ObjectPath> = paths.iter().filter(is_leaf).cloned().collect();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! Repository
-//!   ├─ catalog    VMs and backups, listed again on access     ◄─ cache, metadata (fields)
+//!   ├─ catalog    VMs and backups, listed again on access     ◄─ cache, metadata (fields), crew
 //!   ├─ disks      open disks, shared                          ─► vhd, xva
 //!   ├─ loose      VHDs without any metadata
 //!   ├─ stored     backups of XO's configuration and of pool metadata
@@ -16,6 +16,7 @@
 
 mod cache;
 mod catalog;
+mod crew;
 mod disks;
 mod error;
 mod fields;
@@ -230,6 +231,17 @@ impl Repository {
         self.catalog.backups(vm, &self.problems)
     }
 
+    /// Returns every VM and its backups, or why they cannot be listed; several VMs are looked at at the same time.
+    ///
+    /// # Errors
+    /// As for [`Repository::vms`].
+    pub fn all_backups(&self) -> Result<Vec<(Vm, Result<Arc<Vec<Arc<Backup>>>>)>> {
+        match self.layout {
+            Layout::Repository => self.catalog.all_backups(&self.problems),
+            Layout::Disks => Ok(Vec::new()),
+        }
+    }
+
     /// Returns the metadata of a backup as stored, decrypted.
     ///
     /// # Errors
@@ -274,6 +286,22 @@ impl Repository {
     /// As for [`Repository::open_disk`].
     pub fn chain(&self, backup: &Backup, disk: &BackupDisk) -> disk::Result<Vec<vhd::LayerInfo>> {
         self.disks.chain(backup, disk, &self.problems)
+    }
+
+    /// Returns what is known of the leaf of a disk, `None` for a disk in an XVA; of an open disk nothing is read.
+    ///
+    /// # Errors
+    /// As for [`Repository::open_disk`].
+    pub fn leaf(&self, backup: &Backup, disk: &BackupDisk) -> disk::Result<Option<vhd::Leaf>> {
+        self.disks.leaf(backup, disk, &self.problems)
+    }
+
+    /// The same of a VHD that has no metadata.
+    ///
+    /// # Errors
+    /// As for [`Repository::open_disk`].
+    pub fn loose_leaf(&self, disk: &LooseDisk) -> disk::Result<Option<vhd::Leaf>> {
+        self.disks.loose_leaf(disk, &self.problems)
     }
 
     /// Returns the blocks that a disk's chain promises and whose files are missing; nothing is read but listings.

@@ -10,7 +10,8 @@ use std::sync::{Mutex, PoisonError};
 
 use storage::{Entry, ObjectPath, Storage};
 
-use super::catalog::{Signature, in_parallel};
+use super::catalog::Signature;
+use super::crew::{Crew, Work};
 use super::{BackupTime, CONFIG_FOLDER, POOL_FOLDER, Result};
 
 /// Most sizes remembered; beyond, all are asked for again.
@@ -90,7 +91,7 @@ fn backups_in(storage: &dyn Storage, sizes: &Sizes, parents: Vec<ObjectPath>) ->
         }
     }
     found.sort();
-    let backups = in_parallel(&found, |(group, time, directory)| {
+    let backups = Crew::of(storage).each(Work::Folder, &found, |(group, time, directory)| {
         let files = files(storage, sizes, directory)?;
         Ok(files.map(|files| StoredBackup { group: group.clone(), time: *time, directory: directory.clone(), files }))
     });

@@ -781,3 +781,102 @@ fn a_disk_counts_for_the_blocks_it_has_whatever_their_size() {
     assert_eq!(repository.open_loose(&disk).unwrap().size(), 8192 * 512);
     assert_eq!(repository.disks.kept_bytes(), 8192 * 8 + (64 << 10));
 }
+
+/// A repository of many VMs with many backups each.
+fn many(vms: u32, days: u32, cached: bool) -> (Arc<Repository>, Arc<FaultyStorage>) {
+    let (repository, _, faulty) = repository(|memory| {
+        for vm in 0..vms {
+            let vm = format!("{vm:08x}-0000-4000-8000-000000000000");
+            (1..=days).for_each(|day| put(memory, &vm, "web", day));
+            if cached {
+                let entry = |day| format!("\"/{VM_FOLDER}/{vm}/{}.json\":{}", time(day), metadata("web", day));
+                let entries: Vec<String> = (1..=days).map(entry).collect();
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+                encoder.write_all(format!("{{{}}}", entries.join(",")).as_bytes()).unwrap();
+                let path = format!("{VM_FOLDER}/{vm}/cache.json.gz");
+                // XO makes the file, which changes the folder, then writes it.
+                memory.put(&path, "").unwrap();
+                memory.overwrite(&path, encoder.finish().unwrap()).unwrap();
+            }
+        }
+    });
+    (repository, faulty)
+}
+
+fn counts(faulty: &FaultyStorage) -> (u64, u64, u64) {
+    let counts = (faulty.count(Operation::List), faulty.count(Operation::Stat), faulty.count(Operation::Read));
+    assert_eq!(counts.0 + counts.1 + counts.2, faulty.total(), "nothing is opened to be listed");
+    faulty.reset_counts();
+    counts
+}
+
+#[test]
+fn the_vms_are_named_by_one_listing_and_one_metadata_file_each() {
+    let (repository, faulty) = many(50, 20, false);
+    assert_eq!(repository.vms().unwrap().len(), 50);
+    assert_eq!(counts(&faulty), (1 + 50, 50, 50));
+    // Looked at again, nothing is read again.
+    repository.vms().unwrap();
+    assert_eq!(counts(&faulty), (1 + 50, 50, 0));
+}
+
+#[test]
+fn the_backups_of_a_vm_are_listed_by_one_look_at_each_file_and_one_reading_of_all() {
+    let (repository, faulty) = many(3, 28, true);
+    let vm = repository.vms().unwrap()[1].id.clone();
+    counts(&faulty);
+    assert_eq!(repository.backups(&vm).unwrap().len(), 28);
+    // Of the folder and the cache: the folder once, the cache before and after it was read.
+    assert_eq!(counts(&faulty), (1, 28 + 3, 1));
+    repository.backups(&vm).unwrap();
+    assert_eq!(counts(&faulty), (1, 28, 0));
+    let (repository, faulty) = many(3, 28, false);
+    assert_eq!(repository.backups(&vm).unwrap().len(), 28);
+    assert_eq!(counts(&faulty), (1, 28, 28));
+}
+
+#[test]
+fn all_backups_are_listed_several_vms_at_a_time() {
+    let (repository, faulty) = many(8, 3, false);
+    repository.vms().unwrap();
+    // Each VM's oldest metadata file stays until those of four VMs are asked for.
+    let oldest = format!("{}.json", time(1));
+    faulty.set_rule(move |operation, path| {
+        (operation == Operation::Read && path.file_name() == oldest).then_some(Fault::Stall)
+    });
+    let all = std::thread::scope(|scope| {
+        let listing = scope.spawn(|| repository.all_backups().unwrap());
+        assert!(
+            faulty.wait_for_stalled(4, std::time::Duration::from_secs(30)),
+            "the VMs are listed one after the other"
+        );
+        faulty.release();
+        listing.join().unwrap()
+    });
+    let found: Vec<_> = all.iter().map(|(vm, backups)| (&vm.id, backups.as_ref().unwrap().len())).collect();
+    let expected: Vec<_> = repository.vms().unwrap().iter().map(|vm| (vm.id.clone(), 3)).collect();
+    assert_eq!(found, expected.iter().map(|(id, count)| (id, *count)).collect::<Vec<_>>());
+}
+
+#[test]
+fn disks_kept_open_after_a_look_at_all_of_them_take_no_more_than_they_may() {
+    const DISKS: u32 = 28;
+    let (repository, _, _) = repository(|memory| {
+        for vm in 0..40 {
+            let vm = format!("{vm:08x}-0000-4000-8000-000000000000");
+            for day in 1..=DISKS {
+                put(memory, &vm, "web", day);
+                memory.put(&format!("{VM_FOLDER}/{vm}/vdis/job/vdi/{}.vhd", time(day)), vhd(7)).unwrap();
+            }
+        }
+    });
+    repository.disks.keep_files(60);
+    for (_, backups) in repository.all_backups().unwrap() {
+        for backup in backups.unwrap().iter() {
+            repository.open_disk(backup, &backup.disks[0]).unwrap().allocated().unwrap();
+        }
+    }
+    // Each takes the file of the disk and that of the metadata.
+    assert_eq!(repository.open_disks(), 30);
+    assert!(repository.disks.kept_bytes() < 30 * (65 << 10), "{} bytes", repository.disks.kept_bytes());
+}

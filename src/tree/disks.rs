@@ -9,7 +9,7 @@ use disk::Disk;
 use lru::LruCache;
 use storage::{ObjectPath, Stat};
 use uuid::Uuid;
-use vhd::{LayerInfo, VhdView};
+use vhd::{Leaf, VhdView};
 
 use super::key::{Form, Key, ROOT};
 use super::{Error, Result, Tree};
@@ -139,8 +139,8 @@ impl Tree {
         if form == Form::Raw {
             return Ok(open);
         }
-        let layers = self.repository.chain(&backup, &disk)?;
-        view(open, layers.first(), (id, name), id.time.unix())
+        let leaf = self.repository.leaf(&backup, &disk)?;
+        view(open, leaf, (id, name), id.time.unix())
     }
 
     pub(super) fn open_loose(&self, name: &str, form: Form) -> Result<Arc<dyn Disk>> {
@@ -149,8 +149,8 @@ impl Tree {
         if form == Form::Raw {
             return Ok(open);
         }
-        let layers = self.repository.loose_chain(&disk)?;
-        view(open, layers.first(), name, VHD_EPOCH)
+        let leaf = self.repository.loose_leaf(&disk)?;
+        view(open, leaf, name, VHD_EPOCH)
     }
 
     /// Returns what is said of a disk; of one that cannot be opened, why.
@@ -163,8 +163,8 @@ impl Tree {
             }
         }
         let opened = self.repository.open_disk(&backup, &disk);
-        let chain = opened.as_ref().ok().map(|_| self.repository.chain(&backup, &disk));
-        let problem = describe(opened, chain, &mut properties)?;
+        let leaf = opened.as_ref().ok().map(|_| self.repository.leaf(&backup, &disk));
+        let problem = describe(opened, leaf, &mut properties)?;
         if let Some(problem) = problem.or_else(|| backup.problem.clone()) {
             properties.push(("problem", problem));
         }
@@ -175,8 +175,8 @@ impl Tree {
         let disk = self.loose(name)?;
         let mut properties = Vec::new();
         let opened = self.repository.open_loose(&disk);
-        let chain = opened.as_ref().ok().map(|_| self.repository.loose_chain(&disk));
-        if let Some(problem) = describe(opened, chain, &mut properties)? {
+        let leaf = opened.as_ref().ok().map(|_| self.repository.loose_leaf(&disk));
+        if let Some(problem) = describe(opened, leaf, &mut properties)? {
             properties.push(("problem", problem));
         }
         Ok(properties)
@@ -217,7 +217,7 @@ fn forms(size: Option<u64>) -> &'static [Form] {
 /// Makes one VHD of a whole disk.
 ///
 /// Its id is the leaf's; that of a disk which has no VHD is made of `identity`, the same each time.
-fn view(disk: Arc<dyn Disk>, leaf: Option<&LayerInfo>, identity: impl Hash, unix: i64) -> Result<Arc<dyn Disk>> {
+fn view(disk: Arc<dyn Disk>, leaf: Option<Leaf>, identity: impl Hash, unix: i64) -> Result<Arc<dyn Disk>> {
     if disk.size() > VhdView::MAX_SIZE {
         return Err(Error::NotFound);
     }
@@ -239,22 +239,22 @@ fn made_uuid(identity: impl Hash) -> Uuid {
         .into_uuid()
 }
 
-/// Adds what the layers of an open disk say; returns why it could not be opened.
+/// Adds what the leaf of an open disk says; returns why it could not be opened.
 fn describe(
     opened: disk::Result<Arc<dyn Disk>>,
-    chain: Option<disk::Result<Vec<LayerInfo>>>,
+    leaf: Option<disk::Result<Option<Leaf>>>,
     properties: &mut Vec<(&'static str, String)>,
 ) -> Result<Option<String>> {
-    let found = opened.and_then(|disk| Ok((disk.allocated()?, chain.transpose()?.unwrap_or_default())));
+    let found = opened.and_then(|disk| Ok((disk.allocated()?, leaf.transpose()?.flatten())));
     match found.map_err(Error::from) {
-        Ok((allocated, layers)) => {
+        Ok((allocated, leaf)) => {
             properties.push(("allocated", allocated.to_string()));
-            if let Some(leaf) = layers.first() {
+            if let Some(leaf) = leaf {
                 properties.push(("uuid", leaf.uuid.to_string()));
                 if let Some(parent) = leaf.parent_uuid {
                     properties.push(("parent", parent.to_string()));
                 }
-                properties.push(("chain", layers.len().to_string()));
+                properties.push(("chain", leaf.chain_length.to_string()));
             }
             Ok(None)
         }

@@ -25,9 +25,7 @@ mod metrics;
 mod names;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use disk::Disk;
@@ -43,9 +41,6 @@ use names::{Names, VmNames};
 
 /// The directory in the root for what the mount says about itself.
 const CONTROL: &str = ".xofs";
-
-/// VMs whose backups are listed at once for `by-date`, which needs those of all.
-const LISTERS: usize = 8;
 
 /// What stands at a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -531,35 +526,18 @@ impl Tree {
     /// Returns the backups of every day, listing all VMs. One whose backups cannot be listed has none here: the
     /// repository names the problem, and its own directory says the error.
     fn days(&self) -> Result<BTreeMap<String, Vec<BackupId>>> {
-        let vms = self.repository.vms()?;
-        let days = Mutex::new(BTreeMap::<String, Vec<BackupId>>::new());
-        let next = AtomicUsize::new(0);
-        let list = || {
-            while let Some(vm) = vms.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let backups = match self.repository.backups(&vm.id) {
-                    Ok(backups) => backups,
-                    Err(error) => {
-                        tracing::debug!(vm = %vm.id, %error, "left out of by-date");
-                        continue;
+        let mut days = BTreeMap::<String, Vec<BackupId>>::new();
+        for (vm, backups) in self.repository.all_backups()? {
+            match backups {
+                Ok(backups) => {
+                    for backup in backups.iter() {
+                        days.entry(split_time(backup.time).0).or_default().push(backup.id());
                     }
-                };
-                let mut days = days.lock().unwrap_or_else(PoisonError::into_inner);
-                for backup in backups.iter() {
-                    let id = BackupId { vm: vm.id.clone(), time: backup.time };
-                    days.entry(split_time(backup.time).0).or_default().push(id);
                 }
+                Err(error) => tracing::debug!(vm = %vm.id, %error, "left out of by-date"),
             }
-        };
-        thread::scope(|scope| {
-            for _ in 1..LISTERS.min(vms.len()) {
-                // Where the system refuses another thread, there are fewer.
-                if thread::Builder::new().spawn_scoped(scope, list).is_err() {
-                    break;
-                }
-            }
-            list();
-        });
-        Ok(days.into_inner().unwrap_or_else(PoisonError::into_inner))
+        }
+        Ok(days)
     }
 
     /// Returns the link of a name like `030007Z-web01~1f2e3d4c`.
