@@ -15,7 +15,7 @@ use super::metadata::{self, Backup, BackupDisk, DiskSource, Metadata, Mode};
 use super::naming::{Device, device_of_user_device, disk_names};
 use super::problems::{Problem, ProblemKind, Problems};
 use super::refresh::Refreshed;
-use super::{BackupTime, ErrorKind, METADATA_LIMIT, Result, VM_FOLDER, Vm, VmId, cache};
+use super::{BackupTime, Backups, ErrorKind, METADATA_LIMIT, Result, VM_FOLDER, Vm, VmId, cache};
 
 /// How long a listing is believed without looking again, on this machine.
 const LOCAL_AGE: Duration = Duration::from_secs(1);
@@ -213,7 +213,7 @@ impl Catalog {
     }
 
     /// Returns the backups of every VM, in the order of [`Catalog::vms`].
-    pub fn all_backups(&self, problems: &Problems) -> Result<Vec<(Vm, Result<Arc<Vec<Arc<Backup>>>>)>> {
+    pub fn all_backups(&self, problems: &Problems) -> Result<Vec<(Vm, Result<Backups>)>> {
         let vms = self.vms(problems)?;
         let all = self.crew.each(Work::Folder, &vms, |vm| self.backups(&vm.id, problems));
         Ok(vms.iter().cloned().zip(all).collect())

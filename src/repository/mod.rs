@@ -67,6 +67,9 @@ const METADATA_LIMIT: u64 = 64 << 20;
 /// Longest file read in one piece by [`Repository::read_stored`] (bytes); a longer one is refused.
 const STORED_LIMIT: u64 = 1 << 30;
 
+/// The backups of a VM, oldest first.
+pub type Backups = Arc<Vec<Arc<Backup>>>;
+
 /// How a repository is opened.
 pub struct OpenOptions {
     /// The key of an encrypted repository.
@@ -235,7 +238,7 @@ impl Repository {
     ///
     /// # Errors
     /// As for [`Repository::vms`].
-    pub fn all_backups(&self) -> Result<Vec<(Vm, Result<Arc<Vec<Arc<Backup>>>>)>> {
+    pub fn all_backups(&self) -> Result<Vec<(Vm, Result<Backups>)>> {
         match self.layout {
             Layout::Repository => self.catalog.all_backups(&self.problems),
             Layout::Disks => Ok(Vec::new()),
