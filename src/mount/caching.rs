@@ -5,9 +5,10 @@
 //! | 64 KiB and more       | one copy less: fastest | a third to a half of that                     |
 //! | 4 KiB or 512 bytes    | a request each         | the kernel reads ahead: ten times as fast     |
 //!
-//! How a program will read is not known when it opens. So it is taken to read in large pieces, as those that heed
-//! `st_blksize` do (`cp`, `cat`, `qemu-img`), until the last two disks it read were read in small ones; and again once one
-//! of its reads is seen to be large. Programs are told apart by name. `dd` says its request size in its arguments.
+//! How a program will read is not known when it opens. Programs that are known to read in large pieces, most because they
+//! heed `st_blksize`, are taken to do so ([`LARGE_READERS`]); `dd` says its request size in its arguments; any other is given
+//! the page cache, since being wrong about a large reader costs less. From then on a program, told by its name, is taken to
+//! read as it did last.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -25,8 +26,29 @@ const SMALL: u64 = 16 << 10;
 /// Reads after which it is known how a program reads.
 const ENOUGH: u32 = 16;
 
-/// Disks read in small pieces, one after the other, that make a habit.
-const HABIT: u8 = 2;
+/// Programs that read in large pieces unless they were seen not to, by the 15 characters that the kernel keeps of a name.
+const LARGE_READERS: [&str; 20] = [
+    "cat",
+    "cmp",
+    "cp",
+    "fio",
+    "losetup",
+    "mount",
+    "mv",
+    "node",
+    "pv",
+    "python3",
+    "qemu-img",
+    "qemu-nbd",
+    "qemu-storage-da",
+    "qemu-system-x86",
+    "rsync",
+    "sha256sum",
+    "vhd-util",
+    "xe",
+    "xofs",
+    "zstd",
+];
 
 /// Programs remembered, and disks whose pages may still be in the page cache.
 const PROGRAMS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
@@ -34,8 +56,8 @@ const DISKS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
 /// Decides how disks are read.
 pub(super) struct Habits {
-    /// How many of the last disks each program read in small pieces.
-    programs: Mutex<LruCache<String, u8>>,
+    /// Whether each program read the last disk in small pieces.
+    programs: Mutex<LruCache<String, bool>>,
     /// The disk behind each inode that was opened through the page cache last.
     paged: Mutex<LruCache<u64, Weak<dyn Disk>>>,
 }
@@ -65,7 +87,10 @@ impl Habits {
         let program = if is_direct { None } else { program_of(pid) };
         let reads_small = match &program {
             Some(program) if program == "dd" => dd_request(pid).is_some_and(|bytes| bytes < SMALL),
-            Some(program) => lock(&self.programs).get(program).is_some_and(|count| *count >= HABIT),
+            Some(program) => {
+                let seen = lock(&self.programs).get(program).copied();
+                seen.unwrap_or_else(|| !LARGE_READERS.contains(&program.as_str()))
+            }
             None => false,
         };
         let caching = if reads_small { self.through_pages(inode, disk) } else { Caching::Direct };
@@ -89,16 +114,12 @@ impl Habits {
             return;
         }
         let is_small = match watched.caching {
-            Caching::Direct => bytes < SMALL * u64::from(ENOUGH),
+            Caching::Direct => Some(bytes < SMALL * u64::from(ENOUGH)),
             // The kernel asks in pieces of its own; the program's request stands in its system call.
-            Caching::Pages | Caching::KeptPages => read_request(pid).is_none_or(|bytes| bytes < SMALL),
+            Caching::Pages | Caching::KeptPages => read_request(pid).map(|bytes| bytes < SMALL),
         };
-        let mut programs = lock(&self.programs);
-        if is_small {
-            let count = programs.get_or_insert_mut(program.clone(), || 0);
-            *count = count.saturating_add(1);
-        } else {
-            programs.pop(program);
+        if let Some(is_small) = is_small {
+            lock(&self.programs).put(program.clone(), is_small);
         }
     }
 }
@@ -141,7 +162,8 @@ fn parse_dd(arguments: &[u8]) -> Option<u64> {
 
 /// Returns how many bytes a process asks for in the system call it is in, if that is a read and we may look.
 ///
-/// Source: proc_pid_syscall(5); the third argument of read(2) and pread(2) is a number of bytes.
+/// Source: proc_pid_syscall(5); the numbers of bytes are the third argument of read(2) and pread(2), the fourth of
+/// sendfile(2), and the fifth of copy_file_range(2) and splice(2).
 fn read_request(pid: u32) -> Option<u64> {
     parse_syscall(&fs::read_to_string(format!("/proc/{pid}/syscall")).ok()?)
 }
@@ -149,10 +171,13 @@ fn read_request(pid: u32) -> Option<u64> {
 fn parse_syscall(line: &str) -> Option<u64> {
     let mut fields = line.split_ascii_whitespace();
     let number: libc::c_long = fields.next()?.parse().ok()?;
-    if number != libc::SYS_read && number != libc::SYS_pread64 {
-        return None;
-    }
-    u64::from_str_radix(fields.nth(2)?.strip_prefix("0x")?, 16).ok()
+    let argument = match number {
+        libc::SYS_read | libc::SYS_pread64 => 2,
+        libc::SYS_sendfile => 3,
+        libc::SYS_copy_file_range | libc::SYS_splice => 4,
+        _ => return None,
+    };
+    u64::from_str_radix(fields.nth(argument)?.strip_prefix("0x")?, 16).ok()
 }
 
 #[cfg(test)]
@@ -176,36 +201,25 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_reads_in_small_pieces_gets_the_page_cache_from_its_third_disk_on() {
+    fn a_program_is_taken_to_read_as_it_did_last() {
         let habits = Habits::new();
         let disk: Arc<dyn Disk> = Arc::new(Nothing);
         let own = std::process::id();
-        let read = |len: u32| {
-            let watched = habits.open(own, 1, &disk, false);
+        let program = program_of(own).unwrap();
+        assert!(!LARGE_READERS.contains(&program.as_str()), "{program}");
+        let open = || habits.open(own, 1, &disk, false);
+        assert_eq!(open().caching(), Caching::Pages);
+        assert_eq!(open().caching(), Caching::KeptPages);
+        lock(&habits.programs).put(program, false);
+        for (len, next) in [(1 << 20, Caching::Direct), (4096, Caching::KeptPages)] {
+            let watched = open();
+            assert_eq!(watched.caching(), Caching::Direct);
             (0..ENOUGH).for_each(|_| habits.read(&watched, own, len));
-            watched.caching()
-        };
-        assert_eq!(
-            [read(4096), read(512), read(4096), read(4096)].map(|caching| caching == Caching::Direct),
-            [true, true, false, false]
-        );
-        assert_eq!(habits.open(own, 1, &disk, false).caching(), Caching::KeptPages);
+            assert_eq!(open().caching(), next);
+        }
         let other: Arc<dyn Disk> = Arc::new(Nothing);
         assert_eq!(habits.open(own, 1, &other, false).caching(), Caching::Pages);
         assert_eq!(habits.open(own, 1, &disk, true).caching(), Caching::Direct);
-    }
-
-    #[test]
-    fn one_read_in_large_pieces_ends_the_habit() {
-        let habits = Habits::new();
-        let disk: Arc<dyn Disk> = Arc::new(Nothing);
-        let own = std::process::id();
-        for len in [4096, 1 << 20, 4096] {
-            let watched = habits.open(own, 1, &disk, false);
-            (0..ENOUGH).for_each(|_| habits.read(&watched, own, len));
-            assert_eq!(watched.caching(), Caching::Direct);
-        }
-        assert_eq!(habits.open(own, 1, &disk, false).caching(), Caching::Direct);
     }
 
     #[test]
@@ -217,6 +231,8 @@ mod tests {
         assert_eq!(parse_dd(b"dd\0bs=x\0"), None);
         assert_eq!(parse_syscall("0 0x3 0x7f00 0x20000 0x0 0x0 0x0 0x7ffd 0x7f11\n"), Some(0x20000));
         assert_eq!(parse_syscall("1 0x3 0x7f00 0x20000 0x0 0x0 0x0 0x7ffd 0x7f11\n"), None);
+        let sendfile = format!("{} 0x1 0x3 0x0 0x7ffff000 0x0 0x0 0x7ffd 0x7f11\n", libc::SYS_sendfile);
+        assert_eq!(parse_syscall(&sendfile), Some(0x7fff_f000));
         assert_eq!(parse_syscall("running\n"), None);
     }
 }
