@@ -8,7 +8,7 @@ import argparse, hashlib, os, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import disk, reading, repository
+import big, disk, reading, repository
 from reading import drop, warm
 from report import Report
 from targets import Work, plain
@@ -54,23 +54,26 @@ class Bench:
             if state == 'first':
                 for target in targets:
                     warm(*target.sources)
-            for _, target in self.rounds(targets):
+            ways = [(target.name, target, lambda: reading.usual(MIB)) for target in targets]
+            ways += [(f'{target.name}, stranger', target, reading.stranger) for target in targets
+                     if target.name == 'xofs']
+            for _, (name, target, program) in self.rounds(ways):
                 if state == 'cold':
                     drop(*target.sources)
                 if state != 'again':
                     self.drop_mounted(target)
                 before = target.cpu()
-                found = reading.sequential(target.path, MIB, 2 * self.args.seconds)
-                self.add('read', test, 'MB/s', target.name, found.megabytes)
+                found = reading.sequential(target.path, MIB, 2 * self.args.seconds, program())
+                self.add('read', test, 'MB/s', name, found.megabytes)
                 if state == 'first':
                     used = (target.cpu() - before + found.cpu) / found.bytes * (1 << 30)
-                    self.add('read', cpu, 'seconds per GiB', target.name, used, is_speed=False)
+                    self.add('read', cpu, 'seconds per GiB', name, used, is_speed=False)
             self.report.print_test('read', test)
         self.report.print_test('read', cpu)
 
     def random(self, group, test, targets, request, readers):
-        """With strangers, and with a program that reads in small pieces from then on through the page cache."""
-        ways = [(target.name, target, reading.stranger) for target in targets]
+        """With programs that are usual for such requests, and small ones with one that has their habit."""
+        ways = [(target.name, target, lambda: reading.usual(request)) for target in targets]
         if request < 16 << 10:
             ways += [(f'{target.name}, habit', target, lambda path=target.path: reading.habitual(path, request))
                      for target in targets if target.name.startswith('xofs')]
@@ -89,7 +92,7 @@ class Bench:
             targets = [target for target in targets if target.name != 'xofs, one']
             for request in SIZES:
                 test = f'Sequential, {size_name(request)} requests'
-                ways = [(target.name, target, reading.stranger) for target in targets]
+                ways = [(target.name, target, lambda: reading.usual(request)) for target in targets]
                 ours = next(target for target in targets if target.name == 'xofs')
                 if request < 16 << 10:
                     ways.append(('xofs, habit', ours, lambda: reading.habitual(ours.path, request)))
@@ -320,6 +323,11 @@ class Bench:
                         self.add('slow', test, 'MB/s', shown, found.megabytes)
             self.report.print_test('slow', test)
 
+    def big(self):
+        """big repositories: 500 VMs, 50,000 backups, 16 TiB, long chains, each against its goal"""
+        big.main([str(self.args.programs / 'xofs'), str(self.args.programs / 'passthrough'), str(self.disks / 'big'),
+                  '--rounds', str(self.args.rounds)])
+
     # What they share
 
     @contextmanager
@@ -393,7 +401,7 @@ def check(truth, targets):
         sys.exit(f'bench: {", ".join(wrong)} reads other bytes than the plain file: nothing to compare')
 
 
-GROUPS = ['read', 'sizes', 'formats', 'tools', 'open', 'list', 'memory', 'slow']
+GROUPS = ['read', 'sizes', 'formats', 'tools', 'open', 'list', 'memory', 'slow', 'big']
 
 
 def interrupted(*_):
