@@ -149,7 +149,8 @@ impl BlockCache {
 
     /// Returns the block of that key, from memory or from `load`, which at most one thread runs at a time per key.
     ///
-    /// A failure is given to all who waited for that load and is not remembered.
+    /// A failure is given to all who waited for that load and is not remembered. But where the block was not found each
+    /// looks for itself: the one who did may not have known yet that a merge moved it.
     pub(crate) fn get(&self, key: Key, load: impl FnOnce() -> Loaded) -> Loaded {
         let pending = {
             let mut state = self.state();
@@ -172,7 +173,16 @@ impl BlockCache {
                 guard.finish(result.clone());
                 result
             }
-            Err(pending) => pending.wait(),
+            Err(pending) => match pending.wait() {
+                Err(error) if error.kind() == ErrorKind::Missing => {
+                    let result = load();
+                    if let Ok(bytes) = &result {
+                        self.store(key, bytes.clone());
+                    }
+                    result
+                }
+                result => result,
+            },
         }
     }
 
@@ -342,6 +352,27 @@ mod tests {
         let fail = || Err(Error::new(ErrorKind::Damaged, &ObjectPath::root(), "x"));
         assert!(cache.get(key(id, 1), fail).is_err());
         assert!(cache.get(key(id, 1), || Ok(Arc::from(vec![1]))).is_ok());
+    }
+
+    #[test]
+    fn who_waits_for_a_block_that_another_does_not_find_looks_for_it_itself() {
+        let cache = BlockCache::new(1 << 20);
+        let key = key(layer(&cache, "a"), 0);
+        let begun = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            let waiter = scope.spawn(|| {
+                begun.wait();
+                cache.get(key, || Ok(Arc::from(vec![7]))).unwrap()
+            });
+            let missing = cache.get(key, || {
+                begun.wait();
+                std::thread::sleep(std::time::Duration::from_millis(100));
+                Err(Error::new(ErrorKind::Missing, &ObjectPath::root(), "x"))
+            });
+            assert_eq!(missing.unwrap_err().kind(), ErrorKind::Missing);
+            assert_eq!(*waiter.join().unwrap(), [7]);
+        });
+        assert!(cache.has_begun(key));
     }
 
     #[test]
