@@ -1,7 +1,8 @@
 //! The filter of an exploded VHD: how its header, footer, table and blocks are compressed.
 //!
 //! One filter holds for the whole folder; `chunk-filters.json` names it. What is decoded never exceeds what the caller
-//! allows, whatever the stored bytes claim. Streams that Node's zlib accepts are accepted, others are not.
+//! allows, whatever the stored bytes claim. Streams that Node's zlib accepts are accepted; of others at most those of gzip
+//! whose length and checksum are right nevertheless, so that their bytes are.
 
 use std::io::Read;
 

@@ -11,7 +11,7 @@ use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many are tried where `XOFS_SEEDS` does not say it.
-const SEEDS: u64 = 3000;
+const SEEDS: u64 = 2500;
 /// Threads; most of them wait for a pause between two looks at what a merge changed.
 const THREADS: usize = 12;
 

@@ -98,11 +98,19 @@ pub fn encrypted_block(data: &[u8]) {
         vhd::open(&context, &ObjectPath::new("a.alias.vhd").expect("a name"), None).expect("the block is not read");
 
     let unsealed = algorithm.map_or(Some(stored.clone()), |algorithm| unseal(algorithm, &stored));
-    let truth = unsealed.and_then(|bytes| decode(kind, &bytes)).filter(|bytes| bytes.len() == full);
+    let truth = unsealed.as_deref().and_then(|bytes| decode(kind, bytes)).filter(|bytes| bytes.len() == full);
     let mut found = vec![0xee; BLOCK];
     match (disk.read_at(BLOCK as u64, &mut found), &truth) {
         (Ok(()), Some(truth)) => assert!(found == truth[512..], "other bytes"),
-        (Ok(()), None) => panic!("read, though it does not decode to a block"),
+        // A code that zlib refuses may be read by others; the checksum tells whether the bytes are right.
+        (Ok(()), None) if kind == Kind::Gzip && first / 9 % 4 == 3 => {
+            assert!(found == [vec![7; BLOCK / 2], vec![9; BLOCK / 2]].concat(), "other bytes");
+        }
+        (Ok(()), None) => {
+            let len = u32::try_from(full).expect("a small block").to_le_bytes();
+            let may_decode = kind == Kind::Gzip && unsealed.is_some_and(|bytes| bytes.ends_with(&len));
+            assert!(may_decode, "read, though it does not decode to a block");
+        }
         // Two decoders may differ in what they refuse, but not on what was never changed.
         (Err(error), _) => assert!(first / 9 % 4 != 2, "{error}"),
     }
