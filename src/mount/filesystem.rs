@@ -316,12 +316,16 @@ impl TreeFilesystem {
     }
 
     /// Opens a file. May wait, unless it [is at hand](Self::is_at_hand).
-    pub(super) fn open(&self, ctx: Ctx, inode: u64, access: Access, reply: Reply<Opened>) {
+    pub(super) fn open(&self, ctx: Ctx, inode: u64, access: Access, mut reply: Reply<Opened>) {
         if access.is_writable {
             return reply.error(Errno::READ_ONLY);
         }
         match self.tree.open(inode) {
             Ok(content) => {
+                // The kernel, once told that it failed, would never release it, nor drop the pages it has of another disk.
+                if !reply.claim() {
+                    return;
+                }
                 let watched = match &content {
                     Content::Disk(disk) => Some(self.habits.open(ctx.pid, inode, disk, access.is_direct)),
                     _ => None,

@@ -76,13 +76,18 @@ struct ParkedSink<A: ?Sized> {
     parked: Arc<Parked<A>>,
     requests: Arc<Requests>,
     unique: u64,
+    is_claimed: bool,
 }
 
 impl<A: ?Sized> Sink<A> for ParkedSink<A> {
-    fn send(self: Box<Self>, answer: Result<&A, Errno>) {
+    fn claim(&mut self) -> bool {
+        self.is_claimed = self.is_claimed || self.requests.remove(self.unique, &self.parked);
+        self.is_claimed
+    }
+
+    fn send(mut self: Box<Self>, answer: Result<&A, Errno>) {
         // Removed before it is answered: then the kernel may give the number to another request.
-        if !self.requests.remove(self.unique, &self.parked) {
-            // Somebody else answered.
+        if !self.claim() {
             return;
         }
         match (self.parked.take(), answer) {
@@ -106,7 +111,7 @@ impl Requests {
         if wake {
             self.woken.notify_one();
         }
-        Reply::new(ParkedSink { parked, requests: self.clone(), unique: ctx.unique })
+        Reply::new(ParkedSink { parked, requests: self.clone(), unique: ctx.unique, is_claimed: false })
     }
 
     /// Removes what the work answers; false if it was answered already.
@@ -134,7 +139,7 @@ impl Requests {
         }
     }
 
-    /// Returns whether a request that came with that number and at that time still waits.
+    /// Returns whether a request of that number waits.
     pub(super) fn is_waiting(&self, ctx: Ctx) -> bool {
         self.state().entries.contains_key(&ctx.unique)
     }
@@ -219,6 +224,22 @@ mod tests {
         drop(requests.park(ctx(3), 9, Reply::new(Recorder(sender))));
         assert_eq!(receiver.iter().collect::<Vec<_>>(), [Ok(5), Err(Errno::IO), Ok(7), Err(Errno::IO)]);
         assert!(requests.older_than(Duration::ZERO).is_empty());
+    }
+
+    #[test]
+    fn who_claims_a_request_is_the_one_who_answers_it() {
+        let requests = Arc::<Requests>::default();
+        let (sender, receiver) = mpsc::channel();
+        let mut won = requests.park(ctx(1), 9, Reply::new(Recorder(sender.clone())));
+        let mut lost = requests.park(ctx(2), 9, Reply::new(Recorder(sender)));
+        assert!(won.claim() && won.claim());
+        for waiting in requests.older_than(Duration::ZERO) {
+            requests.fail(&waiting, Errno::IO, || {});
+        }
+        assert!(!lost.claim());
+        won.ok(&1);
+        lost.ok(&2);
+        assert_eq!(receiver.iter().collect::<Vec<_>>(), [Err(Errno::IO), Ok(1)]);
     }
 
     #[test]

@@ -107,6 +107,11 @@ pub(super) enum Seek {
 
 /// Carries an answer of type `A` to whoever asked.
 pub(super) trait Sink<A: ?Sized>: Send {
+    /// Takes the right to answer; false if somebody else answered already.
+    fn claim(&mut self) -> bool {
+        true
+    }
+
     /// Sends the answer.
     fn send(self: Box<Self>, answer: Result<&A, Errno>);
 }
@@ -118,6 +123,12 @@ impl<A: ?Sized> Reply<A> {
     /// Makes a reply that goes to `sink`.
     pub(super) fn new(sink: impl Sink<A> + 'static) -> Self {
         Self(Some(Box::new(sink)))
+    }
+
+    /// Takes the right to answer; false if it was answered already. For answers that leave something behind, which
+    /// nobody would ever take back if they were not heard.
+    pub(super) fn claim(&mut self) -> bool {
+        self.0.as_mut().is_some_and(|sink| sink.claim())
     }
 
     /// Answers.
