@@ -33,6 +33,12 @@ const READ_THREADS: usize = 64;
 /// Threads that take requests and never wait for a local storage, so that there is always one for what needs none.
 const SPARE: usize = 3;
 
+/// Returns how many of `threads` threads that take requests may wait for a local storage.
+fn inline_limit(threads: usize) -> usize {
+    // A few threads have none to spare; an only one waits for nothing.
+    threads.saturating_sub(SPARE).max(1).min(threads.saturating_sub(1))
+}
+
 /// Decides who works on which request.
 pub(super) struct Dispatcher {
     files: Arc<TreeFilesystem>,
@@ -67,7 +73,7 @@ impl Dispatcher {
             names: Pool::new("xofs-names", NAME_THREADS),
             reads: Pool::new("xofs-reads", READ_THREADS),
             inline: Arc::default(),
-            inline_limit: threads.saturating_sub(SPARE).max(1),
+            inline_limit: inline_limit(threads),
         }
     }
 
@@ -192,5 +198,16 @@ impl Handler for Dispatcher {
 
     fn statfs(&self, _ctx: Ctx, reply: Reply<Statfs>) {
         self.files.statfs(reply);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_thread_that_takes_requests_never_waits_for_a_storage() {
+        let limits = [1, 2, 3, 4, 5, 8].map(|threads| (threads, inline_limit(threads)));
+        assert_eq!(limits, [(1, 0), (2, 1), (3, 1), (4, 1), (5, 2), (8, 5)]);
     }
 }
