@@ -170,7 +170,11 @@ impl Handler for Dispatcher {
     }
 
     fn release(&self, handle: u64) {
-        self.files.release(handle);
+        let released = self.files.release(handle);
+        if let Some(file) = released.filter(|file| self.is_remote && file.is_stored()) {
+            // Closing a file asks some servers as well.
+            self.names.run(file.inode(), move || drop(file));
+        }
     }
 
     fn opendir(&self, _ctx: Ctx, inode: u64, reply: Reply<Opened>) {

@@ -95,6 +95,11 @@ impl Open {
         }
     }
 
+    /// Whether it keeps something in the repository open.
+    pub(super) fn is_stored(&self) -> bool {
+        matches!(self, Self::File { content: Content::Disk(_) | Content::Object(_), .. })
+    }
+
     /// Whether its bytes are in memory.
     pub(super) fn is_at_hand(&self) -> bool {
         matches!(self, Self::File { content: Content::Bytes(_) | Content::Live(_), .. })
@@ -418,9 +423,9 @@ impl TreeFilesystem {
         }
     }
 
-    /// Forgets an open file or directory.
-    pub(super) fn release(&self, handle: u64) {
-        self.open.remove(handle);
+    /// Forgets an open file or directory, and returns it. To drop it may wait, if it is [stored](Open::is_stored).
+    pub(super) fn release(&self, handle: u64) -> Option<Arc<Open>> {
+        self.open.remove(handle)
     }
 
     /// Opens a directory, which is read when it is listed.

@@ -40,9 +40,9 @@ impl<T> Handles<T> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).slots.get(index)?.clone()
     }
 
-    /// Forgets what has that number; whoever still uses it keeps it.
-    pub(super) fn remove(&self, number: u64) {
-        let Ok(index) = usize::try_from(number) else { return };
+    /// Forgets what has that number, and returns it; whoever still uses it keeps it.
+    pub(super) fn remove(&self, number: u64) -> Option<Arc<T>> {
+        let index = usize::try_from(number).ok()?;
         let mut table = self.0.write().unwrap_or_else(PoisonError::into_inner);
         let removed = table.slots.get_mut(index).and_then(Option::take);
         if removed.is_some() {
@@ -50,7 +50,7 @@ impl<T> Handles<T> {
         }
         // What it held is dropped without the lock: closing a chain closes files.
         drop(table);
-        drop(removed);
+        removed
     }
 }
 
