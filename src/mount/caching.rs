@@ -58,7 +58,7 @@ const DISKS: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 pub(super) struct Habits {
     /// Whether each program read the last disk in small pieces.
     programs: Mutex<LruCache<String, bool>>,
-    /// The disk behind each inode that was opened through the page cache last.
+    /// The disk behind each inode that was read through the page cache last.
     paged: Mutex<LruCache<u64, Weak<dyn Disk>>>,
 }
 
@@ -66,6 +66,8 @@ pub(super) struct Habits {
 pub(super) struct Watched {
     program: Option<String>,
     caching: Caching,
+    /// Inode and disk, if the kernel drops what is in the page cache when it hears of the opening.
+    fresh: Option<(u64, Weak<dyn Disk>)>,
     reads: AtomicU32,
     bytes: AtomicU64,
 }
@@ -94,12 +96,13 @@ impl Habits {
             None => false,
         };
         let caching = if reads_small { self.through_pages(inode, disk) } else { Caching::Direct };
-        Watched { program, caching, reads: AtomicU32::new(0), bytes: AtomicU64::new(0) }
+        let fresh = (caching == Caching::Pages).then(|| (inode, Arc::downgrade(disk)));
+        Watched { program, caching, fresh, reads: AtomicU32::new(0), bytes: AtomicU64::new(0) }
     }
 
     /// What is in the page cache is kept only if it is of this very disk: another may have come to the same name.
     fn through_pages(&self, inode: u64, disk: &Arc<dyn Disk>) -> Caching {
-        let before = lock(&self.paged).put(inode, Arc::downgrade(disk)).and_then(|before| before.upgrade());
+        let before = lock(&self.paged).get(&inode).and_then(Weak::upgrade);
         if before.is_some_and(|before| Arc::ptr_eq(&before, disk)) { Caching::KeptPages } else { Caching::Pages }
     }
 
@@ -110,7 +113,12 @@ impl Habits {
             return;
         }
         let bytes = watched.bytes.fetch_add(len.into(), Ordering::Relaxed) + u64::from(len);
-        if watched.reads.fetch_add(1, Ordering::Relaxed) + 1 != ENOUGH {
+        let reads = watched.reads.fetch_add(1, Ordering::Relaxed) + 1;
+        if let (1, Some((inode, disk))) = (reads, &watched.fresh) {
+            // Only now is it certain that the pages of another disk are gone.
+            lock(&self.paged).put(*inode, disk.clone());
+        }
+        if reads != ENOUGH {
             return;
         }
         let is_small = match watched.caching {
@@ -209,6 +217,10 @@ mod tests {
         assert!(!LARGE_READERS.contains(&program.as_str()), "{program}");
         let open = || habits.open(own, 1, &disk, false);
         assert_eq!(open().caching(), Caching::Pages);
+        // The kernel may not have heard of the first opening yet.
+        let watched = open();
+        assert_eq!(watched.caching(), Caching::Pages);
+        habits.read(&watched, own, 4096);
         assert_eq!(open().caching(), Caching::KeptPages);
         lock(&habits.programs).put(program, false);
         for (len, next) in [(1 << 20, Caching::Direct), (4096, Caching::KeptPages)] {
