@@ -17,7 +17,7 @@ const RETRY: Duration = Duration::from_secs(10);
 /// Whether the repository answers.
 #[derive(Debug, Default)]
 pub struct Health {
-    /// No file is silent, nor the repository: what a request looks at first, without a lock.
+    /// Whether a file is silent, or the repository: what a request looks at first, without a lock.
     is_troubled: AtomicBool,
     answered: AtomicU64,
     failed: AtomicU64,
@@ -89,7 +89,8 @@ impl Health {
         self.timed_out.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         let mut state = self.state();
-        let is_new = state.files.insert(inode, Silence { since: now, tried: now }).is_none();
+        let is_new = !state.files.contains_key(&inode);
+        state.files.entry(inode).or_insert(Silence { since: now, tried: now }).tried = now;
         self.note(&state);
         is_new
     }
@@ -167,6 +168,9 @@ mod tests {
         assert!(health.is_silent(5) && !health.is_silent(6));
         assert!(!health.admits(5) && health.admits(6));
         assert_eq!(health.report().timed_out, 2);
+        let wait = Duration::from_millis(2);
+        std::thread::sleep(wait);
+        assert!(!health.expired(5) && health.report().silent_files[0].1 >= wait);
         assert!(health.answered(6).is_none() && health.answered(5).is_some());
         assert!(health.admits(5));
     }
