@@ -5,6 +5,7 @@
 //! at in `/proc`, a few times a second and only while requests are old.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -91,11 +92,12 @@ impl Probe {
                 self.running = Some((is_done.clone(), Instant::now()));
                 let files = files.clone();
                 let ask = move || {
-                    // Also an error is an answer.
-                    let answer = files.probe();
+                    // Also an error is an answer, and so is a panic: else the repository would be refused for ever.
+                    let answer = catch_unwind(AssertUnwindSafe(|| files.probe()));
                     is_done.store(true, Ordering::Release);
                     if let Some(silence) = files.health().speaking() {
-                        let error = answer.err().map(|error| error.to_string());
+                        let error =
+                            answer.map_or_else(|_| Some("panic".to_owned()), |answer| Some(answer.err()?.to_string()));
                         tracing::info!(repository = files.repository(), after = ?silence, error, "answers again");
                     }
                 };
