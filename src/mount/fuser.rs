@@ -1,10 +1,12 @@
 //! The adapter to the crate `fuser`: the only file that names it.
 //!
-//! It speaks the kernel's protocol over `/dev/fuse` and runs the threads that read requests. Requests that would write are refused by the kernel, as the mount is read-only.
+//! It speaks the kernel's protocol over `/dev/fuse` and runs the threads that read requests. Requests that would write are
+//! refused by the kernel, as the mount is read-only.
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use ::fuser::{
     AccessFlags, Config, Errno as FuserErrno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -53,6 +55,16 @@ impl<H: Handler> Connection<H> {
 }
 
 struct Adapter<H>(H);
+
+impl<H> Adapter<H> {
+    /// Has the handler work on a request. A panic is that request's: its reply is dropped, which answers it, and the thread
+    /// lives on; without it the mount would end.
+    fn ask(&self, act: impl FnOnce(&H)) {
+        if catch_unwind(AssertUnwindSafe(|| act(&self.0))).is_err() {
+            tracing::error!("a panic while a request was worked on; it is answered with an error");
+        }
+    }
+}
 
 fn ctx(request: &Request) -> Ctx {
     Ctx { unique: request.unique().0, pid: request.pid() }
@@ -220,21 +232,21 @@ impl<H: Handler> Filesystem for Adapter<H> {
     }
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        self.0.lookup(ctx(request), parent.0, name, Reply::new(reply));
+        self.ask(|handler| handler.lookup(ctx(request), parent.0, name, Reply::new(reply)));
     }
 
     fn getattr(&self, request: &Request, inode: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.0.getattr(ctx(request), inode.0, Reply::new(reply));
+        self.ask(|handler| handler.getattr(ctx(request), inode.0, Reply::new(reply)));
     }
 
     fn readlink(&self, request: &Request, inode: INodeNo, reply: ReplyData) {
-        self.0.readlink(ctx(request), inode.0, Reply::new(reply));
+        self.ask(|handler| handler.readlink(ctx(request), inode.0, Reply::new(reply)));
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let access =
             Access { is_writable: flags.acc_mode() != OpenAccMode::O_RDONLY, is_direct: flags.0 & libc::O_DIRECT != 0 };
-        self.0.open(ctx(request), inode.0, access, Reply::new(reply));
+        self.ask(|handler| handler.open(ctx(request), inode.0, access, Reply::new(reply)));
     }
 
     fn read(
@@ -248,7 +260,7 @@ impl<H: Handler> Filesystem for Adapter<H> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.0.read(ctx(request), handle.0, offset, size.min(MAX_REQUEST), Reply::new(reply));
+        self.ask(|handler| handler.read(ctx(request), handle.0, offset, size.min(MAX_REQUEST), Reply::new(reply)));
     }
 
     fn release(
@@ -261,16 +273,16 @@ impl<H: Handler> Filesystem for Adapter<H> {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        self.0.release(handle.0);
+        self.ask(|handler| handler.release(handle.0));
         reply.ok();
     }
 
     fn opendir(&self, request: &Request, inode: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.0.opendir(ctx(request), inode.0, Reply::new(reply));
+        self.ask(|handler| handler.opendir(ctx(request), inode.0, Reply::new(reply)));
     }
 
     fn readdir(&self, request: &Request, _inode: INodeNo, handle: FileHandle, offset: u64, reply: ReplyDirectory) {
-        self.0.readdir(ctx(request), handle.0, offset, Reply::new(reply));
+        self.ask(|handler| handler.readdir(ctx(request), handle.0, offset, Reply::new(reply)));
     }
 
     fn releasedir(
@@ -281,20 +293,20 @@ impl<H: Handler> Filesystem for Adapter<H> {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        self.0.release(handle.0);
+        self.ask(|handler| handler.release(handle.0));
         reply.ok();
     }
 
     fn statfs(&self, request: &Request, _inode: INodeNo, reply: ReplyStatfs) {
-        self.0.statfs(ctx(request), Reply::new(reply));
+        self.ask(|handler| handler.statfs(ctx(request), Reply::new(reply)));
     }
 
     fn getxattr(&self, request: &Request, inode: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        self.0.getxattr(ctx(request), inode.0, name, Reply::new(XattrReply { reply, room: size }));
+        self.ask(|handler| handler.getxattr(ctx(request), inode.0, name, Reply::new(XattrReply { reply, room: size })));
     }
 
     fn listxattr(&self, request: &Request, inode: INodeNo, size: u32, reply: ReplyXattr) {
-        self.0.listxattr(ctx(request), inode.0, Reply::new(XattrReply { reply, room: size }));
+        self.ask(|handler| handler.listxattr(ctx(request), inode.0, Reply::new(XattrReply { reply, room: size })));
     }
 
     fn access(&self, _request: &Request, _inode: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
@@ -319,6 +331,16 @@ impl<H: Handler> Filesystem for Adapter<H> {
         let Ok(offset) = u64::try_from(offset) else {
             return reply.error(errno(Errno::NO_SUCH_OFFSET));
         };
-        self.0.lseek(ctx(request), handle.0, offset, seek, Reply::new(reply));
+        self.ask(|handler| handler.lseek(ctx(request), handle.0, offset, seek, Reply::new(reply)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_ends_no_thread() {
+        Adapter(()).ask(|()| panic!("on purpose"));
     }
 }
