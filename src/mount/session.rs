@@ -152,18 +152,19 @@ pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptio
     let failed = |error: io::Error| Error::new(ErrorKind::System, explain_mount(&mountpoint, &error));
     let connection = kernel::mount(&mounting).map_err(failed)?;
     let connection = Connection::new(dispatcher, connection, options.allow_other, options.thread_count());
-    let connection = connection.map_err(|error| {
-        // Its connection is closed: what is mounted there answers nothing.
+    // What cannot be served is not left mounted: its connection is closed, or will be.
+    let removed = |error: Error| {
         let _ = unmount(&mountpoint);
-        failed(error)
-    })?;
+        error
+    };
+    let connection = connection.map_err(|error| removed(failed(error)))?;
     let server = thread::Builder::new()
         .name("xofs-mount".to_owned())
         .spawn(move || connection.run())
-        .map_err(|error| Error::new(ErrorKind::System, format!("start a thread for the mount: {error}")))?;
+        .map_err(|error| removed(Error::new(ErrorKind::System, format!("start a thread for the mount: {error}"))))?;
     // Asks the mount itself: this returns when its threads answer.
     let device = mounts::device_of(&mountpoint).map_err(|error| {
-        Error::new(ErrorKind::System, format!("read the new mount at '{}': {error}", mountpoint.display()))
+        removed(Error::new(ErrorKind::System, format!("read the new mount at '{}': {error}", mountpoint.display())))
     })?;
     tracing::info!(mountpoint = %mountpoint.display(), repository = %repository.storage().describe(), "mounted");
     Ok(Session {
