@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use lru::LruCache;
 use storage::ObjectPath;
@@ -81,6 +81,7 @@ impl Pending {
 /// A block in memory.
 struct Ready {
     bytes: Arc<[u8]>,
+    stored: Instant,
     /// Whether its disk was seen alive after it was read: then these are its bytes whatever happens to the files.
     is_verified: bool,
 }
@@ -210,10 +211,10 @@ impl BlockCache {
         state.ready.contains(&key) || state.pending.contains_key(&key)
     }
 
-    /// Notes that a disk with this block was seen alive after the block was loaded.
-    pub(crate) fn verify(&self, key: Key) {
+    /// Notes that a disk with this block was alive at `seen`; says nothing of a block that was loaded later.
+    pub(crate) fn verify(&self, key: Key, seen: Instant) {
         if let Some(ready) = self.state().ready.peek_mut(&key) {
-            ready.is_verified = true;
+            ready.is_verified |= ready.stored <= seen;
         }
     }
 
@@ -224,7 +225,7 @@ impl BlockCache {
             return;
         }
         // What is whole was verified before it was stored.
-        let ready = Ready { bytes, is_verified: key.form == Form::Whole };
+        let ready = Ready { bytes, stored: Instant::now(), is_verified: key.form == Form::Whole };
         if let Some(old) = state.ready.put(key, ready) {
             state.bytes -= old.bytes.len() as u64;
         }
@@ -380,9 +381,11 @@ mod tests {
         let cache = BlockCache::new(1 << 20);
         let stored = key(layer(&cache, "a"), 0);
         assert!(!cache.has_begun(stored) && cache.get_begun(stored).is_none());
+        let before = Instant::now();
         cache.get(stored, || Ok(Arc::from(vec![1]))).unwrap();
+        cache.verify(stored, before);
         assert!(cache.has_begun(stored) && cache.get_verified(stored).is_none());
-        cache.verify(stored);
+        cache.verify(stored, Instant::now());
         assert_eq!(cache.get_verified(stored).as_deref(), Some(&[1][..]));
         let whole = Key { form: Form::Whole, ..stored };
         assert!(cache.get_verified(whole).is_none());

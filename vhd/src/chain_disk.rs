@@ -273,11 +273,12 @@ impl Shared {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn check_alive(&self) -> Result<()> {
+    /// Returns when it was asked whether the disk is alive, which it was.
+    fn check_alive(&self) -> Result<Instant> {
         let asked = Instant::now();
         if self.liveness.is_alive()? {
             *self.seen_alive.write().unwrap_or_else(PoisonError::into_inner) = Some(asked);
-            return Ok(());
+            return Ok(asked);
         }
         Err(Error::new(ErrorKind::Stale, &self.name, "it was removed, or is being merged with a later one"))
     }
@@ -288,11 +289,11 @@ impl Shared {
         loop {
             let outcome = snapshot.read(&self.context, offset, buffer);
             // After the bytes, before the answer: a backup's metadata is removed before its blocks may be merged away.
-            self.check_alive()?;
+            let seen = self.check_alive()?;
             let error = match outcome {
                 Ok(Outcome::Right) => {
                     if snapshot.storage.capabilities().is_remote {
-                        self.verify(&snapshot, offset, buffer.len());
+                        self.verify(&snapshot, offset, buffer.len(), seen);
                     }
                     return Ok(());
                 }
@@ -492,15 +493,15 @@ impl Shared {
         if seen_alive.is_some_and(|seen| seen.elapsed() <= BELIEVED) {
             return Ok(());
         }
-        self.check_alive()
+        self.check_alive().map(drop)
     }
 
-    /// Notes of the decoded blocks of a range that the disk was seen alive after they were read.
-    fn verify(&self, snapshot: &Snapshot, offset: u64, len: usize) {
+    /// Notes of the decoded blocks of a range that the disk was alive at `seen`, after they were read.
+    fn verify(&self, snapshot: &Snapshot, offset: u64, len: usize, seen: Instant) {
         for span in snapshot.block_size.spans(offset, len) {
             let decoded = snapshot.place(span.block).and_then(|place| snapshot.decoded_part(place, &span));
             if let Some((key, _)) = decoded {
-                self.context.cache.verify(key);
+                self.context.cache.verify(key, seen);
             }
         }
     }
