@@ -319,7 +319,8 @@ impl Open {
     /// Keeps a disk; returns those that had to go for it.
     fn keep(&mut self, key: Key, signature: Option<Signature>, disk: OpenDisk) -> Vec<OpenDisk> {
         if self.known.len() >= self.sweep_at {
-            self.known.retain(|_, (_, disk)| disk.upgrade().is_some());
+            // Not by holding it: whoever holds it last closes it, which may wait, and here the lock is held.
+            self.known.retain(|_, (_, disk)| disk.is_open());
             self.sweep_at = (self.known.len() * 2).max(KEPT.get());
         }
         self.known.insert(key.clone(), (signature, disk.downgrade()));
