@@ -4,12 +4,12 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{SeekFrom, XattrFlags};
+use rustix::fs::{OFlags, SeekFrom, XattrFlags};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use xofs::mount::{self, ErrorKind, MountOptions, Session};
@@ -310,7 +310,10 @@ fn what_appears_and_leaves_shows_and_a_removed_backup_is_stale() {
     let place = one_vm();
     let session = place.mount();
     let vm = place.mountpoint().join("by-uuid").join(VM);
-    let first = File::open(place.disks(FIRST_SHOWN).join("xvda.raw")).unwrap();
+    // Without the page cache, which would answer what was read before.
+    let direct = i32::try_from(OFlags::DIRECT.bits()).unwrap();
+    let mut first = File::options();
+    let first = first.read(true).custom_flags(direct).open(place.disks(FIRST_SHOWN).join("xvda.raw")).unwrap();
     let mut buffer = [0; 512];
     first.read_exact_at(&mut buffer, 0).unwrap();
     place.add_backup(VM, "web01", "20261121T030007Z");

@@ -172,8 +172,10 @@ fn on_signal(progress: &Mutex<Progress>) {
             Progress::Opening | Progress::Ending => std::process::exit(Exit::Interrupted as i32),
         }
     };
-    if let Err(error) = unmounter.unmount() {
-        tracing::error!(%error, "the mount stays");
+    match unmounter.unmount() {
+        // Who still has a file open, or waits for a dead disk, is waited for until the next signal.
+        Ok(()) => drop(set(progress, Progress::Ending)),
+        Err(error) => tracing::error!(%error, "the mount stays"),
     }
 }
 

@@ -136,9 +136,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns the name of a process, if it is visible. Source: proc_pid_comm(5).
+/// Returns the name of the program that a thread belongs to, if it is visible; threads may have names of their own.
+///
+/// Source: proc_pid_status(5), proc_pid_comm(5).
 fn program_of(pid: u32) -> Option<String> {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let group = status.lines().find_map(|line| line.strip_prefix("Tgid:"))?.trim();
+    let name = fs::read_to_string(format!("/proc/{group}/comm")).ok()?;
     Some(name.trim_end().to_owned())
 }
 

@@ -154,7 +154,10 @@ impl Handler for Dispatcher {
 
     fn read(&self, ctx: Ctx, handle: u64, offset: u64, len: u32, reply: Reply<[u8]>) {
         let Some(file) = self.files.file(handle) else { return reply.error(Errno::BAD_HANDLE) };
-        self.files.note_read(ctx, &file, offset, len);
+        // What does not answer is not read ahead of, which would take the threads for it from all other files.
+        if !self.files.health().is_silent(file.inode()) {
+            self.files.note_read(ctx, &file, offset, len);
+        }
         if self.is_remote || file.is_at_hand() {
             let Some(reply) = self.files.read_at_hand(&file, offset, len, reply) else { return };
             return self.run(&self.reads, ctx, file.inode(), reply, move |files, reply| {

@@ -24,6 +24,9 @@ const SLOW: Duration = Duration::from_millis(200);
 /// How long the root of the repository may take to be listed before the repository is said not to answer.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// SIGSTOP, SIGTSTP, SIGTTIN and SIGTTOU: signal n is bit n - 1.
+const STOPPING: u64 = 0b1111 << 18;
+
 /// Starts the watcher of `requests`; it ends when they are closed.
 pub(super) fn start(files: Arc<TreeFilesystem>, requests: Arc<Requests>, deadline: Option<Duration>) {
     let watch = move || {
@@ -125,7 +128,9 @@ fn is_signalled(status: &str) -> bool {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
     };
-    (mask("SigPnd") | mask("ShdPnd")) & !mask("SigBlk") & !mask("SigIgn") != 0
+    let pending = (mask("SigPnd") | mask("ShdPnd")) & !mask("SigBlk") & !mask("SigIgn");
+    // Who is only stopped goes on later, and waits on.
+    pending & !STOPPING != 0
 }
 
 #[cfg(test)]
@@ -145,6 +150,7 @@ mod tests {
                 && !is_signalled(&status(2, 0, 2, 0))
                 && !is_signalled(&status(0, 2, 0, 2))
         );
+        assert!(!is_signalled(&status(1 << (libc::SIGTSTP - 1), 1 << (libc::SIGSTOP - 1), 0, 0)));
         assert!(!is_signalled("") && !has_pending_signal(0));
     }
 }
