@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use disk::{Disk, Extent};
 use lru::LruCache;
@@ -24,6 +26,9 @@ const KEPT: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
 /// Most memory that the tables of the disks kept open though nobody holds them may take (bytes, estimated); then the one
 /// unused for longest is closed.
 const KEPT_BYTES: u64 = 128 << 20;
+/// How long a disk is kept open that nobody holds or asks for. What an open file takes of a disk is free only once it is
+/// closed, also if its backup was removed long ago.
+const KEPT_FOR: Duration = Duration::from_secs(60);
 /// Memory a disk takes for each block, and for itself (bytes, estimated).
 const BYTES_PER_BLOCK: u64 = 8;
 const BYTES_PER_DISK: u64 = 64 << 10;
@@ -40,7 +45,7 @@ pub(super) struct OpenDisks {
     context: Context,
     /// The storage below the encryption: to ask whether a file is there, without decrypting it.
     raw: Arc<dyn Storage>,
-    open: Mutex<Open>,
+    open: Arc<Mutex<Open>>,
 }
 
 struct Open {
@@ -52,12 +57,16 @@ struct Open {
     /// What they take, and what they may take.
     weight: Weight,
     limit: Weight,
+    /// Whether a thread closes those that were kept for long enough.
+    has_closer: bool,
 }
 
 /// A disk kept open, and what was counted for it.
 struct Kept {
     disk: OpenDisk,
     weight: Weight,
+    /// When it was last asked for.
+    used: Instant,
 }
 
 /// What an open disk takes.
@@ -155,8 +164,9 @@ impl OpenDisks {
             kept: LruCache::new(KEPT),
             weight: Weight::default(),
             limit: Weight { bytes: KEPT_BYTES, files: files_to_keep() },
+            has_closer: false,
         };
-        Self { context, raw, open: Mutex::new(open) }
+        Self { context, raw, open: Arc::new(Mutex::new(open)) }
     }
 
     /// Returns how many disks are open.
@@ -297,7 +307,41 @@ impl OpenDisks {
         });
         // Closed here, where the lock is not held.
         drop(closed);
+        self.close_in_time();
         Ok(disk)
+    }
+
+    /// Sees to it that what is kept open is closed when nobody asked for it for a while.
+    fn close_in_time(&self) {
+        if self.with_open(|state| std::mem::replace(&mut state.has_closer, true)) {
+            return;
+        }
+        let open = Arc::downgrade(&self.open);
+        let close = move || {
+            while let Some(open) = open.upgrade() {
+                let (closed, is_last) = {
+                    let mut state = open.lock().unwrap_or_else(PoisonError::into_inner);
+                    let closed = state.close_unused(KEPT_FOR);
+                    state.has_closer = !state.kept.is_empty();
+                    (closed, !state.has_closer)
+                };
+                // Closing a file of a server may wait: no lock is held.
+                drop((closed, open));
+                if is_last {
+                    return;
+                }
+                thread::sleep(KEPT_FOR / 4);
+            }
+        };
+        if thread::Builder::new().name("xofs-closer".to_owned()).spawn(close).is_err() {
+            self.with_open(|state| state.has_closer = false);
+        }
+    }
+
+    /// Closes what was kept for `age` or longer.
+    #[cfg(test)]
+    pub fn close_unused(&self, age: Duration) {
+        drop(self.with_open(|state| state.close_unused(age)));
     }
 
     fn with_open<T>(&self, act: impl FnOnce(&mut Open) -> T) -> T {
@@ -312,7 +356,9 @@ impl Open {
             return None;
         }
         let disk = disk.upgrade()?;
-        self.kept.promote(key);
+        if let Some(kept) = self.kept.get_mut(key) {
+            kept.used = Instant::now();
+        }
         Some(disk)
     }
 
@@ -327,7 +373,7 @@ impl Open {
         let weight = disk.weight();
         self.weight = self.weight.plus(weight);
         let mut closed = Vec::new();
-        let mut gone = self.kept.push(key, Kept { disk, weight });
+        let mut gone = self.kept.push(key, Kept { disk, weight, used: Instant::now() });
         loop {
             if let Some((_, kept)) = gone {
                 // What was counted, not what it takes by now.
@@ -339,6 +385,17 @@ impl Open {
             }
             gone = self.kept.pop_lru();
         }
+    }
+
+    /// Takes out what nobody asked for since `age`, to be closed by the caller.
+    fn close_unused(&mut self, age: Duration) -> Vec<OpenDisk> {
+        let mut closed = Vec::new();
+        while self.kept.peek_lru().is_some_and(|(_, kept)| kept.used.elapsed() >= age) {
+            let Some((_, kept)) = self.kept.pop_lru() else { break };
+            self.weight = self.weight.minus(kept.weight);
+            closed.push(kept.disk);
+        }
+        closed
     }
 }
 

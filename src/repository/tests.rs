@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use disk::{Disk, ErrorKind as DiskError, Extent};
 use storage::{ErrorKind as StorageError, Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation, Storage};
@@ -780,6 +781,14 @@ fn a_disk_counts_for_the_blocks_it_has_whatever_their_size() {
     let disk = repository.loose_disks().unwrap()[0].clone();
     assert_eq!(repository.open_loose(&disk).unwrap().size(), 8192 * 512);
     assert_eq!(repository.disks.kept_bytes(), 8192 * 8 + (64 << 10));
+    // Nobody holds it, so it is closed in time; one that somebody holds is not.
+    repository.disks.close_unused(Duration::from_secs(3600));
+    assert_eq!(repository.open_disks(), 1);
+    repository.disks.close_unused(Duration::ZERO);
+    assert_eq!((repository.open_disks(), repository.disks.kept_bytes()), (0, 0));
+    let held = repository.open_loose(&disk).unwrap();
+    repository.disks.close_unused(Duration::ZERO);
+    assert_eq!((repository.open_disks(), held.size()), (1, 8192 * 512));
 }
 
 /// A repository of many VMs with many backups each.
