@@ -234,7 +234,9 @@ fn the_end_answers_what_is_stalled() {
     // Panics if anything is left, so also if it is still mounted.
     drop(slow);
     let error = reader.join().expect("it does not panic").expect_err("nothing was read");
-    assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::EIO as i32));
+    // The kernel asks again for the one page; by then the mount may be gone.
+    let ended = [nix::errno::Errno::EIO, nix::errno::Errno::ECONNABORTED].map(|errno| Some(errno as i32));
+    assert!(ended.contains(&error.raw_os_error()), "{error}");
     assert_eq!(names(source.path()), ["file"]);
 }
 
