@@ -51,10 +51,11 @@ pub(super) struct Dispatcher {
     inline_limit: usize,
 }
 
-/// Ends the count of a request that is worked on in the thread that took it.
-struct Inline<'a>(&'a AtomicUsize);
+/// The place of a request that is worked on in the thread that took it. Given back when it is answered, not when its thread
+/// is free again: who is answered may ask again before that.
+struct Inline(Arc<AtomicUsize>);
 
-impl Drop for Inline<'_> {
+impl Drop for Inline {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
     }
@@ -83,11 +84,11 @@ impl Dispatcher {
     }
 
     /// Takes a place among those that are worked on where they were taken; `None` if that may not be.
-    fn inline(&self) -> Option<Inline<'_>> {
+    fn inline(&self) -> Option<Inline> {
         if self.is_remote {
             return None;
         }
-        let place = Inline(&self.inline);
+        let place = Inline(self.inline.clone());
         (self.inline.fetch_add(1, Ordering::AcqRel) < self.inline_limit).then_some(place)
     }
 
@@ -103,8 +104,10 @@ impl Dispatcher {
         if !self.files.health().admits(inode) {
             return reply.error(Errno::IO);
         }
-        let reply = self.requests.park(ctx, inode, reply);
-        if let Some(_place) = self.inline() {
+        let place = self.inline();
+        let is_inline = place.is_some();
+        let reply = self.requests.park(ctx, inode, reply, place);
+        if is_inline {
             act(&self.files, reply);
             return watcher::answered(&self.files, inode);
         }

@@ -72,20 +72,22 @@ impl<A: ?Sized> Answer for Parked<A> {
 }
 
 /// What the work answers through.
-struct ParkedSink<A: ?Sized> {
+struct ParkedSink<A: ?Sized, H> {
     parked: Arc<Parked<A>>,
     requests: Arc<Requests>,
     unique: u64,
     is_claimed: bool,
+    held: Option<H>,
 }
 
-impl<A: ?Sized> Sink<A> for ParkedSink<A> {
+impl<A: ?Sized, H: Send> Sink<A> for ParkedSink<A, H> {
     fn claim(&mut self) -> bool {
         self.is_claimed = self.is_claimed || self.requests.remove(self.unique, &self.parked);
         self.is_claimed
     }
 
     fn send(mut self: Box<Self>, answer: Result<&A, Errno>) {
+        drop(self.held.take());
         // Removed before it is answered: then the kernel may give the number to another request.
         if !self.claim() {
             return;
@@ -99,8 +101,14 @@ impl<A: ?Sized> Sink<A> for ParkedSink<A> {
 }
 
 impl Requests {
-    /// Parks a reply; returns the one that the work is to answer.
-    pub(super) fn park<A: ?Sized + 'static>(self: &Arc<Self>, ctx: Ctx, inode: u64, reply: Reply<A>) -> Reply<A> {
+    /// Parks a reply; returns the one that the work is to answer. What is `held` is dropped just before that.
+    pub(super) fn park<A: ?Sized + 'static>(
+        self: &Arc<Self>,
+        ctx: Ctx,
+        inode: u64,
+        reply: Reply<A>,
+        held: Option<impl Send + 'static>,
+    ) -> Reply<A> {
         let parked = Arc::new(Parked(Mutex::new(Some(reply))));
         let waiting = Waiting { unique: ctx.unique, pid: ctx.pid, inode, since: Instant::now() };
         let mut state = self.state();
@@ -111,7 +119,7 @@ impl Requests {
         if wake {
             self.woken.notify_one();
         }
-        Reply::new(ParkedSink { parked, requests: self.clone(), unique: ctx.unique, is_claimed: false })
+        Reply::new(ParkedSink { parked, requests: self.clone(), unique: ctx.unique, is_claimed: false, held })
     }
 
     /// Removes what the work answers; false if it was answered already.
@@ -197,6 +205,8 @@ mod tests {
         }
     }
 
+    const NOTHING: Option<()> = None;
+
     fn ctx(unique: u64) -> Ctx {
         Ctx { unique, pid: 0 }
     }
@@ -205,11 +215,11 @@ mod tests {
     fn a_request_is_answered_once_by_who_comes_first() {
         let requests = Arc::<Requests>::default();
         let (sender, receiver) = mpsc::channel();
-        let reply = requests.park(ctx(1), 9, Reply::new(Recorder(sender.clone())));
+        let reply = requests.park(ctx(1), 9, Reply::new(Recorder(sender.clone())), NOTHING);
         reply.ok(&5);
         assert!(requests.older_than(Duration::ZERO).is_empty());
 
-        let late = requests.park(ctx(2), 9, Reply::new(Recorder(sender.clone())));
+        let late = requests.park(ctx(2), 9, Reply::new(Recorder(sender.clone())), NOTHING);
         let waiting = requests.older_than(Duration::ZERO)[0];
         assert_eq!((waiting.unique, waiting.inode), (2, 9));
         let noted = std::cell::Cell::new(0);
@@ -217,11 +227,11 @@ mod tests {
         requests.fail(&waiting, Errno::IO, || noted.set(noted.get() + 1));
         assert_eq!(noted.get(), 1);
         // The kernel gives the number to another request, which the late answer must not touch.
-        let next = requests.park(ctx(2), 9, Reply::new(Recorder(sender.clone())));
+        let next = requests.park(ctx(2), 9, Reply::new(Recorder(sender.clone())), NOTHING);
         late.ok(&6);
         assert!(requests.is_waiting(ctx(2)));
         next.ok(&7);
-        drop(requests.park(ctx(3), 9, Reply::new(Recorder(sender))));
+        drop(requests.park(ctx(3), 9, Reply::new(Recorder(sender)), NOTHING));
         assert_eq!(receiver.iter().collect::<Vec<_>>(), [Ok(5), Err(Errno::IO), Ok(7), Err(Errno::IO)]);
         assert!(requests.older_than(Duration::ZERO).is_empty());
     }
@@ -230,8 +240,8 @@ mod tests {
     fn who_claims_a_request_is_the_one_who_answers_it() {
         let requests = Arc::<Requests>::default();
         let (sender, receiver) = mpsc::channel();
-        let mut won = requests.park(ctx(1), 9, Reply::new(Recorder(sender.clone())));
-        let mut lost = requests.park(ctx(2), 9, Reply::new(Recorder(sender)));
+        let mut won = requests.park(ctx(1), 9, Reply::new(Recorder(sender.clone())), NOTHING);
+        let mut lost = requests.park(ctx(2), 9, Reply::new(Recorder(sender)), NOTHING);
         assert!(won.claim() && won.claim());
         for waiting in requests.older_than(Duration::ZERO) {
             requests.fail(&waiting, Errno::IO, || {});
@@ -256,7 +266,7 @@ mod tests {
         };
         assert!(receiver.recv_timeout(Duration::from_millis(100)).is_err());
         let (reply_sender, replies) = mpsc::channel();
-        let reply = requests.park(ctx(1), 1, Reply::new(Recorder(reply_sender)));
+        let reply = requests.park(ctx(1), 1, Reply::new(Recorder(reply_sender)), NOTHING);
         assert_eq!(receiver.recv_timeout(Duration::from_secs(5)), Ok(1));
         reply.ok(&1);
         assert_eq!(replies.recv(), Ok(Ok(1)));

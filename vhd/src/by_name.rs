@@ -5,12 +5,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use storage::{Error, ErrorKind, ObjectPath, Result, Storage};
+use storage::{Error, ErrorKind, ObjectPath, Result, Stat, Storage};
 
 use crate::chain::MERGE_STATE_LIMIT;
 use crate::chain_disk::Liveness;
+use crate::flat::CLOCK_GRAIN;
 use crate::merge_state::{self, MergeState};
 
 /// XO writes a state in place; for so long at most half a state is waited for.
@@ -23,6 +24,8 @@ pub(crate) struct ByName {
     /// The states of merges in its folder, and whether they say that it becomes part of another disk. Those that were there
     /// when it was opened do not: it could not have been opened.
     states: Mutex<HashMap<String, bool>>,
+    /// The folder as it was when the disk was last found alive, if an unchanged time proves that nothing came or went since.
+    unchanged: Mutex<Option<Stat>>,
 }
 
 impl ByName {
@@ -30,7 +33,7 @@ impl ByName {
         let entries = storage.list(&name.parent())?;
         let names = entries.into_iter().map(|entry| entry.name);
         let states = names.filter(|name| merge_state::parent_of(name).is_some()).map(|name| (name, false)).collect();
-        Ok(Self { storage, name, states: Mutex::new(states) })
+        Ok(Self { storage, name, states: Mutex::new(states), unchanged: Mutex::default() })
     }
 
     /// Returns whether the state in the file of that name says that the disk becomes part of another one.
@@ -68,6 +71,24 @@ impl ByName {
 
 impl Liveness for ByName {
     fn is_alive(&self) -> Result<bool> {
+        // Over a network the time of a folder may be an old one.
+        if self.storage.capabilities().is_remote {
+            return self.is_listed_alive();
+        }
+        let folder = self.storage.stat(&self.name.parent())?;
+        if *self.unchanged.lock().unwrap_or_else(PoisonError::into_inner) == Some(folder) {
+            return Ok(true);
+        }
+        let is_alive = self.is_listed_alive()?;
+        // A folder that was changed just now may be changed again in the same instant of its clock.
+        let is_settled = SystemTime::now().duration_since(folder.modified).is_ok_and(|age| age > CLOCK_GRAIN);
+        *self.unchanged.lock().unwrap_or_else(PoisonError::into_inner) = (is_alive && is_settled).then_some(folder);
+        Ok(is_alive)
+    }
+}
+
+impl ByName {
+    fn is_listed_alive(&self) -> Result<bool> {
         let entries = self.storage.list(&self.name.parent())?;
         let states = || entries.iter().map(|entry| &entry.name).filter(|name| merge_state::parent_of(name).is_some());
         // Of the next merge of that name nothing is known yet.

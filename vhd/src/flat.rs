@@ -26,7 +26,7 @@ const HEAD_BYTES: usize = FOOTER_BYTES + HEADER_BYTES;
 
 /// A file written less than this before it was opened may change again without its time changing: no clock of a
 /// file system is coarser (FAT's 2 s).
-const CLOCK_GRAIN: Duration = Duration::from_secs(2);
+pub(crate) const CLOCK_GRAIN: Duration = Duration::from_secs(2);
 
 pub(crate) struct Flat {
     object: Arc<dyn Object>,
