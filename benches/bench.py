@@ -72,16 +72,10 @@ class Bench:
         self.report.print_test('read', cpu)
 
     def random(self, group, test, targets, request, readers):
-        """With programs that are usual for such requests, and small ones with one that has their habit."""
-        ways = [(target.name, target, lambda: reading.usual(request)) for target in targets]
-        if request < 16 << 10:
-            ways += [(f'{target.name}, habit', target, lambda path=target.path: reading.habitual(path, request))
-                     for target in targets if target.name.startswith('xofs')]
-        for _, (name, target, program) in self.rounds(ways):
-            program = program()
+        for _, target in self.rounds(targets):
             self.drop_mounted(target)
-            found = reading.at_random(target.path, request, readers, self.args.seconds, program)
-            self.add(group, test, 'reads/s', name, found.rate)
+            found = reading.at_random(target.path, request, readers, self.args.seconds)
+            self.add(group, test, 'reads/s', target.name, found.rate)
         self.report.print_test(group, test)
 
     def sizes(self):
