@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use storage::{Object, ObjectPath, Storage};
 
-use crate::cache::{BlockCache, LayerIdentity};
+use crate::cache::BlockCache;
 use crate::error::{Error, ErrorKind, FormatError, Result};
 use crate::filter::Filter;
 use crate::footer::{DiskType, FOOTER_BYTES, Footer};
@@ -58,25 +58,7 @@ impl Exploded {
             let reason = "an exploded VHD must be dynamic or differencing, its footer says fixed";
             return Err(Error::new(ErrorKind::Damaged, &footer_path, reason));
         }
-        let block_size = header.block_size;
-        Layer::check_size(data, &footer, block_size)?;
-        let identity = LayerIdentity {
-            data: data.clone(),
-            uuid: footer.uuid,
-            inode: stat.inode,
-            modified: stat.modified,
-            block_size,
-        };
-        Ok(Layer {
-            name: name.clone(),
-            data: data.clone(),
-            id: cache.layer_id(identity),
-            footer,
-            header: Some(header),
-            block_size,
-            footer_modified: stat.modified,
-            body: Body::Exploded(Self { filter }),
-        })
+        Layer::new(cache, (name, data), &stat, footer, Some(header), Body::Exploded(Self { filter }))
     }
 
     /// Reads the bitmap of the blocks it holds; of what stands in the file only a bit per block is kept.

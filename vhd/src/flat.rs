@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use storage::{Object, ObjectPath, Stat};
 
-use crate::cache::{BlockCache, LayerIdentity};
+use crate::cache::BlockCache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::footer::{DiskType, FOOTER_BYTES, Footer};
 use crate::geometry::{BlockIndex, BlockSize, FileSector, SECTOR};
@@ -57,39 +57,21 @@ impl Flat {
             (_, Some(Err(error))) => return Err(error.at(data)),
             _ => return Err(Error::new(ErrorKind::Damaged, data, "a VHD footer was expected, the file is too short")),
         };
-        let (header, block_size) = match footer.disk_type {
+        let header = match footer.disk_type {
             DiskType::Fixed => {
                 if at_open.size.saturating_sub(FOOTER_BYTES as u64) < footer.virtual_size() {
                     let reason =
                         format!("{} bytes and a footer were expected, the file is cut off", footer.virtual_size());
                     return Err(Error::new(ErrorKind::Damaged, data, reason));
                 }
-                (None, BlockSize::DEFAULT)
+                None
             }
             DiskType::Dynamic | DiskType::Differencing => {
-                let header = read_header(&*object, &head[..head_len], footer.data_offset, data)?;
-                let block_size = header.block_size;
-                (Some(header), block_size)
+                Some(read_header(&*object, &head[..head_len], footer.data_offset, data)?)
             }
         };
-        Layer::check_size(data, &footer, block_size)?;
-        let identity = LayerIdentity {
-            data: data.clone(),
-            uuid: footer.uuid,
-            inode: at_open.inode,
-            modified: at_open.modified,
-            block_size,
-        };
-        Ok(Layer {
-            name: name.clone(),
-            data: data.clone(),
-            id: cache.layer_id(identity),
-            footer,
-            header,
-            block_size,
-            footer_modified: at_open.modified,
-            body: Body::Flat(Self { object, at_open, is_settled, is_footer_last }),
-        })
+        let body = Body::Flat(Self { object, at_open, is_settled, is_footer_last });
+        Layer::new(cache, (name, data), &at_open, footer, header, body)
     }
 
     /// Returns the open file, for what else it holds (parent locators).

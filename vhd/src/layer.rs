@@ -7,10 +7,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use storage::{ObjectPath, Storage};
+use storage::{ObjectPath, Stat, Storage};
 use uuid::Uuid;
 
-use crate::cache::{BlockCache, LayerId};
+use crate::cache::{BlockCache, LayerId, LayerIdentity};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::Exploded;
 use crate::filter::Filter;
@@ -164,6 +164,26 @@ impl Layer {
             Err(error) if error.kind() == storage::ErrorKind::IsDirectory => Exploded::open(storage, cache, name, data),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Makes a layer of what was read of it; `file` is the one that holds its footer.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if it is too large.
+    pub(crate) fn new(
+        cache: &BlockCache,
+        (name, data): (&ObjectPath, &ObjectPath),
+        file: &Stat,
+        footer: Footer,
+        header: Option<Header>,
+        body: Body,
+    ) -> Result<Self> {
+        let block_size = header.as_ref().map_or(BlockSize::DEFAULT, |header| header.block_size);
+        Self::check_size(data, &footer, block_size)?;
+        let (uuid, inode, modified) = (footer.uuid, file.inode, file.modified);
+        let id = cache.layer_id(LayerIdentity { data: data.clone(), uuid, inode, modified, block_size });
+        let (name, data) = (name.clone(), data.clone());
+        Ok(Self { name, data, id, footer, header, block_size, footer_modified: modified, body })
     }
 
     pub(crate) fn format(&self) -> Format {
