@@ -121,6 +121,8 @@ struct Shared {
     context: Context,
     name: ObjectPath,
     liveness: Arc<dyn Liveness>,
+    /// In bytes.
+    size: u64,
     /// Invariant: every snapshot has the uuid and the size of the first, which a merge leaves as they are.
     current: RwLock<Arc<Snapshot>>,
     /// When it was last seen alive.
@@ -140,9 +142,10 @@ pub fn open(context: &Context, name: &ObjectPath, liveness: Option<Arc<dyn Liven
         Some(liveness) => liveness,
         None => Arc::new(ByName::new(context.storage.clone(), name.clone())?),
     };
-    let current = RwLock::new(Arc::new(resolve(context, name, deadline)?));
-    let (context, name, seen_alive) = (context.clone(), name.clone(), RwLock::default());
-    Ok(ChainDisk(Arc::new(Shared { context, name, liveness, current, seen_alive })))
+    let first = resolve(context, name, deadline)?;
+    let (context, name, size) = (context.clone(), name.clone(), first.size);
+    let (current, seen_alive) = (RwLock::new(Arc::new(first)), RwLock::default());
+    Ok(ChainDisk(Arc::new(Shared { context, name, liveness, size, current, seen_alive })))
 }
 
 /// Resolves until it succeeds, or fails while nobody changes anything, or the deadline passes.
@@ -200,34 +203,10 @@ impl ChainDisk {
         Leaf { uuid, parent_uuid, timestamp, chain_length: snapshot.chain.members.len() }
     }
 
-    /// Returns the uuid of the leaf.
-    #[must_use]
-    pub fn uuid(&self) -> Uuid {
-        self.0.snapshot().leaf().footer.uuid
-    }
-
-    /// Returns the time field of the leaf's footer.
-    #[must_use]
-    pub fn timestamp(&self) -> u32 {
-        self.0.snapshot().leaf().footer.timestamp
-    }
-
     /// Returns the number of bytes per block.
     #[must_use]
     pub fn block_size(&self) -> u64 {
         self.0.snapshot().block_size.bytes()
-    }
-
-    /// Returns the number of blocks that any layer holds.
-    #[must_use]
-    pub fn allocated_blocks(&self) -> u64 {
-        self.0.snapshot().allocated_blocks
-    }
-
-    /// Returns the number of layers.
-    #[must_use]
-    pub fn chain_length(&self) -> usize {
-        self.0.snapshot().chain.members.len()
     }
 
     /// Returns how many files it may hold open, beside those it opens for a moment.
@@ -330,7 +309,7 @@ impl Shared {
 
 impl Disk for ChainDisk {
     fn size(&self) -> u64 {
-        self.0.snapshot().size
+        self.0.size
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
@@ -462,10 +441,10 @@ impl Shared {
 
     /// Reads what was brought into memory ahead from there, the rest from the files.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let snapshot = self.snapshot();
-        if !snapshot.storage.capabilities().is_remote {
+        if !self.context.storage.capabilities().is_remote {
             return self.read_from_files(offset, buffer);
         }
+        let snapshot = self.snapshot();
         let mut rest = buffer;
         let mut at = offset;
         for span in snapshot.block_size.spans(offset, rest.len()) {

@@ -69,7 +69,7 @@ fn over_a_network_the_members_of_a_chain_are_opened_several_at_a_time() {
     assert!(release.join().unwrap(), "the members are opened one after the other");
     // None is opened twice.
     assert_eq!(storage.count(Operation::Read), 20 * 4);
-    assert_eq!(disk.chain_length(), 20);
+    assert_eq!(disk.leaf().chain_length, 20);
     let mut content = vec![0; 20 * BLOCK];
     disk.read_at(0, &mut content).unwrap();
     assert!(content.iter().all(|byte| *byte == 7));

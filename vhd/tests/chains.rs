@@ -364,7 +364,7 @@ fn a_long_chain_is_opened_by_reading_each_table_once_and_several_at_a_time() {
     assert_eq!(storage.count(Operation::Read), 100 * 4);
     assert_eq!(storage.count(Operation::ReadAt), 100);
     assert_eq!(storage.count(Operation::List), 2);
-    assert_eq!(disk.chain_length(), 100);
+    assert_eq!(disk.leaf().chain_length, 100);
     assert_eq!(whole(&disk), bytes(&[7; 100]));
 }
 

@@ -68,7 +68,7 @@ pub fn footer(data: &[u8]) {
             let footer = parsed.as_ref().expect("an exploded VHD has no other footer");
             assert!(footer.disk_type == DiskType::Dynamic, "its parent is nowhere");
             assert_eq!(disk.size(), footer.virtual_size());
-            assert_eq!(disk.uuid(), footer.uuid);
+            assert_eq!(disk.leaf().uuid, footer.uuid);
             let mut content = [0xee; 1];
             if disk.size() > 0 {
                 disk.read_at(0, &mut content).expect("its block is there");
