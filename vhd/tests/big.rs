@@ -6,39 +6,10 @@ mod builder;
 use std::sync::Arc;
 use std::time::Duration;
 
-use builder::{BLOCK, Image, Kind};
+use builder::{BLOCK, Image, Kind, Remote};
 use disk::Disk;
-use storage::{Capabilities, Entry, Fault, FaultyStorage, MemoryStorage, Object, ObjectPath, Operation, Stat, Storage};
+use storage::{Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation};
 use vhd::{BlockCache, Context};
-
-/// A storage that is reached over a network.
-struct Remote(Arc<FaultyStorage>);
-
-impl Storage for Remote {
-    fn open(&self, path: &ObjectPath) -> storage::Result<Arc<dyn Object>> {
-        self.0.open(path)
-    }
-
-    fn read(&self, path: &ObjectPath, limit: u64) -> storage::Result<Vec<u8>> {
-        self.0.read(path, limit)
-    }
-
-    fn list(&self, path: &ObjectPath) -> storage::Result<Vec<Entry>> {
-        self.0.list(path)
-    }
-
-    fn stat(&self, path: &ObjectPath) -> storage::Result<Stat> {
-        self.0.stat(path)
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities { is_remote: true, ..self.0.capabilities() }
-    }
-
-    fn describe(&self) -> String {
-        self.0.describe()
-    }
-}
 
 #[test]
 fn over_a_network_the_members_of_a_chain_are_opened_several_at_a_time() {

@@ -1,12 +1,13 @@
 //! Chains of every kind against a flat array, whole and damaged, and while a merge changes them.
 
+#[allow(dead_code, reason = "each test file uses its part of the module")]
 mod builder;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use builder::{BLOCK, Image, Kind, SECTOR, context, gzip, id, open};
+use builder::{BLOCK, Image, Kind, Remote, SECTOR, context, gzip, id, open};
 use disk::{Disk, ErrorKind};
 use storage::{Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation, Storage};
 use vhd::{BlockCache, ChainDisk, Context, DiskType, Footer, Liveness};
@@ -442,35 +443,6 @@ fn random_chains_read_as_a_flat_array_does() {
             let range = range.unwrap();
             assert!(range.start < range.end && range.end <= disk.size(), "seed {seed}");
         }
-    }
-}
-
-/// A storage that says it lies behind a network.
-struct Remote(Arc<FaultyStorage>);
-
-impl Storage for Remote {
-    fn open(&self, path: &ObjectPath) -> storage::Result<Arc<dyn storage::Object>> {
-        self.0.open(path)
-    }
-
-    fn read(&self, path: &ObjectPath, limit: u64) -> storage::Result<Vec<u8>> {
-        self.0.read(path, limit)
-    }
-
-    fn list(&self, path: &ObjectPath) -> storage::Result<Vec<storage::Entry>> {
-        self.0.list(path)
-    }
-
-    fn stat(&self, path: &ObjectPath) -> storage::Result<storage::Stat> {
-        self.0.stat(path)
-    }
-
-    fn capabilities(&self) -> storage::Capabilities {
-        storage::Capabilities { is_remote: true, ..self.0.capabilities() }
-    }
-
-    fn describe(&self) -> String {
-        self.0.describe()
     }
 }
 

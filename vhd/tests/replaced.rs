@@ -1,5 +1,6 @@
 //! Disks under which the files are replaced, and structures that ask for too much.
 
+#[allow(dead_code, reason = "each test file uses its part of the module")]
 mod builder;
 
 use std::sync::Arc;

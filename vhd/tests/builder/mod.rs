@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use storage::{MemoryStorage, ObjectPath};
+use storage::{Capabilities, Entry, MemoryStorage, Object, ObjectPath, Stat, Storage};
 use uuid::Uuid;
 use vhd::{BlockCache, BlockSize, ChainDisk, Chs, Context, DiskType, Footer, Header, ParentLocator};
 
@@ -157,4 +157,33 @@ pub fn context(storage: &Arc<MemoryStorage>) -> Context {
 
 pub fn open(storage: &Arc<MemoryStorage>, name: &str) -> vhd::Result<ChainDisk> {
     vhd::open(&context(storage), &ObjectPath::new(name).unwrap(), None)
+}
+
+/// A storage that is reached over a network.
+pub struct Remote(pub Arc<dyn Storage>);
+
+impl Storage for Remote {
+    fn open(&self, path: &ObjectPath) -> storage::Result<Arc<dyn Object>> {
+        self.0.open(path)
+    }
+
+    fn read(&self, path: &ObjectPath, limit: u64) -> storage::Result<Vec<u8>> {
+        self.0.read(path, limit)
+    }
+
+    fn list(&self, path: &ObjectPath) -> storage::Result<Vec<Entry>> {
+        self.0.list(path)
+    }
+
+    fn stat(&self, path: &ObjectPath) -> storage::Result<Stat> {
+        self.0.stat(path)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { is_remote: true, ..self.0.capabilities() }
+    }
+
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
 }

@@ -20,13 +20,10 @@ use std::time::{Duration, Instant};
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use disk::{Disk, ErrorKind};
-use storage::{
-    Capabilities, EncryptedStorage, EncryptionKey, Entry, Fault, FaultyStorage, MemoryStorage, Object, ObjectPath,
-    Operation, Stat, Storage,
-};
+use storage::{EncryptedStorage, EncryptionKey, Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation, Storage};
 use vhd::{BlockCache, ChainDisk, Context, DiskType, Footer, Liveness};
 
-use crate::builder::{Image, Kind, SECTOR};
+use crate::builder::{Image, Kind, Remote, SECTOR};
 
 /// While files change, a read is tried again for so long; on a machine that is busy with other things that may not do.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -112,35 +109,6 @@ struct Backup {
 impl Liveness for Backup {
     fn is_alive(&self) -> storage::Result<bool> {
         Ok(!self.removed.lock().unwrap().contains(&self.name))
-    }
-}
-
-/// A storage behind a network.
-struct Remote(Arc<dyn Storage>);
-
-impl Storage for Remote {
-    fn open(&self, path: &ObjectPath) -> storage::Result<Arc<dyn Object>> {
-        self.0.open(path)
-    }
-
-    fn read(&self, path: &ObjectPath, limit: u64) -> storage::Result<Vec<u8>> {
-        self.0.read(path, limit)
-    }
-
-    fn list(&self, path: &ObjectPath) -> storage::Result<Vec<Entry>> {
-        self.0.list(path)
-    }
-
-    fn stat(&self, path: &ObjectPath) -> storage::Result<Stat> {
-        self.0.stat(path)
-    }
-
-    fn capabilities(&self) -> Capabilities {
-        Capabilities { is_remote: true, ..self.0.capabilities() }
-    }
-
-    fn describe(&self) -> String {
-        self.0.describe()
     }
 }
 
