@@ -195,15 +195,8 @@ impl Requests {
 mod tests {
     use std::sync::mpsc;
 
+    use super::super::transport::tests::Recorder;
     use super::*;
-
-    struct Recorder(mpsc::Sender<Result<u64, Errno>>);
-
-    impl Sink<u64> for Recorder {
-        fn send(self: Box<Self>, answer: Result<&u64, Errno>) {
-            self.0.send(answer.copied()).unwrap();
-        }
-    }
 
     const NOTHING: Option<()> = None;
 

@@ -178,12 +178,13 @@ pub(super) trait Handler: Send + Sync + 'static {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::sync::mpsc;
 
     use super::*;
 
-    struct Recorder(mpsc::Sender<Result<u64, Errno>>);
+    /// Sends each answer on, for a test to see.
+    pub(in crate::mount) struct Recorder(pub(in crate::mount) mpsc::Sender<Result<u64, Errno>>);
 
     impl Sink<u64> for Recorder {
         fn send(self: Box<Self>, answer: Result<&u64, Errno>) {
