@@ -3,7 +3,7 @@
 A mount may learn from how a program read before, and tells programs by their name; so each reader is a process of its own
 and says what it is called.
 """
-import json, os, random, resource, signal, subprocess, time
+import json, os, resource, signal, subprocess, time
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -59,42 +59,24 @@ def pass_once(path, request, seconds):
                 return total, -(-total // request), elapsed
 
 
-def read_randomly(path, request, seconds, within, seed):
-    buffers = [bytearray(request)]
-    fd = os.open(path, os.O_RDONLY)
-    places = min(within or 1 << 62, os.lseek(fd, 0, os.SEEK_END)) // request
-    pick, preadv, clock, requests = random.Random(seed).random, os.preadv, time.perf_counter, 0
-    start = clock()
-    while (now := clock()) < start + seconds:
-        preadv(fd, buffers, int(pick() * places) * request)
-        requests += 1
-    return requests * request, requests, now - start
-
-
-def run(jobs, name):
-    """Runs each job in a process called `name`, at the same time; their sum, and the longest of their times."""
-    readers = []
-    try:
-        for job in jobs:
-            ours, theirs = os.pipe()
-            pid = os.fork()
-            if pid == 0:
-                be_reader(job, name, theirs)
-            os.close(theirs)
-            readers.append((pid, open(ours, 'rb')))
-        said = [pipe.read() for _, pipe in readers]
-    except BaseException:
-        for pid, _ in readers:
+def run(job, name):
+    """Does the job in a process called `name`."""
+    ours, theirs = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        be_reader(job, name, theirs)
+    os.close(theirs)
+    with open(ours, 'rb') as pipe:
+        try:
+            said = pipe.read()
+        except BaseException:
             os.kill(pid, signal.SIGKILL)
-        raise
-    finally:
-        for pid, pipe in readers:
-            pipe.close()
+            raise
+        finally:
             os.waitpid(pid, 0)
-    if not all(said):
+    if not said:
         raise SystemExit('bench: a reader failed')
-    total, requests, seconds, cpu = zip(*map(json.loads, said))
-    return Reading(sum(total), sum(requests), max(seconds), sum(cpu))
+    return Reading(*json.loads(said))
 
 
 def be_reader(job, name, pipe):
@@ -115,7 +97,7 @@ def be_reader(job, name, pipe):
 
 
 def sequential(path, request=1 << 20, seconds=60, name=None):
-    return run([lambda: pass_once(path, request, seconds)], name or usual(request))
+    return run(lambda: pass_once(path, request, seconds), name or usual(request))
 
 
 def at_random(path, request, readers, seconds, within=None):
@@ -124,8 +106,8 @@ def at_random(path, request, readers, seconds, within=None):
     size = [f'--size={within}'] if within else []
     said = subprocess.run(
         ['fio', '--name=r', f'--filename={path}', '--ioengine=psync', '--rw=randread', f'--bs={request}', *size,
-         f'--numjobs={readers}', '--invalidate=0', '--time_based', f'--runtime={max(1, round(seconds))}', '--group_reporting',
-         '--output-format=json', '--readonly', '--randseed=1', '--allow_file_create=0'],
+         f'--numjobs={readers}', '--invalidate=0', '--time_based', f'--runtime={max(1, round(seconds))}',
+         '--group_reporting', '--output-format=json', '--readonly', '--randseed=1', '--allow_file_create=0'],
         check=True, capture_output=True, text=True).stdout
     found = json.loads(said[said.index('{'):])['jobs'][0]
     used = (found['usr_cpu'] + found['sys_cpu']) / 100 * found['read']['runtime'] / 1000
@@ -133,11 +115,9 @@ def at_random(path, request, readers, seconds, within=None):
 
 
 def habitual(path, request):
-    """The name of a program that read two disks in requests so small or large before."""
+    """The name of a program that read a disk in requests so small or large before."""
     name = stranger()
-    for _ in range(2):
-        run([lambda: read_randomly(path, request, 0.02, 1 << 20, 0)], name)
-        run([lambda: pass_some(path, request)], name)
+    run(lambda: pass_some(path, request), name)
     return name
 
 
