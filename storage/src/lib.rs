@@ -52,6 +52,8 @@ pub struct Stat {
     pub links: u64,
     /// When its bytes were last written.
     pub modified: SystemTime,
+    /// When its bytes, names or attributes last changed, which no program can set; `modified` where the storage has none.
+    pub changed: SystemTime,
 }
 
 /// One name in a listing.

@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat, openat2, statx};
 
@@ -118,7 +119,11 @@ fn stat_of(file: &File) -> io::Result<Stat> {
         Kind::Other
     };
     let modified = metadata.modified()?;
-    Ok(Stat { kind, size: metadata.len(), inode: metadata.ino(), links: metadata.nlink(), modified })
+    // Before 1970 only on a machine that has lost its clock.
+    let changed =
+        Duration::new(metadata.ctime().max(0).unsigned_abs(), u32::try_from(metadata.ctime_nsec()).unwrap_or(0));
+    let changed = SystemTime::UNIX_EPOCH + changed;
+    Ok(Stat { kind, size: metadata.len(), inode: metadata.ino(), links: metadata.nlink(), modified, changed })
 }
 
 impl Storage for LocalStorage {

@@ -250,6 +250,7 @@ impl MemoryFile {
             inode: self.inode,
             links: self.links.load(Ordering::SeqCst),
             modified: contents.modified,
+            changed: contents.modified,
         }
     }
 }
@@ -304,7 +305,7 @@ impl Storage for MemoryStorage {
         match self.tree().get("stat", path)? {
             Node::File(file) => Ok(file.stat()),
             Node::Directory { inode, modified } => {
-                Ok(Stat { kind: Kind::Directory, size: 0, inode, links: 1, modified })
+                Ok(Stat { kind: Kind::Directory, size: 0, inode, links: 1, modified, changed: modified })
             }
         }
     }

@@ -27,7 +27,7 @@ use crate::exploded::Exploded;
 use crate::filter::Filter;
 use crate::footer::DiskType;
 use crate::geometry::{BlockIndex, BlockSize, BlockSpan, FileSector, SECTOR_LEN};
-use crate::layer::{BitmapRule, BlockMap, Body, Format, Layer};
+use crate::layer::{BitmapRule, BlockMap, Body, Format, Layer, Outcome};
 
 /// How long a read is tried again while the files under it change; XO's own pauses (an alias that is empty for an
 /// instant) are far shorter.
@@ -138,11 +138,15 @@ struct Shared {
 /// two contradict each other, [`ErrorKind::Escape`] if a name leads outside, [`ErrorKind::Stale`] if the backup is gone.
 pub fn open(context: &Context, name: &ObjectPath, liveness: Option<Arc<dyn Liveness>>) -> Result<ChainDisk> {
     let deadline = Instant::now() + PATIENCE;
+    let is_by_name = liveness.is_none();
     let liveness = match liveness {
         Some(liveness) => liveness,
         None => Arc::new(ByName::new(context.storage.clone(), name.clone())?),
     };
-    let first = resolve(context, name, deadline)?;
+    let mut first = resolve(context, name, deadline)?;
+    // Over a network the times of a file may be old ones; and an alias may go while its data stays.
+    let is_named = first.leaf().name == first.leaf().data;
+    first.proves_itself = is_by_name && is_named && !context.storage.capabilities().is_remote;
     let (context, name, size) = (context.clone(), name.clone(), first.size);
     let (current, seen_alive) = (RwLock::new(Arc::new(first)), RwLock::default());
     Ok(ChainDisk(Arc::new(Shared { context, name, liveness, size, current, seen_alive })))
@@ -267,10 +271,13 @@ impl Shared {
         let mut deadline = None;
         loop {
             let outcome = snapshot.read(&self.context, offset, buffer);
+            if matches!(outcome, Ok(Outcome::Untouched)) && snapshot.is_untouched()? {
+                return Ok(());
+            }
             // After the bytes, before the answer: a backup's metadata is removed before its blocks may be merged away.
             let seen = self.check_alive()?;
             let error = match outcome {
-                Ok(Outcome::Right) => {
+                Ok(Outcome::Untouched | Outcome::Right) => {
                     if snapshot.storage.capabilities().is_remote {
                         self.verify(&snapshot, offset, buffer.len(), seen);
                     }
@@ -512,12 +519,6 @@ fn layer_info(member: &Member, map: &BlockMap) -> LayerInfo {
     }
 }
 
-/// Whether what was read is what was asked for.
-enum Outcome {
-    Right,
-    Changed,
-}
-
 /// The chain as it was found once, and where each block is.
 struct Snapshot {
     chain: Chain,
@@ -538,6 +539,9 @@ struct Snapshot {
     files: Option<Mutex<OpenFiles>>,
     /// Bytes.
     prefetch_window: u64,
+    /// Whether files that nobody touched since they were opened prove that the disk is alive, too: if it lives as long as
+    /// its name, and was not resolved anew. What a merge had made of it by then would look untouched as well.
+    proves_itself: bool,
 }
 
 /// Open block files, by the number of their layer and their block.
@@ -609,7 +613,16 @@ impl Snapshot {
             storage,
             files,
             prefetch_window,
+            proves_itself: false,
         })
+    }
+
+    /// Whether it proves itself, and its leaf still is what it was and has its name.
+    fn is_untouched(&self) -> Result<bool> {
+        match &self.leaf().body {
+            Body::Flat(flat) if self.proves_itself => flat.is_untouched(),
+            _ => Ok(false),
+        }
     }
 
     fn whole_key(&self, block: BlockIndex) -> Key {
@@ -672,21 +685,19 @@ impl Snapshot {
 
     /// Reads a range within the disk.
     fn read(&self, context: &Context, offset: u64, mut buffer: &mut [u8]) -> Result<Outcome> {
+        let mut outcome = Outcome::Untouched;
         for span in self.block_size.spans(offset, buffer.len()) {
             let (part, rest) = buffer.split_at_mut(span.len);
             buffer = rest;
-            let outcome = match self.place(span.block) {
-                Some(place) => self.read_block(context, place, &span, part)?,
-                None => {
-                    part.fill(0);
-                    Outcome::Right
-                }
-            };
-            if matches!(outcome, Outcome::Changed) {
-                return Ok(outcome);
+            match self.place(span.block) {
+                Some(place) => outcome = outcome.max(self.read_block(context, place, &span, part)?),
+                None => part.fill(0),
+            }
+            if outcome == Outcome::Changed {
+                break;
             }
         }
-        Ok(Outcome::Right)
+        Ok(outcome)
     }
 
     /// Reads a part of a block from `place` and, where its sector bitmap says so, from the layers below.
@@ -695,13 +706,15 @@ impl Snapshot {
     fn read_block(&self, context: &Context, place: Place, span: &BlockSpan, part: &mut [u8]) -> Result<Outcome> {
         let mut below = Vec::new();
         let mut next = Some((place, *span, part));
+        let mut outcome = Outcome::Untouched;
         while let Some((place, span, part)) = next {
-            if let Outcome::Changed = self.read_layer(context, place, &span, part, &mut below)? {
-                return Ok(Outcome::Changed);
+            outcome = outcome.max(self.read_layer(context, place, &span, part, &mut below)?);
+            if outcome == Outcome::Changed {
+                break;
             }
             next = below.pop();
         }
-        Ok(Outcome::Right)
+        Ok(outcome)
     }
 
     /// Reads what the layer of `place` has of a part of a block; what it leaves to the layers below goes to `below`.
@@ -719,7 +732,7 @@ impl Snapshot {
         let (part, beyond) = part.split_at_mut(usize::try_from(visible).expect("within the part"));
         beyond.fill(0);
         if part.is_empty() {
-            return Ok(Outcome::Right);
+            return Ok(Outcome::Untouched);
         }
         match &member.layer.body {
             Body::Flat(flat) => {
@@ -728,13 +741,11 @@ impl Snapshot {
                     None => flat.read(&member.layer, span.block, place.sector, span.skip, part)?,
                     Some(bitmap) => self.compose(place, bitmap, span, part, below)?,
                 }
-                if !flat.verify(&member.layer, span.block, place.sector)? {
-                    return Ok(Outcome::Changed);
-                }
-                if bitmap.is_none() {
+                let outcome = flat.verify(&member.layer, span.block, place.sector)?;
+                if bitmap.is_none() && outcome != Outcome::Changed {
                     self.remember_full(span.block, place);
                 }
-                Ok(Outcome::Right)
+                Ok(outcome)
             }
             Body::Exploded(exploded) => {
                 self.check_order(member, place, span.block)?;

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::footer::{DiskType, FOOTER_BYTES, Footer};
 use crate::geometry::{BlockIndex, BlockSize, FileSector, SECTOR};
 use crate::header::{HEADER_BYTES, Header};
-use crate::layer::{BlockMap, Body, Layer};
+use crate::layer::{BlockMap, Body, Layer, Outcome};
 
 /// The first bytes of a dynamic disk: footer copy and header.
 const HEAD_BYTES: usize = FOOTER_BYTES + HEADER_BYTES;
@@ -31,7 +31,7 @@ pub(crate) const CLOCK_GRAIN: Duration = Duration::from_secs(2);
 pub(crate) struct Flat {
     object: Arc<dyn Object>,
     at_open: Stat,
-    /// Whether an unchanged time proves an unchanged file.
+    /// Whether unchanged times prove an unchanged file.
     is_settled: bool,
     /// Whether the footer at the end was believed: always in a fixed disk, else if the copy at the start is damaged.
     is_footer_last: bool,
@@ -45,7 +45,8 @@ impl Flat {
         data: &ObjectPath,
     ) -> Result<Layer> {
         let at_open = object.stat()?;
-        let is_settled = SystemTime::now().duration_since(at_open.modified).is_ok_and(|age| age > CLOCK_GRAIN);
+        let last = at_open.modified.max(at_open.changed);
+        let is_settled = SystemTime::now().duration_since(last).is_ok_and(|age| age > CLOCK_GRAIN);
         let mut head = [0; HEAD_BYTES];
         let head_len = object.read_at(0, &mut head)?;
         let tail = at_open.size.checked_sub(FOOTER_BYTES as u64).map(|at| read_footer(&*object, at)).transpose()?;
@@ -135,27 +136,35 @@ impl Flat {
         }
     }
 
-    /// Returns whether bytes read before this call from `block` at `sector` were that block's bytes.
+    /// Returns whether its bytes and its names are those it had when it was opened.
+    pub(crate) fn is_untouched(&self) -> Result<bool> {
+        Ok(self.proves_untouched(self.object.stat()?))
+    }
+
+    fn proves_untouched(&self, now: Stat) -> bool {
+        self.is_settled && now == self.at_open
+    }
+
+    /// Returns what is known of bytes read before this call from `block` at `sector`.
     ///
     /// A merge copies a block to its new place, then changes its table entry, then reuses the old place. So bytes are
-    /// right if the file was not written since it was opened, or if its footer still is this disk's and the entry of
+    /// right if the file was not touched since it was opened, or if its footer still is this disk's and the entry of
     /// the block still is the one that was used.
-    pub(crate) fn verify(&self, layer: &Layer, block: BlockIndex, sector: FileSector) -> Result<bool> {
+    pub(crate) fn verify(&self, layer: &Layer, block: BlockIndex, sector: FileSector) -> Result<Outcome> {
         let now = self.object.stat()?;
-        let is_same =
-            (now.size, now.modified, now.inode) == (self.at_open.size, self.at_open.modified, self.at_open.inode);
-        if is_same && self.is_settled {
-            return Ok(true);
+        if self.proves_untouched(now) {
+            return Ok(Outcome::Untouched);
         }
         let footer_at = if self.is_footer_last { now.size.saturating_sub(FOOTER_BYTES as u64) } else { 0 };
         let footer = read_footer(&*self.object, footer_at)?.and_then(|bytes| Footer::parse(&bytes).ok());
         if footer.is_none_or(|footer| footer.uuid != layer.footer.uuid) {
-            return Ok(false);
+            return Ok(Outcome::Changed);
         }
-        let Some(header) = &layer.header else { return Ok(true) };
+        let Some(header) = &layer.header else { return Ok(Outcome::Right) };
         let mut entry = [0; 4];
         let at = header.table_offset + u64::from(block.0) * 4;
-        Ok(self.object.read_at(at, &mut entry)? == 4 && u32::from_be_bytes(entry) == sector.0)
+        let is_there = self.object.read_at(at, &mut entry)? == 4 && u32::from_be_bytes(entry) == sector.0;
+        Ok(if is_there { Outcome::Right } else { Outcome::Changed })
     }
 }
 

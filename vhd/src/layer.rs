@@ -55,6 +55,17 @@ impl Format {
     }
 }
 
+/// What is known of bytes after they were read; the greater one holds for both of two parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Outcome {
+    /// They are right, and their files are as they were when they were opened.
+    Untouched,
+    /// They are right.
+    Right,
+    /// They may be another block's or another disk's.
+    Changed,
+}
+
 /// Where the blocks of a layer go while a merge takes them away.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Moving {

@@ -4,10 +4,12 @@
 mod builder;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use builder::{BLOCK, Image, Kind, SECTOR, context, open};
 use disk::{Disk, ErrorKind};
-use storage::{Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation};
+use storage::{Capabilities, Entry, Fault, FaultyStorage, MemoryStorage, Object, ObjectPath, Operation, Stat, Storage};
 use vhd::{BlockCache, ChainDisk, Context, DiskType, Footer, Header};
 
 fn read(disk: &ChainDisk, offset: u64, len: usize) -> disk::Result<Vec<u8>> {
@@ -140,4 +142,93 @@ fn the_longest_chain_of_partial_blocks_is_read_on_a_small_stack() {
         reader.spawn_scoped(scope, || read(&disk, 100, 1000).unwrap()).unwrap().join().unwrap()
     });
     assert_eq!(bytes, [7; 1000]);
+}
+
+/// Counts what is asked about names.
+struct Counting(storage::LocalStorage, AtomicU64);
+
+impl Counting {
+    fn asked(&self) -> u64 {
+        self.1.load(Ordering::SeqCst)
+    }
+}
+
+impl Storage for Counting {
+    fn open(&self, path: &ObjectPath) -> storage::Result<Arc<dyn Object>> {
+        self.0.open(path)
+    }
+
+    fn read(&self, path: &ObjectPath, limit: u64) -> storage::Result<Vec<u8>> {
+        self.0.read(path, limit)
+    }
+
+    fn list(&self, path: &ObjectPath) -> storage::Result<Vec<Entry>> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.list(path)
+    }
+
+    fn stat(&self, path: &ObjectPath) -> storage::Result<Stat> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        self.0.stat(path)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.0.capabilities()
+    }
+
+    fn describe(&self) -> String {
+        self.0.describe()
+    }
+}
+
+#[test]
+fn files_that_nobody_touches_prove_a_disk_and_the_first_touch_is_noticed() {
+    const SETTLED: Duration = Duration::from_millis(2100);
+    let image = |number, byte| Image::new(number, 2 * BLOCK as u64, &[(0, byte)]);
+    let child = || Image::new(2, 2 * BLOCK as u64, &[(1, 2)]).child_of(1, "a.vhd");
+    let ways = ["removed", "child removed", "renamed", "rewritten", "merged", "merged, under its old time"];
+    let worlds = ways.map(|_| tempfile::tempdir().unwrap());
+    for world in &worlds {
+        std::fs::write(world.path().join("a.vhd"), image(1, 1).flat()).unwrap();
+        std::fs::write(world.path().join("b.vhd"), child().flat()).unwrap();
+    }
+    std::thread::sleep(SETTLED);
+    for (way, world) in ways.into_iter().zip(&worlds) {
+        let (a, b) = (world.path().join("a.vhd"), world.path().join("b.vhd"));
+        let storage = Arc::new(Counting(storage::LocalStorage::open(world.path()).unwrap(), AtomicU64::new(0)));
+        let context = Context { storage: storage.clone(), cache: BlockCache::new(16 << 20) };
+        let open = |name| vhd::open(&context, &ObjectPath::new(name).unwrap(), None).unwrap();
+        let (base, disk) = (open("a.vhd"), open("b.vhd"));
+        let before = storage.asked();
+        let disks = [(&base, [1, 0]), (&disk, [1, 2])];
+        for (disk, expected) in disks {
+            assert_eq!(read(disk, 0, 1).unwrap(), expected[..1], "{way}");
+            assert_eq!(read(disk, BLOCK as u64, 1).unwrap(), expected[1..], "{way}");
+        }
+        assert_eq!(storage.asked(), before, "a file that nobody touched needs no look at its folder");
+        let modified = std::fs::metadata(&a).unwrap().modified().unwrap();
+        let ends = match way {
+            "removed" => std::fs::remove_file(&a).map(|()| [true, false]),
+            "child removed" => std::fs::remove_file(&b).map(|()| [false, true]),
+            "renamed" => std::fs::rename(&a, world.path().join("c.vhd")).map(|()| [true, false]),
+            "rewritten" => std::fs::write(&a, image(9, 9).flat()).map(|()| [true, true]),
+            _ => {
+                let state = r#"{"chain":["a.vhd","b.vhd"],"step":"mergeBlocks"}"#;
+                std::fs::write(world.path().join(".a.vhd.merge.json"), state).unwrap();
+                std::fs::write(&a, Image::new(1, 2 * BLOCK as u64, &[(0, 1), (1, 2)]).flat()).map(|()| [true, false])
+            }
+        }
+        .unwrap();
+        if way.ends_with("old time") {
+            let file = std::fs::File::options().write(true).open(&a).unwrap();
+            file.set_modified(modified).unwrap();
+        }
+        for ((disk, expected), ends) in disks.into_iter().zip(ends) {
+            let found = [0, BLOCK as u64].map(|at| read(disk, at, 1));
+            assert_eq!(found.iter().any(|found| found.is_err()), ends, "{way}: {found:?}");
+            for (found, expected) in found.into_iter().zip(expected) {
+                assert!(found.as_ref().map_or(true, |found| *found == [expected]), "{way}: {found:?}, not {expected}");
+            }
+        }
+    }
 }
