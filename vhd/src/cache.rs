@@ -59,6 +59,10 @@ type Loaded = Result<Arc<[u8]>>;
 const AHEAD_THREADS: usize = 16;
 const AHEAD_QUEUE: usize = 256;
 
+/// Dropped blocks whose memory is kept, and the part of the cache they may take beside it.
+const SPARES: usize = 8;
+const SPARE_PART: u64 = 8;
+
 /// A load under way: its readers wait here for what the first of them brings.
 #[derive(Default)]
 struct Pending {
@@ -89,7 +93,27 @@ struct Ready {
 struct State {
     ready: LruCache<Key, Ready>,
     bytes: u64,
+    /// Memory of blocks that were dropped, for the next ones: to get it from the system and have it cleared takes a quarter
+    /// of the time that decoding gzip does, and given back in threads of all kinds it lies about in pieces.
+    spare: Vec<Arc<[u8]>>,
     pending: HashMap<Key, Arc<Pending>>,
+}
+
+impl State {
+    /// Keeps the memory of a block that nobody reads any more, and as many as fit into `limit` bytes with it.
+    fn keep_memory(&mut self, mut bytes: Arc<[u8]>, limit: u64) {
+        if Arc::get_mut(&mut bytes).is_none() {
+            return;
+        }
+        self.spare.push(bytes);
+        let is_too_much = |spare: &[Arc<[u8]>]| {
+            spare.len() > SPARES || spare.iter().map(|bytes| bytes.len() as u64).sum::<u64>() > limit
+        };
+        // The oldest first: blocks of that size may not be needed any more.
+        while is_too_much(&self.spare) {
+            self.spare.remove(0);
+        }
+    }
 }
 
 /// A cache of blocks, and the threads that fill it ahead of readers.
@@ -110,10 +134,11 @@ struct Identities {
 }
 
 impl BlockCache {
-    /// Makes a cache that holds at most `limit_bytes` of blocks, beside those that are being loaded or read from.
+    /// Makes a cache that holds at most `limit_bytes` of blocks, beside those that are being loaded or read from, and an
+    /// eighth of it for the next ones.
     #[must_use]
     pub fn new(limit_bytes: u64) -> Arc<Self> {
-        let state = State { ready: LruCache::unbounded(), bytes: 0, pending: HashMap::new() };
+        let state = State { ready: LruCache::unbounded(), bytes: 0, spare: Vec::new(), pending: HashMap::new() };
         let ahead = Workers::new(AHEAD_THREADS, AHEAD_QUEUE);
         Arc::new(Self { limit: limit_bytes, state: Mutex::new(state), identities: Mutex::default(), ahead })
     }
@@ -146,6 +171,16 @@ impl BlockCache {
     /// Returns the threads that load blocks ahead of readers.
     pub(crate) fn ahead(&self) -> &Workers {
         &self.ahead
+    }
+
+    /// Returns `len` bytes of memory for a block, which nobody else has. They may hold anything.
+    pub(crate) fn memory(&self, len: usize) -> Arc<[u8]> {
+        let spare = {
+            let mut state = self.state();
+            let found = state.spare.iter().position(|spare| spare.len() == len);
+            found.map(|at| state.spare.swap_remove(at))
+        };
+        spare.unwrap_or_else(|| std::iter::repeat_n(0, len).collect())
     }
 
     /// Returns the block of that key, from memory or from `load`, which at most one thread runs at a time per key.
@@ -233,6 +268,7 @@ impl BlockCache {
         while state.bytes > self.limit {
             let Some((_, old)) = state.ready.pop_lru() else { break };
             state.bytes -= old.bytes.len() as u64;
+            state.keep_memory(old.bytes, self.limit / SPARE_PART);
         }
     }
 
@@ -319,6 +355,36 @@ mod tests {
         assert!(is_cached(0) && !is_cached(1));
         cache.get(key(id, 9), || Ok(Arc::from(vec![0; 4000]))).unwrap();
         assert_eq!(cache.bytes(), 3000);
+    }
+
+    #[test]
+    fn the_memory_of_a_dropped_block_is_used_again_unless_somebody_still_reads_it() {
+        let cache = BlockCache::new(8000);
+        let id = layer(&cache, "a");
+        let load = |n: u32, len| {
+            let load = || {
+                let mut bytes = cache.memory(len);
+                Arc::get_mut(&mut bytes).expect("nobody else has it").fill(u8::try_from(n).unwrap());
+                Ok(bytes)
+            };
+            cache.get(key(id, n), load).unwrap()
+        };
+        let spare = || cache.state().spare.iter().map(|spare| spare.len()).collect::<Vec<_>>();
+        let held = load(0, 1000);
+        (1..8).for_each(|n| drop(load(n, 1000)));
+        assert!(spare().is_empty());
+        // The first in line, 0, is still read; 1 is not.
+        drop((load(8, 1000), load(9, 1000)));
+        assert_eq!((spare(), &*held), (vec![1000], &[0; 1000][..]));
+        drop(load(10, 1000));
+        assert_eq!(spare(), [1000], "taken, and given back by the next");
+        assert_eq!(&*load(10, 1000), [10; 1000]);
+        // Of another length it is of no use, and more than an eighth is not kept.
+        drop(load(11, 500));
+        assert_eq!(spare(), [1000]);
+        drop(load(12, 3000));
+        assert!(spare().iter().sum::<usize>() <= 1000, "{:?}", spare());
+        assert!(cache.bytes() <= 8000);
     }
 
     #[test]

@@ -401,8 +401,8 @@ impl Shared {
             Ahead::Decoded(_) => self.read(start, &mut [0; SECTOR_LEN][..SECTOR_LEN.min(len)]),
             Ahead::Whole(key) => {
                 let load = || {
-                    let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
-                    let buffer = Arc::get_mut(&mut bytes).expect("not shared yet");
+                    let mut bytes = self.context.cache.memory(len);
+                    let buffer = Arc::get_mut(&mut bytes).expect("nobody else has it");
                     self.read_from_files(start, buffer).map(|()| bytes)
                 };
                 self.context.cache.get(key, load).map(drop)
@@ -759,10 +759,9 @@ impl Snapshot {
                         return Err(member.layer.block_error(ErrorKind::Damaged, span.block, reason));
                     }
                 } else {
-                    let load = || exploded.load_block(&member.layer, member.moving.as_ref(), &self.storage, span.block);
-                    let bytes = context
-                        .cache
-                        .get(Key { layer: member.layer.id, block: span.block, form: Form::Stored }, load)?;
+                    let (cache, layer, moving) = (&context.cache, &member.layer, member.moving.as_ref());
+                    let load = || exploded.load_block(cache, layer, moving, &self.storage, span.block);
+                    let bytes = cache.get(Key { layer: layer.id, block: span.block, form: Form::Stored }, load)?;
                     part.copy_from_slice(&bytes[skip..skip + part.len()]);
                 }
                 Ok(Outcome::Right)

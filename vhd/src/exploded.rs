@@ -148,9 +148,10 @@ impl Exploded {
         Ok(file)
     }
 
-    /// Reads and decodes a whole block, sector bitmap included.
+    /// Reads and decodes a whole block, sector bitmap included, for `cache`.
     pub(crate) fn load_block(
         &self,
+        cache: &BlockCache,
         layer: &Layer,
         moving: Option<&Moving>,
         storage: &Arc<dyn Storage>,
@@ -161,8 +162,8 @@ impl Exploded {
         let limit = len as u64 + len as u64 / 8 + SMALL_FILE;
         let stored = find(layer, moving, storage, block, |path| storage.read(path, limit))?;
         let in_block = |error: FormatError| layer.block_error(error.kind, block, &error.reason);
-        let mut bytes: Arc<[u8]> = std::iter::repeat_n(0, len).collect();
-        let out = Arc::get_mut(&mut bytes).expect("not shared yet");
+        let mut bytes = cache.memory(len);
+        let out = Arc::get_mut(&mut bytes).expect("nobody else has it");
         self.filter.decode_exact(&stored, out).map_err(in_block)?;
         Ok(bytes)
     }
