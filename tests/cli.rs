@@ -378,11 +378,26 @@ fn a_daemon_returns_when_the_mount_can_be_read() {
         let (code, _, err) = run(&mut command);
         assert_eq!((code, err.as_str()), (0, ""));
         assert!(is_mounted(&place));
+        assert_eq!(names_of_processes_about(&place), ["xofs xofs"]);
         assert_eq!(fs::read_dir(place.join("vms")).expect("lists").count(), 8);
         succeed(xofs().arg("unmount").arg(&place));
         assert!(!is_mounted(&place));
         fs::remove_dir(&place).expect("empty");
     }
+}
+
+/// Returns the names that `ps` shows of the processes with that path in their arguments: the kernel's and their own.
+fn names_of_processes_about(path: &Path) -> Vec<String> {
+    let path = path.to_str().expect("UTF-8");
+    let processes = fs::read_dir("/proc").expect("lists").map(|entry| entry.expect("lists").path());
+    let text = |process: &Path, name: &str| fs::read_to_string(process.join(name)).unwrap_or_default();
+    processes
+        .filter_map(|process| {
+            let arguments = text(&process, "cmdline");
+            let own = arguments.split('\0').next().filter(|_| arguments.contains(path))?;
+            Some(format!("{} {own}", text(&process, "comm").trim_end()))
+        })
+        .collect()
 }
 
 #[test]

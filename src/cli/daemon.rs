@@ -15,6 +15,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -34,6 +35,7 @@ const READY: &[u8] = b"R";
 pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<u8> {
     // Not by a name: the program may have been exchanged meanwhile.
     let mut child = Command::new("/proc/self/exe")
+        .arg0("xofs")
         .arg(READY_OPTION)
         .args(arguments)
         .stdin(Stdio::null())
@@ -61,6 +63,8 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<u8> {
 /// What the system says.
 pub fn ready() -> Result<()> {
     let keeps_log = logging::leave_terminal();
+    // The kernel calls a program started so "exe"; nobody would find that in a list of processes.
+    rustix::thread::set_name(c"xofs").context("take the name 'xofs'")?;
     // Refused only to the leader of a process group, which has no need of it.
     let _ = rustix::process::setsid();
     std::env::set_current_dir("/").context("leave the current folder")?;
