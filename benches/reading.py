@@ -36,7 +36,7 @@ def stranger():
 
 def usual(request):
     """The name of a program that reads in such requests: one known for large ones, or one that nobody knows."""
-    return 'cat' if request >= 16 << 10 else stranger()
+    return 'cat' if request >= 64 << 10 else stranger()
 
 
 def call_myself(name):

@@ -1,14 +1,15 @@
 //! Whether a disk that is opened is read through the kernel's page cache.
 //!
-//! | reader asks for       | without the page cache | with it                                       |
-//! |-----------------------|------------------------|-----------------------------------------------|
-//! | 64 KiB and more       | one copy less: fastest | a third to a half of that                     |
-//! | 4 KiB or 512 bytes    | a request each         | the kernel reads ahead: ten times as fast     |
+//! | reader                               | without the page cache | with it                                   |
+//! |--------------------------------------|------------------------|-------------------------------------------|
+//! | asks for 64 KiB and more             | one copy less: fastest | a third to a half of that                 |
+//! | the same, and writes or computes     | waits for each request | the kernel reads ahead meanwhile: faster  |
+//! | asks for 4 KiB or 512 bytes          | a request each         | the kernel reads ahead: ten times as fast |
 //!
 //! How a program will read is not known when it opens. Programs that are known to read in large pieces, most because they
-//! heed `st_blksize`, are taken to do so ([`LARGE_READERS`]); `dd` says its request size in its arguments; any other is given
-//! the page cache, since being wrong about a large reader costs less. From then on a program, told by its name, is taken to
-//! read as it did last.
+//! heed `st_blksize`, are taken to do so ([`LARGE_READERS`]); those that copy are not, although they do ([`COPIERS`]); `dd`
+//! says its request size in its arguments; any other is given the page cache, since being wrong about a large reader costs
+//! less. From then on a program, told by its name, is taken to read as it did last.
 
 use std::fs;
 use std::num::NonZeroUsize;
@@ -20,21 +21,19 @@ use lru::LruCache;
 
 use super::transport::Caching;
 
-/// Requests of fewer bytes are better served by the page cache.
-const SMALL: u64 = 16 << 10;
+/// Requests of fewer bytes are better served by the page cache. It is programs that compute checksums who ask for 32 KiB.
+const SMALL: u64 = 64 << 10;
 
 /// Reads after which it is known how a program reads.
 const ENOUGH: u32 = 16;
 
 /// Programs that read in large pieces unless they were seen not to, by the 15 characters that the kernel keeps of a name.
-const LARGE_READERS: [&str; 20] = [
+const LARGE_READERS: [&str; 16] = [
     "cat",
     "cmp",
-    "cp",
     "fio",
     "losetup",
     "mount",
-    "mv",
     "node",
     "pv",
     "python3",
@@ -42,13 +41,15 @@ const LARGE_READERS: [&str; 20] = [
     "qemu-nbd",
     "qemu-storage-da",
     "qemu-system-x86",
-    "rsync",
-    "sha256sum",
     "vhd-util",
     "xe",
     "xofs",
     "zstd",
 ];
+
+/// Programs that write each piece before they read the next. They are served from the page cache, which the kernel fills
+/// while they write.
+const COPIERS: [&str; 4] = ["cp", "install", "mv", "rsync"];
 
 /// Programs remembered, and disks whose pages may still be in the page cache.
 const PROGRAMS: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
@@ -89,6 +90,7 @@ impl Habits {
         let program = if is_direct { None } else { program_of(pid) };
         let reads_small = match &program {
             Some(program) if program == "dd" => dd_request(pid).is_some_and(|bytes| bytes < SMALL),
+            Some(program) if COPIERS.contains(&program.as_str()) => true,
             Some(program) => {
                 let seen = lock(&self.programs).get(program).copied();
                 seen.unwrap_or_else(|| !LARGE_READERS.contains(&program.as_str()))
@@ -236,6 +238,27 @@ mod tests {
         let other: Arc<dyn Disk> = Arc::new(Nothing);
         assert_eq!(habits.open(own, 1, &other, false).caching(), Caching::Pages);
         assert_eq!(habits.open(own, 1, &disk, true).caching(), Caching::Direct);
+    }
+
+    #[test]
+    fn a_copier_reads_through_the_page_cache_whatever_it_did_before() {
+        let folder = tempfile::tempdir().unwrap();
+        let cp = folder.path().join("cp");
+        fs::copy("/bin/sleep", &cp).unwrap();
+        let mut copier = std::process::Command::new(&cp).arg("60").spawn().unwrap();
+        let (habits, pid) = (Habits::new(), copier.id());
+        let disk: Arc<dyn Disk> = Arc::new(Nothing);
+        lock(&habits.programs).put("cp".to_owned(), false);
+        // It is called so once it was started.
+        let name = (0..1000).map(|_| {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+            program_of(pid)
+        });
+        let is_called_so = name.into_iter().any(|name| name.as_deref() == Some("cp"));
+        let caching = habits.open(pid, 1, &disk, false).caching();
+        copier.kill().and_then(|()| copier.wait()).unwrap();
+        assert!(is_called_so);
+        assert_eq!(caching, Caching::Pages);
     }
 
     #[test]
