@@ -45,7 +45,7 @@ const BELIEVED: Duration = Duration::from_secs(5);
 /// How far ahead of a sequential reader blocks are brought into memory, in blocks: over a network as many as hide its
 /// delay; else what keeps all cores decoding while one block is read from memory. Never more than a quarter of the cache.
 const AHEAD_REMOTE: u64 = 16;
-const AHEAD_PER_CORE: u64 = 2;
+const AHEAD_PER_CORE: u64 = 4;
 
 /// Block files kept open per disk, so that random reads of uncompressed blocks do not open one each time.
 const OPEN_BLOCK_FILES: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
