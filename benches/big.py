@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import big_repository as repository
+from targets import start
 
 MIB = 1 << 20
 TIB = 1 << 40
@@ -70,7 +71,7 @@ class Bench:
         """Mounts and yields the mount point, the process, and the seconds until its VMs were listed."""
         with tempfile.TemporaryDirectory(prefix='mount-', dir=self.folder) as mount:
             start = time.perf_counter()
-            server = subprocess.Popen([self.xofs, 'mount', source, mount, *arguments])
+            server = start([self.xofs, 'mount', source, mount, *arguments])
             try:
                 while not os.path.ismount(mount):
                     if server.poll() is not None:
