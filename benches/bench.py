@@ -54,6 +54,7 @@ class Bench:
             for title, request, readers in [('Random 4 KiB, 1 reader', 4096, 1), ('Random 4 KiB, 4 readers', 4096, 4),
                                             ('Random 64 KiB, 4 readers', 64 << 10, 4)]:
                 self.random('read', title, targets, request, readers)
+            self.placed([target for target in targets if target.name in ('xofs', 'qemu')])
 
     def sequential_states(self, targets):
         for state in ('cold', 'first', 'again'):
@@ -84,6 +85,24 @@ class Bench:
             found = reading.at_random(target.path, request, readers, self.args.seconds)
             self.add(group, test, 'reads/s', target.name, found.rate)
         self.report.print_test(group, test)
+
+    def placed(self, targets):
+        """How much of a small read is waking the other side, by where both sides run."""
+        test, cores = 'Random 4 KiB, 1 reader, on the core of its server and on another', sorted(os.sched_getaffinity(0))
+        if len(cores) < 2:
+            print(f'\n{test}: left out, there is one core')
+            return
+        ways = [(f'{target.name}, {where} core', target, core) for target in targets
+                for where, core in [('same', cores[0]), ('another', cores[1])]]
+        for _, (name, target, core) in self.rounds(ways):
+            self.drop_mounted(target)
+            target.bind(cores[:1])
+            try:
+                found = reading.at_random(target.path, 4096, 1, self.args.seconds, core=core)
+            finally:
+                target.bind(cores)
+            self.add('read', test, 'reads/s', name, found.rate)
+        self.report.print_test('read', test)
 
     def sizes(self):
         """the chain by request size, 512 B to 4 MiB"""

@@ -100,12 +100,13 @@ def sequential(path, request=1 << 20, seconds=60, name=None):
     return run(lambda: pass_once(path, request, seconds), name or usual(request))
 
 
-def at_random(path, request, readers, seconds, within=None):
+def at_random(path, request, readers, seconds, within=None, core=None):
     """By fio, which takes little of the machine itself. What is cached is the caller's to drop: for fio the plain file
     would leave memory, too."""
     size = [f'--size={within}'] if within else []
+    where = [] if core is None else [f'--cpus_allowed={core}']
     said = subprocess.run(
-        ['fio', '--name=r', f'--filename={path}', '--ioengine=psync', '--rw=randread', f'--bs={request}', *size,
+        ['fio', '--name=r', f'--filename={path}', '--ioengine=psync', '--rw=randread', f'--bs={request}', *size, *where,
          f'--numjobs={readers}', '--invalidate=0', '--time_based', f'--runtime={max(1, round(seconds))}',
          '--group_reporting', '--output-format=json', '--readonly', '--randseed=1', '--allow_file_create=0'],
         check=True, capture_output=True, text=True).stdout

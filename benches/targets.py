@@ -22,6 +22,15 @@ class Target:
         fields = [Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split() for pid in self.servers]
         return sum(int(field[11]) + int(field[12]) for field in fields) / TICKS
 
+    def bind(self, cores):
+        """Has its servers run on these cores."""
+        for pid in self.servers:
+            for thread in Path(f'/proc/{pid}/task').iterdir():
+                try:
+                    os.sched_setaffinity(int(thread.name), cores)
+                except ProcessLookupError:
+                    pass
+
     def peak(self):
         """The most memory its servers had, in MiB: the peak of the resident set, pages of files included."""
         lines = [line for pid in self.servers for line in Path(f'/proc/{pid}/status').read_text().splitlines()]
