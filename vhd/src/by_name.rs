@@ -1,7 +1,8 @@
 //! Whether a disk that belongs to no backup still is what it was when it was opened.
 //!
 //! It lives as long as its name, and until a merge begins that makes it part of another disk: as its base, or between base
-//! and target. XO writes the state of a merge before it touches a block, so who looks after reading cannot be too late.
+//! and target. XO writes the state of a merge before it touches a block, so who looks after reading cannot be too late. Nor
+//! is it for who finds that nobody touched the files that were read, nor the one of that name, since it was alive.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

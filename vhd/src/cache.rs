@@ -93,8 +93,8 @@ struct Ready {
 struct State {
     ready: LruCache<Key, Ready>,
     bytes: u64,
-    /// Memory of blocks that were dropped, for the next ones: to get it from the system and have it cleared takes a quarter
-    /// of the time that decoding gzip does, and given back in threads of all kinds it lies about in pieces.
+    /// Memory of blocks that were dropped, for the next ones: to get it from the system, which clears it, takes a quarter of
+    /// the time that decoding gzip does.
     spare: Vec<Arc<[u8]>>,
     pending: HashMap<Key, Arc<Pending>>,
 }
@@ -143,7 +143,7 @@ impl BlockCache {
         Arc::new(Self { limit: limit_bytes, state: Mutex::new(state), identities: Mutex::default(), ahead })
     }
 
-    /// Returns the bytes held now.
+    /// Returns the bytes of blocks held now, without the memory kept for the next ones.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.state().bytes
@@ -178,7 +178,7 @@ impl BlockCache {
         let spare = {
             let mut state = self.state();
             let found = state.spare.iter().position(|spare| spare.len() == len);
-            found.map(|at| state.spare.swap_remove(at))
+            found.map(|at| state.spare.remove(at))
         };
         spare.unwrap_or_else(|| std::iter::repeat_n(0, len).collect())
     }

@@ -145,8 +145,10 @@ pub fn open(context: &Context, name: &ObjectPath, liveness: Option<Arc<dyn Liven
     };
     let mut first = resolve(context, name, deadline)?;
     // Over a network the times of a file may be old ones; and an alias may go while its data stays.
-    let is_named = first.leaf().name == first.leaf().data;
-    first.proves_itself = is_by_name && is_named && !context.storage.capabilities().is_remote;
+    let may_prove_itself =
+        is_by_name && first.leaf().name == first.leaf().data && !context.storage.capabilities().is_remote;
+    // Asked once the files are open: a merge that had changed one of them by then had begun.
+    first.proves_itself = may_prove_itself && liveness.is_alive()?;
     let (context, name, size) = (context.clone(), name.clone(), first.size);
     let (current, seen_alive) = (RwLock::new(Arc::new(first)), RwLock::default());
     Ok(ChainDisk(Arc::new(Shared { context, name, liveness, size, current, seen_alive })))
@@ -540,7 +542,7 @@ struct Snapshot {
     /// Bytes.
     prefetch_window: u64,
     /// Whether files that nobody touched since they were opened prove that the disk is alive, too: if it lives as long as
-    /// its name, and was not resolved anew. What a merge had made of it by then would look untouched as well.
+    /// its name, and was alive after they were opened. Not of a disk resolved anew, which a merge may have changed by then.
     proves_itself: bool,
 }
 

@@ -3,6 +3,7 @@
 #[allow(dead_code, reason = "each test file uses its part of the module")]
 mod builder;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -144,63 +145,75 @@ fn the_longest_chain_of_partial_blocks_is_read_on_a_small_stack() {
     assert_eq!(bytes, [7; 1000]);
 }
 
-/// Counts what is asked about names.
-struct Counting(storage::LocalStorage, AtomicU64);
+/// A file last changed so long ago is not changed again without its times changing.
+const SETTLED: Duration = Duration::from_millis(2100);
 
-impl Counting {
+/// Counts what is asked about names, and does something before a file is opened.
+struct Watched {
+    storage: storage::LocalStorage,
+    asked: AtomicU64,
+    before_open: Box<dyn Fn(&ObjectPath) + Send + Sync>,
+}
+
+impl Watched {
+    fn new(folder: &Path, before_open: impl Fn(&ObjectPath) + Send + Sync + 'static) -> Self {
+        let storage = storage::LocalStorage::open(folder).unwrap();
+        Self { storage, asked: AtomicU64::new(0), before_open: Box::new(before_open) }
+    }
+
     fn asked(&self) -> u64 {
-        self.1.load(Ordering::SeqCst)
+        self.asked.load(Ordering::SeqCst)
     }
 }
 
-impl Storage for Counting {
+impl Storage for Watched {
     fn open(&self, path: &ObjectPath) -> storage::Result<Arc<dyn Object>> {
-        self.0.open(path)
+        (self.before_open)(path);
+        self.storage.open(path)
     }
 
     fn read(&self, path: &ObjectPath, limit: u64) -> storage::Result<Vec<u8>> {
-        self.0.read(path, limit)
+        self.storage.read(path, limit)
     }
 
     fn list(&self, path: &ObjectPath) -> storage::Result<Vec<Entry>> {
-        self.1.fetch_add(1, Ordering::SeqCst);
-        self.0.list(path)
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.storage.list(path)
     }
 
     fn stat(&self, path: &ObjectPath) -> storage::Result<Stat> {
-        self.1.fetch_add(1, Ordering::SeqCst);
-        self.0.stat(path)
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.storage.stat(path)
     }
 
     fn capabilities(&self) -> Capabilities {
-        self.0.capabilities()
+        self.storage.capabilities()
     }
 
     fn describe(&self) -> String {
-        self.0.describe()
+        self.storage.describe()
     }
 }
 
 #[test]
 fn files_that_nobody_touches_prove_a_disk_and_the_first_touch_is_noticed() {
-    const SETTLED: Duration = Duration::from_millis(2100);
-    let image = |number, byte| Image::new(number, 2 * BLOCK as u64, &[(0, byte)]);
+    let image = |number, byte, other| Image::new(number, 2 * BLOCK as u64, &[(0, byte), (1, other)]);
     let child = || Image::new(2, 2 * BLOCK as u64, &[(1, 2)]).child_of(1, "a.vhd");
     let ways = ["removed", "child removed", "renamed", "rewritten", "merged", "merged, under its old time"];
     let worlds = ways.map(|_| tempfile::tempdir().unwrap());
     for world in &worlds {
-        std::fs::write(world.path().join("a.vhd"), image(1, 1).flat()).unwrap();
+        std::fs::write(world.path().join("a.vhd"), image(1, 1, 1).flat()).unwrap();
         std::fs::write(world.path().join("b.vhd"), child().flat()).unwrap();
     }
     std::thread::sleep(SETTLED);
     for (way, world) in ways.into_iter().zip(&worlds) {
         let (a, b) = (world.path().join("a.vhd"), world.path().join("b.vhd"));
-        let storage = Arc::new(Counting(storage::LocalStorage::open(world.path()).unwrap(), AtomicU64::new(0)));
+        let storage = Arc::new(Watched::new(world.path(), |_| ()));
         let context = Context { storage: storage.clone(), cache: BlockCache::new(16 << 20) };
         let open = |name| vhd::open(&context, &ObjectPath::new(name).unwrap(), None).unwrap();
         let (base, disk) = (open("a.vhd"), open("b.vhd"));
         let before = storage.asked();
-        let disks = [(&base, [1, 0]), (&disk, [1, 2])];
+        let disks = [(&base, [1, 1]), (&disk, [1, 2])];
         for (disk, expected) in disks {
             assert_eq!(read(disk, 0, 1).unwrap(), expected[..1], "{way}");
             assert_eq!(read(disk, BLOCK as u64, 1).unwrap(), expected[1..], "{way}");
@@ -211,11 +224,12 @@ fn files_that_nobody_touches_prove_a_disk_and_the_first_touch_is_noticed() {
             "removed" => std::fs::remove_file(&a).map(|()| [true, false]),
             "child removed" => std::fs::remove_file(&b).map(|()| [false, true]),
             "renamed" => std::fs::rename(&a, world.path().join("c.vhd")).map(|()| [true, false]),
-            "rewritten" => std::fs::write(&a, image(9, 9).flat()).map(|()| [true, true]),
+            "rewritten" => std::fs::write(&a, image(9, 9, 9).flat()).map(|()| [true, true]),
             _ => {
                 let state = r#"{"chain":["a.vhd","b.vhd"],"step":"mergeBlocks"}"#;
                 std::fs::write(world.path().join(".a.vhd.merge.json"), state).unwrap();
-                std::fs::write(&a, Image::new(1, 2 * BLOCK as u64, &[(0, 1), (1, 2)]).flat()).map(|()| [true, false])
+                // Of the same size.
+                std::fs::write(&a, image(1, 1, 2).flat()).map(|()| [true, false])
             }
         }
         .unwrap();
@@ -231,4 +245,23 @@ fn files_that_nobody_touches_prove_a_disk_and_the_first_touch_is_noticed() {
             }
         }
     }
+}
+
+#[test]
+fn a_file_that_was_merged_into_while_it_was_opened_proves_nothing() {
+    let world = tempfile::tempdir().unwrap();
+    let file = world.path().join("a.vhd");
+    let image = |byte| Image::new(1, BLOCK as u64, &[(0, byte)]).flat();
+    std::fs::write(&file, image(1)).unwrap();
+    let state = world.path().join(".a.vhd.merge.json");
+    let storage = Watched::new(world.path(), move |path| {
+        if path.as_str() == "a.vhd" && !state.exists() {
+            std::fs::write(&state, r#"{"chain":["a.vhd","b.vhd"],"step":"mergeBlocks"}"#).unwrap();
+            std::fs::write(&file, image(2)).unwrap();
+            std::thread::sleep(SETTLED);
+        }
+    });
+    let context = Context { storage: Arc::new(storage), cache: BlockCache::new(0) };
+    let disk = vhd::open(&context, &ObjectPath::new("a.vhd").unwrap(), None).unwrap();
+    assert_eq!(read(&disk, 0, 1).unwrap_err().kind(), ErrorKind::Stale);
 }
