@@ -21,7 +21,7 @@ use lru::LruCache;
 
 use super::transport::Caching;
 
-/// Requests of fewer bytes are better served by the page cache. It is programs that compute checksums who ask for 32 KiB.
+/// Requests of fewer bytes are better served by the page cache. Programs that compute checksums ask for 32 KiB.
 const SMALL: u64 = 64 << 10;
 
 /// Reads after which it is known how a program reads.
@@ -165,9 +165,10 @@ fn parse_dd(arguments: &[u8]) -> Option<u64> {
             "" | "c" => 1,
             "w" => 2,
             "b" => 512,
-            // Whatever is larger than a kilobyte a few times over reads in large pieces.
-            _ if unit.starts_with(['k', 'K']) => 1000,
-            _ => 1_000_000,
+            "kB" => 1000,
+            _ if unit.starts_with(['k', 'K']) => 1 << 10,
+            // Larger units are large enough, however many.
+            _ => 1 << 20,
         };
         size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
     }
@@ -244,7 +245,8 @@ mod tests {
     fn a_copier_reads_through_the_page_cache_whatever_it_did_before() {
         let folder = tempfile::tempdir().unwrap();
         let cp = folder.path().join("cp");
-        fs::copy("/bin/sleep", &cp).unwrap();
+        // The kernel calls a program as it was started.
+        std::os::unix::fs::symlink("/bin/sleep", &cp).unwrap();
         let mut copier = std::process::Command::new(&cp).arg("60").spawn().unwrap();
         let (habits, pid) = (Habits::new(), copier.id());
         let disk: Arc<dyn Disk> = Arc::new(Nothing);
@@ -264,9 +266,10 @@ mod tests {
     #[test]
     fn requests_are_read_from_arguments_and_system_calls() {
         assert_eq!(parse_dd(b"dd\0if=x\0"), Some(512));
-        assert_eq!(parse_dd(b"dd\0if=x\0bs=4k\0"), Some(4000));
+        assert_eq!(parse_dd(b"dd\0if=x\0bs=64k\0"), Some(65536));
+        assert_eq!(parse_dd(b"dd\0if=x\0bs=4kB\0"), Some(4000));
         assert_eq!(parse_dd(b"dd\0ibs=4096\0obs=1M\0"), Some(4096));
-        assert_eq!(parse_dd(b"dd\0bs=1M\0"), Some(1_000_000));
+        assert_eq!(parse_dd(b"dd\0bs=1M\0"), Some(1 << 20));
         assert_eq!(parse_dd(b"dd\0bs=x\0"), None);
         assert_eq!(parse_syscall("0 0x3 0x7f00 0x20000 0x0 0x0 0x0 0x7ffd 0x7f11\n"), Some(0x20000));
         assert_eq!(parse_syscall("1 0x3 0x7f00 0x20000 0x0 0x0 0x0 0x7ffd 0x7f11\n"), None);
