@@ -70,7 +70,7 @@ class Bench:
     def mounted(self, source, *arguments):
         """Mounts and yields the mount point, the process, and the seconds until its VMs were listed."""
         with tempfile.TemporaryDirectory(prefix='mount-', dir=self.folder) as mount:
-            start = time.perf_counter()
+            begun = time.perf_counter()
             server = start([self.xofs, 'mount', source, mount, *arguments])
             try:
                 while not os.path.ismount(mount):
@@ -78,7 +78,7 @@ class Bench:
                         sys.exit(f'bench: xofs mount ended with {server.returncode}')
                     time.sleep(0.001)
                 os.listdir(Path(mount) / 'vms') if (source / 'xo-vm-backups').exists() else os.listdir(mount)
-                yield Path(mount), server, time.perf_counter() - start
+                yield Path(mount), server, time.perf_counter() - begun
             finally:
                 if server.poll() is None:
                     subprocess.run([self.xofs, 'unmount', mount], check=True)
