@@ -370,8 +370,8 @@ fn a_daemon_returns_when_the_mount_can_be_read() {
     let folder = folder();
     let main = fixture("main").join("repo");
     // As a person, and as mount(8) calls a FUSE program.
-    for arguments in [&["mount", "--daemon"][..], &[]] {
-        let place = folder.path().canonicalize().expect("exists").join("mount");
+    for (name, arguments) in [("person", &["mount", "--daemon"][..]), ("mount", &[])] {
+        let place = folder.path().canonicalize().expect("exists").join(name);
         fs::create_dir(&place).expect("a new folder");
         let mut command = xofs();
         command.args(arguments).arg(&main).arg(&place).args(["-o", "ro,_netdev"]);

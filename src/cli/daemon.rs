@@ -64,7 +64,7 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<u8> {
 pub fn ready() -> Result<()> {
     let keeps_log = logging::leave_terminal();
     // The kernel calls a program started so "exe"; nobody would find that in a list of processes.
-    rustix::thread::set_name(c"xofs").context("take the name 'xofs'")?;
+    let _ = rustix::thread::set_name(c"xofs");
     // Refused only to the leader of a process group, which has no need of it.
     let _ = rustix::process::setsid();
     std::env::set_current_dir("/").context("leave the current folder")?;
