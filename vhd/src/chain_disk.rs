@@ -131,7 +131,8 @@ struct Shared {
 
 /// Opens the disk called `name`: a VHD file, an alias, or an exploded VHD's folder.
 ///
-/// Without `liveness`, it lives as long as its name, and until a merge into it begins.
+/// Without `liveness`, it lives as long as its name, and until a merge into it begins; while nobody touches the files that
+/// are read, it may be read for longer, as it was.
 ///
 /// # Errors
 /// [`ErrorKind::Missing`] if a member of its chain is not there, [`ErrorKind::Damaged`] if a structure is wrong or
