@@ -185,8 +185,8 @@ impl BlockCache {
 
     /// Returns the block of that key, from memory or from `load`, which at most one thread runs at a time per key.
     ///
-    /// A failure is given to all who waited for that load and is not remembered. But where the block was not found each
-    /// looks for itself: the one who did may not have known yet that a merge moved it.
+    /// A failure is not remembered, and who waited for a load that failed loads for itself: it may have begun before a merge
+    /// moved the block, or while the storage failed.
     pub(crate) fn get(&self, key: Key, load: impl FnOnce() -> Loaded) -> Loaded {
         let pending = {
             let mut state = self.state();
@@ -210,7 +210,7 @@ impl BlockCache {
                 result
             }
             Err(pending) => match pending.wait() {
-                Err(error) if error.kind() == ErrorKind::Missing => {
+                Err(_) => {
                     let result = load();
                     if let Ok(bytes) = &result {
                         self.store(key, bytes.clone());
@@ -422,24 +422,26 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_a_block_that_another_does_not_find_looks_for_it_itself() {
-        let cache = BlockCache::new(1 << 20);
-        let key = key(layer(&cache, "a"), 0);
-        let begun = std::sync::Barrier::new(2);
-        std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| {
-                begun.wait();
-                cache.get(key, || Ok(Arc::from(vec![7]))).unwrap()
+    fn who_waits_for_a_load_that_fails_loads_itself() {
+        for kind in [ErrorKind::Missing, ErrorKind::Unavailable] {
+            let cache = BlockCache::new(1 << 20);
+            let key = key(layer(&cache, "a"), 0);
+            let begun = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                let waiter = scope.spawn(|| {
+                    begun.wait();
+                    cache.get(key, || Ok(Arc::from(vec![7]))).unwrap()
+                });
+                let failed = cache.get(key, || {
+                    begun.wait();
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                    Err(Error::new(kind, &ObjectPath::root(), "x"))
+                });
+                assert_eq!(failed.unwrap_err().kind(), kind);
+                assert_eq!(*waiter.join().unwrap(), [7]);
             });
-            let missing = cache.get(key, || {
-                begun.wait();
-                std::thread::sleep(std::time::Duration::from_millis(100));
-                Err(Error::new(ErrorKind::Missing, &ObjectPath::root(), "x"))
-            });
-            assert_eq!(missing.unwrap_err().kind(), ErrorKind::Missing);
-            assert_eq!(*waiter.join().unwrap(), [7]);
-        });
-        assert!(cache.has_begun(key));
+            assert!(cache.has_begun(key));
+        }
     }
 
     #[test]
