@@ -2,9 +2,9 @@
 
 #![expect(unsafe_code, reason = "setting the allocator up is a system call without a safe wrapper")]
 
-/// Pieces of so many bytes come from the system and go back to it: a decoded block is one, what small work needs is not.
+/// Pieces of so many bytes come from the system and go back to it: a decoded block is one, the file it is decoded from is not.
 #[cfg(target_env = "gnu")]
-const LARGE: libc::c_int = 1 << 20;
+const LARGE: libc::c_int = 2 << 20;
 
 /// Has large pieces of memory given back to the system as soon as they are free.
 ///
