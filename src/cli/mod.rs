@@ -7,7 +7,6 @@
 //! ```
 
 mod address;
-mod allocator;
 mod check;
 mod completions;
 mod config;
@@ -97,7 +96,6 @@ enum Command {
 /// Runs `xofs` with the arguments of the process.
 #[must_use]
 pub fn main() -> ExitCode {
-    allocator::set_up();
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     let is_command = |word: &str| Cli::command().find_subcommand(word).is_some() || word == "help";
     if Request::is_meant_by(&arguments, is_command) {
