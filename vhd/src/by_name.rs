@@ -6,13 +6,13 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use storage::{Error, ErrorKind, ObjectPath, Result, Stat, Storage};
 
 use crate::chain::MERGE_STATE_LIMIT;
 use crate::chain_disk::Liveness;
-use crate::flat::CLOCK_GRAIN;
+use crate::flat::is_settled;
 use crate::merge_state::{self, MergeState};
 
 /// XO writes a state in place; for so long at most half a state is waited for.
@@ -80,9 +80,9 @@ impl Liveness for ByName {
         if *self.unchanged.lock().unwrap_or_else(PoisonError::into_inner) == Some(folder) {
             return Ok(true);
         }
-        let is_alive = self.is_listed_alive()?;
         // A folder that was changed just now may be changed again in the same instant of its clock.
-        let is_settled = SystemTime::now().duration_since(folder.modified).is_ok_and(|age| age > CLOCK_GRAIN);
+        let is_settled = is_settled(&folder);
+        let is_alive = self.is_listed_alive()?;
         *self.unchanged.lock().unwrap_or_else(PoisonError::into_inner) = (is_alive && is_settled).then_some(folder);
         Ok(is_alive)
     }

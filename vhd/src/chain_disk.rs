@@ -8,6 +8,7 @@
 //! ```
 //!
 //! The table never changes. When the files under it do (a merge moves blocks), a new one is made and swapped in.
+//! A disk without metadata is still there if nobody touched its files since they were opened.
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU8, Ordering};

@@ -26,7 +26,13 @@ const HEAD_BYTES: usize = FOOTER_BYTES + HEADER_BYTES;
 
 /// A file written less than this before it was opened may change again without its time changing: no clock of a
 /// file system is coarser (FAT's 2 s).
-pub(crate) const CLOCK_GRAIN: Duration = Duration::from_secs(2);
+const CLOCK_GRAIN: Duration = Duration::from_secs(2);
+
+/// Whether what was asked just now would show by its times that it changed later.
+pub(crate) fn is_settled(now: &Stat) -> bool {
+    let last = now.modified.max(now.changed);
+    SystemTime::now().duration_since(last).is_ok_and(|age| age > CLOCK_GRAIN)
+}
 
 pub(crate) struct Flat {
     object: Arc<dyn Object>,
@@ -45,8 +51,7 @@ impl Flat {
         data: &ObjectPath,
     ) -> Result<Layer> {
         let at_open = object.stat()?;
-        let last = at_open.modified.max(at_open.changed);
-        let is_settled = SystemTime::now().duration_since(last).is_ok_and(|age| age > CLOCK_GRAIN);
+        let is_settled = is_settled(&at_open);
         let mut head = [0; HEAD_BYTES];
         let head_len = object.read_at(0, &mut head)?;
         let tail = at_open.size.checked_sub(FOOTER_BYTES as u64).map(|at| read_footer(&*object, at)).transpose()?;
