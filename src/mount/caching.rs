@@ -252,11 +252,10 @@ mod tests {
         let disk: Arc<dyn Disk> = Arc::new(Nothing);
         lock(&habits.programs).put("cp".to_owned(), false);
         // It is called so once it was started.
-        let name = (0..1000).map(|_| {
+        let is_called_so = (0..1000).any(|_| {
             std::thread::sleep(std::time::Duration::from_millis(5));
-            program_of(pid)
+            program_of(pid).as_deref() == Some("cp")
         });
-        let is_called_so = name.into_iter().any(|name| name.as_deref() == Some("cp"));
         let caching = habits.open(pid, 1, &disk, false).caching();
         copier.kill().and_then(|()| copier.wait()).unwrap();
         assert!(is_called_so);
