@@ -114,14 +114,14 @@ class Bench:
                 test = f'Sequential, {size_name(request)} requests'
                 ways = [(target.name, target, lambda: reading.usual(request)) for target in targets]
                 ours = next(target for target in targets if target.name == 'xofs')
-                if request < 64 << 10:
+                if request < reading.LARGE:
                     ways.append(('xofs, habit', ours, lambda: reading.habitual(ours.path, request)))
                 for _, (name, target, program) in self.rounds(ways):
                     program = program()
                     self.drop_mounted(target)
                     found = reading.sequential(target.path, request, self.args.seconds / 2, program)
                     self.add('sizes', test, 'MB/s', name, found.megabytes)
-                if request < 64 << 10:
+                if request < reading.LARGE:
                     self.dd(test, request, targets)
                 self.report.print_test('sizes', test)
             for request in SIZES:

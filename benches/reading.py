@@ -34,9 +34,13 @@ def stranger():
     return f'r{os.getpid() % 100000}-{next(numbers)}'
 
 
+# Smaller requests are made by programs that the mount takes for readers of small pieces.
+LARGE = 64 << 10
+
+
 def usual(request):
     """The name of a program that reads in such requests: one known for large ones, or one that nobody knows."""
-    return 'cat' if request >= 64 << 10 else stranger()
+    return 'cat' if request >= LARGE else stranger()
 
 
 def call_myself(name):
