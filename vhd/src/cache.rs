@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::geometry::{BlockIndex, BlockSize};
+use crate::memory::Memory;
 use crate::workers::Workers;
 
 /// What a layer is known by: the place of its data, its uuid, inode and time of the file that holds its footer, and the
@@ -52,7 +53,7 @@ pub(crate) struct Key {
     pub(crate) form: Form,
 }
 
-type Loaded = Result<Arc<[u8]>>;
+type Loaded = Result<Arc<Memory>>;
 
 /// Threads that load blocks ahead of readers at most, over all disks, and blocks that wait for one; each takes the memory
 /// of a block or two.
@@ -84,7 +85,7 @@ impl Pending {
 
 /// A block in memory.
 struct Ready {
-    bytes: Arc<[u8]>,
+    bytes: Arc<Memory>,
     stored: Instant,
     /// Whether its disk was seen alive after it was read: then these are its bytes whatever happens to the files.
     is_verified: bool,
@@ -95,18 +96,18 @@ struct State {
     bytes: u64,
     /// Memory of blocks that were dropped, for the next ones: to get it from the system, which clears it, takes a quarter of
     /// the time that decoding gzip does.
-    spare: Vec<Arc<[u8]>>,
+    spare: Vec<Arc<Memory>>,
     pending: HashMap<Key, Arc<Pending>>,
 }
 
 impl State {
     /// Keeps the memory of a block that nobody reads any more, and as many as fit into `limit` bytes with it.
-    fn keep_memory(&mut self, mut bytes: Arc<[u8]>, limit: u64) {
+    fn keep_memory(&mut self, mut bytes: Arc<Memory>, limit: u64) {
         if Arc::get_mut(&mut bytes).is_none() {
             return;
         }
         self.spare.push(bytes);
-        let is_too_much = |spare: &[Arc<[u8]>]| {
+        let is_too_much = |spare: &[Arc<Memory>]| {
             spare.len() > SPARES || spare.iter().map(|bytes| bytes.len() as u64).sum::<u64>() > limit
         };
         // The oldest first: blocks of that size may not be needed any more.
@@ -174,13 +175,13 @@ impl BlockCache {
     }
 
     /// Returns `len` bytes of memory for a block, which nobody else has. They may hold anything.
-    pub(crate) fn memory(&self, len: usize) -> Arc<[u8]> {
+    pub(crate) fn memory(&self, len: usize) -> Arc<Memory> {
         let spare = {
             let mut state = self.state();
             let found = state.spare.iter().position(|spare| spare.len() == len);
             found.map(|at| state.spare.remove(at))
         };
-        spare.unwrap_or_else(|| std::iter::repeat_n(0, len).collect())
+        spare.unwrap_or_else(|| Arc::new(Memory::new(len)))
     }
 
     /// Returns the block of that key, from memory or from `load`, which at most one thread runs at a time per key.
@@ -235,7 +236,7 @@ impl BlockCache {
     }
 
     /// Returns the block of that key if it is in memory and [verified](BlockCache::verify).
-    pub(crate) fn get_verified(&self, key: Key) -> Option<Arc<[u8]>> {
+    pub(crate) fn get_verified(&self, key: Key) -> Option<Arc<Memory>> {
         let mut state = self.state();
         state.ready.get(&key).filter(|ready| ready.is_verified).map(|ready| ready.bytes.clone())
     }
@@ -253,7 +254,7 @@ impl BlockCache {
         }
     }
 
-    fn store(&self, key: Key, bytes: Arc<[u8]>) {
+    fn store(&self, key: Key, bytes: Arc<Memory>) {
         let mut state = self.state();
         let len = bytes.len() as u64;
         if len > self.limit {
@@ -316,6 +317,12 @@ mod tests {
 
     use super::*;
 
+    fn filled(byte: u8, len: usize) -> Loaded {
+        let mut memory = Memory::new(len);
+        memory.fill(byte);
+        Ok(Arc::new(memory))
+    }
+
     fn key(layer: LayerId, block: u32) -> Key {
         Key { layer, block: BlockIndex(block), form: Form::Stored }
     }
@@ -337,7 +344,7 @@ mod tests {
         let id = layer(&cache, "a");
         assert_eq!(id, layer(&cache, "a"));
         assert_ne!(id, layer(&cache, "b"));
-        let load = |n: u32| cache.get(key(id, n), || Ok(Arc::from(vec![0; 1000]))).unwrap();
+        let load = |n: u32| cache.get(key(id, n), || filled(0, 1000)).unwrap();
         (0..3).for_each(|n| drop(load(n)));
         load(0);
         load(3);
@@ -347,13 +354,13 @@ mod tests {
             cache
                 .get(key(id, n), || {
                     loaded = true;
-                    Ok(Arc::from(vec![0; 1000]))
+                    filled(0, 1000)
                 })
                 .unwrap();
             !loaded
         };
         assert!(is_cached(0) && !is_cached(1));
-        cache.get(key(id, 9), || Ok(Arc::from(vec![0; 4000]))).unwrap();
+        cache.get(key(id, 9), || filled(0, 4000)).unwrap();
         assert_eq!(cache.bytes(), 3000);
     }
 
@@ -375,10 +382,10 @@ mod tests {
         assert!(spare().is_empty());
         // The first in line, 0, is still read; 1 is not.
         drop((load(8, 1000), load(9, 1000)));
-        assert_eq!((spare(), &*held), (vec![1000], &[0; 1000][..]));
+        assert_eq!((spare(), &held[..]), (vec![1000], &[0; 1000][..]));
         drop(load(10, 1000));
         assert_eq!(spare(), [1000], "taken, and given back by the next");
-        assert_eq!(&*load(10, 1000), [10; 1000]);
+        assert_eq!(load(10, 1000)[..], [10; 1000]);
         // Of another length it is of no use, and more than an eighth is not kept.
         drop(load(11, 500));
         assert_eq!(spare(), [1000]);
@@ -409,16 +416,16 @@ mod tests {
                     let load = || {
                         loads.fetch_add(1, Ordering::Relaxed);
                         std::thread::sleep(std::time::Duration::from_millis(50));
-                        Ok(Arc::from(vec![7; 10]))
+                        filled(7, 10)
                     };
-                    assert_eq!(&*cache.get(key(id, 0), load).unwrap(), [7; 10]);
+                    assert_eq!(cache.get(key(id, 0), load).unwrap()[..], [7; 10]);
                 });
             }
         });
         assert_eq!(loads.load(Ordering::Relaxed), 1);
         let fail = || Err(Error::new(ErrorKind::Damaged, &ObjectPath::root(), "x"));
         assert!(cache.get(key(id, 1), fail).is_err());
-        assert!(cache.get(key(id, 1), || Ok(Arc::from(vec![1]))).is_ok());
+        assert!(cache.get(key(id, 1), || filled(1, 1)).is_ok());
     }
 
     #[test]
@@ -430,7 +437,7 @@ mod tests {
             std::thread::scope(|scope| {
                 let waiter = scope.spawn(|| {
                     begun.wait();
-                    cache.get(key, || Ok(Arc::from(vec![7]))).unwrap()
+                    cache.get(key, || filled(7, 1)).unwrap()
                 });
                 let failed = cache.get(key, || {
                     begun.wait();
@@ -438,7 +445,7 @@ mod tests {
                     Err(Error::new(kind, &ObjectPath::root(), "x"))
                 });
                 assert_eq!(failed.unwrap_err().kind(), kind);
-                assert_eq!(*waiter.join().unwrap(), [7]);
+                assert_eq!(waiter.join().unwrap()[..], [7]);
             });
             assert!(cache.has_begun(key));
         }
@@ -450,14 +457,14 @@ mod tests {
         let stored = key(layer(&cache, "a"), 0);
         assert!(!cache.has_begun(stored) && cache.get_begun(stored).is_none());
         let before = Instant::now();
-        cache.get(stored, || Ok(Arc::from(vec![1]))).unwrap();
+        cache.get(stored, || filled(1, 1)).unwrap();
         cache.verify(stored, before);
         assert!(cache.has_begun(stored) && cache.get_verified(stored).is_none());
         cache.verify(stored, Instant::now());
-        assert_eq!(cache.get_verified(stored).as_deref(), Some(&[1][..]));
+        assert_eq!(cache.get_verified(stored).as_deref().map(|memory| memory[0]), Some(1));
         let whole = Key { form: Form::Whole, ..stored };
         assert!(cache.get_verified(whole).is_none());
-        cache.get(whole, || Ok(Arc::from(vec![2]))).unwrap();
-        assert_eq!(cache.get_verified(whole).as_deref(), Some(&[2][..]));
+        cache.get(whole, || filled(2, 1)).unwrap();
+        assert_eq!(cache.get_verified(whole).as_deref().map(|memory| memory[0]), Some(2));
     }
 }

@@ -20,6 +20,7 @@ use crate::footer::{DiskType, FOOTER_BYTES, Footer};
 use crate::geometry::BlockIndex;
 use crate::header::{HEADER_BYTES, Header};
 use crate::layer::{BlockMap, Body, Layer, MAX_BLOCKS, Moving};
+use crate::memory::Memory;
 
 /// A stored footer, header or list of filters is never larger: a filter may add a little to 1024 bytes.
 const SMALL_FILE: u64 = 16 << 10;
@@ -156,7 +157,7 @@ impl Exploded {
         moving: Option<&Moving>,
         storage: &Arc<dyn Storage>,
         block: BlockIndex,
-    ) -> Result<Arc<[u8]>> {
+    ) -> Result<Arc<Memory>> {
         let len = layer.block_size.full_bytes();
         // No filter makes a block much larger than it is.
         let limit = len as u64 + len as u64 / 8 + SMALL_FILE;

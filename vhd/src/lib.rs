@@ -23,6 +23,7 @@ mod geometry;
 mod header;
 mod layer;
 mod locator;
+mod memory;
 mod merge_state;
 mod view;
 mod workers;
