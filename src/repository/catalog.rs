@@ -206,7 +206,7 @@ impl Catalog {
                     return Some(Named { name: metadata.vm_name(), newest: newest.filter(|_| is_certain) });
                 }
                 Ok(Some(Err(_))) => {}
-                Err(error) => is_certain &= !may_pass(&error),
+                Err(error) => is_certain &= !error.kind().is_unavailable(),
             }
         }
         Some(Named { newest: newest.filter(|_| is_certain), ..unnamed() })
@@ -357,7 +357,7 @@ impl Catalog {
                 Ok(bytes) => Metadata::parse(&bytes),
                 Err(error) if error.kind() == storage::ErrorKind::NotFound => return None,
                 Err(error) => {
-                    if may_pass(&error) {
+                    if error.kind().is_unavailable() {
                         signature = None;
                     }
                     Err(error.to_string())
@@ -420,11 +420,6 @@ fn is_metadata_name(name: &str) -> bool {
     let time = time.strip_suffix('Z').unwrap_or(time).as_bytes();
     time.len() == 15
         && time.iter().enumerate().all(|(at, byte)| if at == 8 { *byte == b'T' } else { byte.is_ascii_digit() })
-}
-
-/// Whether reading again may help.
-fn may_pass(error: &storage::Error) -> bool {
-    matches!(error.kind(), storage::ErrorKind::Io | storage::ErrorKind::PermissionDenied)
 }
 
 fn found_problems(folder: &Folder, backups: &[Arc<Backup>]) -> Vec<Problem> {

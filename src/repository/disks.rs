@@ -520,7 +520,7 @@ fn compressed_xva(path: &ObjectPath, compression: Compression) -> Option<String>
 
 fn open_object(storage: &dyn Storage, path: &ObjectPath) -> disk::Result<Arc<dyn Object>> {
     storage.open(path).map_err(|error| match error.kind() {
-        storage::ErrorKind::Io | storage::ErrorKind::PermissionDenied => unavailable(&error),
+        kind if kind.is_unavailable() => unavailable(&error),
         storage::ErrorKind::TooLarge => disk::Error::new(disk::ErrorKind::Unsupported, error.to_string()),
         _ => disk::Error::new(disk::ErrorKind::Damaged, error.to_string()),
     })

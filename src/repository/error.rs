@@ -64,7 +64,12 @@ impl From<storage::Error> for Error {
             | Storage::Escape
             | Storage::TooLarge
             | Storage::Authentication => ErrorKind::Damaged,
-            Storage::Io => ErrorKind::Unavailable,
+            Storage::Io
+            | Storage::Exists
+            | Storage::NotEmpty
+            | Storage::NoSpace
+            | Storage::ReadOnly
+            | Storage::Unsupported => ErrorKind::Unavailable,
         };
         Self::new(kind, error.to_string())
     }

@@ -32,7 +32,7 @@ fn put(memory: &MemoryStorage, vm: &str, name: &str, day: u32) {
 fn repository(fill: impl FnOnce(&MemoryStorage)) -> (Arc<Repository>, Arc<MemoryStorage>, Arc<FaultyStorage>) {
     let memory = Arc::new(MemoryStorage::new());
     fill(&memory);
-    let faulty = Arc::new(FaultyStorage::new(memory.clone()));
+    let faulty = Arc::new(FaultyStorage::<dyn Storage>::new(memory.clone()));
     let mut repository = Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap();
     Arc::get_mut(&mut repository).unwrap().catalog.look_always();
     faulty.reset_counts();

@@ -1,4 +1,4 @@
-//! A decorator that decrypts whole objects.
+//! A decorator that decrypts and encrypts whole objects.
 //!
 //! ```text
 //! nonce (12) | ciphertext | tag (16)            chacha20-poly1305, aes-256-gcm; no associated data
@@ -7,7 +7,7 @@
 //!
 //! The key is the text itself, 32 bytes, without derivation. Names, folders and a few files at the root are plain. One
 //! nonce and one tag cover an object, so no part of it can be read without reading all of it: an open object holds its
-//! decrypted bytes. No byte is handed out before the tag is verified.
+//! decrypted bytes. No byte is handed out before the tag is verified. Each object that is written gets a random nonce.
 //!
 //! Source: `@xen-orchestra/fs`, `_encryptor.js` and `abstract.js` (`_checkMetadata`, `readFile`).
 
@@ -15,12 +15,18 @@ use std::fmt;
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
-use aws_lc_rs::cipher::{self, DecryptionContext, PaddedBlockDecryptingKey, UnboundCipherKey};
+use aws_lc_rs::cipher::{
+    self, DecryptionContext, EncryptionContext, PaddedBlockDecryptingKey, PaddedBlockEncryptingKey, UnboundCipherKey,
+};
 use aws_lc_rs::iv::FixedLength;
+use aws_lc_rs::rand;
 use zeroize::Zeroizing;
 
 use crate::memory::copy_at;
-use crate::{Capabilities, Entry, Error, ErrorKind, Object, ObjectPath, Result, Stat, Storage};
+use crate::{
+    Capabilities, Entry, Error, ErrorKind, Existing, Object, ObjectPath, Result, Room, Stat, Storage, WritableObject,
+    WritableStorage, publish,
+};
 
 /// The longest object opened for positioned reads, as stored: it is decrypted as a whole, in memory. Blocks have 2 MiB
 /// and the largest BAT and metadata stay far below; only a full backup (XVA) is larger, and is refused.
@@ -89,7 +95,7 @@ const CBC_BLOCK: usize = 16;
 
 enum Cipher {
     Authenticated(LessSafeKey),
-    Cbc(Box<PaddedBlockDecryptingKey>),
+    Cbc(Box<(PaddedBlockDecryptingKey, PaddedBlockEncryptingKey)>),
 }
 
 impl Cipher {
@@ -102,8 +108,11 @@ impl Cipher {
             Algorithm::ChaCha20Poly1305 => authenticated(&aead::CHACHA20_POLY1305),
             Algorithm::Aes256Gcm => authenticated(&aead::AES_256_GCM),
             Algorithm::Aes256Cbc => {
-                let key = UnboundCipherKey::new(&cipher::AES_256, &*key.0).expect("the algorithm's keys have 32 bytes");
-                Self::Cbc(Box::new(PaddedBlockDecryptingKey::cbc_pkcs7(key).expect("CBC takes an AES key")))
+                let key =
+                    || UnboundCipherKey::new(&cipher::AES_256, &*key.0).expect("the algorithm's keys have 32 bytes");
+                let decrypting = PaddedBlockDecryptingKey::cbc_pkcs7(key()).expect("CBC takes an AES key");
+                let encrypting = PaddedBlockEncryptingKey::cbc_pkcs7(key()).expect("CBC takes an AES key");
+                Self::Cbc(Box::new((decrypting, encrypting)))
             }
         }
     }
@@ -121,13 +130,13 @@ impl Cipher {
                 let plain = key.open_in_place(nonce, Aad::empty(), sealed);
                 (NONCE_LENGTH, plain.map_err(|_| "its authentication tag does not match".to_owned())?.len())
             }
-            Self::Cbc(key) => {
+            Self::Cbc(keys) => {
                 if length < 2 * CBC_BLOCK || length % CBC_BLOCK != 0 {
                     return Err(format!("{length} bytes, two or more blocks of {CBC_BLOCK} were expected"));
                 }
                 let (iv, sealed) = stored.split_first_chunk_mut::<CBC_BLOCK>().expect("two blocks are there");
                 let context = DecryptionContext::Iv128(FixedLength::from(&*iv));
-                let plain = key.decrypt(sealed, context);
+                let plain = keys.0.decrypt(sealed, context);
                 (CBC_BLOCK, plain.map_err(|_| "its padding is wrong".to_owned())?.len())
             }
         };
@@ -135,11 +144,40 @@ impl Cipher {
         stored.truncate(plain_length);
         Ok(stored)
     }
+
+    /// Returns what is to be stored for `plain`; the reason if the system gives no random bytes.
+    fn encrypt(&self, plain: &[u8]) -> std::result::Result<Vec<u8>, String> {
+        let no_random = |_| "the system gave no random bytes".to_owned();
+        match self {
+            Self::Authenticated(key) => {
+                let mut stored = Vec::with_capacity(NONCE_LENGTH + plain.len() + TAG_LENGTH);
+                let mut nonce = [0; NONCE_LENGTH];
+                rand::fill(&mut nonce).map_err(no_random)?;
+                stored.extend_from_slice(&nonce);
+                stored.extend_from_slice(plain);
+                let nonce = Nonce::assume_unique_for_key(nonce);
+                let sealed = key.seal_in_place_separate_tag(nonce, Aad::empty(), &mut stored[NONCE_LENGTH..]);
+                // AES-GCM seals at most 64 GiB.
+                let tag = sealed.map_err(|_| "it is too long to be encrypted in one piece".to_owned())?;
+                stored.extend_from_slice(tag.as_ref());
+                Ok(stored)
+            }
+            Self::Cbc(keys) => {
+                let mut iv = [0; CBC_BLOCK];
+                rand::fill(&mut iv).map_err(no_random)?;
+                let mut sealed = plain.to_vec();
+                keys.1
+                    .less_safe_encrypt(&mut sealed, EncryptionContext::Iv128(FixedLength::from(&iv)))
+                    .expect("AES-CBC encrypts any number of bytes");
+                Ok([iv.as_slice(), &sealed].concat())
+            }
+        }
+    }
 }
 
-/// A storage whose objects are decrypted.
-pub struct EncryptedStorage {
-    inner: Arc<dyn Storage>,
+/// A storage whose objects are decrypted, and encrypted where they can be written.
+pub struct EncryptedStorage<S: ?Sized = dyn Storage> {
+    inner: Arc<S>,
     algorithm: Algorithm,
     cipher: Cipher,
 }
@@ -153,6 +191,48 @@ impl EncryptedStorage {
     /// # Errors
     /// [`ErrorKind::Key`] if the key is missing or wrong, or the algorithm unknown; else what the storage says.
     pub fn detect(storage: Arc<dyn Storage>, key: Option<EncryptionKey>) -> Result<Arc<dyn Storage>> {
+        Ok(match Self::open(storage.clone(), key)? {
+            Some(encrypted) => Arc::new(encrypted),
+            None => storage,
+        })
+    }
+}
+
+impl EncryptedStorage<dyn WritableStorage> {
+    /// The same as [`EncryptedStorage::detect`], to be written too.
+    ///
+    /// # Errors
+    /// As for [`EncryptedStorage::detect`].
+    pub fn detect_writable(
+        storage: Arc<dyn WritableStorage>,
+        key: Option<EncryptionKey>,
+    ) -> Result<Arc<dyn WritableStorage>> {
+        Ok(match Self::open(storage.clone(), key)? {
+            Some(encrypted) => Arc::new(encrypted),
+            None => storage,
+        })
+    }
+
+    /// Makes an empty place an encrypted repository, by the algorithm Xen Orchestra takes for new ones
+    /// (chacha20-poly1305). `random` is any uuid; that it can be decrypted shows later that a key is right.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn initialize(storage: &dyn WritableStorage, key: &EncryptionKey, random: &str) -> Result<()> {
+        let check = serde_json::json!({ "random": random }).to_string();
+        let path = ObjectPath::new("metadata.json")?;
+        let cipher = Cipher::new(Algorithm::ChaCha20Poly1305, key);
+        let sealed =
+            cipher.encrypt(check.as_bytes()).map_err(|reason| Error::new(ErrorKind::Io, "write", &path, reason))?;
+        publish(storage, &path, &sealed)?;
+        // Last: a place that says that it is encrypted has its key check.
+        publish(storage, &ObjectPath::new("encryption.json")?, br#"{"algorithm":"chacha20-poly1305"}"#)
+    }
+}
+
+impl<S: Storage + ?Sized> EncryptedStorage<S> {
+    /// Returns the decorated storage, `None` if it is plain.
+    fn open(storage: Arc<S>, key: Option<EncryptionKey>) -> Result<Option<Self>> {
         let marker_path = ObjectPath::new("encryption.json")?;
         let refuse = |reason: String| Err(Error::new(ErrorKind::Key, "read", &marker_path, reason));
         let marker = match storage.read(&marker_path, MAX_MARKER) {
@@ -165,12 +245,12 @@ impl EncryptedStorage {
                 Ok(marker) => marker.algorithm,
                 Err(error) => return refuse(format!("{{\"algorithm\": <name>}} was expected: {error}")),
             },
-            None if key.is_none() => return Ok(storage),
+            None if key.is_none() => return Ok(None),
             None => "chacha20-poly1305".to_owned(),
         };
         if name == "none" {
             return if key.is_none() || is_plain_repository(&*storage)? {
-                Ok(storage)
+                Ok(None)
             } else {
                 refuse("it says the repository is not encrypted, but metadata.json is".to_owned())
             };
@@ -190,7 +270,7 @@ impl EncryptedStorage {
         let cipher = Cipher::new(algorithm, &key);
         let encrypted = Self { inner: storage, algorithm, cipher };
         encrypted.verify(marker.is_some())?;
-        Ok(Arc::new(encrypted))
+        Ok(Some(encrypted))
     }
 
     /// Checks that the key decrypts `metadata.json`, whose only use that is.
@@ -242,7 +322,7 @@ fn is_key_check(bytes: &[u8]) -> bool {
 }
 
 /// Whether `metadata.json` is missing or plain.
-fn is_plain_repository(storage: &dyn Storage) -> Result<bool> {
+fn is_plain_repository(storage: &(impl Storage + ?Sized)) -> Result<bool> {
     match storage.read(&ObjectPath::new("metadata.json")?, MAX_MARKER) {
         Ok(bytes) => Ok(serde_json::from_slice::<serde::de::IgnoredAny>(&bytes).is_ok()),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
@@ -255,7 +335,7 @@ fn is_plain(path: &ObjectPath) -> bool {
     matches!(path.as_str(), "encryption.json" | "immutability.json") || path.file_name().ends_with(".checksum")
 }
 
-impl Storage for EncryptedStorage {
+impl<S: Storage + ?Sized> Storage for EncryptedStorage<S> {
     fn open(&self, path: &ObjectPath) -> Result<Arc<dyn Object>> {
         let inner = self.inner.open(path)?;
         if is_plain(path) {
@@ -294,6 +374,65 @@ impl Storage for EncryptedStorage {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+}
+
+impl WritableStorage for EncryptedStorage<dyn WritableStorage> {
+    fn reader(self: Arc<Self>) -> Arc<dyn Storage> {
+        self
+    }
+
+    fn write(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()> {
+        if is_plain(path) {
+            return self.inner.write(path, bytes, existing);
+        }
+        let sealed = self.cipher.encrypt(bytes).map_err(|reason| Error::new(ErrorKind::Io, "write", path, reason))?;
+        self.inner.write(path, &sealed, existing)
+    }
+
+    fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {
+        Err(only_whole("create", path))
+    }
+
+    fn open_to_write(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {
+        Err(only_whole("open", path))
+    }
+
+    fn create_directory(&self, path: &ObjectPath) -> Result<()> {
+        self.inner.create_directory(path)
+    }
+
+    fn rename(&self, from: &ObjectPath, to: &ObjectPath) -> Result<()> {
+        self.inner.rename(from, to)
+    }
+
+    fn remove(&self, path: &ObjectPath) -> Result<()> {
+        self.inner.remove(path)
+    }
+
+    fn remove_directory(&self, path: &ObjectPath) -> Result<()> {
+        self.inner.remove_directory(path)
+    }
+
+    fn touch(&self, path: &ObjectPath) -> Result<()> {
+        self.inner.touch(path)
+    }
+
+    fn sync(&self, path: &ObjectPath) -> Result<()> {
+        self.inner.sync(path)
+    }
+
+    fn sync_tree(&self, path: &ObjectPath) -> Result<()> {
+        self.inner.sync_tree(path)
+    }
+
+    fn room(&self) -> Result<Room> {
+        self.inner.room()
+    }
+}
+
+fn only_whole(act: &'static str, path: &ObjectPath) -> Error {
+    let reason = "in an encrypted repository a file is written whole: VHD files cannot be, exploded ones can";
+    Error::new(ErrorKind::Unsupported, act, path, reason)
 }
 
 /// Reads an open object from its beginning to its end.

@@ -16,8 +16,18 @@ pub enum ErrorKind {
     IsDirectory,
     /// An object of bytes stands where a directory was expected.
     NotDirectory,
+    /// Something has the name already.
+    Exists,
+    /// A directory that should be empty is not.
+    NotEmpty,
+    /// The place is full, or a quota is used up.
+    NoSpace,
+    /// The place, or the object, can only be read.
+    ReadOnly,
     /// The storage refuses access.
     PermissionDenied,
+    /// The storage has no such operation.
+    Unsupported,
     /// A name or link leads out of the storage, or is no name at all.
     Escape,
     /// The object is larger than what was expected to stand there.
@@ -28,6 +38,29 @@ pub enum ErrorKind {
     Key,
     /// Anything else the storage says; trying again may help.
     Io,
+}
+
+impl ErrorKind {
+    /// Whether it says nothing of the object: the place did not answer, or did not let it be asked.
+    #[must_use]
+    pub fn is_unavailable(self) -> bool {
+        match self {
+            Self::Io
+            | Self::PermissionDenied
+            | Self::Exists
+            | Self::NotEmpty
+            | Self::NoSpace
+            | Self::ReadOnly
+            | Self::Unsupported => true,
+            Self::NotFound
+            | Self::IsDirectory
+            | Self::NotDirectory
+            | Self::Escape
+            | Self::TooLarge
+            | Self::Authentication
+            | Self::Key => false,
+        }
+    }
 }
 
 /// An error with its kind and the object.
@@ -55,6 +88,16 @@ impl Error {
         Self::new(ErrorKind::TooLarge, act, path, format!("at most {limit} bytes were expected, it has more"))
     }
 
+    /// Makes the error of a folder that stands where a file was expected.
+    pub(crate) fn is_directory(act: &'static str, path: &ObjectPath) -> Self {
+        Self::new(ErrorKind::IsDirectory, act, path, "a file was expected, not a folder")
+    }
+
+    /// Makes the error of a file that stands where a folder was expected.
+    pub(crate) fn not_directory(act: &'static str, path: &ObjectPath) -> Self {
+        Self::new(ErrorKind::NotDirectory, act, path, "a folder was expected, not a file")
+    }
+
     /// Makes the error of a key that cannot be one, whatever it is for.
     pub(crate) fn of_key(reason: impl Into<String>) -> Self {
         Self::new(ErrorKind::Key, "", &ObjectPath::root(), reason)
@@ -69,6 +112,10 @@ impl Error {
             (io::ErrorKind::NotFound, _) | (_, Some(TOO_LONG | LOOP)) => ErrorKind::NotFound,
             (io::ErrorKind::IsADirectory, _) => ErrorKind::IsDirectory,
             (io::ErrorKind::NotADirectory, _) => ErrorKind::NotDirectory,
+            (io::ErrorKind::AlreadyExists, _) => ErrorKind::Exists,
+            (io::ErrorKind::DirectoryNotEmpty, _) => ErrorKind::NotEmpty,
+            (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => ErrorKind::NoSpace,
+            (io::ErrorKind::ReadOnlyFilesystem, _) => ErrorKind::ReadOnly,
             (io::ErrorKind::PermissionDenied, _) => ErrorKind::PermissionDenied,
             (io::ErrorKind::CrossesDevices, _) => ErrorKind::Escape,
             _ => ErrorKind::Io,

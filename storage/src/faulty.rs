@@ -8,7 +8,10 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::{Capabilities, Entry, Error, ErrorKind, Object, ObjectPath, Result, Stat, Storage};
+use crate::{
+    Capabilities, Entry, Error, ErrorKind, Existing, Object, ObjectPath, Result, Room, Stat, Storage, WritableObject,
+    WritableStorage,
+};
 
 /// What is asked of a storage or of an open object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -25,6 +28,45 @@ pub enum Operation {
     ReadAt,
     /// [`Object::stat`].
     StatOpen,
+    /// [`WritableStorage::write`].
+    Write,
+    /// [`WritableStorage::create`].
+    Create,
+    /// [`WritableStorage::open_to_write`].
+    OpenToWrite,
+    /// [`WritableStorage::create_directory`].
+    CreateDirectory,
+    /// [`WritableStorage::rename`], by the name it has before.
+    Rename,
+    /// [`WritableStorage::remove`] and [`WritableStorage::remove_directory`].
+    Remove,
+    /// [`WritableStorage::touch`].
+    Touch,
+    /// [`WritableStorage::sync`], [`WritableStorage::sync_tree`] and [`WritableObject::sync`].
+    Sync,
+    /// [`WritableStorage::room`].
+    Room,
+    /// [`WritableObject::write_at`] and [`WritableObject::set_len`].
+    WriteAt,
+}
+
+impl Operation {
+    /// Whether it changes what is stored, or makes it durable.
+    #[must_use]
+    pub fn is_change(self) -> bool {
+        match self {
+            Self::Open | Self::Read | Self::List | Self::Stat | Self::ReadAt | Self::StatOpen | Self::Room => false,
+            Self::Write
+            | Self::Create
+            | Self::OpenToWrite
+            | Self::CreateDirectory
+            | Self::Rename
+            | Self::Remove
+            | Self::Touch
+            | Self::Sync
+            | Self::WriteAt => true,
+        }
+    }
 }
 
 /// What happens to an operation.
@@ -38,13 +80,15 @@ pub enum Fault {
     Errno(i32),
     /// It begins only after [`FaultyStorage::release`].
     Stall,
+    /// Of bytes to be written the first half is, then it fails with this error number; anything else just fails so.
+    Half(i32),
 }
 
 type Rule = Box<dyn Fn(Operation, &ObjectPath) -> Option<Fault> + Send>;
 
 /// A storage whose operations meet faults.
-pub struct FaultyStorage {
-    inner: Arc<dyn Storage>,
+pub struct FaultyStorage<S: ?Sized = dyn Storage> {
+    inner: Arc<S>,
     control: Arc<Control>,
 }
 
@@ -62,10 +106,10 @@ struct State {
     stalled: usize,
 }
 
-impl FaultyStorage {
+impl<S: Storage + ?Sized> FaultyStorage<S> {
     /// Decorates `inner`; nothing fails until a rule says so.
     #[must_use]
-    pub fn new(inner: Arc<dyn Storage>) -> Self {
+    pub fn new(inner: Arc<S>) -> Self {
         let state = State { rule: Box::new(|_, _| None), counts: BTreeMap::new(), releases: 0, stalled: 0 };
         Self { inner, control: Arc::new(Control { state: Mutex::new(state), changed: Condvar::new() }) }
     }
@@ -125,12 +169,28 @@ impl Control {
 
     /// Counts an operation and lets it meet its fault.
     fn begin(&self, operation: Operation, act: &'static str, path: &ObjectPath) -> Result<()> {
+        self.begin_or_half(operation, act, path, || {})
+    }
+
+    /// The same of a write, of which `half` does the first half.
+    fn begin_or_half(
+        &self,
+        operation: Operation,
+        act: &'static str,
+        path: &ObjectPath,
+        half: impl FnOnce(),
+    ) -> Result<()> {
         let mut state = self.state();
         *state.counts.entry(operation).or_default() += 1;
         match (state.rule)(operation, path) {
             None => Ok(()),
             Some(Fault::Error(kind)) => Err(Error::new(kind, act, path, "a fault was asked for")),
-            Some(Fault::Errno(number)) => Err(Error::from_io(act, path, io::Error::from_raw_os_error(number))),
+            Some(Fault::Errno(number)) => Err(of_errno(number, act, path)),
+            Some(Fault::Half(number)) => {
+                drop(state);
+                half();
+                Err(of_errno(number, act, path))
+            }
             Some(Fault::Delay(delay)) => {
                 drop(state);
                 std::thread::sleep(delay);
@@ -149,7 +209,11 @@ impl Control {
     }
 }
 
-impl Storage for FaultyStorage {
+fn of_errno(number: i32, act: &'static str, path: &ObjectPath) -> Error {
+    Error::from_io(act, path, io::Error::from_raw_os_error(number))
+}
+
+impl<S: Storage + ?Sized> Storage for FaultyStorage<S> {
     fn open(&self, path: &ObjectPath) -> Result<Arc<dyn Object>> {
         self.control.begin(Operation::Open, "open", path)?;
         let inner = self.inner.open(path)?;
@@ -195,5 +259,107 @@ impl Object for FaultyObject {
     fn stat(&self) -> Result<Stat> {
         self.control.begin(Operation::StatOpen, "stat", &self.path)?;
         self.inner.stat()
+    }
+}
+
+impl<S: WritableStorage + ?Sized + 'static> WritableStorage for FaultyStorage<S> {
+    fn reader(self: Arc<Self>) -> Arc<dyn Storage> {
+        self
+    }
+
+    fn write(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()> {
+        self.control.begin_or_half(Operation::Write, "write", path, || {
+            let _ = self.inner.write(path, &bytes[..bytes.len() / 2], existing);
+        })?;
+        self.inner.write(path, bytes, existing)
+    }
+
+    fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {
+        self.control.begin(Operation::Create, "create", path)?;
+        let inner = self.inner.create(path)?;
+        Ok(Arc::new(FaultyWriter { inner, path: path.clone(), control: Arc::clone(&self.control) }))
+    }
+
+    fn open_to_write(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {
+        self.control.begin(Operation::OpenToWrite, "open", path)?;
+        let inner = self.inner.open_to_write(path)?;
+        Ok(Arc::new(FaultyWriter { inner, path: path.clone(), control: Arc::clone(&self.control) }))
+    }
+
+    fn create_directory(&self, path: &ObjectPath) -> Result<()> {
+        self.control.begin(Operation::CreateDirectory, "create", path)?;
+        self.inner.create_directory(path)
+    }
+
+    fn rename(&self, from: &ObjectPath, to: &ObjectPath) -> Result<()> {
+        self.control.begin(Operation::Rename, "rename", from)?;
+        self.inner.rename(from, to)
+    }
+
+    fn remove(&self, path: &ObjectPath) -> Result<()> {
+        self.control.begin(Operation::Remove, "remove", path)?;
+        self.inner.remove(path)
+    }
+
+    fn remove_directory(&self, path: &ObjectPath) -> Result<()> {
+        self.control.begin(Operation::Remove, "remove", path)?;
+        self.inner.remove_directory(path)
+    }
+
+    fn touch(&self, path: &ObjectPath) -> Result<()> {
+        self.control.begin(Operation::Touch, "touch", path)?;
+        self.inner.touch(path)
+    }
+
+    fn sync(&self, path: &ObjectPath) -> Result<()> {
+        self.control.begin(Operation::Sync, "sync", path)?;
+        self.inner.sync(path)
+    }
+
+    fn sync_tree(&self, path: &ObjectPath) -> Result<()> {
+        self.control.begin(Operation::Sync, "sync", path)?;
+        self.inner.sync_tree(path)
+    }
+
+    fn room(&self) -> Result<Room> {
+        self.control.begin(Operation::Room, "ask the room of", &ObjectPath::root())?;
+        self.inner.room()
+    }
+}
+
+struct FaultyWriter {
+    inner: Arc<dyn WritableObject>,
+    path: ObjectPath,
+    control: Arc<Control>,
+}
+
+impl Object for FaultyWriter {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        self.control.begin(Operation::ReadAt, "read", &self.path)?;
+        self.inner.read_at(offset, buffer)
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        self.control.begin(Operation::StatOpen, "stat", &self.path)?;
+        self.inner.stat()
+    }
+}
+
+impl WritableObject for FaultyWriter {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.control.begin_or_half(Operation::WriteAt, "write", &self.path, || {
+            let _ = self.inner.write_at(offset, &bytes[..bytes.len() / 2]);
+        })?;
+        self.inner.write_at(offset, bytes)
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.control.begin(Operation::WriteAt, "write", &self.path)?;
+        self.inner.set_len(len)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.control.begin(Operation::Sync, "sync", &self.path)?;
+        self.inner.sync()
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! Storage ─ open, read, list, stat        what a reader needs of a place
+//! WritableStorage ─ write, rename, remove, sync ...      and who changes it; publish, publish_rename
 //!   ├─ LocalStorage      a folder (also one that NFS or SMB put there)
-//!   ├─ MemoryStorage     for tests
-//!   ├─ EncryptedStorage  a decorator: whole objects, decrypted
+//!   ├─ MemoryStorage     for tests; also as it is after a power cut
+//!   ├─ EncryptedStorage  a decorator: whole objects, decrypted and encrypted
 //!   └─ FaultyStorage     a decorator: delays, errors and stalls on demand, for tests
 //! ObjectPath ─ a relative path that cannot leave its storage
 //! ```
@@ -17,6 +18,8 @@ mod faulty;
 mod local;
 mod memory;
 mod path;
+mod power_cut;
+mod write;
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -27,6 +30,11 @@ pub use faulty::{Fault, FaultyStorage, Operation};
 pub use local::LocalStorage;
 pub use memory::MemoryStorage;
 pub use path::ObjectPath;
+pub use power_cut::Loss;
+pub use write::{
+    Existing, Room, UNPUBLISHED, WritableObject, WritableStorage, create_directories, publish, publish_rename,
+    remove_tree,
+};
 
 /// What an object is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,7 +1,7 @@
 //! A folder of this machine, or one that NFS or SMB put there.
 //!
 //! Every name is resolved beneath the root by the kernel (`openat2` with `RESOLVE_BENEATH`), so neither `..` nor a
-//! symbolic link leads out.
+//! symbolic link leads out; what is changed is a name in a folder that was opened so.
 
 use std::fs::File;
 use std::io;
@@ -11,15 +11,32 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, openat, openat2, statx};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+    fstatvfs, futimens, mkdirat, openat, openat2, renameat, statx, syncfs, unlinkat,
+};
 
-use crate::{Capabilities, Entry, Error, ErrorKind, Kind, Object, ObjectPath, Result, Stat, Storage};
+use crate::{
+    Capabilities, Entry, Error, ErrorKind, Existing, Kind, Object, ObjectPath, Result, Room, Stat, Storage,
+    WritableObject, WritableStorage,
+};
+
+/// What a new file may be used for, less what the process's mask takes away.
+const FILE_MODE: u32 = 0o666;
+/// The same of a folder: as Xen Orchestra makes them (`dirMode`), since what is in them tells passwords.
+const DIRECTORY_MODE: u32 = 0o700;
+
+/// Neither waits for a pipe nor becomes a terminal's process, whatever a repository holds.
+const TO_WRITE: OFlags = OFlags::WRONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
+const TO_READ_AND_WRITE: OFlags = OFlags::RDWR.union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
 
 /// A folder as a storage.
 pub struct LocalStorage {
     root: OwnedFd,
     shown: PathBuf,
     is_remote: bool,
+    /// Whether one call syncs the whole file system.
+    syncs_at_once: bool,
 }
 
 impl LocalStorage {
@@ -30,17 +47,19 @@ impl LocalStorage {
     pub fn open(root: &Path) -> io::Result<Self> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let fd = openat(CWD, root, flags, Mode::empty())?;
-        let is_remote = rustix::fs::fstatfs(&fd).is_ok_and(|stat| is_remote(stat.f_type));
-        Ok(Self { root: fd, shown: root.to_path_buf(), is_remote })
+        let place = rustix::fs::fstatfs(&fd).map_or(Place::Local, |stat| place(stat.f_type));
+        let (is_remote, syncs_at_once) = (place != Place::Local, place != Place::OtherServer);
+        Ok(Self { root: fd, shown: root.to_path_buf(), is_remote, syncs_at_once })
     }
 
     fn open_fd(&self, path: &ObjectPath, act: &'static str, flags: OFlags) -> Result<OwnedFd> {
         let name = if path.as_str().is_empty() { "." } else { path.as_str() };
         // The kernel answers EAGAIN when a rename elsewhere made it unsure whether the path stayed beneath the root.
         const ATTEMPTS: u32 = 16;
+        let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(FILE_MODE) } else { Mode::empty() };
         for _ in 0..ATTEMPTS {
             let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
-            match openat2(&self.root, name, flags | OFlags::CLOEXEC, Mode::empty(), how) {
+            match openat2(&self.root, name, flags | OFlags::CLOEXEC, mode, how) {
                 Ok(fd) => return Ok(fd),
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(Error::from_io(act, path, error.into())),
@@ -76,24 +95,60 @@ impl LocalStorage {
     fn open_file(&self, path: &ObjectPath, act: &'static str) -> Result<(File, Stat)> {
         // Without O_NONBLOCK a FIFO planted in a repository would block the open for ever.
         let file = File::from(self.open_to_read(path, act, OFlags::NONBLOCK | OFlags::NOCTTY)?);
-        let stat = stat_of(&file).map_err(|error| Error::from_io(act, path, error))?;
-        match stat.kind {
-            Kind::File => Ok((file, stat)),
-            Kind::Directory => Err(Error::new(ErrorKind::IsDirectory, act, path, "a file was expected, not a folder")),
-            Kind::Other => Err(Error::new(ErrorKind::Io, act, path, "a regular file was expected")),
-        }
+        let stat = stat_of_file(&file, path, act)?;
+        Ok((file, stat))
+    }
+
+    /// Opens the folder that holds `path`, to act on a name in it: no link leads out of it then.
+    fn parent_fd(&self, path: &ObjectPath, act: &'static str) -> Result<OwnedFd> {
+        self.open_fd(&path.parent(), act, OFlags::PATH | OFlags::DIRECTORY)
+    }
+
+    fn in_parent(
+        &self,
+        path: &ObjectPath,
+        act: &'static str,
+        change: impl FnOnce(&OwnedFd, &str) -> rustix::io::Result<()>,
+    ) -> Result<()> {
+        let parent = self.parent_fd(path, act)?;
+        change(&parent, path.file_name()).map_err(|error| Error::from_io(act, path, error.into()))
     }
 }
 
-/// Whether a file system of this magic number (statfs(2)) is reached over a network.
+/// Returns what is known of an open file, which must be one.
+fn stat_of_file(file: &File, path: &ObjectPath, act: &'static str) -> Result<Stat> {
+    let stat = stat_of(file).map_err(|error| Error::from_io(act, path, error))?;
+    match stat.kind {
+        Kind::File => Ok(stat),
+        Kind::Directory => Err(Error::is_directory(act, path)),
+        Kind::Other => Err(Error::new(ErrorKind::Io, act, path, "a regular file was expected")),
+    }
+}
+
+/// Where a file system keeps what it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// On this machine.
+    Local,
+    /// On a server; syncfs(2) has it written there.
+    Server,
+    /// On a server, where syncfs(2) ends on this machine: it has SMB and FUSE write, but not their servers sync.
+    OtherServer,
+}
+
+/// Returns where a file system of this magic number (statfs(2)) keeps what it holds.
 #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "magic numbers are 32 bits wide")]
-fn is_remote(magic: rustix::fs::FsWord) -> bool {
+fn place(magic: rustix::fs::FsWord) -> Place {
     const NFS: u32 = 0x6969;
     const SMB2: u32 = 0xfe53_4d42;
     const CIFS: u32 = 0xff53_4d42;
     const FUSE: u32 = 0x6573_5546;
     const CEPH: u32 = 0x00c3_6400;
-    matches!(magic as u32, NFS | SMB2 | CIFS | FUSE | CEPH)
+    match magic as u32 {
+        NFS | CEPH => Place::Server,
+        SMB2 | CIFS | FUSE => Place::OtherServer,
+        _ => Place::Local,
+    }
 }
 
 /// Makes the kernel ask the server for the attributes of an open file.
@@ -180,6 +235,113 @@ impl Storage for LocalStorage {
     }
 }
 
+impl WritableStorage for LocalStorage {
+    fn reader(self: Arc<Self>) -> Arc<dyn Storage> {
+        self
+    }
+
+    fn write(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()> {
+        let flags = match existing {
+            Existing::Refuse => OFlags::CREATE | OFlags::EXCL,
+            Existing::Replace => OFlags::CREATE | OFlags::TRUNC,
+        };
+        let mut file = File::from(self.open_fd(path, "write", flags | TO_WRITE)?);
+        io::Write::write_all(&mut file, bytes).map_err(|error| Error::from_io("write", path, error))
+    }
+
+    fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {
+        let file = File::from(self.open_fd(path, "create", OFlags::CREATE | OFlags::EXCL | TO_READ_AND_WRITE)?);
+        Ok(Arc::new(LocalObject { file, path: path.clone(), is_remote: self.is_remote }))
+    }
+
+    fn open_to_write(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {
+        let file = File::from(self.open_fd(path, "open", OFlags::NONBLOCK | TO_READ_AND_WRITE)?);
+        stat_of_file(&file, path, "open")?;
+        Ok(Arc::new(LocalObject { file, path: path.clone(), is_remote: self.is_remote }))
+    }
+
+    fn create_directory(&self, path: &ObjectPath) -> Result<()> {
+        if path.as_str().is_empty() {
+            return Err(Error::new(ErrorKind::Exists, "create", path, "the root is there already"));
+        }
+        self.in_parent(path, "create", |parent, name| mkdirat(parent, name, Mode::from_raw_mode(DIRECTORY_MODE)))
+    }
+
+    fn rename(&self, from: &ObjectPath, to: &ObjectPath) -> Result<()> {
+        let parent = self.parent_fd(to, "rename")?;
+        let new_name = to.file_name();
+        // Between names in one folder, which all but merges are.
+        if from.parent() == to.parent() {
+            return renameat(&parent, from.file_name(), &parent, new_name)
+                .map_err(|error| Error::from_io("rename", from, error.into()));
+        }
+        self.in_parent(from, "rename", |old_parent, name| renameat(old_parent, name, &parent, new_name))
+    }
+
+    fn remove(&self, path: &ObjectPath) -> Result<()> {
+        let removed = self.in_parent(path, "remove", |parent, name| unlinkat(parent, name, AtFlags::empty()));
+        match removed {
+            // What some servers say of a folder.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PERM.raw_os_error()) => {
+                match self.stat(path) {
+                    Ok(stat) if stat.kind == Kind::Directory => Err(Error::is_directory("remove", path)),
+                    _ => Err(error),
+                }
+            }
+            other => other,
+        }
+    }
+
+    fn remove_directory(&self, path: &ObjectPath) -> Result<()> {
+        self.in_parent(path, "remove", |parent, name| unlinkat(parent, name, AtFlags::REMOVEDIR))
+    }
+
+    fn touch(&self, path: &ObjectPath) -> Result<()> {
+        let fd = self.open_to_read(path, "touch", OFlags::NONBLOCK | OFlags::NOCTTY)?;
+        let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+        let times = Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: now };
+        futimens(&fd, &times).map_err(|error| Error::from_io("touch", path, error.into()))
+    }
+
+    fn sync(&self, path: &ObjectPath) -> Result<()> {
+        let file = File::from(self.open_to_read(path, "sync", OFlags::NONBLOCK | OFlags::NOCTTY)?);
+        let synced = match file.sync_all() {
+            // Where a folder cannot be synced (some over FUSE and SMB), its server keeps the names.
+            Err(error)
+                if error.kind() == io::ErrorKind::InvalidInput && file.metadata().is_ok_and(|it| it.is_dir()) =>
+            {
+                Ok(())
+            }
+            other => other,
+        };
+        synced.map_err(|error| Error::from_io("sync", path, error))
+    }
+
+    fn sync_tree(&self, path: &ObjectPath) -> Result<()> {
+        if self.syncs_at_once {
+            // Also finds errors of what was written back since the storage was opened, by whom and from where ever.
+            return syncfs(&self.root).map_err(|error| Error::from_io("sync", path, error.into()));
+        }
+        let mut folders = vec![path.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in self.list(&folder)? {
+                let path = folder.join(&entry.name)?;
+                if entry.is_directory { folders.push(path) } else { self.sync(&path)? }
+            }
+            self.sync(&folder)?;
+        }
+        Ok(())
+    }
+
+    fn room(&self) -> Result<Room> {
+        let root = ObjectPath::root();
+        let stat = fstatvfs(&self.root).map_err(|error| Error::from_io("ask the room of", &root, error.into()))?;
+        // A file system that makes inodes as it needs them says that it has none at all.
+        let inodes = (stat.f_files > 0).then_some(stat.f_favail);
+        Ok(Room { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })
+    }
+}
+
 struct LocalObject {
     file: File,
     path: ObjectPath,
@@ -207,6 +369,20 @@ impl Object for LocalObject {
     fn stat(&self) -> Result<Stat> {
         let asked = if self.is_remote { ask_server(&self.file) } else { Ok(()) };
         asked.and_then(|()| stat_of(&self.file)).map_err(|error| Error::from_io("stat", &self.path, error))
+    }
+}
+
+impl WritableObject for LocalObject {
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
+        self.file.write_all_at(bytes, offset).map_err(|error| Error::from_io("write", &self.path, error))
+    }
+
+    fn set_len(&self, len: u64) -> Result<()> {
+        self.file.set_len(len).map_err(|error| Error::from_io("write", &self.path, error))
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.file.sync_all().map_err(|error| Error::from_io("sync", &self.path, error))
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use places::{Local, Place, path};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
-use storage::{ErrorKind, Kind, LocalStorage, Storage as _};
+use storage::{ErrorKind, Existing, Kind, LocalStorage, Storage as _, WritableStorage as _};
 
 // Promise 6: "None leads out of it."
 #[test]
@@ -43,6 +43,53 @@ fn a_link_that_leads_outside_is_refused() {
     assert_eq!(error.to_string(), "read 'folder/absolute': leads outside the repository");
     assert!(storage.list(&path("folder")).unwrap().iter().all(|entry| !entry.is_directory));
     assert_eq!(storage.list(&path("folder")).unwrap().len(), 4);
+}
+
+#[test]
+fn nothing_outside_is_changed_through_a_link() {
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("file"), "not part of the repository").unwrap();
+    let place = Local::new();
+    let root = place.folder.path();
+    symlink(outside.path(), root.join("folder")).unwrap();
+    symlink(outside.path().join("file"), root.join("link")).unwrap();
+    place.put("file", b"inside");
+    let storage = LocalStorage::open(root).unwrap();
+    for (act, changed) in [
+        ("write", storage.write(&path("folder/new"), b"x", Existing::Replace)),
+        ("write over", storage.write(&path("link"), b"x", Existing::Replace)),
+        ("create", storage.create(&path("folder/new")).map(drop)),
+        ("open", storage.open_to_write(&path("link")).map(drop)),
+        ("make a folder", storage.create_directory(&path("folder/new"))),
+        ("rename to", storage.rename(&path("file"), &path("folder/file"))),
+        ("rename from", storage.rename(&path("folder/file"), &path("stolen"))),
+        ("remove", storage.remove(&path("folder/file"))),
+        ("touch", storage.touch(&path("link"))),
+        ("sync", storage.sync(&path("link"))),
+    ] {
+        assert_eq!(changed.unwrap_err().kind(), ErrorKind::Escape, "{act}");
+    }
+    assert_eq!(fs::read(outside.path().join("file")).unwrap(), b"not part of the repository");
+    assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1);
+    // A link itself is a name in the repository.
+    storage.remove(&path("link")).unwrap();
+    assert!(outside.path().join("file").exists() && !root.join("link").is_symlink());
+}
+
+#[test]
+fn a_pipe_and_a_full_place_are_errors_that_say_so() {
+    let place = Local::new();
+    mknodat(CWD, place.folder.path().join("pipe"), FileType::Fifo, Mode::RWXU, 0).unwrap();
+    let storage = LocalStorage::open(place.folder.path()).unwrap();
+    let (written, opened) =
+        (storage.write(&path("pipe"), b"x", Existing::Replace), storage.open_to_write(&path("pipe")));
+    assert_eq!((written.unwrap_err().kind(), opened.err().unwrap().kind()), (ErrorKind::Io, ErrorKind::Io));
+    let full = LocalStorage::open(std::path::Path::new("/dev")).unwrap();
+    let error = full.write(&path("full"), b"x", Existing::Replace).unwrap_err();
+    assert_eq!(
+        (error.kind(), error.to_string().as_str()),
+        (ErrorKind::NoSpace, "write 'full': No space left on device (os error 28)")
+    );
 }
 
 #[test]

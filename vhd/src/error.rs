@@ -74,7 +74,13 @@ impl From<storage::Error> for Error {
             storage::ErrorKind::Authentication | storage::ErrorKind::TooLarge => ErrorKind::Damaged,
             storage::ErrorKind::IsDirectory | storage::ErrorKind::NotDirectory => ErrorKind::Damaged,
             storage::ErrorKind::Key => ErrorKind::Unsupported,
-            storage::ErrorKind::PermissionDenied | storage::ErrorKind::Io => ErrorKind::Unavailable,
+            storage::ErrorKind::PermissionDenied
+            | storage::ErrorKind::Io
+            | storage::ErrorKind::Exists
+            | storage::ErrorKind::NotEmpty
+            | storage::ErrorKind::NoSpace
+            | storage::ErrorKind::ReadOnly
+            | storage::ErrorKind::Unsupported => ErrorKind::Unavailable,
         };
         Self { kind, path: error.path().clone(), reason: error.reason() }
     }

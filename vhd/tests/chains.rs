@@ -456,7 +456,7 @@ fn remote(kind: Kind) -> (Arc<FaultyStorage>, ChainDisk, Vec<u8>) {
     Image::new(1, size, &numbers(0..12)).stored(kind).put(&memory, "a");
     let parent = if kind == Kind::Flat { "a.vhd" } else { "a.alias.vhd" };
     Image::new(2, size, &numbers(16..32)).child_of(1, parent).stored(kind).put(&memory, "b");
-    let storage = Arc::new(FaultyStorage::new(memory));
+    let storage = Arc::new(FaultyStorage::<dyn Storage>::new(memory));
     let context = Context { storage: Arc::new(Remote(storage.clone())), cache: BlockCache::new(1 << 20) };
     let name = if kind == Kind::Flat { "b.vhd" } else { "b.alias.vhd" };
     let disk = vhd::open(&context, &ObjectPath::new(name).unwrap(), None).unwrap();

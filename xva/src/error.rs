@@ -56,7 +56,13 @@ impl From<storage::Error> for Error {
             | storage::ErrorKind::IsDirectory
             | storage::ErrorKind::NotDirectory => ErrorKind::Damaged,
             storage::ErrorKind::Key => ErrorKind::Unsupported,
-            storage::ErrorKind::PermissionDenied | storage::ErrorKind::Io => ErrorKind::Unavailable,
+            storage::ErrorKind::PermissionDenied
+            | storage::ErrorKind::Io
+            | storage::ErrorKind::Exists
+            | storage::ErrorKind::NotEmpty
+            | storage::ErrorKind::NoSpace
+            | storage::ErrorKind::ReadOnly
+            | storage::ErrorKind::Unsupported => ErrorKind::Unavailable,
         };
         Self::new(kind, error.to_string())
     }

@@ -151,7 +151,7 @@ impl World {
         let is_remote = choices.one_in(3);
         let is_loose = choices.one_in(4);
         let memory = Arc::new(MemoryStorage::new());
-        let faulty = Arc::new(FaultyStorage::new(memory.clone()));
+        let faulty = Arc::new(FaultyStorage::<dyn storage::Storage>::new(memory.clone()));
         let mut storage: Arc<dyn Storage> = faulty.clone();
         if is_remote {
             storage = Arc::new(Remote(storage));

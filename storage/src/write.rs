@@ -1,0 +1,211 @@
+//! The side of a storage that changes it.
+//!
+//! Apart from [`Storage`], so that what only reads is handed nothing it could write with. Two acts of which no step may be
+//! left out stand here once: [`publish`] and [`publish_rename`].
+
+use std::sync::Arc;
+
+use crate::{ErrorKind, ObjectPath, Result, Storage};
+
+/// What becomes of an object that has the name already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Existing {
+    /// It stays, and the operation fails with [`ErrorKind::Exists`].
+    Refuse,
+    /// Its bytes are replaced in place.
+    Replace,
+}
+
+/// What is left of a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that may still be written.
+    pub bytes: u64,
+    /// Files and folders that may still be made; `None` where their number is not limited.
+    pub inodes: Option<u64>,
+}
+
+/// A storage that can be changed.
+///
+/// Every later call sees what a call did. Whether it outlives a power cut is another matter: bytes do once the object was
+/// [synced](WritableStorage::sync), names (made, renamed, removed) once their folder was. Of what was not, any part may be
+/// lost; only a rename is all or nothing even then. A file that is made holds nothing, some or all of its bytes while it is
+/// written: what readers look for is made under another name and renamed.
+pub trait WritableStorage: Storage {
+    /// Returns it as those take it who only read.
+    fn reader(self: Arc<Self>) -> Arc<dyn Storage>;
+
+    /// Writes a whole object. The folder must be there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] as `existing` says, [`ErrorKind::NoSpace`], or what the storage says; a new object may then
+    /// hold a part of the bytes.
+    fn write(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()>;
+
+    /// Makes a new, empty object that is written in pieces.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] if the name is taken, [`ErrorKind::Unsupported`] where objects are encrypted as a whole; else
+    /// what the storage says.
+    fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>>;
+
+    /// Opens an object that is there, to be changed in place.
+    ///
+    /// # Errors
+    /// As for [`Storage::open`]; [`ErrorKind::Unsupported`] as for [`WritableStorage::create`].
+    fn open_to_write(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>>;
+
+    /// Makes a folder. The one above must be there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] if the name is taken; else what the storage says.
+    fn create_directory(&self, path: &ObjectPath) -> Result<()>;
+
+    /// Renames an object, which takes the place of a file of the name `to`; a folder moves with all it holds, and nothing
+    /// may have its new name.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if nothing is at `from` or no folder holds `to`; else what the storage says.
+    fn rename(&self, from: &ObjectPath, to: &ObjectPath) -> Result<()>;
+
+    /// Removes a file. What has it open keeps it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`], [`ErrorKind::IsDirectory`], or what the storage says.
+    fn remove(&self, path: &ObjectPath) -> Result<()>;
+
+    /// Removes an empty folder.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotEmpty`], [`ErrorKind::NotFound`], [`ErrorKind::NotDirectory`], or what the storage says.
+    fn remove_directory(&self, path: &ObjectPath) -> Result<()>;
+
+    /// Sets the time at which an object was last changed to now.
+    ///
+    /// # Errors
+    /// As for [`Storage::stat`].
+    fn touch(&self, path: &ObjectPath) -> Result<()>;
+
+    /// Returns once the bytes of a file, or the names in a folder, would outlive a power cut.
+    ///
+    /// # Errors
+    /// What the storage says; then nothing is known of what was written since the last time.
+    fn sync(&self, path: &ObjectPath) -> Result<()>;
+
+    /// The same for a folder and all that is in it, at any depth.
+    ///
+    /// # Errors
+    /// As for [`WritableStorage::sync`].
+    fn sync_tree(&self, path: &ObjectPath) -> Result<()>;
+
+    /// Returns what is left of the place.
+    ///
+    /// # Errors
+    /// What the storage says.
+    fn room(&self) -> Result<Room>;
+}
+
+/// An object that is open to be changed in place. Those who read it see each change at once.
+pub trait WritableObject: crate::Object {
+    /// Writes `bytes` at `offset`; a gap behind the end reads as zeroes.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoSpace`], or what the storage says; some of the bytes may then be written.
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Makes it `len` bytes long.
+    ///
+    /// # Errors
+    /// What the storage says.
+    fn set_len(&self, len: u64) -> Result<()>;
+
+    /// Returns once its bytes would outlive a power cut.
+    ///
+    /// # Errors
+    /// As for [`WritableStorage::sync`].
+    fn sync(&self) -> Result<()>;
+}
+
+/// The end of the names that [`publish`] writes under; whoever finds one may remove it while nobody else writes.
+pub const UNPUBLISHED: &str = ".xofs-new";
+
+/// Makes a file appear with all its bytes, or take the place of another, and outlive a power cut from then on.
+///
+/// It is written under another name, synced, and renamed; then its folder is synced. At any moment its name stands for the
+/// old bytes or for the new ones.
+///
+/// # Errors
+/// What the storage says; the name may then stand for either, and may not outlive a power cut.
+pub fn publish(storage: &dyn WritableStorage, path: &ObjectPath, bytes: &[u8]) -> Result<()> {
+    let folder = path.parent();
+    let unpublished = folder.join(&format!(".{}{UNPUBLISHED}", path.file_name()))?;
+    let written = storage.write(&unpublished, bytes, Existing::Replace).and_then(|()| storage.sync(&unpublished));
+    if let Err(error) = written {
+        // A part of it is of no use to anybody; that it cannot be removed either is not what went wrong.
+        let _ = storage.remove(&unpublished);
+        return Err(error);
+    }
+    publish_rename(storage, &unpublished, path)
+}
+
+/// Renames an object, and sees to it that this outlives a power cut.
+///
+/// # Errors
+/// What the storage says; the object may then have either name, and another one after a power cut.
+pub fn publish_rename(storage: &dyn WritableStorage, from: &ObjectPath, to: &ObjectPath) -> Result<()> {
+    storage.rename(from, to)?;
+    storage.sync(&to.parent())?;
+    if from.parent() == to.parent() { Ok(()) } else { storage.sync(&from.parent()) }
+}
+
+/// Makes a folder and those above it, as far as they are missing, and sees to it that they outlive a power cut.
+///
+/// # Errors
+/// [`ErrorKind::NotDirectory`] if a file is in the way; else what the storage says.
+pub fn create_directories(storage: &dyn WritableStorage, path: &ObjectPath) -> Result<()> {
+    match storage.create_directory(path) {
+        Ok(()) => storage.sync(&path.parent()),
+        Err(error) if error.kind() == ErrorKind::Exists => match storage.stat(path)?.kind {
+            crate::Kind::Directory => Ok(()),
+            _ => Err(crate::Error::new(ErrorKind::NotDirectory, "create", path, "a file is where a folder is needed")),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            create_directories(storage, &path.parent())?;
+            create_directories(storage, path)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes a file or a folder with all that is in it. What is gone already is no error.
+///
+/// # Errors
+/// What the storage says; then a part may be gone.
+pub fn remove_tree(storage: &dyn WritableStorage, path: &ObjectPath) -> Result<()> {
+    let unless_gone = |result: Result<()>| match result {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    };
+    match storage.remove(path) {
+        Err(error) if error.kind() == ErrorKind::IsDirectory => {}
+        other => return unless_gone(other),
+    }
+    // Each of the folders that are left to remove, those in it after it.
+    let mut folders = vec![path.clone()];
+    let mut at = 0;
+    while let Some(folder) = folders.get(at).cloned() {
+        at += 1;
+        let entries = match storage.list(&folder) {
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        for entry in entries {
+            let path = folder.join(&entry.name)?;
+            match storage.remove(&path) {
+                Err(error) if error.kind() == ErrorKind::IsDirectory => folders.push(path),
+                other => unless_gone(other)?,
+            }
+        }
+    }
+    folders.iter().rev().try_for_each(|folder| unless_gone(storage.remove_directory(folder)))
+}
