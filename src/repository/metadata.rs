@@ -3,10 +3,11 @@
 //! The file is XO's, and its records are XAPI's as received: any value may be missing or of another type, which never
 //! is an error here. Only what is kept is ever held in memory, a few hundred bytes in general, and texts are cut
 //! ([`LABEL_LIMIT`], [`DESCRIPTION_LIMIT`], [`TAG_LIMIT`]): a backup of four disks whose texts are all that long takes
-//! 4 KiB.
+//! 4 KiB, and its tags, all of which are kept since any may protect it.
 //!
 //! Source: XO, `@xen-orchestra/backups/_runners/_writers/IncrementalRemoteWriter.mjs` and `FullRemoteWriter.mjs`.
 
+use jiff::Timestamp;
 use serde::de::{Deserialize, IgnoredAny, MapAccess};
 use storage::ObjectPath;
 use uuid::Uuid;
@@ -21,8 +22,6 @@ const LABEL_LIMIT: usize = 256;
 const DESCRIPTION_LIMIT: usize = 256;
 /// Longest tag kept (bytes).
 const TAG_LIMIT: usize = 64;
-/// Most tags kept.
-const TAGS_LIMIT: usize = 8;
 /// Longest path taken (bytes); a longer one makes its disk unusable.
 const PATH_LIMIT: usize = 1024;
 /// A reference of XAPI to nothing.
@@ -46,6 +45,10 @@ pub struct Backup {
     pub vm: VmId,
     /// The time, as the file's name says.
     pub time: BackupTime,
+    /// The time to the millisecond, as the metadata says it; `None` if it says none.
+    ///
+    /// Only retention looks at it, as XO's does: everything else goes by the name, which all files of a backup share.
+    pub timestamp: Option<Timestamp>,
     /// What it holds.
     pub mode: Mode,
     /// Its disks, in the order of the metadata; their names differ.
@@ -60,6 +63,8 @@ pub struct Backup {
     pub schedule_id: String,
     /// The buckets of long-term retention it filled, `daily=2026-08-01`.
     pub tags: Vec<String>,
+    /// The tags of the VM when it was made.
+    pub vm_tags: Vec<String>,
     /// Why it, or a disk of it, cannot be read, if that is known without opening a disk.
     pub problem: Option<String>,
     /// Its metadata file.
@@ -78,6 +83,7 @@ impl Backup {
         Self {
             vm: vm.clone(),
             time,
+            timestamp: None,
             mode: Mode::Unreadable,
             disks: Vec::new(),
             size: 0,
@@ -85,6 +91,7 @@ impl Backup {
             job_id: String::new(),
             schedule_id: String::new(),
             tags: Vec::new(),
+            vm_tags: Vec::new(),
             problem: Some(reason),
             metadata,
         }
@@ -130,6 +137,7 @@ pub(super) struct Metadata {
     mode: String,
     job_id: String,
     schedule_id: String,
+    timestamp: Option<Timestamp>,
     size: u64,
     tags: Vec<String>,
     xva: Option<String>,
@@ -161,6 +169,7 @@ struct Vbd {
 #[derive(Debug, Default)]
 struct VmRecord {
     name: String,
+    tags: Vec<String>,
     suspend_vdi: String,
 }
 
@@ -213,6 +222,7 @@ impl Metadata {
         Backup {
             vm: vm.clone(),
             time,
+            timestamp: self.timestamp,
             mode,
             disks,
             size: self.size,
@@ -220,6 +230,7 @@ impl Metadata {
             job_id: self.job_id,
             schedule_id: self.schedule_id,
             tags: self.tags,
+            vm_tags: self.vm.tags,
             problem,
             metadata,
         }
@@ -286,6 +297,12 @@ fn find<'a, T>(entries: &'a [(String, T)], key: &str) -> Option<&'a T> {
     entries.iter().find(|(name, _)| name == key).map(|(_, value)| value)
 }
 
+/// Whether a backup, or its VM when it was made, has a tag. Of tags longer than are kept, the beginning decides.
+pub(super) fn has_tag(backup: &Backup, tag: &str) -> bool {
+    let kept = cut(tag.to_owned(), TAG_LIMIT);
+    backup.tags.iter().chain(&backup.vm_tags).any(|tag| *tag == kept)
+}
+
 /// Returns a name as it is kept.
 pub(super) fn label_of(text: &str) -> String {
     cut(text.to_owned(), LABEL_LIMIT)
@@ -298,10 +315,11 @@ impl Record for Metadata {
             "jobId" => self.job_id = label(map)?,
             "scheduleId" => self.schedule_id = label(map)?,
             "size" => self.size = map.next_value::<Scalar>()?.number().unwrap_or(0),
-            "tags" => {
-                self.tags =
-                    map.next_value::<Texts>()?.0.into_iter().take(TAGS_LIMIT).map(|tag| cut(tag, TAG_LIMIT)).collect()
+            "timestamp" => {
+                let timestamp_ms = map.next_value::<Scalar>()?.number().and_then(|number| i64::try_from(number).ok());
+                self.timestamp = timestamp_ms.and_then(|number| Timestamp::from_millisecond(number).ok());
             }
+            "tags" => self.tags = tags(map)?,
             "xva" => self.xva = path_of(map.next_value()?),
             "vhds" => self.vhds = entries(map, path_of)?,
             "vdis" => self.vdis = entries(map, |Fields(vdi)| vdi)?,
@@ -346,6 +364,7 @@ impl Record for VmRecord {
     fn take<'de, A: MapAccess<'de>>(&mut self, field: &str, map: &mut A) -> Result<(), A::Error> {
         match field {
             "name_label" => self.name = label(map)?,
+            "tags" => self.tags = tags(map)?,
             "suspend_VDI" => self.suspend_vdi = label(map)?,
             _ => skip(map)?,
         }
@@ -359,6 +378,10 @@ fn skip<'de, A: MapAccess<'de>>(map: &mut A) -> Result<(), A::Error> {
 
 fn label<'de, A: MapAccess<'de>>(map: &mut A) -> Result<String, A::Error> {
     Ok(cut(map.next_value::<Scalar>()?.text(), LABEL_LIMIT))
+}
+
+fn tags<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Vec<String>, A::Error> {
+    Ok(map.next_value::<Texts>()?.0.into_iter().map(|tag| cut(tag, TAG_LIMIT)).collect())
 }
 
 /// A path, cut after [`PATH_LIMIT`] bytes, which [`resolve`] then refuses.
@@ -417,6 +440,26 @@ mod tests {
         assert!(matches!(&backup.disks[3].source, DiskSource::Unusable(why) if why.contains("outside the repository")));
         assert!(matches!(&backup.disks[4].source, DiskSource::Unusable(why) if why == "a path was expected in 'vhds'"));
         assert!(backup.problem.unwrap().starts_with("disk disk0: "));
+    }
+
+    #[test]
+    fn what_retention_asks_for_is_kept_to_the_last_tag_and_millisecond() {
+        let tags: Vec<String> = (0..100).map(|number| format!("\"tag {number}\"")).collect();
+        let long = "t".repeat(100);
+        let json = format!(
+            r#"{{"mode":"full","timestamp":1785587696789,"tags":["{long}"],"vm":{{"tags":[{}]}}}}"#,
+            tags.join(",")
+        );
+        let backup = backup(&json);
+        assert_eq!(backup.timestamp.map(|at| at.as_millisecond()), Some(1_785_587_696_789));
+        assert_eq!(backup.vm_tags.len(), 100);
+        for (tag, expected) in [("tag 99", true), (&long, true), ("tag", false), ("tag 100", false), ("", false)] {
+            assert_eq!(has_tag(&backup, tag), expected, "{tag}");
+        }
+        for value in ["-1", "1.5", "1e300", "18446744073709551615", "null", "\"soon\"", "[]"] {
+            let json = format!("{{\"mode\":\"full\",\"timestamp\":{value}}}");
+            assert_eq!(super::tests::backup(&json).timestamp, None, "{value}");
+        }
     }
 
     #[test]

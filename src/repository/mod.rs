@@ -7,7 +7,8 @@
 //!   ├─ loose      VHDs without any metadata
 //!   ├─ stored     backups of XO's configuration and of pool metadata
 //!   ├─ problems   what is wrong, instead of failing
-//!   └─ selector   `VM[/BACKUP[/DISK]]`
+//!   ├─ selector   `VM[/BACKUP[/DISK]]`
+//!   └─ retention  which backups may be forgotten             ─► period; immutability
 //! ids, time, naming, error: what the others are said with
 //! ```
 //!
@@ -21,11 +22,14 @@ mod disks;
 mod error;
 mod fields;
 mod ids;
+mod immutability;
 mod loose;
 mod metadata;
 mod naming;
+mod period;
 mod problems;
 mod refresh;
+mod retention;
 mod selector;
 mod stored;
 #[cfg(test)]
@@ -36,6 +40,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use disk::Disk;
+use jiff::SignedDuration;
 use storage::{EncryptedStorage, LocalStorage, ObjectPath, Storage};
 
 pub use disks::MissingBlock;
@@ -44,7 +49,9 @@ pub use ids::{BackupId, VmId};
 pub use loose::LooseDisk;
 pub use metadata::{Backup, BackupDisk, DiskSource, Mode};
 pub use naming::{escape_name, unescape_name, vm_directory_names};
+pub use period::Period;
 pub use problems::{Problem, ProblemKind};
+pub use retention::{Decision, PeriodRule, Protection, Reason, Rules};
 pub use selector::Selection;
 pub use stored::StoredBackup;
 pub use time::BackupTime;
@@ -105,6 +112,8 @@ pub struct Vm {
 /// A repository, or what is mounted like one.
 pub struct Repository {
     storage: Arc<dyn Storage>,
+    /// The storage under the encryption, the same as `storage` where there is none.
+    raw: Arc<dyn Storage>,
     layout: Layout,
     catalog: Catalog,
     disks: OpenDisks,
@@ -172,7 +181,6 @@ impl Repository {
         Err(Error::new(ErrorKind::NoSuchRepository, message))
     }
 
-    /// `raw` is the storage under the encryption, the same as `storage` where there is none.
     fn assemble(
         raw: Arc<dyn Storage>,
         storage: Arc<dyn Storage>,
@@ -182,11 +190,12 @@ impl Repository {
     ) -> Arc<Self> {
         Arc::new(Self {
             catalog: Catalog::new(storage.clone()),
-            disks: OpenDisks::new(storage.clone(), raw, cache_bytes),
+            disks: OpenDisks::new(storage.clone(), raw.clone(), cache_bytes),
             loose,
             stored: stored::Sizes::default(),
             problems: Problems::default(),
             storage,
+            raw,
             layout,
         })
     }
@@ -382,6 +391,14 @@ impl Repository {
     /// [`ErrorKind::NotFound`] if it is gone; else what the storage says.
     pub fn read_stored(&self, path: &ObjectPath) -> Result<Vec<u8>> {
         Ok(self.storage.read(path, STORED_LIMIT)?)
+    }
+
+    /// Returns for how long a backup is immutable from the time in its name; `None` if none is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if XO's `immutability.json` is there and does not say so; else what the storage says.
+    pub fn immutability(&self) -> Result<Option<SignedDuration>> {
+        immutability::read(self.raw.as_ref())
     }
 
     /// Returns what is known to be wrong: what the last listings found and what was reported since.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use jiff::Timestamp;
 use jiff::civil::DateTime;
 
 /// The time of a backup: UTC, in whole seconds, taken from the *name* of its metadata file.
@@ -40,7 +41,12 @@ impl BackupTime {
     /// Returns the seconds since 1970-01-01 UTC.
     #[must_use]
     pub fn unix(&self) -> i64 {
-        self.at.to_zoned(jiff::tz::TimeZone::UTC).map_or(0, |zoned| zoned.timestamp().as_second())
+        self.timestamp().as_second()
+    }
+
+    /// Returns the moment; 1970-01-01 for one in the last hours of the year 9999, which cannot be told.
+    pub(super) fn timestamp(self) -> Timestamp {
+        self.at.to_zoned(jiff::tz::TimeZone::UTC).map_or(Timestamp::UNIX_EPOCH, |zoned| zoned.timestamp())
     }
 
     /// Returns the time as file names in the repository spell it: `20260801T020003Z`.
