@@ -474,8 +474,74 @@ fn completions_and_the_manual_come_from_the_parser() {
         assert!(succeed(xofs().args(["completions", shell])).contains("export"), "{shell}");
     }
     succeed(xofs().arg("man").arg(folder.path()));
-    for page in ["xofs", "xofs-mount", "xofs-export", "xofs-check"] {
+    for page in ["xofs", "xofs-mount", "xofs-export", "xofs-check", "xofs-forget"] {
         let page = fs::read_to_string(folder.path().join(format!("{page}.1"))).expect("a page");
         assert!(page.contains(".SH NAME") && page.contains("Example"));
+    }
+}
+
+/// A repository of one VM whose backups are metadata alone, at these times.
+fn repository_of(times: &[&str]) -> tempfile::TempDir {
+    let folder = folder();
+    let vm = folder.path().join("xo-vm-backups/e15d58c8-1c93-4ef2-b5b1-db33d6955ecb");
+    fs::create_dir_all(&vm).expect("a folder");
+    for time in times {
+        let metadata = r#"{"mode":"delta","jobId":"job-1","scheduleId":"nightly","vhds":{"OpaqueRef:1":"vdis/a.vhd"},
+            "vm":{"name_label":"web01","tags":["legal"]}}"#;
+        fs::write(vm.join(format!("{time}.json")), metadata).expect("writes");
+    }
+    folder
+}
+
+#[test]
+fn forget_says_what_is_kept_and_why_and_changes_nothing() {
+    let repository = repository_of(&["20261119T020003Z", "20261120T020003Z", "20261121T020003Z"]);
+    let forget = |arguments: &[&str]| run(xofs().arg("forget").arg(repository.path()).args(arguments));
+    let (code, out, err) = forget(&["--all", "--keep-daily", "2", "--timezone", "Europe/Paris"]);
+    let expected = "\
+web01  e15d58c8-1c93-4ef2-b5b1-db33d6955ecb
+  incremental, schedule nightly: 3 backups
+    2026-11-19T020003Z forget  no rule keeps it
+    2026-11-20T020003Z keep    daily 2026-11-20
+    2026-11-21T020003Z keep    daily 2026-11-21, newest of its chain
+3 backups: 2 to keep, 1 to forget (time zone Europe/Paris); nothing was changed
+";
+    assert_eq!((code, out.as_str(), err.as_str()), (0, expected, ""));
+
+    for scope in [["--vm", "web01"], ["--job", "job-1"], ["--schedule", "night"]] {
+        let value: Value = serde_json::from_str(&forget(&[&scope[..], &["--keep-last=1", "--json"]].concat()).1)
+            .expect("--json writes JSON");
+        assert_eq!((value["keep"].as_u64(), value["forget"].as_u64()), (Some(1), Some(2)), "{value}");
+        assert_eq!(value["timeZone"], Value::Null);
+        let newest = &value["vms"][0]["backups"][2];
+        let reasons = serde_json::json!([{"kind": "last", "count": 1}, {"kind": "newestOfChain"}]);
+        assert_eq!((text(newest, "decision"), &newest["reasons"]), ("keep", &reasons));
+    }
+    let (_, out, _) = forget(&["--all", "--keep-last=1", "--keep-tag=legal"]);
+    assert!(out.contains("3 backups: 3 to keep, 0 to forget; nothing was changed"), "{out}");
+
+    fs::write(repository.path().join("immutability.json"), r#"{"immutable":true,"duration":9000000000000}"#)
+        .expect("writes");
+    let (code, out, _) = forget(&["--all", "--keep-last=1"]);
+    assert!(code == 0 && out.contains("keep    immutable until 2312-01-31T18:00:03Z"), "{out}");
+    fs::write(repository.path().join("immutability.json"), "{").expect("writes");
+    let (code, out, err) = forget(&["--all", "--keep-last=1"]);
+    assert!(code == 13 && out.is_empty() && err.contains("'immutability.json'"), "{code} {out}{err}");
+}
+
+#[test]
+fn forget_wants_a_rule_a_scope_and_a_time_zone_that_exists() {
+    let repository = repository_of(&["20261119T020003Z"]);
+    for (arguments, expected, reason) in [
+        (&["--keep-last=1"][..], 2, "give --vm, --job, --schedule or --all"),
+        (&["--all"], 2, "no rule keeps anything"),
+        (&["--all", "--keep-last=0"], 2, "no rule keeps anything"),
+        (&["--all", "--keep-daily=1", "--timezone=Europe/Nowhere"], 2, "'Europe/Nowhere' is unknown"),
+        (&["--all", "--vm=web01", "--keep-last=1"], 2, "cannot be used with"),
+        (&["--vm=web01/latest", "--keep-last=1"], 2, "--vm takes a VM"),
+        (&["--job=nothing", "--keep-last=1"], 1, "no backup is of a job 'nothing'; there are 'job-1'"),
+    ] {
+        let (code, out, err) = run(xofs().arg("forget").arg(repository.path()).args(arguments));
+        assert!(code == expected && out.is_empty() && err.contains(reason), "{arguments:?}: {code} {out}{err}");
     }
 }

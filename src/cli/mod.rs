@@ -1,7 +1,7 @@
 //! The commands of `xofs`: one file each, and the only place that prints.
 //!
 //! ```text
-//! main ─► mount · unmount · list · info · export · check · completions (and man)
+//! main ─► mount · unmount · list · info · export · check · forget · completions (and man)
 //!           └─► open ─► address, config, password        what is named, to an open repository
 //! exit: how each ends      text, print: how values are written      logging, signals, daemon: the process
 //! ```
@@ -13,6 +13,7 @@ mod config;
 mod daemon;
 mod exit;
 mod export;
+mod forget;
 mod info;
 mod list;
 mod logging;
@@ -89,6 +90,7 @@ enum Command {
     Info(info::InfoArgs),
     Export(export::ExportArgs),
     Check(check::CheckArgs),
+    Forget(forget::ForgetArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
@@ -120,6 +122,7 @@ pub fn main() -> ExitCode {
         Command::Info(arguments) => info::run(global, &arguments),
         Command::Export(arguments) => export::run(global, &arguments),
         Command::Check(arguments) => check::run(global, &arguments),
+        Command::Forget(arguments) => forget::run(global, &arguments),
         Command::Completions(arguments) => completions::completions(Cli::command(), &arguments),
         Command::Man(arguments) => completions::man(Cli::command(), &arguments),
     };

@@ -1,0 +1,330 @@
+//! `xofs forget`: which backups the rules of retention keep, and which not. Changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use clap::{ArgGroup, Args};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde_json::{Value, json};
+
+use super::exit::{Exit, Failure};
+use super::text::{Shown, count};
+use super::{Global, open, print};
+use crate::repository::{
+    Backup, Decision, Error, ErrorKind, Layout, Mode, Period, PeriodRule, Protection, Reason, Repository, Rules,
+    Selection, Vm,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  xofs forget /srv/backups --all --keep-last 7 --keep-weekly 4 --keep-monthly 12
+  xofs forget main --vm web01 --keep-daily 14 --timezone Europe/Paris --keep-tag keep
+  xofs forget main --schedule 3f1c --keep-last 3 --json | jq -r '.vms[].backups[] | select(.decision == \"forget\").time'
+
+Each VM, mode and schedule is judged by itself. Whatever the rules say, a backup is kept that is the newest of its chain, \
+immutable, protected by a tag, or cannot be read.
+
+Ends with 3 if the backups of a VM could not be listed. Writes nothing.";
+
+/// Says which backups the rules keep and which may be forgotten; changes nothing
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES, group(ArgGroup::new("scope").args(["vm", "job", "schedule", "all"])))]
+pub struct ForgetArgs {
+    /// The repository [default: XOFS_REPOSITORY]
+    #[arg(value_name = "REPO")]
+    address: Option<OsString>,
+    /// Keeps the N most recent backups
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    keep_last: u32,
+    /// Keeps the oldest backup of each of the N most recent days that have any
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    keep_daily: u32,
+    /// The same of weeks, from Sunday to Saturday
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    keep_weekly: u32,
+    /// The same of months
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    keep_monthly: u32,
+    /// The same of years
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    keep_yearly: u32,
+    /// Time zone of days, weeks, months and years, like Europe/Paris [default: that of this machine]
+    #[arg(long, value_name = "TZ")]
+    timezone: Option<String>,
+    /// Keeps backups with this tag, or whose VM had it when they were made; may be repeated
+    #[arg(long, value_name = "TAG")]
+    keep_tag: Vec<String>,
+    /// Only the backups of this VM: its name, uuid or the beginning of it
+    #[arg(long, value_name = "VM")]
+    vm: Option<String>,
+    /// Only the backups of this job: its id or the beginning of it
+    #[arg(long, value_name = "ID")]
+    job: Option<String>,
+    /// Only the backups of this schedule: its id or the beginning of it
+    #[arg(long, value_name = "ID")]
+    schedule: Option<String>,
+    /// The backups of all VMs, jobs and schedules
+    #[arg(long)]
+    all: bool,
+    /// Writes JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// `Usage` if no rule or no scope is given, or the time zone is unknown; if what is named is not there, or the
+/// repository cannot be listed.
+pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
+    if arguments.vm.is_none() && arguments.job.is_none() && arguments.schedule.is_none() && !arguments.all {
+        let message = "it is not said which backups are meant: give --vm, --job, --schedule or --all";
+        return Err(Failure::usage(message).into());
+    }
+    let (rules, zone) = rules(arguments)?;
+    let place = open::place(global, arguments.address.as_deref())?;
+    let repository = open::repository(global, &place, open::SMALL_CACHE)?;
+    if repository.layout() == Layout::Disks {
+        let message = format!("'{}' holds VHDs without metadata: nobody can say which backups they are", place.name);
+        return Err(Failure::new(Exit::Failed, message).into());
+    }
+    let protection = Protection {
+        tags: arguments.keep_tag.clone(),
+        immutability: repository.immutability().context("find out which backups are immutable")?,
+        now: Timestamp::now(),
+    };
+    let judged = judge(&repository, arguments, &rules, &protection)?;
+    if arguments.json {
+        let kept = judged.iter().flat_map(Judged::rows).filter(|row| row.decision.is_keep()).count();
+        let all = judged.iter().flat_map(Judged::rows).count();
+        print::json(&json!({
+            "repository": place.name,
+            "timeZone": zone,
+            "vms": judged.iter().map(Judged::to_json).collect::<Vec<_>>(),
+            "keep": kept,
+            "forget": all - kept,
+        }))?;
+    } else {
+        print::text(&to_text(&judged, zone.as_deref()))?;
+    }
+    Ok(if judged.iter().all(|vm| vm.rows.is_ok()) { Exit::Done } else { Exit::Partial })
+}
+
+/// Returns the rules that were given, and the name of their time zone if one matters.
+fn rules(arguments: &ForgetArgs) -> Result<(Rules, Option<String>)> {
+    let size = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+    let counts = [arguments.keep_daily, arguments.keep_weekly, arguments.keep_monthly, arguments.keep_yearly];
+    let periods: Vec<PeriodRule> = Period::ALL
+        .into_iter()
+        .zip(counts)
+        .map(|(period, count)| PeriodRule { period, count: size(count), begins: 0 })
+        .collect();
+    let zone = match &arguments.timezone {
+        Some(name) => TimeZone::get(name).map_err(|_| {
+            let message = "is unknown: one like Europe/Paris or UTC was expected, which the system's time zone \
+                           database (package tzdata) holds";
+            Failure::usage(format!("the time zone '{name}' {message}"))
+        })?,
+        None if counts == [0; 4] => TimeZone::UTC,
+        None => TimeZone::try_system()
+            .map_err(|_| Failure::usage("the time zone of this machine is not known: give --timezone"))?,
+    };
+    let name = zone.iana_name().map(str::to_owned).filter(|_| counts != [0; 4]);
+    let rules = Rules::new(size(arguments.keep_last), periods, zone).ok_or_else(|| {
+        Failure::usage(
+            "no rule keeps anything, so nothing may be forgotten: give --keep-last, --keep-daily, --keep-weekly, \
+             --keep-monthly or --keep-yearly with a number above 0",
+        )
+    })?;
+    Ok((rules, name))
+}
+
+/// A VM with what is to become of those of its backups that were named.
+struct Judged {
+    vm: Vm,
+    /// By group, oldest first; else why they cannot be listed.
+    rows: Result<BTreeMap<(&'static str, String), Vec<Row>>, Error>,
+}
+
+struct Row {
+    backup: Arc<Backup>,
+    decision: Decision,
+}
+
+/// Decides about the backups that were named.
+fn judge(
+    repository: &Repository,
+    arguments: &ForgetArgs,
+    rules: &Rules,
+    protection: &Protection,
+) -> Result<Vec<Judged>> {
+    let mut vms = match &arguments.vm {
+        Some(name) => match repository.select(name)? {
+            Selection::Vm(vm) => vec![(vm.clone(), repository.backups(&vm.id))],
+            _ => return Err(Failure::usage(format!("'{name}' is one backup or disk: --vm takes a VM")).into()),
+        },
+        None => repository.all_backups()?,
+    };
+    let of_job = |backup: &Backup| backup.job_id.clone();
+    let of_schedule = |backup: &Backup| backup.schedule_id.clone();
+    let named = match (&arguments.job, &arguments.schedule) {
+        (Some(id), _) => Some(Named::find("job", id, of_job, &vms)?),
+        (None, Some(id)) => Some(Named::find("schedule", id, of_schedule, &vms)?),
+        (None, None) => None,
+    };
+    let judged = vms.drain(..).map(|(vm, backups)| {
+        let rows = backups.map(|backups| {
+            // Of all the VM's backups, named or not: they decide about each other.
+            let decisions = rules.decide(&backups, protection);
+            let mut groups: BTreeMap<_, Vec<Row>> = BTreeMap::new();
+            for (backup, decision) in backups.iter().zip(decisions) {
+                if named.as_ref().is_none_or(|named| (named.of)(backup) == named.id) {
+                    let group = (mode_of(backup), backup.schedule_id.clone());
+                    groups.entry(group).or_default().push(Row { backup: backup.clone(), decision });
+                }
+            }
+            groups
+        });
+        Judged { vm, rows }
+    });
+    Ok(judged.filter(|vm| named.is_none() || vm.rows.as_ref().map_or(true, |rows| !rows.is_empty())).collect())
+}
+
+/// The job or schedule that was named.
+struct Named {
+    id: String,
+    of: fn(&Backup) -> String,
+}
+
+impl Named {
+    /// Finds the one whose id is `wanted`, or begins with it.
+    fn find(
+        what: &str,
+        wanted: &str,
+        of: fn(&Backup) -> String,
+        vms: &[(Vm, crate::repository::Result<crate::repository::Backups>)],
+    ) -> Result<Self> {
+        let backups = vms.iter().filter_map(|(_, backups)| backups.as_ref().ok()).flat_map(|all| all.iter());
+        let ids: BTreeSet<String> = backups.map(|backup| of(backup)).filter(|id| !id.is_empty()).collect();
+        let matching: Vec<&String> = match ids.get(wanted) {
+            Some(id) => vec![id],
+            None if wanted.is_empty() => Vec::new(),
+            None => ids.iter().filter(|id| id.starts_with(wanted)).collect(),
+        };
+        let list = |ids: &mut dyn Iterator<Item = &String>| {
+            ids.take(8).map(|id| format!("'{}'", id.escape_debug())).collect::<Vec<_>>().join(", ")
+        };
+        let wanted = wanted.escape_debug();
+        match matching.as_slice() {
+            [id] => Ok(Self { id: (*id).clone(), of }),
+            [] => {
+                let there = if ids.is_empty() { "none".to_owned() } else { list(&mut ids.iter()) };
+                let message = format!("no backup is of a {what} '{wanted}'; there are {there}");
+                Err(Error::new(ErrorKind::NotFound, message).into())
+            }
+            several => {
+                let several = list(&mut several.iter().copied());
+                let message = format!("'{wanted}' names several {what}s: {several}; say which");
+                Err(Error::new(ErrorKind::Ambiguous, message).into())
+            }
+        }
+    }
+}
+
+impl Judged {
+    fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.rows.iter().flat_map(BTreeMap::values).flatten()
+    }
+
+    fn write_text(&self, text: &mut String) -> std::fmt::Result {
+        let name = if self.vm.name.is_empty() { "(name unknown)" } else { &self.vm.name };
+        write!(text, "{}  {}", Shown(name), Shown(self.vm.id.as_str()))?;
+        let groups = match &self.rows {
+            Ok(groups) => groups,
+            Err(error) => return writeln!(text, "  cannot be listed: {}", Shown(&error.to_string())),
+        };
+        writeln!(text)?;
+        for ((mode, schedule), rows) in groups {
+            let schedule = if schedule.is_empty() { "unknown" } else { schedule };
+            writeln!(text, "  {mode}, schedule {}: {}", Shown(schedule), count(rows.len(), "backup"))?;
+            for row in rows {
+                row.write_text(text)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "uuid": self.vm.id.as_str(),
+            "name": self.vm.name,
+            "backups": self.rows().map(Row::to_json).collect::<Vec<_>>(),
+            "problem": self.rows.as_ref().err().map(ToString::to_string),
+        })
+    }
+}
+
+impl Row {
+    fn write_text(&self, text: &mut String) -> std::fmt::Result {
+        let reasons: Vec<String> = self.decision.reasons().iter().map(ToString::to_string).collect();
+        let (decision, reasons) =
+            if self.decision.is_keep() { ("keep", reasons.join(", ")) } else { ("forget", "no rule keeps it".into()) };
+        write!(text, "    {:<18} {decision:<6}  {}", self.backup.time, Shown(&reasons))?;
+        if let Some(problem) = &self.backup.problem {
+            write!(text, "  problem: {}", Shown(problem))?;
+        }
+        writeln!(text)
+    }
+
+    fn to_json(&self) -> Value {
+        json!({
+            "time": self.backup.time.to_string(),
+            "timestamp": self.backup.time.unix(),
+            "mode": mode_of(&self.backup),
+            "jobId": self.backup.job_id,
+            "scheduleId": self.backup.schedule_id,
+            "metadata": self.backup.metadata.to_string(),
+            "decision": if self.decision.is_keep() { "keep" } else { "forget" },
+            "reasons": self.decision.reasons().iter().map(reason_to_json).collect::<Vec<_>>(),
+            "problem": self.backup.problem,
+        })
+    }
+}
+
+fn reason_to_json(reason: &Reason) -> Value {
+    match reason {
+        Reason::Last(count) => json!({"kind": "last", "count": count}),
+        Reason::Period(period, bucket) => json!({"kind": period.name(), "bucket": bucket}),
+        Reason::Tag(tag) => json!({"kind": "tag", "tag": tag}),
+        Reason::Immutable(until) => json!({"kind": "immutable", "until": until.as_second()}),
+        Reason::NewestOfChain => json!({"kind": "newestOfChain"}),
+        Reason::Unreadable => json!({"kind": "unreadable"}),
+    }
+}
+
+fn mode_of(backup: &Backup) -> &'static str {
+    match backup.mode {
+        Mode::Incremental => "incremental",
+        Mode::Full => "full",
+        Mode::Unreadable => "unreadable",
+    }
+}
+
+fn to_text(judged: &[Judged], zone: Option<&str>) -> String {
+    let mut text = String::new();
+    let (mut kept, mut all) = (0, 0);
+    for vm in judged {
+        // Writing to a String cannot fail.
+        let _ = vm.write_text(&mut text);
+        kept += vm.rows().filter(|row| row.decision.is_keep()).count();
+        all += vm.rows().count();
+    }
+    let zone = zone.map(|zone| format!(" (time zone {zone})")).unwrap_or_default();
+    let _ =
+        writeln!(text, "{}: {kept} to keep, {} to forget{zone}; nothing was changed", count(all, "backup"), all - kept);
+    text
+}
