@@ -95,7 +95,7 @@ impl Exploded {
         Ok(BlockMap::Bits(bits))
     }
 
-    fn block_path(folder: &ObjectPath, block: BlockIndex) -> Result<ObjectPath> {
+    pub(crate) fn block_path(folder: &ObjectPath, block: BlockIndex) -> Result<ObjectPath> {
         Ok(folder.resolve(&format!("blocks/{}/{}", block.0 / 1000, block.0 % 1000))?)
     }
 

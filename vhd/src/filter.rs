@@ -4,18 +4,24 @@
 //! allows, whatever the stored bytes claim. Streams that Node's zlib accepts are accepted; of others at most those of gzip
 //! whose length and checksum are right nevertheless, so that their bytes are.
 
-use std::io::Read;
+use std::io::{Read, Write};
 
 use brotli::enc::StandardAlloc;
 use brotli::{BrotliDecompressStream, BrotliResult, BrotliState};
 use flate2::bufread::GzDecoder;
-use libdeflater::{DecompressionError, Decompressor};
+use libdeflater::{CompressionLvl, Compressor, DecompressionError, Decompressor};
 use serde_json::Value;
 
 use crate::error::FormatError;
 
 /// Decoded output grows from this size on, so that a limit alone allocates nothing.
 const FIRST_BUFFER_BYTES: usize = 64 << 10;
+
+/// Node's `Z_BEST_SPEED`.
+const GZIP_LEVEL: i32 = 1;
+const BROTLI_QUALITY: u32 = 0;
+/// Node's default: 4 MiB, all of a block.
+const BROTLI_WINDOW_BITS: u32 = 22;
 
 /// How the files of an exploded VHD are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +54,26 @@ impl Filter {
                 Some(_) => Err(damaged("its first element is no string".to_owned())),
             },
             _ => Err(damaged("it holds another value".to_owned())),
+        }
+    }
+
+    /// Returns the content of `chunk-filters.json`; `None` if there must be no such file.
+    #[must_use]
+    pub fn chunk_filters_json(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Gzip => Some(r#"["gzip"]"#),
+            Self::Brotli => Some(r#"["brotli"]"#),
+        }
+    }
+
+    /// Encodes `plain` as Xen Orchestra does: gzip at level 1, brotli at quality 0 (vhd-lib, `VhdDirectory.js`).
+    #[must_use]
+    pub fn encode(&self, plain: &[u8]) -> Vec<u8> {
+        match self {
+            Self::None => plain.to_vec(),
+            Self::Gzip => gzip(plain),
+            Self::Brotli => brotli(plain),
         }
     }
 
@@ -120,6 +146,26 @@ impl Filter {
             }
         }
     }
+}
+
+fn gzip(plain: &[u8]) -> Vec<u8> {
+    let mut compressor = Compressor::new(CompressionLvl::new(GZIP_LEVEL).expect("libdeflate has this level"));
+    let mut out = vec![0; compressor.gzip_compress_bound(plain.len())];
+    let len = compressor.gzip_compress(plain, &mut out).expect("the bound is never exceeded");
+    out.truncate(len);
+    // What is encoded may wait to be written: it must not take the room of what it came from.
+    out.shrink_to_fit();
+    out
+}
+
+fn brotli(plain: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(plain.len() / 2);
+    // Fed whole: pieces of a few KiB would each be compressed on their own.
+    let mut writer = brotli::CompressorWriter::new(&mut out, plain.len().max(1), BROTLI_QUALITY, BROTLI_WINDOW_BITS);
+    writer.write_all(plain).expect("memory takes all that is written");
+    drop(writer);
+    out.shrink_to_fit();
+    out
 }
 
 fn check_len(found: usize, expected: usize) -> Result<(), FormatError> {

@@ -1,8 +1,9 @@
-//! VHD files, exploded VHDs, aliases and the chains they form, read as disks.
+//! VHD files, exploded VHDs, aliases and the chains they form, read as disks; and new layers, written.
 //!
 //! ```text
 //! open ─► disk (ChainDisk: table, reading, checking) ─► chain (names, merges, links) ─► layer ─► flat │ exploded
 //! by_name (when a disk without a backup has ended)
+//! create_layer ─► block_sink ─► flat_writer │ exploded_writer, then alias_writer     new_layer (what is to be written)
 //! VhdView (a disk as one VHD file)                       cache (blocks in memory), workers (that fill it ahead)
 //! footer · header · merge_state · alias · locator · filter · geometry          bytes in, value out
 //! ```
@@ -10,14 +11,18 @@
 //! It never hears of VMs or backups.
 
 mod alias;
+mod alias_writer;
+mod block_sink;
 mod by_name;
 mod cache;
 mod chain;
 mod chain_disk;
 mod error;
 mod exploded;
+mod exploded_writer;
 mod filter;
 mod flat;
+mod flat_writer;
 mod footer;
 mod geometry;
 mod header;
@@ -25,10 +30,13 @@ mod layer;
 mod locator;
 mod memory;
 mod merge_state;
+mod new_layer;
 mod view;
 mod workers;
 
 pub use alias::is_alias;
+pub use alias_writer::write_alias;
+pub use block_sink::{BlockSink, Written, create_layer};
 pub use cache::BlockCache;
 pub use chain_disk::{ChainDisk, Context, LayerInfo, Leaf, Liveness, open};
 pub use error::{Error, ErrorKind, FormatError, Result};
@@ -37,4 +45,5 @@ pub use footer::{DiskType, Footer};
 pub use geometry::{BlockIndex, BlockSize, BlockSpan, Chs, FileSector, SECTOR};
 pub use header::{Header, ParentLocator};
 pub use layer::Format;
+pub use new_layer::{EncodedBlock, NewLayer, equivalent_size};
 pub use view::VhdView;
