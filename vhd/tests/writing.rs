@@ -105,8 +105,8 @@ fn files(storage: &MemoryStorage) -> BTreeMap<String, Vec<u8>> {
 #[test]
 fn what_is_written_is_read_back() {
     let many: Vec<(u32, u8)> = [999, 0, 2049, 1000, 1999, 2000].map(|block| (block, 9)).to_vec();
-    let table: [(u64, usize, &[(u32, u8)]); 8] = [
-        (4 * BLOCK as u64, BLOCK, &[(2, 1), (0, 2), (3, 0)]),
+    let table = [
+        (4 * BLOCK as u64, BLOCK, &[(2, 1), (0, 2), (3, 0)][..]),
         (4 * BLOCK as u64 + 1024, BLOCK, &[(4, 5), (0, 1)]),
         (4 * BLOCK as u64 + 1, BLOCK, &[(4, 5)]),
         (4 * BLOCK as u64 - 1, BLOCK, &[]),
