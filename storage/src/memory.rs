@@ -344,7 +344,7 @@ impl Tree {
         if from == to {
             return Ok(());
         }
-        if is_beneath(to, from) || is_beneath(from, to) {
+        if to.is_beneath(from) || from.is_beneath(to) {
             return Err(Error::new(ErrorKind::Escape, "rename", from, format!("'{to}' and it hold each other")));
         }
         let (old_folder, _) = self.folder("rename", &from.parent())?;
@@ -384,11 +384,6 @@ pub(crate) fn write_at(contents: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
         contents.resize(end, 0);
     }
     contents[start..end].copy_from_slice(bytes);
-}
-
-fn is_beneath(path: &ObjectPath, directory: &ObjectPath) -> bool {
-    let mut components = path.components();
-    directory.components().all(|name| components.next() == Some(name)) && components.next().is_some()
 }
 
 impl Object for MemoryFile {

@@ -94,6 +94,13 @@ impl ObjectPath {
         self.0.split('/').filter(|name| !name.is_empty())
     }
 
+    /// Whether it is in the directory, at any depth.
+    #[must_use]
+    pub fn is_beneath(&self, directory: &Self) -> bool {
+        let mut components = self.components();
+        directory.components().all(|name| components.next() == Some(name)) && components.next().is_some()
+    }
+
     /// Returns the path as text, empty for the root.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -153,6 +160,9 @@ mod tests {
         }
         assert_eq!(path.join("c").unwrap().as_str(), "a/b.vhd/c");
         assert_eq!(ObjectPath::root().join("c").unwrap().as_str(), "c");
+        for (directory, expected) in [("a", true), ("", true), ("a/b.vhd", false), ("a/b", false), ("b", false)] {
+            assert_eq!(path.is_beneath(&ObjectPath::new(directory).unwrap()), expected, "{directory}");
+        }
         assert_eq!(ObjectPath::root().to_string(), ".");
     }
 }

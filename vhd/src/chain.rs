@@ -59,6 +59,14 @@ struct Resolver<'a> {
     ahead_count: usize,
 }
 
+/// The merge that a disk takes part in.
+struct MergeOf {
+    base: ObjectPath,
+    /// The uuid that the base gets in the end, if the disk is the target and the state says it.
+    child_uuid: Option<Uuid>,
+    was_complete: bool,
+}
+
 /// What was read of a folder.
 struct Folder {
     path: ObjectPath,
@@ -109,7 +117,7 @@ impl Resolver<'_> {
     fn member(&mut self, name: &ObjectPath) -> Result<Member> {
         // The states first: XO makes one before it touches a block, and removes it after the last alias.
         let merge = self.merge_of(name)?;
-        let Some((base_name, child_uuid)) = merge else {
+        let Some(MergeOf { base: base_name, child_uuid, was_complete }) = merge else {
             return Ok(Member { layer: Arc::new(self.open(name)?), moving: None });
         };
         let base = Arc::new(self.open(&base_name)?);
@@ -119,13 +127,12 @@ impl Resolver<'_> {
             return Ok(Member { layer: base, moving: None });
         }
         let layer = own?;
-        let moving = (layer.data != base.data).then_some(Moving { into: base });
+        let moving = (layer.data != base.data).then_some(Moving { into: base, was_complete });
         Ok(Member { layer: Arc::new(layer), moving })
     }
 
-    /// Returns the base of the merge that takes the blocks of `name` away, and the uuid that the base gets in the end
-    /// if `name` is the target and the state says it.
-    fn merge_of(&mut self, name: &ObjectPath) -> Result<Option<(ObjectPath, Option<Uuid>)>> {
+    /// Returns the merge that takes the blocks of `name` away.
+    fn merge_of(&mut self, name: &ObjectPath) -> Result<Option<MergeOf>> {
         let folder = name.parent();
         for state in self.states(&folder)?.iter() {
             let position = state.chain.iter().position(|member| member == name.file_name());
@@ -133,7 +140,8 @@ impl Resolver<'_> {
                 let base = folder.join(base)?;
                 if self.exists(&base)? {
                     let is_target = position + 1 == state.chain.len();
-                    return Ok(Some((base, state.child_uuid.filter(|_| is_target))));
+                    let (child_uuid, was_complete) = (state.child_uuid.filter(|_| is_target), state.data.is_some());
+                    return Ok(Some(MergeOf { base, child_uuid, was_complete }));
                 }
             }
         }
@@ -187,7 +195,7 @@ impl Resolver<'_> {
                 Ok(bytes) => {
                     let mut state = MergeState::parse(&bytes).map_err(|error| error.at(&path))?;
                     if state.chain.is_empty() {
-                        state.chain = self.old_chain(folder, parent)?;
+                        state.chain = old_chain(self.storage, folder, parent)?;
                     }
                     states.push(state);
                 }
@@ -228,20 +236,6 @@ impl Resolver<'_> {
                 }
             }
         });
-    }
-
-    /// Returns parent and child of a merge whose state, in the oldest form, does not name them: the child is the
-    /// image that names the parent.
-    fn old_chain(&self, folder: &ObjectPath, parent: &str) -> Result<Vec<String>> {
-        for entry in self.storage.list(folder)? {
-            if entry.name.ends_with(".vhd") && !entry.name.starts_with('.') && entry.name != parent {
-                let Ok(layer) = open(self.storage, self.cache, &folder.join(&entry.name)?) else { continue };
-                if layer.parent_uuid().is_some() && layer.header.is_some_and(|header| header.parent_name == parent) {
-                    return Ok(vec![parent.to_owned(), entry.name]);
-                }
-            }
-        }
-        Ok(Vec::new())
     }
 
     fn open(&mut self, name: &ObjectPath) -> Result<Layer> {
@@ -286,8 +280,23 @@ impl Resolver<'_> {
     }
 }
 
+/// Returns parent and child of a merge whose state, in the oldest form, does not name them: the child is the image that
+/// names the parent. None if there is no such image.
+pub(crate) fn old_chain(storage: &Arc<dyn Storage>, folder: &ObjectPath, parent: &str) -> Result<Vec<String>> {
+    let cache = BlockCache::new(0);
+    for entry in storage.list(folder)? {
+        if entry.name.ends_with(".vhd") && !entry.name.starts_with('.') && entry.name != parent {
+            let Ok(layer) = open(storage, &cache, &folder.join(&entry.name)?) else { continue };
+            if layer.parent_uuid().is_some() && layer.header.is_some_and(|header| header.parent_name == parent) {
+                return Ok(vec![parent.to_owned(), entry.name]);
+            }
+        }
+    }
+    Ok(Vec::new())
+}
+
 /// Follows an alias, and opens the image.
-fn open(storage: &Arc<dyn Storage>, cache: &BlockCache, name: &ObjectPath) -> Result<Layer> {
+pub(crate) fn open(storage: &Arc<dyn Storage>, cache: &BlockCache, name: &ObjectPath) -> Result<Layer> {
     let data = data_path(storage, name)?;
     Layer::open(storage, cache, name, &data)
 }

@@ -870,7 +870,8 @@ impl Snapshot {
     /// Refuses a block that is gone from its layer although a merge, which moves them in ascending order, has not
     /// come that far: it was lost before.
     fn check_order(&self, member: &Member, place: Place, block: BlockIndex) -> Result<()> {
-        if member.moving.is_none() || Exploded::is_there(&member.layer, &self.storage, block)? {
+        let may_be_lost = member.moving.as_ref().is_some_and(|moving| !moving.was_complete);
+        if !may_be_lost || Exploded::is_there(&member.layer, &self.storage, block)? {
             return Ok(());
         }
         let number = u16::try_from(place.layer + 1).expect("at most MAX_LAYERS");

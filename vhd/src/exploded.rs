@@ -191,7 +191,7 @@ fn find<T>(
         other => return other.map_err(missing),
     };
     let Some(moving) = moving else { return Err(missing(own)) };
-    if is_lost(layer, &moving.into, storage, block)? {
+    if !moving.was_complete && is_lost(layer, &moving.into, storage, block)? {
         let reason = "its file is missing, and the merge under way did not move it: it was lost before";
         return Err(layer.block_error(ErrorKind::Missing, block, reason));
     }
@@ -203,7 +203,7 @@ fn find<T>(
 /// A moved file keeps the time at which the child's backup wrote it, which is after the parent's footer was written.
 /// So a file of the parent that is not newer than the parent's footer, while the child's footer is, is the parent's
 /// own old block. Times are those at open, before the merge rewrites the parent's footer.
-fn is_lost(layer: &Layer, into: &Layer, storage: &Arc<dyn Storage>, block: BlockIndex) -> Result<bool> {
+pub(crate) fn is_lost(layer: &Layer, into: &Layer, storage: &Arc<dyn Storage>, block: BlockIndex) -> Result<bool> {
     if layer.footer_modified <= into.footer_modified {
         return Ok(false);
     }

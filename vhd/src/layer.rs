@@ -71,6 +71,8 @@ pub(crate) enum Outcome {
 pub(crate) struct Moving {
     /// The layer that takes them.
     pub(crate) into: Arc<Layer>,
+    /// Whether every block was there when the merge began: then what is gone has been moved.
+    pub(crate) was_complete: bool,
 }
 
 /// The bytes of a layer.

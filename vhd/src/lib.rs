@@ -3,6 +3,7 @@
 //! ```text
 //! open ─► disk (ChainDisk: table, reading, checking) ─► chain (names, merges, links) ─► layer ─► flat │ exploded
 //! by_name (when a disk without a backup has ended)
+//! Merge (fewer images, the same disk)
 //! create_layer ─► block_sink ─► flat_writer │ exploded_writer, then alias_writer     new_layer (what is to be written)
 //! VhdView (a disk as one VHD file)                       cache (blocks in memory), workers (that fill it ahead)
 //! footer · header · merge_state · alias · locator · filter · geometry          bytes in, value out
@@ -29,6 +30,7 @@ mod header;
 mod layer;
 mod locator;
 mod memory;
+mod merge;
 mod merge_state;
 mod new_layer;
 mod view;
@@ -45,5 +47,6 @@ pub use footer::{DiskType, Footer};
 pub use geometry::{BlockIndex, BlockSize, BlockSpan, Chs, FileSector, SECTOR};
 pub use header::{Header, ParentLocator};
 pub use layer::Format;
+pub use merge::{Control, Merge, Outcome};
 pub use new_layer::{EncodedBlock, NewLayer, equivalent_size};
 pub use view::VhdView;

@@ -1,6 +1,8 @@
 //! The state file of a merge, `.<parent>.merge.json`: which disks are being merged, and how far that has got.
+//!
+//! It is XO's, in XO's words. What a merge of ours adds stands in a field of its own, which XO keeps and does not look at.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::error::FormatError;
@@ -27,7 +29,14 @@ pub struct MergeState {
     pub child_uuid: Option<Uuid>,
     /// The footer's UUID of the oldest disk; `None` from older versions.
     pub parent_uuid: Option<Uuid>,
+    /// Of each disk of the chain the VHD file or folder, as its name led to it when the merge began; relative to the state
+    /// file's directory. Only our merges say it, and they begin only when every block that a table lists is there: one that
+    /// is gone from its child has been moved.
+    pub data: Option<Vec<String>>,
 }
+
+/// What is written of a merge of ours, and how; another number is of a later version.
+const OWN_VERSION: u64 = 1;
 
 impl MergeState {
     /// Parses the JSON of either generation: that of backup-archive and that of vhd-lib before 6.2.
@@ -61,6 +70,20 @@ impl MergeState {
                 .ok_or_else(|| FormatError::damaged("the chain of a merge must be a list of file names"))?,
             Some(_) => return Err(FormatError::damaged("the chain of a merge must be a list of file names")),
         };
+        let data = match state.get("xofs") {
+            None => None,
+            Some(own) if own.get("version").and_then(Value::as_u64) == Some(OWN_VERSION) => {
+                let names = own.get("data").and_then(Value::as_array).into_iter().flatten();
+                let data: Vec<String> = names.filter_map(|name| name.as_str().map(str::to_owned)).collect();
+                if data.len() != chain.len() {
+                    return Err(FormatError::damaged("a merge must say where each disk of its chain is"));
+                }
+                Some(data)
+            }
+            Some(_) => {
+                return Err(FormatError::unsupported("the merge was begun by a later version, which is to finish it"));
+            }
+        };
         let uuid = |of: &str| state.get(of)?.get("uuid")?.as_str().and_then(|text| Uuid::try_parse(text).ok());
         Ok(Self {
             chain,
@@ -68,8 +91,38 @@ impl MergeState {
             step,
             child_uuid: uuid("child"),
             parent_uuid: uuid("parent"),
+            data,
         })
     }
+
+    /// Returns the JSON of the state, as XO's merger goes on from it.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        let uuid = |uuid: Option<Uuid>| json!({ "uuid": uuid.unwrap_or_default() });
+        let step = match self.step {
+            Step::MergeBlocks => "mergeBlocks",
+            Step::Cleanup => "cleanup",
+        };
+        let mut state = json!({
+            "child": uuid(self.child_uuid),
+            "parent": uuid(self.parent_uuid),
+            "chain": self.chain,
+            "currentBlock": self.current_block,
+            "mergedDataSize": 0,
+            "step": step,
+            "diskSize": 0,
+        });
+        if let Some(data) = &self.data {
+            state["xofs"] = json!({ "version": OWN_VERSION, "data": data });
+        }
+        state.to_string().into_bytes()
+    }
+}
+
+/// Returns the name of the state file of a merge into `parent`.
+#[must_use]
+pub fn name_of(parent: &str) -> String {
+    format!(".{parent}.merge.json")
 }
 
 /// Returns the name of the parent whose merge a file of this name describes; `None` if it is no such file.
@@ -91,7 +144,7 @@ mod tests {
 
     fn state(chain: &[&str], current_block: u64, step: Step) -> MergeState {
         let chain = chain.iter().map(|name| (*name).to_owned()).collect();
-        MergeState { chain, current_block, step, child_uuid: None, parent_uuid: None }
+        MergeState { chain, current_block, step, child_uuid: None, parent_uuid: None, data: None }
     }
 
     #[test]
@@ -105,6 +158,23 @@ mod tests {
             ..state(&["a.alias.vhd", "b.alias.vhd"], 8, Step::MergeBlocks)
         };
         assert_eq!(parse(json), Ok(expected));
+    }
+
+    #[test]
+    fn what_a_merge_of_ours_adds_is_read_again() {
+        let own = MergeState {
+            child_uuid: Some(Uuid::from_u128(1)),
+            parent_uuid: Some(Uuid::from_u128(2)),
+            data: Some(vec!["data/a.vhd".to_owned(), "data/b.vhd".to_owned()]),
+            ..state(&["a.alias.vhd", "b.alias.vhd"], 0, Step::MergeBlocks)
+        };
+        let json = String::from_utf8(own.to_json()).unwrap();
+        assert_eq!(parse(&json), Ok(own.clone()));
+        assert!(json.contains(r#""currentBlock":0"#), "XO merges nothing without a number: {json}");
+        let alone = MergeState { data: None, ..own };
+        assert_eq!(parse(&String::from_utf8(alone.to_json()).unwrap()), Ok(alone));
+        assert_eq!(parse(&json.replace("\"version\":1", "\"version\":2")), Err(ErrorKind::Unsupported));
+        assert_eq!(parse(&json.replace(",\"data/b.vhd\"", "")), Err(ErrorKind::Damaged));
     }
 
     #[test]
@@ -142,5 +212,6 @@ mod tests {
         for other in ["20260801T000000Z.alias.vhd.merge.json", "..merge.json", ".merge.json", ".a.vhd"] {
             assert_eq!(parent_of(other), None, "{other}");
         }
+        assert_eq!(name_of("20260801T000000Z.alias.vhd"), name);
     }
 }

@@ -1,0 +1,205 @@
+//! Moving blocks into the base, by renaming their files.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use storage::{ObjectPath, WritableStorage, publish};
+
+use super::{Control, Image, Merge, Outcome};
+use crate::error::{Error, ErrorKind, Result};
+use crate::exploded::Exploded;
+use crate::footer::Footer;
+use crate::geometry::BlockIndex;
+use crate::header::Header;
+use crate::layer::{BlockMap, Body};
+
+/// Blocks a thread takes at a time.
+const AT_ONCE: usize = 64;
+
+/// For each block the topmost child that holds it, by the tables: only its copy counts. Moving whatever is still in a child
+/// would, after a crash, let an older copy take the place of a younger one.
+pub(super) struct Tops(Vec<u16>);
+
+impl Tops {
+    /// `children` are ordered from the oldest to the target.
+    pub(super) fn of(base: &Image, children: &[Image]) -> Self {
+        let count = children.last().unwrap_or(base).block_count();
+        let mut tops = vec![0; count];
+        for (number, child) in (1..).zip(children) {
+            child.map.each_held(count.min(child.block_count()), |block, _| tops[block] = number);
+        }
+        Self(tops)
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.0.iter().filter(|top| **top > 0).count() as u64
+    }
+
+    /// Whether a child holds a block.
+    pub(super) fn has(&self, block: BlockIndex) -> bool {
+        self.0.get(block.0 as usize).is_some_and(|top| *top > 0)
+    }
+
+    /// Returns the child a block is moved from.
+    fn top(&self, block: usize) -> Option<usize> {
+        usize::from(self.0[block]).checked_sub(1)
+    }
+
+    /// Returns the blocks that are moved from a child.
+    pub(super) fn held_by(&self, child: usize) -> impl Iterator<Item = BlockIndex> {
+        let is_of = move |top: &u16| usize::from(*top) == child + 1;
+        (0..).zip(&self.0).filter(move |(_, top)| is_of(top)).map(|(block, _)| BlockIndex(block))
+    }
+
+    fn all(&self) -> impl Iterator<Item = BlockIndex> {
+        (0..).zip(&self.0).filter(|(_, top)| **top > 0).map(|(block, _)| BlockIndex(block))
+    }
+}
+
+/// Steps 0 to 4.
+pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Control) -> Result<Outcome> {
+    let storage = &*merge.storage;
+    let target = children.last().expect("a merge has children");
+    let tops = Tops::of(base, children);
+    let header = widened(base, target);
+    (control.barrier)()?;
+    if let Some(header) = &header {
+        write_table(storage, base, &Tops::of(base, &[]), header.max_table_entries)?;
+        write(storage, base, "header", &header.to_bytes())?;
+    }
+    storage.sync_tree(&merge.folder)?;
+    (control.barrier)()?;
+    merge.begin(base, target)?;
+    make_folders(storage, base, &tops)?;
+    if move_all(storage, base, children, &tops, control)? == Outcome::Stopped {
+        return Ok(Outcome::Stopped);
+    }
+    storage.sync_tree(&merge.folder)?;
+    let there = Exploded::listed(&base.layer, &merge.reader)?;
+    if let Some(block) = tops.all().find(|block| !there.contains(block)) {
+        return Err(base.layer.block_error(ErrorKind::Missing, block, "it was moved here, but its file is missing"));
+    }
+    (control.barrier)()?;
+    let entries = header.or_else(|| base.layer.header.clone()).map_or(0, |header| header.max_table_entries);
+    write_table(storage, base, &tops, entries)?;
+    let (old, new) = (base.layer.footer, target.layer.footer);
+    let footer = Footer {
+        uuid: new.uuid,
+        original_size: new.original_size,
+        current_size: new.current_size,
+        chs: new.chs,
+        timestamp: new.timestamp,
+        ..old
+    };
+    write(storage, base, "footer", &footer.to_bytes())?;
+    Ok(Outcome::Merged)
+}
+
+/// Returns the header of a base whose table has no room for the target; XO would not make it, and lose the disk.
+fn widened(base: &Image, target: &Image) -> Option<Header> {
+    let header = base.layer.header.as_ref()?;
+    let needed = u32::try_from(target.block_count()).expect("at most MAX_BLOCKS");
+    (header.max_table_entries < needed).then(|| Header { max_table_entries: needed, ..header.clone() })
+}
+
+/// Writes the table: what the base holds and what was moved into it. As XO's it has a byte for each entry.
+fn write_table(storage: &dyn WritableStorage, base: &Image, tops: &Tops, entries: u32) -> Result<()> {
+    let BlockMap::Bits(held) = &base.map else { unreachable!("the base is exploded") };
+    let mut bits = vec![0; usize::try_from(entries).expect("a table fits in memory").max(held.len())];
+    bits[..held.len()].copy_from_slice(held);
+    for block in tops.all() {
+        bits[block.0 as usize / 8] |= 0x80 >> (block.0 % 8);
+    }
+    write(storage, base, "bat", &bits)
+}
+
+/// Replaces one of the base's structures.
+fn write(storage: &dyn WritableStorage, base: &Image, name: &str, bytes: &[u8]) -> Result<()> {
+    let Body::Exploded(exploded) = &base.layer.body else { unreachable!("the base is exploded") };
+    Ok(publish(storage, &base.layer.data.join(name)?, &exploded.filter.encode(bytes))?)
+}
+
+/// Makes the folders that blocks are moved into. A block in a folder that a power cut takes would be lost.
+fn make_folders(storage: &dyn WritableStorage, base: &Image, tops: &Tops) -> Result<()> {
+    let parents: BTreeSet<u32> = tops.all().map(|block| block.0 / 1000).collect();
+    if parents.is_empty() {
+        return Ok(());
+    }
+    let blocks = base.layer.data.join("blocks")?;
+    let make = |path: &ObjectPath| match storage.create_directory(path) {
+        Err(error) if error.kind() != storage::ErrorKind::Exists => Err(Error::from(error)),
+        _ => Ok(()),
+    };
+    make(&blocks)?;
+    for parent in parents {
+        make(&blocks.join(&parent.to_string())?)?;
+    }
+    // Also those that an attempt before this one made, and did not come to sync.
+    storage.sync(&blocks)?;
+    Ok(storage.sync(&base.layer.data)?)
+}
+
+/// Moves each block from its topmost child, several at a time.
+fn move_all(
+    storage: &dyn WritableStorage,
+    base: &Image,
+    children: &[Image],
+    tops: &Tops,
+    control: &Control,
+) -> Result<Outcome> {
+    let (next, is_over, failure) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
+    let move_some = || -> Result<()> {
+        loop {
+            let from = next.fetch_add(AT_ONCE, Ordering::Relaxed);
+            if from >= tops.0.len() {
+                return Ok(());
+            }
+            let mut moved = 0;
+            for block in from..(from + AT_ONCE).min(tops.0.len()) {
+                let Some(child) = tops.top(block) else { continue };
+                if is_over.load(Ordering::Relaxed) || (control.is_stopped)() {
+                    is_over.store(true, Ordering::Relaxed);
+                    return Ok(());
+                }
+                move_block(storage, &children[child], base, block)?;
+                moved += 1;
+            }
+            if moved > 0 {
+                (control.moved)(moved);
+            }
+        }
+    };
+    let work = || {
+        if let Err(error) = move_some() {
+            is_over.store(true, Ordering::Relaxed);
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..control.threads {
+            // Where the system refuses another thread, there are fewer.
+            if thread::Builder::new().name("xofs-merge".to_owned()).spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None if is_over.into_inner() => Ok(Outcome::Stopped),
+        None => Ok(Outcome::Merged),
+    }
+}
+
+fn move_block(storage: &dyn WritableStorage, child: &Image, base: &Image, block: usize) -> Result<()> {
+    let block = BlockIndex(u32::try_from(block).expect("at most MAX_BLOCKS"));
+    let from = Exploded::block_path(&child.layer.data, block)?;
+    match storage.rename(&from, &Exploded::block_path(&base.layer.data, block)?) {
+        // It was moved before; that all are there is seen in the end.
+        Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::from(error).in_block(block)),
+        Ok(()) => Ok(()),
+    }
+}

@@ -1,0 +1,69 @@
+//! What is left of a merge once the target is the base.
+
+use storage::{ObjectPath, UNPUBLISHED, remove_tree};
+
+use super::{Control, Merge};
+use crate::chain;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Step 6. Nothing goes that a name still leads to.
+pub(super) fn run(merge: &Merge, control: &Control) -> Result<()> {
+    let storage = &*merge.storage;
+    (control.barrier)()?;
+    let between = &merge.chain[1..merge.chain.len() - 1];
+    for name in std::iter::once(&merge.chain[0]).chain(between) {
+        match storage.remove(&merge.path(name)) {
+            Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    // A name that comes back after a power cut must not lead to nothing.
+    storage.sync(&merge.folder)?;
+    let named = named_data(merge)?;
+    for data in merge.data.iter().filter(|data| !named.contains(data)) {
+        (control.barrier)()?;
+        remove_tree(storage, data)?;
+    }
+    let kept = merge.data.iter().filter(|data| named.contains(data)).cloned();
+    for folder in kept.chain([merge.folder.clone()]) {
+        remove_unpublished(merge, &folder)?;
+    }
+    for folder in merge.data.iter().map(ObjectPath::parent).chain([merge.folder.clone()]) {
+        match storage.sync(&folder) {
+            Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Removes what an earlier attempt wrote and did not publish.
+fn remove_unpublished(merge: &Merge, folder: &ObjectPath) -> Result<()> {
+    let entries = match merge.reader.list(folder) {
+        // A VHD file.
+        Err(error) if error.kind() == storage::ErrorKind::NotDirectory => return Ok(()),
+        other => other?,
+    };
+    for entry in entries.iter().filter(|entry| entry.name.ends_with(UNPUBLISHED)) {
+        merge.storage.remove(&folder.join(&entry.name)?)?;
+    }
+    Ok(())
+}
+
+/// Returns what the names in the folder lead to; that of the target must be among them.
+fn named_data(merge: &Merge) -> Result<Vec<ObjectPath>> {
+    let target = merge.target();
+    let (mut named, mut is_target_there) = (Vec::new(), false);
+    for entry in merge.reader.list(&merge.folder)? {
+        if entry.name.ends_with(".vhd") {
+            let path = merge.folder.join(&entry.name)?;
+            is_target_there |= path == target;
+            named.push(chain::data_path(&merge.reader, &path)?);
+        }
+    }
+    if is_target_there {
+        return Ok(named);
+    }
+    let reason = "it was merged, but no name leads to the result; nothing more is removed";
+    Err(Error::new(ErrorKind::Damaged, &target, reason))
+}

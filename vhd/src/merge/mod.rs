@@ -1,0 +1,235 @@
+//! Merging expired images into the one that follows them, so that a chain gets shorter and nothing else changes.
+//!
+//! All are merged into the oldest, the *base*, which then takes the name of the youngest, the *target*: only the blocks that
+//! changed are moved, and whatever is built on the target finds it under its name and uuid. Whoever merges holds the lock of
+//! the VM, and has removed the metadata of all but the target before.
+//!
+//! ```text
+//! 0  sync what the children hold; make room in the base's table if the disk grew
+//! 1  publish the state file
+//! 2  move each block that a child holds from the topmost one that holds it into the base
+//! 3  sync; see that every such block is there
+//! 4  publish the base's table and header; then its footer, with the target's uuid and size; sync
+//! 5  rename the base over the target: the commit; sync
+//! 6  remove the other names, and the data that nobody names any more; sync
+//! 7  the caller writes the metadata; then the state file goes
+//! ```
+//!
+//! At any moment the target can be read ([`crate::chain`]), and XO's cleaner finishes what was begun. Recovery is the same
+//! done again: each step asks what is there. What was complete when the state file was published is there for ever: a block
+//! gone from its child has been moved.
+
+mod blocks;
+mod cleanup;
+mod plan;
+
+use std::sync::Arc;
+
+use storage::{ObjectPath, Storage, WritableStorage};
+
+use crate::cache::BlockCache;
+use crate::chain::{self, MERGE_STATE_LIMIT};
+use crate::error::{Error, ErrorKind, Result};
+use crate::layer::{BlockMap, Layer};
+use crate::merge_state::{self, MergeState, Step};
+
+/// How a merge is watched and held.
+pub struct Control<'a> {
+    /// Threads that move blocks; at least one works.
+    pub threads: usize,
+    /// Called before each step that others would suffer from if the lock were lost; an error ends the merge.
+    pub barrier: &'a (dyn Fn() -> Result<()> + Sync),
+    /// Called with the number of blocks that were moved since the last time.
+    pub moved: &'a (dyn Fn(u64) + Sync),
+    /// Asked before each block; true ends the merge where it can be resumed.
+    pub is_stopped: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// How a merge ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The target is the base, and the others are gone. The state file is still there ([`Merge::forget`]).
+    Merged,
+    /// It was stopped, and can be resumed.
+    Stopped,
+}
+
+/// An image of the chain that is merged.
+struct Image {
+    layer: Layer,
+    map: BlockMap,
+}
+
+/// What is left to be done.
+enum Stage {
+    /// Blocks are to be moved: oldest child first, the target last.
+    Blocks { base: Box<Image>, children: Vec<Image> },
+    /// All is in the base.
+    Commit,
+    /// The target is the base.
+    Cleanup,
+}
+
+/// A merge that was found possible, or begun.
+pub struct Merge {
+    storage: Arc<dyn WritableStorage>,
+    /// The same, to read.
+    reader: Arc<dyn Storage>,
+    /// The folder of the chain.
+    folder: ObjectPath,
+    /// File names in it, oldest first: the base, those in between, the target.
+    chain: Vec<String>,
+    /// What the names led to when it began, as far as known: of which all but the base's data goes.
+    data: Vec<ObjectPath>,
+    stage: Stage,
+}
+
+impl Merge {
+    /// Looks whether `chain`, file names in `folder` from the oldest to the target, can be merged. Changes nothing.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] if another image is built on one that would go, or they do not fit each other;
+    /// [`ErrorKind::Missing`] if a block that a table lists is not there; [`ErrorKind::Damaged`] if it is no chain, or a merge
+    /// has begun in it; else what the storage says.
+    pub fn new(storage: &Arc<dyn WritableStorage>, folder: &ObjectPath, chain: &[String]) -> Result<Self> {
+        let reader = storage.clone().reader();
+        for entry in reader.list(folder)? {
+            if merge_state::parent_of(&entry.name).is_some() {
+                let reason = "another merge has begun in its folder and has to be finished first";
+                return Err(Error::new(ErrorKind::Damaged, &folder.join(&entry.name)?, reason));
+            }
+        }
+        let (base, children) = plan::images(&reader, folder, chain)?;
+        plan::check(&reader, folder, &base, &children, None)?;
+        let data = std::iter::once(&base).chain(&children).map(|image| image.layer.data.clone()).collect();
+        let stage = Stage::Blocks { base: Box::new(base), children };
+        Ok(Self { storage: storage.clone(), reader, folder: folder.clone(), chain: chain.to_vec(), data, stage })
+    }
+
+    /// Returns the merges that have begun in `folder` and not ended, XO's too, as [`Merge::resume`] takes them.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn unfinished(reader: &dyn Storage, folder: &ObjectPath) -> Result<Vec<ObjectPath>> {
+        let mut states = Vec::new();
+        for entry in reader.list(folder)? {
+            if merge_state::parent_of(&entry.name).is_some() {
+                states.push(folder.join(&entry.name)?);
+            }
+        }
+        states.sort();
+        Ok(states)
+    }
+
+    /// Takes up the merge of a state file, ours or XO's of any version, where it ended. Changes nothing yet.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] if the file cannot be read, or what is there contradicts it; else as for [`Merge::new`]. Never is
+    /// a state that is not understood taken for the beginning of a merge.
+    pub fn resume(storage: &Arc<dyn WritableStorage>, state: &ObjectPath) -> Result<Self> {
+        let reader = storage.clone().reader();
+        let folder = state.parent();
+        let damaged = |reason: String| Error::new(ErrorKind::Damaged, state, reason);
+        let found = MergeState::parse(&reader.read(state, MERGE_STATE_LIMIT)?).map_err(|error| error.at(state))?;
+        let base = merge_state::parent_of(state.file_name()).unwrap_or_default();
+        let chain = match found.chain.as_slice() {
+            [] => chain::old_chain(&reader, &folder, base)?,
+            _ => found.chain.clone(),
+        };
+        if chain.len() < 2 || chain[0] != base {
+            return Err(damaged(format!("a chain from '{base}' to a younger disk was expected in it")));
+        }
+        let data = match &found.data {
+            Some(data) => data.iter().map(|data| plan::inside(&folder, data)).collect::<Result<_>>()?,
+            None => plan::data_of_names(&reader, &folder, &chain)?,
+        };
+        let stage = plan::stage(&reader, &folder, &chain, &found, state)?;
+        if let Stage::Blocks { base, children } = &stage {
+            plan::check(&reader, &folder, base, children, Some(&found))?;
+        }
+        Ok(Self { storage: storage.clone(), reader, folder, chain, data, stage })
+    }
+
+    /// Returns how many blocks are to be moved at most.
+    #[must_use]
+    pub fn blocks(&self) -> u64 {
+        match &self.stage {
+            Stage::Blocks { base, children } => blocks::Tops::of(base, children).count(),
+            Stage::Commit | Stage::Cleanup => 0,
+        }
+    }
+
+    /// Returns the name of the target.
+    #[must_use]
+    pub fn target(&self) -> ObjectPath {
+        self.path(self.chain.last().expect("a chain of two or more"))
+    }
+
+    /// Returns the path of the state file.
+    fn state_path(&self) -> ObjectPath {
+        self.path(&merge_state::name_of(&self.chain[0]))
+    }
+
+    fn path(&self, name: &str) -> ObjectPath {
+        self.folder.join(name).expect("names of the chain are names in its folder")
+    }
+
+    /// Merges, or goes on with it, until the target is the base and all else is gone.
+    ///
+    /// # Errors
+    /// What the storage or the barrier says. Nothing is lost then, the target can be read, and the merge be resumed.
+    pub fn run(&self, control: &Control) -> Result<Outcome> {
+        if let Stage::Blocks { base, children } = &self.stage {
+            if blocks::run(self, base, children, control)? == Outcome::Stopped {
+                return Ok(Outcome::Stopped);
+            }
+        }
+        if !matches!(self.stage, Stage::Cleanup) {
+            (control.barrier)()?;
+            let (base, target) = (self.path(&self.chain[0]), self.target());
+            storage::publish_rename(&*self.storage, &base, &target)?;
+        }
+        cleanup::run(self, control)?;
+        Ok(Outcome::Merged)
+    }
+
+    /// Removes the state file, once the metadata of the target says what it is now.
+    ///
+    /// # Errors
+    /// What the storage says.
+    pub fn forget(&self) -> Result<()> {
+        match self.storage.remove(&self.state_path()) {
+            Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        Ok(self.storage.sync(&self.folder)?)
+    }
+
+    /// Publishes the state file, unless one of ours is there already.
+    fn begin(&self, base: &Image, target: &Image) -> Result<()> {
+        let relative =
+            |data: &ObjectPath| data.as_str()[self.folder.as_str().len()..].trim_start_matches('/').to_owned();
+        let state = MergeState {
+            chain: self.chain.clone(),
+            current_block: 0,
+            step: Step::MergeBlocks,
+            child_uuid: Some(target.layer.footer.uuid),
+            parent_uuid: Some(base.layer.footer.uuid),
+            data: Some(self.data.iter().map(relative).collect()),
+        };
+        Ok(storage::publish(&*self.storage, &self.state_path(), &state.to_json())?)
+    }
+}
+
+impl Image {
+    fn open(reader: &Arc<dyn Storage>, name: &ObjectPath) -> Result<Self> {
+        // Nothing of it is read but its structures.
+        let layer = chain::open(reader, &BlockCache::new(0), name)?;
+        let map = layer.map(reader)?;
+        Ok(Self { layer, map })
+    }
+
+    fn block_count(&self) -> usize {
+        usize::try_from(self.layer.block_count()).expect("at most MAX_BLOCKS")
+    }
+}

@@ -1,0 +1,271 @@
+//! What may be merged, and where a merge stands.
+
+use std::sync::Arc;
+
+use storage::{ObjectPath, Storage};
+
+use super::blocks::Tops;
+use super::{Image, Stage};
+use crate::alias;
+use crate::cache::BlockCache;
+use crate::chain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::exploded::{Exploded, is_lost};
+use crate::geometry::BlockIndex;
+use crate::layer::{Body, Format};
+use crate::merge_state::{MergeState, Step};
+
+/// Opens the images of a chain: the base, and its children, oldest first.
+pub(super) fn images(reader: &Arc<dyn Storage>, folder: &ObjectPath, chain: &[String]) -> Result<(Image, Vec<Image>)> {
+    let mut images = Vec::with_capacity(chain.len());
+    for name in chain {
+        images.push(Image::open(reader, &folder.join(name)?)?);
+    }
+    let children = images.split_off(1.min(images.len()));
+    match images.pop() {
+        Some(base) if !children.is_empty() => Ok((base, children)),
+        _ => Err(Error::new(ErrorKind::Unsupported, folder, "two or more images are needed to be merged")),
+    }
+}
+
+/// Says where the merge of a state file stands, by what is there.
+pub(super) fn stage(
+    reader: &Arc<dyn Storage>,
+    folder: &ObjectPath,
+    chain: &[String],
+    state: &MergeState,
+    path: &ObjectPath,
+) -> Result<Stage> {
+    let (base, target) = (folder.join(&chain[0])?, folder.join(&chain[chain.len() - 1])?);
+    let base_data = data_of(reader, &base)?;
+    let target_data = data_of(reader, &target)?;
+    let Some(base_data) = base_data else {
+        return match target_data {
+            // Opened, to be sure that it is there.
+            Some(_) => Image::open(reader, &target).map(|_| Stage::Cleanup),
+            None => {
+                let reason = "neither the disk that was merged into nor the target is there; nothing is removed";
+                Err(Error::new(ErrorKind::Damaged, path, reason))
+            }
+        };
+    };
+    if target_data.as_ref() == Some(&base_data) {
+        return Ok(Stage::Commit);
+    }
+    // XO removes the children, the target with them, before the base has its name; only then does its state say so.
+    let is_after_blocks = target_data.is_none() || state.step == Step::Cleanup;
+    if !is_after_blocks {
+        let (base, children) = images(reader, folder, chain)?;
+        return Ok(Stage::Blocks { base: Box::new(base), children });
+    }
+    let base = Image::open(reader, &base)?;
+    let target_uuid = match (state.child_uuid, target_data) {
+        (None, Some(_)) => Some(Image::open(reader, &target)?.layer.footer.uuid),
+        (uuid, _) => uuid,
+    };
+    if target_uuid != Some(base.layer.footer.uuid) {
+        let reason = format!(
+            "all is said to be in '{}', but this has the uuid {} and not the target's; nothing is removed",
+            base.layer.data, base.layer.footer.uuid
+        );
+        return Err(Error::new(ErrorKind::Damaged, path, reason));
+    }
+    check_files(reader, &base)?;
+    Ok(Stage::Commit)
+}
+
+/// Refuses what cannot be merged, or where the result would not be what the target is.
+pub(super) fn check(
+    reader: &Arc<dyn Storage>,
+    folder: &ObjectPath,
+    base: &Image,
+    children: &[Image],
+    state: Option<&MergeState>,
+) -> Result<()> {
+    check_links(base, children, state)?;
+    check_forms(base, children)?;
+    check_sizes(base, children)?;
+    check_branches(reader, folder, base, children)?;
+    check_blocks(reader, base, children, state)
+}
+
+/// Each child must name the image before it as its parent.
+fn check_links(base: &Image, children: &[Image], state: Option<&MergeState>) -> Result<()> {
+    let target = children.last().expect("a merge has children");
+    let mut parent = base;
+    for child in children {
+        let (expected, found) = (child.layer.parent_uuid(), parent.layer.footer.uuid);
+        // A base of which the footer was published already has the target's uuid.
+        let is_renamed = state.is_some() && std::ptr::eq(parent, base) && found == target.layer.footer.uuid;
+        if expected != Some(found) && !is_renamed {
+            let expected = expected.map_or("none".to_owned(), |uuid| uuid.to_string());
+            let reason = format!("a parent with uuid {expected} was expected, '{}' has {found}", parent.layer.name);
+            return Err(Error::new(ErrorKind::Damaged, &child.layer.name, reason));
+        }
+        if child.layer.data == parent.layer.data {
+            return Err(Error::new(ErrorKind::Damaged, &child.layer.name, "it and its parent are the same image"));
+        }
+        parent = child;
+    }
+    Ok(())
+}
+
+/// Blocks are moved as they are stored, so all must be stored alike.
+fn check_forms(base: &Image, children: &[Image]) -> Result<()> {
+    let Format::Exploded(_) = base.layer.format() else {
+        return Err(unsupported(base, "merging VHD files is not supported yet"));
+    };
+    for child in children {
+        if child.layer.format() != base.layer.format() || child.layer.block_size != base.layer.block_size {
+            let reason =
+                format!("it is stored in another way than '{}': merging the two is not supported yet", base.layer.name);
+            return Err(unsupported(child, &reason));
+        }
+    }
+    Ok(())
+}
+
+/// What lies beyond a layer's size is zero from that layer down; a block of the base that a smaller child hides so would
+/// show again.
+fn check_sizes(base: &Image, children: &[Image]) -> Result<()> {
+    let last = &children.last().expect("a merge has children").layer;
+    if base.layer.footer.uuid == last.footer.uuid {
+        // Its footer says the target's size already, which it got once this had been checked.
+        return Ok(());
+    }
+    let target = last.virtual_size();
+    let images = || std::iter::once(base).chain(children);
+    let sizes: Vec<u64> = images().map(|image| image.layer.virtual_size()).collect();
+    let is_growing = sizes.windows(2).all(|pair| pair[0] <= pair[1]);
+    if !is_growing && sizes.iter().any(|size| *size < target) {
+        return Err(unsupported(base, "the disk shrank and grew again: merging that is not supported yet"));
+    }
+    // The last block of a smaller image may hold anything behind its end.
+    let cut = images().find(|image| {
+        let size = image.layer.virtual_size();
+        size < target && size % image.layer.block_size.bytes() != 0
+    });
+    match cut {
+        Some(image) => Err(unsupported(image, "the disk grew from within a block: merging that is not supported yet")),
+        None => Ok(()),
+    }
+}
+
+fn unsupported(image: &Image, reason: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, &image.layer.name, reason)
+}
+
+/// No other image may be built on one that goes.
+fn check_branches(reader: &Arc<dyn Storage>, folder: &ObjectPath, base: &Image, children: &[Image]) -> Result<()> {
+    let images = || std::iter::once(base).chain(children);
+    let going = &children[..children.len() - 1];
+    for entry in reader.list(folder)? {
+        let is_image = entry.name.ends_with(".vhd") && !entry.name.starts_with('.') && !entry.is_directory;
+        let path = folder.join(&entry.name)?;
+        if !is_image || images().any(|image| image.layer.name == path) {
+            continue;
+        }
+        // What cannot be read may be built on any of them.
+        let other = chain::open(reader, &BlockCache::new(0), &path)?;
+        let parent = other.parent_uuid();
+        let built_on = std::iter::once(base).chain(going).find(|image| parent == Some(image.layer.footer.uuid));
+        if let Some(image) = built_on.filter(|image| image.layer.footer.uuid != last_uuid(children)) {
+            let reason = format!("'{}' is built on it, too, and would be lost", other.name);
+            return Err(Error::new(ErrorKind::Unsupported, &image.layer.name, reason));
+        }
+        if images().any(|image| image.layer.data == other.data) {
+            let reason = format!("'{}' leads to the same data", other.name);
+            return Err(Error::new(ErrorKind::Damaged, &other.data, reason));
+        }
+    }
+    Ok(())
+}
+
+fn last_uuid(children: &[Image]) -> uuid::Uuid {
+    children.last().expect("a merge has children").layer.footer.uuid
+}
+
+/// Every block that a table lists must be there: in its image, or, once the merge has begun, in the base.
+fn check_blocks(reader: &Arc<dyn Storage>, base: &Image, children: &[Image], state: Option<&MergeState>) -> Result<()> {
+    let tops = Tops::of(base, children);
+    // Children first: what leaves one meanwhile is found in the base.
+    let mut missing = Vec::new();
+    for (number, child) in children.iter().enumerate() {
+        let there = Exploded::listed(&child.layer, reader)?;
+        missing.extend(tops.held_by(number).filter(|block| !there.contains(block)).map(|block| (child, block)));
+    }
+    let there = Exploded::listed(&base.layer, reader)?;
+    for (child, block) in missing {
+        let was_complete = state.is_some_and(|state| state.data.is_some());
+        let was_moved = state.is_some()
+            && there.contains(&block)
+            && (was_complete || !is_lost(&child.layer, &base.layer, reader, block)?);
+        if !was_moved {
+            return Err(child.layer.block_error(
+                ErrorKind::Missing,
+                block,
+                "its file is missing, though the table lists it",
+            ));
+        }
+    }
+    let mut lost = None;
+    base.map.each_held(base.block_count(), |block, _| {
+        let block = BlockIndex(u32::try_from(block).expect("at most MAX_BLOCKS"));
+        if lost.is_none() && !there.contains(&block) && !tops.has(block) {
+            lost = Some(block);
+        }
+    });
+    match lost {
+        Some(block) => {
+            Err(base.layer.block_error(ErrorKind::Missing, block, "its file is missing, though the table lists it"))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Every block that the table of an exploded image lists must be there.
+fn check_files(reader: &Arc<dyn Storage>, image: &Image) -> Result<()> {
+    match image.layer.body {
+        Body::Exploded(_) => check_blocks(reader, image, &[], None),
+        Body::Flat(_) => Ok(()),
+    }
+}
+
+/// Returns what a name leads to; `None` if the name is not there.
+fn data_of(reader: &Arc<dyn Storage>, name: &ObjectPath) -> Result<Option<ObjectPath>> {
+    if !alias::is_alias(name.file_name()) {
+        return match reader.stat(name) {
+            Ok(_) => Ok(Some(name.clone())),
+            Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error.into()),
+        };
+    }
+    match chain::data_path(reader, name) {
+        Ok(data) => Ok(Some(data)),
+        Err(error) if error.kind() == ErrorKind::Missing => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns what the names of a chain lead to, as far as they are there.
+pub(super) fn data_of_names(
+    reader: &Arc<dyn Storage>,
+    folder: &ObjectPath,
+    chain: &[String],
+) -> Result<Vec<ObjectPath>> {
+    let mut data = Vec::new();
+    for name in chain {
+        data.extend(data_of(reader, &folder.join(name)?)?);
+    }
+    Ok(data)
+}
+
+/// Resolves a name of a state file, which must be of something in the folder.
+pub(super) fn inside(folder: &ObjectPath, name: &str) -> Result<ObjectPath> {
+    let path = folder.resolve(name)?;
+    if path.is_beneath(folder) {
+        return Ok(path);
+    }
+    let reason = format!("'{}' is not in it, as was expected of the data of a merge", name.escape_debug());
+    Err(Error::new(ErrorKind::Escape, folder, reason))
+}

@@ -1,0 +1,224 @@
+//! Merges of ours: whenever they are cut off, nothing is lost, and who goes on with them ends where an undisturbed merge ends.
+//!
+//! Each seed is a chain with its truth. Its merge is stopped after every change of the storage; then the power is cut, which
+//! takes any part of what was not synced; what is left is read, and merged to the end, at times with another power cut on
+//! the way. `XOFS_SEEDS=1000` tries more of them, `XOFS_SEED=17` that one alone.
+
+#[allow(dead_code, reason = "each test file uses its part of the module")]
+mod builder;
+mod seeds;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use builder::{Image, Kind};
+use disk::Disk;
+use storage::{Fault, FaultyStorage, Loss, MemoryStorage, ObjectPath, Storage, WritableStorage};
+use vhd::{BlockCache, Context, Control, Liveness, Merge, Outcome};
+
+/// How many are tried where `XOFS_SEEDS` does not say it.
+const SEEDS: u64 = 16;
+/// What EIO is for the tests: the machine is gone.
+const GONE: i32 = 5;
+
+/// Numbers that look random and are the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self((seed ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 11).unwrap() % limit
+    }
+}
+
+/// A chain: what its disks read as, by name, and what of it is merged.
+struct World {
+    memory: Arc<MemoryStorage>,
+    truths: BTreeMap<String, Vec<u8>>,
+    chain: Vec<String>,
+}
+
+const BLOCK: usize = 512;
+
+fn name(number: usize) -> String {
+    format!("2026080{number}T000000Z.alias.vhd")
+}
+
+impl World {
+    /// Makes a chain of two to seven disks, some of which are merged into the one that follows them.
+    fn new(random: &mut Random) -> Self {
+        let memory = Arc::new(MemoryStorage::with_power_cuts());
+        let kind = [Kind::Plain, Kind::Gzip, Kind::Brotli][random.below(3)];
+        let disks = 2 + random.below(5);
+        let first = random.below(disks - 1);
+        let last = first + 1 + random.below(disks - 1 - first);
+        let (mut truth, mut truths): (Vec<u8>, _) = (Vec::new(), BTreeMap::new());
+        let mut blocks = 1 + random.below(9);
+        for number in 0..disks {
+            // Past a byte of the table, at times.
+            blocks += if random.below(4) == 0 { random.below(9) } else { 0 };
+            truth.resize(blocks * BLOCK, 0);
+            let mut image = Image::new(number as u128 + 1, truth.len() as u64, &[]).stored(kind);
+            image.block = BLOCK;
+            if number > 0 {
+                image = image.child_of(number as u128, &name(number - 1));
+            }
+            let density = 1 + random.below(3);
+            for block in 0..blocks {
+                if random.below(density) == 0 {
+                    let byte = u8::try_from(number * 32 + block % 32).unwrap();
+                    let bytes = if random.below(8) == 0 { vec![0; BLOCK] } else { vec![byte; BLOCK] };
+                    truth[block * BLOCK..][..BLOCK].copy_from_slice(&bytes);
+                    image.blocks.push((u32::try_from(block).unwrap(), bytes));
+                }
+            }
+            image.put(&memory, name(number).strip_suffix(".alias.vhd").unwrap());
+            if !(first..last).contains(&number) {
+                truths.insert(name(number), truth.clone());
+            }
+        }
+        memory.sync_tree(&ObjectPath::root()).unwrap();
+        Self { memory, truths, chain: (first..=last).map(name).collect() }
+    }
+
+    /// Every disk that is kept reads as it did.
+    fn check(&self, storage: &Arc<MemoryStorage>, when: &str) {
+        for (name, truth) in &self.truths {
+            let context = Context { storage: storage.clone(), cache: BlockCache::new(0) };
+            let mut bytes = vec![0xee; truth.len()];
+            let disk = vhd::open(&context, &path(name), Some(Arc::new(Kept)));
+            let read = disk.map_err(disk::Error::from).and_then(|disk| {
+                assert_eq!(disk.size(), truth.len() as u64, "{when}: {name}");
+                disk.read_at(0, &mut bytes)
+            });
+            assert!(read.is_ok(), "{when}: {name}: {}", read.unwrap_err());
+            assert!(bytes == *truth, "{when}: {name} reads wrong");
+        }
+    }
+
+    /// Nothing but what is kept is there.
+    fn check_end(&self, storage: &Arc<MemoryStorage>, when: &str) {
+        self.check(storage, when);
+        let list = |folder: &str| -> Vec<String> {
+            let mut names: Vec<_> = storage.list(&path(folder)).unwrap().into_iter().map(|entry| entry.name).collect();
+            names.sort();
+            names
+        };
+        let expected: Vec<_> = self.truths.keys().cloned().chain(["data".to_owned()]).collect();
+        assert_eq!(list(""), expected, "{when}");
+        let data = list("data");
+        assert_eq!(data.len(), self.truths.len(), "{when}: {data:?}");
+        for folder in data {
+            let names = list(&format!("data/{folder}"));
+            let is_known =
+                |name: &String| ["bat", "blocks", "chunk-filters.json", "footer", "header"].contains(&name.as_str());
+            assert!(names.iter().all(is_known), "{when}: {names:?}");
+        }
+    }
+}
+
+/// A backup whose metadata stays.
+struct Kept;
+
+impl Liveness for Kept {
+    fn is_alive(&self) -> storage::Result<bool> {
+        Ok(true)
+    }
+}
+
+fn path(text: &str) -> ObjectPath {
+    ObjectPath::new(text).unwrap()
+}
+
+fn control(is_stopped: &(dyn Fn() -> bool + Sync), run: impl FnOnce(&Control) -> vhd::Result<()>) -> vhd::Result<()> {
+    run(&Control { threads: 1, barrier: &|| Ok(()), moved: &|_| {}, is_stopped })
+}
+
+/// Goes on with what has begun, or begins, and goes to the end; as a caller would who finds the folder so.
+fn merge(storage: &Arc<dyn WritableStorage>, chain: &[String]) -> vhd::Result<()> {
+    let (reader, root) = (storage.clone().reader(), ObjectPath::root());
+    let states = Merge::unfinished(&*reader, &root)?;
+    let todo = match states.first() {
+        Some(state) => Merge::resume(storage, state)?,
+        None => match reader.stat(&path(&chain[0])) {
+            Ok(_) => Merge::new(storage, &root, chain)?,
+            Err(error) if error.kind() == storage::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error.into()),
+        },
+    };
+    control(&|| false, |control| {
+        assert_eq!(todo.run(control)?, Outcome::Merged);
+        todo.forget()
+    })
+}
+
+/// The storage until `count` changes were made; then nothing works any more. Of the last one only a half may be done.
+fn until(memory: &Arc<MemoryStorage>, count: u64, is_half: bool) -> (Arc<dyn WritableStorage>, Arc<AtomicBool>) {
+    let faulty = FaultyStorage::new(memory.clone());
+    let (done, is_cut) = (AtomicU64::new(0), Arc::new(AtomicBool::new(false)));
+    let cut = is_cut.clone();
+    faulty.set_rule(move |operation, _| {
+        if cut.load(Ordering::SeqCst) {
+            return Some(Fault::Errno(GONE));
+        }
+        if operation.is_change() && done.fetch_add(1, Ordering::SeqCst) == count {
+            cut.store(true, Ordering::SeqCst);
+            return Some(if is_half { Fault::Half(GONE) } else { Fault::Errno(GONE) });
+        }
+        None
+    });
+    (Arc::new(faulty), is_cut)
+}
+
+/// Cuts the power at every point of a merge.
+fn cut_everywhere(seed: u64) {
+    let mut random = Random::new(seed.wrapping_add(1 << 32));
+    for count in 0.. {
+        let when = format!("seed {seed}, cut after {count} changes");
+        // The same chain again and again.
+        let world = World::new(&mut Random::new(seed));
+        let (storage, is_cut) = until(&world.memory, count, random.below(2) == 0);
+        let merged = merge(&storage, &world.chain);
+        if !is_cut.load(Ordering::SeqCst) {
+            merged.unwrap_or_else(|error| panic!("{when}: {error}"));
+            world.check_end(&world.memory, &when);
+            assert!(count > 10, "{when}: a merge takes more steps");
+            return;
+        }
+        // Killed, and nothing lost.
+        world.check(&world.memory, &when);
+        for round in 0..3 {
+            let mut loss = || match round {
+                0 => Loss::All,
+                1 => Loss::None,
+                _ => [Loss::All, Loss::Half, Loss::None][random.below(3)],
+            };
+            let mut left = Arc::new(world.memory.after_power_cut(&mut loss));
+            world.check(&left, &format!("{when}, round {round}"));
+            if random.below(3) == 0 {
+                let (storage, _) = until(&left, random.below(20) as u64, false);
+                let _ = merge(&storage, &world.chain);
+                left = Arc::new(left.after_power_cut(|| [Loss::All, Loss::Half, Loss::None][random.below(3)]));
+                world.check(&left, &format!("{when}, round {round}, cut again"));
+            }
+            let storage: Arc<dyn WritableStorage> = left.clone();
+            merge(&storage, &world.chain).unwrap_or_else(|error| panic!("{when}, round {round}: {error}"));
+            world.check_end(&left, &format!("{when}, round {round}, in the end"));
+        }
+        let storage: Arc<dyn WritableStorage> = world.memory.clone();
+        merge(&storage, &world.chain).unwrap_or_else(|error| panic!("{when}, gone on: {error}"));
+        world.check_end(&world.memory, &format!("{when}, gone on"));
+    }
+}
+
+#[test]
+fn a_merge_that_is_cut_off_anywhere_loses_nothing_and_is_finished_by_the_next() {
+    seeds::each(SEEDS, 4, cut_everywhere);
+}
