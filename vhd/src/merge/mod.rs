@@ -32,6 +32,7 @@ use crate::chain::{self, MERGE_STATE_LIMIT};
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{BlockMap, Layer};
 use crate::merge_state::{self, MergeState, Step};
+use crate::new_layer::equivalent_size;
 
 /// How a merge is watched and held.
 pub struct Control<'a> {
@@ -106,6 +107,20 @@ impl Merge {
         Ok(Self { storage: storage.clone(), reader, folder: folder.clone(), chain: chain.to_vec(), data, stage })
     }
 
+    /// Returns what can be merged in `folder`, each as [`Merge::new`] takes it: images that are not kept, by their file names,
+    /// and the kept one that is built on them. An image that is not kept and that nothing kept is built on is in none.
+    ///
+    /// # Errors
+    /// Whatever keeps one of the images from being opened: it might be built on another. [`ErrorKind::Damaged`] if two have
+    /// one uuid, or are built on each other.
+    pub fn chains(
+        reader: &Arc<dyn Storage>,
+        folder: &ObjectPath,
+        is_kept: impl Fn(&ObjectPath) -> bool,
+    ) -> Result<Vec<Vec<String>>> {
+        plan::chains(reader, folder, is_kept)
+    }
+
     /// Returns the merges that have begun in `folder` and not ended, XO's too, as [`Merge::resume`] takes them.
     ///
     /// # Errors
@@ -159,7 +174,7 @@ impl Merge {
         }
     }
 
-    /// Returns the name of the target.
+    /// Returns the name of the target, by which its backup knows it.
     #[must_use]
     pub fn target(&self) -> ObjectPath {
         self.path(self.chain.last().expect("a chain of two or more"))
@@ -231,5 +246,29 @@ impl Image {
 
     fn block_count(&self) -> usize {
         usize::try_from(self.layer.block_count()).expect("at most MAX_BLOCKS")
+    }
+}
+
+/// What the metadata of a backup says of a disk's own image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImageSummary {
+    /// The size of an equivalent VHD file, in bytes, as XO counts it.
+    pub size: u64,
+    /// Whether it is built on another.
+    pub is_differencing: bool,
+}
+
+impl ImageSummary {
+    /// Looks at the image called `name`.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn of(reader: &Arc<dyn Storage>, name: &ObjectPath) -> Result<Self> {
+        let image = Image::open(reader, name)?;
+        let mut blocks = 0;
+        image.map.each_held(image.block_count(), |_, _| blocks += 1);
+        let entries = image.layer.header.as_ref().map_or(0, |header| header.max_table_entries);
+        let is_differencing = image.layer.parent_uuid().is_some();
+        Ok(Self { size: equivalent_size(image.layer.block_size, entries, blocks), is_differencing })
     }
 }

@@ -1,8 +1,10 @@
 //! What may be merged, and where a merge stands.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use storage::{ObjectPath, Storage};
+use storage::{Entry, ObjectPath, Storage};
+use uuid::Uuid;
 
 use super::blocks::Tops;
 use super::{Image, Stage};
@@ -14,6 +16,49 @@ use crate::exploded::{Exploded, is_lost};
 use crate::geometry::BlockIndex;
 use crate::layer::{Body, Format};
 use crate::merge_state::{MergeState, Step};
+
+/// Finds the runs of images that are not kept, each with the kept one that is built on it.
+pub(super) fn chains(
+    reader: &Arc<dyn Storage>,
+    folder: &ObjectPath,
+    is_kept: impl Fn(&ObjectPath) -> bool,
+) -> Result<Vec<Vec<String>>> {
+    let mut images: HashMap<Uuid, (ObjectPath, Option<Uuid>)> = HashMap::new();
+    for entry in reader.list(folder)? {
+        if !is_image(&entry) {
+            continue;
+        }
+        let path = folder.join(&entry.name)?;
+        let layer = chain::open(reader, &BlockCache::new(0), &path)?;
+        if let Some((other, _)) = images.insert(layer.footer.uuid, (path.clone(), layer.parent_uuid())) {
+            let reason = format!("it has the uuid of '{other}', {}: nobody can say which is meant", layer.footer.uuid);
+            return Err(Error::new(ErrorKind::Damaged, &path, reason));
+        }
+    }
+    let mut chains = Vec::new();
+    for (path, parent) in images.values().filter(|(path, _)| is_kept(path)) {
+        let mut chain = vec![path.file_name().to_owned()];
+        let mut next = *parent;
+        while let Some((path, parent)) = next.and_then(|parent| images.get(&parent)).filter(|(path, _)| !is_kept(path))
+        {
+            if chain.len() > images.len() {
+                return Err(Error::new(ErrorKind::Damaged, path, "its parents form a loop: it is its own ancestor"));
+            }
+            chain.push(path.file_name().to_owned());
+            next = *parent;
+        }
+        if chain.len() > 1 {
+            chain.reverse();
+            chains.push(chain);
+        }
+    }
+    chains.sort();
+    Ok(chains)
+}
+
+fn is_image(entry: &Entry) -> bool {
+    entry.name.ends_with(".vhd") && !entry.name.starts_with('.') && !entry.is_directory
+}
 
 /// Opens the images of a chain: the base, and its children, oldest first.
 pub(super) fn images(reader: &Arc<dyn Storage>, folder: &ObjectPath, chain: &[String]) -> Result<(Image, Vec<Image>)> {
@@ -160,9 +205,8 @@ fn check_branches(reader: &Arc<dyn Storage>, folder: &ObjectPath, base: &Image, 
     let images = || std::iter::once(base).chain(children);
     let going = &children[..children.len() - 1];
     for entry in reader.list(folder)? {
-        let is_image = entry.name.ends_with(".vhd") && !entry.name.starts_with('.') && !entry.is_directory;
         let path = folder.join(&entry.name)?;
-        if !is_image || images().any(|image| image.layer.name == path) {
+        if !is_image(&entry) || images().any(|image| image.layer.name == path) {
             continue;
         }
         // What cannot be read may be built on any of them.
@@ -181,7 +225,7 @@ fn check_branches(reader: &Arc<dyn Storage>, folder: &ObjectPath, base: &Image, 
     Ok(())
 }
 
-fn last_uuid(children: &[Image]) -> uuid::Uuid {
+fn last_uuid(children: &[Image]) -> Uuid {
     children.last().expect("a merge has children").layer.footer.uuid
 }
 
