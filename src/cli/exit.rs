@@ -18,7 +18,7 @@ pub enum Exit {
     Partial = 3,
     /// No repository is there.
     NoRepository = 10,
-    /// Somebody else works on it. (No command of a reader locks; the number is kept for those that will.)
+    /// Somebody else works on it.
     Locked = 11,
     /// The encryption key is wrong or missing.
     Key = 12,
@@ -99,6 +99,7 @@ fn of_repository(kind: repository::ErrorKind) -> Exit {
         repository::ErrorKind::NoSuchRepository => Exit::NoRepository,
         repository::ErrorKind::Key => Exit::Key,
         repository::ErrorKind::Damaged => Exit::Damaged,
+        repository::ErrorKind::Locked => Exit::Locked,
         _ => Exit::Failed,
     }
 }
@@ -118,6 +119,7 @@ mod tests {
             (repository(repository::ErrorKind::NoSuchRepository), Exit::NoRepository),
             (repository(repository::ErrorKind::Key).context("open"), Exit::Key),
             (repository(repository::ErrorKind::Damaged), Exit::Damaged),
+            (repository(repository::ErrorKind::Locked).context("remove"), Exit::Locked),
             (repository(repository::ErrorKind::Unavailable), Exit::Failed),
             (disk(disk::ErrorKind::Damaged), Exit::Damaged),
             (disk(disk::ErrorKind::Unavailable), Exit::Failed),

@@ -20,9 +20,9 @@ use super::metadata::Metadata;
 /// The name of the cache in a VM's folder.
 pub(super) const NAME: &str = "cache.json.gz";
 /// Longest cache read (bytes, compressed); a longer one is not believed.
-const STORED_LIMIT: u64 = 64 << 20;
+pub(super) const STORED_LIMIT: u64 = 64 << 20;
 /// Most it is decompressed to (bytes), as a stream; a longer one is not believed.
-const PLAIN_LIMIT: u64 = 256 << 20;
+pub(super) const PLAIN_LIMIT: u64 = 256 << 20;
 /// Up to so many bytes it is decompressed whole and then parsed, which takes half the time; 300 backups fit.
 const WHOLE_LIMIT: u64 = 4 << 20;
 

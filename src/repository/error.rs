@@ -22,6 +22,10 @@ pub enum ErrorKind {
     NotFound,
     /// Several VMs or backups have that name.
     Ambiguous,
+    /// Something has the name already.
+    Exists,
+    /// Another program works on the VM, or took its lock over.
+    Locked,
 }
 
 /// An error with its kind and a sentence that names the object, what was expected and what was found.
@@ -59,17 +63,15 @@ impl From<storage::Error> for Error {
             Storage::NotFound => ErrorKind::NotFound,
             Storage::PermissionDenied => ErrorKind::PermissionDenied,
             Storage::Key => ErrorKind::Key,
+            Storage::Exists => ErrorKind::Exists,
             Storage::IsDirectory
             | Storage::NotDirectory
             | Storage::Escape
             | Storage::TooLarge
             | Storage::Authentication => ErrorKind::Damaged,
-            Storage::Io
-            | Storage::Exists
-            | Storage::NotEmpty
-            | Storage::NoSpace
-            | Storage::ReadOnly
-            | Storage::Unsupported => ErrorKind::Unavailable,
+            Storage::Io | Storage::NotEmpty | Storage::NoSpace | Storage::ReadOnly | Storage::Unsupported => {
+                ErrorKind::Unavailable
+            }
         };
         Self::new(kind, error.to_string())
     }

@@ -9,20 +9,24 @@
 //!   ├─ problems   what is wrong, instead of failing
 //!   ├─ selector   `VM[/BACKUP[/DISK]]`
 //!   └─ retention  which backups may be forgotten             ─► period; immutability
+//! VmLock ─ lock     XO's lock of a VM
+//! VmFolder ─ changes   backups added, removed and rewritten, under that lock
 //! ids, time, naming, error: what the others are said with
 //! ```
 //!
-//! It only reads. Nothing here opens a VHD in order to list, and nothing fails because of one bad file: what cannot be
+//! A [`Repository`] only reads. Nothing here opens a VHD in order to list, and nothing fails because of one bad file: what cannot be
 //! read is listed with its [`Problem`]. A folder that cannot be listed is an error, never an empty list.
 
 mod cache;
 mod catalog;
+mod changes;
 mod crew;
 mod disks;
 mod error;
 mod fields;
 mod ids;
 mod immutability;
+mod lock;
 mod loose;
 mod metadata;
 mod naming;
@@ -43,9 +47,11 @@ use disk::Disk;
 use jiff::SignedDuration;
 use storage::{EncryptedStorage, LocalStorage, ObjectPath, Storage};
 
+pub use changes::{Document, VmFolder};
 pub use disks::MissingBlock;
 pub use error::{Error, ErrorKind, Result};
 pub use ids::{BackupId, VmId};
+pub use lock::VmLock;
 pub use loose::LooseDisk;
 pub use metadata::{Backup, BackupDisk, DiskSource, Mode};
 pub use naming::{escape_name, unescape_name, vm_directory_names};
