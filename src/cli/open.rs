@@ -1,10 +1,11 @@
 //! From what was named on the command line to an open repository.
 
 use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use storage::{EncryptionKey, WritableStorage};
 
 use super::Global;
 use super::address::Place;
@@ -32,18 +33,7 @@ pub fn place(global: &Global, address: Option<&OsStr>) -> Result<Place> {
 /// # Errors
 /// As for [`Repository::open`], and what reading the key fails with.
 pub fn repository(global: &Global, place: &Place, cache_bytes: u64) -> Result<Arc<Repository>> {
-    let source = source(global, place);
-    let failed = match attempt(place, source.as_ref(), cache_bytes) {
-        Ok(repository) => return Ok(repository),
-        Err(error) => error,
-    };
-    if source.is_some() || !is_key(&failed) {
-        return Err(failed);
-    }
-    match password::ask(&place.name)? {
-        Some(key) => open(place, OpenOptions { key: Some(key), cache_bytes }),
-        None => Err(failed),
-    }
+    or_asking(global, place, |key| open(place, OpenOptions { key, cache_bytes }))
 }
 
 /// Opens a repository without ever asking a person.
@@ -51,7 +41,28 @@ pub fn repository(global: &Global, place: &Place, cache_bytes: u64) -> Result<Ar
 /// # Errors
 /// As for [`repository`].
 pub fn repository_silently(global: &Global, place: &Place, cache_bytes: u64) -> Result<Arc<Repository>> {
-    attempt(place, source(global, place).as_ref(), cache_bytes)
+    attempt(source(global, place).as_ref(), &|key| open(place, OpenOptions { key, cache_bytes }))
+}
+
+/// Opens the storage of a repository, to change what is in it; asks for its key as [`repository`] does.
+///
+/// # Errors
+/// As for [`Repository::open_writable`], and what reading the key fails with.
+pub fn writable(global: &Global, place: &Place) -> Result<Arc<dyn WritableStorage>> {
+    or_asking(global, place, |key| Ok(Repository::open_writable(&absolute(place)?, key)?))
+}
+
+/// Opens with the key that is given somewhere, else asks for one if it is needed.
+fn or_asking<T>(global: &Global, place: &Place, open: impl Fn(Option<EncryptionKey>) -> Result<T>) -> Result<T> {
+    let source = source(global, place);
+    let failed = match attempt(source.as_ref(), &open) {
+        Err(error) if source.is_none() && is_key(&error) => error,
+        other => return other,
+    };
+    match password::ask(&place.name)? {
+        Some(key) => open(Some(key)),
+        None => Err(failed),
+    }
 }
 
 fn source(global: &Global, place: &Place) -> Option<Source> {
@@ -65,15 +76,14 @@ fn source(global: &Global, place: &Place) -> Option<Source> {
 
 /// Opens with the key of `source`. One of the environment is meant for whatever needs it: a plain repository is opened
 /// without, and the key is not even read.
-fn attempt(place: &Place, source: Option<&Source>, cache_bytes: u64) -> Result<Arc<Repository>> {
+fn attempt<T>(source: Option<&Source>, open: &impl Fn(Option<EncryptionKey>) -> Result<T>) -> Result<T> {
     if source.is_some_and(|source| source.is_ambient) {
-        match open(place, OpenOptions { key: None, cache_bytes }) {
+        match open(None) {
             Err(error) if is_key(&error) => {}
             opened => return opened,
         }
     }
-    let key = source.map(Source::read).transpose()?;
-    open(place, OpenOptions { key, cache_bytes })
+    open(source.map(Source::read).transpose()?)
 }
 
 fn is_key(error: &anyhow::Error) -> bool {
@@ -81,15 +91,18 @@ fn is_key(error: &anyhow::Error) -> bool {
 }
 
 fn open(place: &Place, options: OpenOptions) -> Result<Arc<Repository>> {
-    // A daemon leaves the current folder.
-    let path = std::path::absolute(&place.path)
-        .with_context(|| format!("find the current folder, which '{}' starts from", place.path.display()))?;
-    match Repository::open(&path, options) {
+    match Repository::open(&absolute(place)?, options) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied && is_root() => Err(error).context(
             "root is refused: an NFS export may map root to nobody (root_squash); run xofs as the owner of the backups",
         ),
         opened => Ok(opened?),
     }
+}
+
+/// A daemon leaves the current folder.
+fn absolute(place: &Place) -> Result<PathBuf> {
+    std::path::absolute(&place.path)
+        .with_context(|| format!("find the current folder, which '{}' starts from", place.path.display()))
 }
 
 fn is_root() -> bool {

@@ -15,7 +15,7 @@
 //! A cache that disagrees already, or cannot be read, is not carried on. XO lists without a lock and may write a cache of
 //! what it saw before: what is there in the end and is not what was written here is removed.
 //!
-//! Source: XO, `@xen-orchestra/backups/RemoteAdapter.mjs` (`#writeVmBackupMetadata`, `#appendVmBackupListCache`).
+//! Source: XO, `@xen-orchestra/backups/RemoteAdapter.mjs`.
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};

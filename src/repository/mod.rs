@@ -45,7 +45,7 @@ use std::sync::Arc;
 
 use disk::Disk;
 use jiff::SignedDuration;
-use storage::{EncryptedStorage, LocalStorage, ObjectPath, Storage};
+use storage::{EncryptedStorage, LocalStorage, ObjectPath, Storage, WritableStorage};
 
 pub use changes::{Document, VmFolder};
 pub use disks::MissingBlock;
@@ -185,6 +185,23 @@ impl Repository {
             storage.describe()
         );
         Err(Error::new(ErrorKind::NoSuchRepository, message))
+    }
+    /// Opens the storage of the repository at `path` to change what is in it.
+    ///
+    /// # Errors
+    /// As for [`Repository::open`]; [`ErrorKind::NoSuchRepository`] also for a VHD or a folder of VHDs.
+    pub fn open_writable(path: &Path, key: Option<storage::EncryptionKey>) -> Result<Arc<dyn WritableStorage>> {
+        let local = LocalStorage::open(path).map_err(|error| open_error(path, &error))?;
+        let entries = local.list(&ObjectPath::root())?;
+        if !entries.iter().any(|entry| MARKERS.contains(&entry.name.as_str())) {
+            let message = format!(
+                "'{}' is no backup repository: a folder with '{VM_FOLDER}' was expected; check the path, and that the share \
+                 is mounted",
+                path.display()
+            );
+            return Err(Error::new(ErrorKind::NoSuchRepository, message));
+        }
+        Ok(EncryptedStorage::detect_writable(Arc::new(local), key)?)
     }
 
     fn assemble(

@@ -158,23 +158,28 @@ pub fn publish_rename(storage: &dyn WritableStorage, from: &ObjectPath, to: &Obj
     if from.parent() == to.parent() { Ok(()) } else { storage.sync(&from.parent()) }
 }
 
-/// Makes a folder and those above it, as far as they are missing, and sees to it that they outlive a power cut.
+/// Makes a folder and those above it, as far as they are missing, and sees to it that they outlive a power cut: also those
+/// that are there because somebody made them and did not come to sync them.
 ///
 /// # Errors
 /// [`ErrorKind::NotDirectory`] if a file is in the way; else what the storage says.
 pub fn create_directories(storage: &dyn WritableStorage, path: &ObjectPath) -> Result<()> {
-    match storage.create_directory(path) {
-        Ok(()) => storage.sync(&path.parent()),
-        Err(error) if error.kind() == ErrorKind::Exists => match storage.stat(path)?.kind {
-            crate::Kind::Directory => Ok(()),
-            _ => Err(crate::Error::new(ErrorKind::NotDirectory, "create", path, "a file is where a folder is needed")),
-        },
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            create_directories(storage, &path.parent())?;
-            create_directories(storage, path)
+    let mut folder = ObjectPath::root();
+    for name in path.components() {
+        let above = folder;
+        folder = above.join(name)?;
+        match storage.create_directory(&folder) {
+            Err(error) if error.kind() == ErrorKind::Exists => {
+                if storage.stat(&folder)?.kind != crate::Kind::Directory {
+                    let reason = "a file is where a folder is needed";
+                    return Err(crate::Error::new(ErrorKind::NotDirectory, "create", &folder, reason));
+                }
+            }
+            made => made?,
         }
-        Err(error) => Err(error),
+        storage.sync(&above)?;
     }
+    Ok(())
 }
 
 /// Removes a file or a folder with all that is in it. What is gone already is no error.

@@ -292,9 +292,9 @@ fn nothing_is_changed_once_the_lock_is_lost() {
         let memory = Arc::new(repository(false, &[1, 2], Some(&cache_of(&[1, 2]))));
         let lock = VmLock::seize(decrypting(memory.clone(), false), &vm());
         memory.touch(&ObjectPath::new(&format!("{VM_FOLDER}/{VM}.lock")).unwrap()).unwrap();
-        let faulty = memory.stat(&file(1).parent()).unwrap();
+        let before = memory.stat(&file(1).parent()).unwrap();
         assert_eq!(change.make_under(&lock).unwrap_err().kind(), ErrorKind::Locked, "{change:?}");
-        assert_eq!(memory.stat(&file(1).parent()).unwrap(), faulty, "{change:?}");
+        assert_eq!(memory.stat(&file(1).parent()).unwrap(), before, "{change:?}");
         assert_eq!(believed(&*memory).unwrap().len(), 2);
     }
 }
@@ -412,7 +412,7 @@ fn survives(is_encrypted: bool, days: &[u32], has_cache: bool, change: Change) {
         }
         step += 1;
     }
-    assert!(step > 5, "{change:?} has {step} steps");
+    assert!(step > 4, "{change:?} has {step} steps");
 }
 
 const CHANGES: [Operation; 6] = [
