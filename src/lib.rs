@@ -7,6 +7,7 @@
 //! Each module uses only those to its right.
 
 pub mod cli;
+pub mod merge;
 pub mod mount;
 pub mod repository;
 pub mod tree;

@@ -1,4 +1,6 @@
-//! `xofs forget`: which backups the rules of retention keep, and which not. Changes nothing.
+//! `xofs forget`: which backups the rules of retention keep, and which not; with `--apply` ([`apply`]) these go.
+
+mod apply;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -15,22 +17,26 @@ use super::exit::{Exit, Failure};
 use super::text::{Shown, count};
 use super::{Global, open, print};
 use crate::repository::{
-    Backup, Decision, Error, ErrorKind, Layout, Mode, Period, PeriodRule, Protection, Reason, Repository, Rules,
-    Selection, Vm,
+    Backup, Backups, Decision, Error, ErrorKind, Layout, Mode, Period, PeriodRule, Protection, Reason, Repository,
+    Rules, Selection, Vm,
 };
 
 const EXAMPLES: &str = "\
 Examples:
   xofs forget /srv/backups --all --keep-last 7 --keep-weekly 4 --keep-monthly 12
+  xofs forget main --all --keep-last 7 --apply
   xofs forget main --vm web01 --keep-daily 14 --timezone Europe/Paris --keep-tag keep
   xofs forget main --schedule 3f1c --keep-last 3 --json | jq -r '.vms[].backups[] | select(.decision == \"forget\").time'
 
 Each VM, mode and schedule is judged by itself. Whatever the rules say, a backup is kept that is the newest of its chain, \
 immutable, protected by a tag, or cannot be read.
 
-Ends with 3 if the backups of a VM could not be listed. Writes nothing.";
+With --apply their metadata is removed, and what later backups need of their disks is merged into these. It may be \
+interrupted at any moment, and goes on when it is run again; what Xen Orchestra began to merge it finishes, too.
 
-/// Says which backups the rules keep and which may be forgotten; changes nothing
+Ends with 3 if something could not be listed or forgotten, with 11 if the VM is being written by another program.";
+
+/// Says which backups the rules keep and which may be forgotten, and forgets them
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, group(ArgGroup::new("scope").args(["vm", "job", "schedule", "all"])))]
 pub struct ForgetArgs {
@@ -70,6 +76,15 @@ pub struct ForgetArgs {
     /// The backups of all VMs, jobs and schedules
     #[arg(long)]
     all: bool,
+    /// Forgets what no rule keeps
+    #[arg(long)]
+    apply: bool,
+    /// How long to wait for another program that writes a backup of the same VM
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "apply")]
+    wait: u64,
+    /// Says how far it is every ten seconds, where there is no terminal
+    #[arg(long, requires = "apply")]
+    progress: bool,
     /// Writes JSON
     #[arg(long)]
     json: bool,
@@ -86,6 +101,8 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
         return Err(Failure::usage(message).into());
     }
     let (rules, zone) = rules(arguments)?;
+    // Before there are other threads.
+    let is_stopped = if arguments.apply { Some(apply::stop_on_signals()?) } else { None };
     let place = open::place(global, arguments.address.as_deref())?;
     let repository = open::repository(global, &place, open::SMALL_CACHE)?;
     if repository.layout() == Layout::Disks {
@@ -97,7 +114,21 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
         immutability: repository.immutability().context("find out which backups are immutable")?,
         now: Timestamp::now(),
     };
-    let judged = judge(&repository, arguments, &rules, &protection)?;
+    let (judged, named) = judge(&repository, arguments, &rules, &protection)?;
+    let applied = match is_stopped {
+        Some(is_stopped) => {
+            if !arguments.json {
+                print::text(&to_text(&judged, zone.as_deref(), "to forget"))?;
+            }
+            let storage = open::writable(global, &place)?;
+            let choose = |backups: &Backups| {
+                let decided = decide(backups, &rules, &protection, named.as_ref());
+                decided.into_iter().filter(|row| !row.decision.is_keep()).map(|row| row.backup).collect()
+            };
+            Some(apply::run(arguments, &storage, judged.iter().map(|judged| &judged.vm), &choose, is_stopped)?)
+        }
+        None => None,
+    };
     if arguments.json {
         let kept = judged.iter().flat_map(Judged::rows).filter(|row| row.decision.is_keep()).count();
         let all = judged.iter().flat_map(Judged::rows).count();
@@ -107,11 +138,19 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
             "vms": judged.iter().map(Judged::to_json).collect::<Vec<_>>(),
             "keep": kept,
             "forget": all - kept,
+            "applied": applied.as_ref().map(apply::Applied::to_json),
         }))?;
     } else {
-        print::text(&to_text(&judged, zone.as_deref()))?;
+        match &applied {
+            Some(applied) => print::text(&applied.to_text())?,
+            None => print::text(&to_text(&judged, zone.as_deref(), "to forget; nothing was changed"))?,
+        }
     }
-    Ok(if judged.iter().all(|vm| vm.rows.is_ok()) { Exit::Done } else { Exit::Partial })
+    let is_listed = judged.iter().all(|vm| vm.rows.is_ok());
+    Ok(match applied.map_or(Exit::Done, |applied| applied.exit()) {
+        Exit::Done if !is_listed => Exit::Partial,
+        exit => exit,
+    })
 }
 
 /// Returns the rules that were given, and the name of their time zone if one matters.
@@ -161,7 +200,7 @@ fn judge(
     arguments: &ForgetArgs,
     rules: &Rules,
     protection: &Protection,
-) -> Result<Vec<Judged>> {
+) -> Result<(Vec<Judged>, Option<Named>)> {
     let mut vms = match &arguments.vm {
         Some(name) => match repository.select(name)? {
             Selection::Vm(vm) => vec![(vm.clone(), repository.backups(&vm.id))],
@@ -178,20 +217,24 @@ fn judge(
     };
     let judged = vms.drain(..).map(|(vm, backups)| {
         let rows = backups.map(|backups| {
-            // Of all the VM's backups, named or not: they decide about each other.
-            let decisions = rules.decide(&backups, protection);
             let mut groups: BTreeMap<_, Vec<Row>> = BTreeMap::new();
-            for (backup, decision) in backups.iter().zip(decisions) {
-                if named.as_ref().is_none_or(|named| (named.of)(backup) == named.id) {
-                    let group = (mode_of(backup), backup.schedule_id.clone());
-                    groups.entry(group).or_default().push(Row { backup: backup.clone(), decision });
-                }
+            for row in decide(&backups, rules, protection, named.as_ref()) {
+                groups.entry((mode_of(&row.backup), row.backup.schedule_id.clone())).or_default().push(row);
             }
             groups
         });
         Judged { vm, rows }
     });
-    Ok(judged.filter(|vm| named.is_none() || vm.rows.as_ref().map_or(true, |rows| !rows.is_empty())).collect())
+    let is_meant = |vm: &Judged| named.is_none() || vm.rows.as_ref().map_or(true, |rows| !rows.is_empty());
+    Ok((judged.filter(is_meant).collect(), named))
+}
+
+/// Decides about those of a VM's backups that were named.
+fn decide(backups: &Backups, rules: &Rules, protection: &Protection, named: Option<&Named>) -> Vec<Row> {
+    // Of all the VM's backups, named or not: they decide about each other.
+    let decisions = rules.decide(backups, protection);
+    let rows = backups.iter().zip(decisions).map(|(backup, decision)| Row { backup: backup.clone(), decision });
+    rows.filter(|row| named.is_none_or(|named| (named.of)(&row.backup) == named.id)).collect()
 }
 
 /// The job or schedule that was named.
@@ -206,7 +249,7 @@ impl Named {
         what: &str,
         wanted: &str,
         of: fn(&Backup) -> String,
-        vms: &[(Vm, crate::repository::Result<crate::repository::Backups>)],
+        vms: &[(Vm, crate::repository::Result<Backups>)],
     ) -> Result<Self> {
         let backups = vms.iter().filter_map(|(_, backups)| backups.as_ref().ok()).flat_map(|all| all.iter());
         let ids: BTreeSet<String> = backups.map(|backup| of(backup)).filter(|id| !id.is_empty()).collect();
@@ -314,7 +357,7 @@ fn mode_of(backup: &Backup) -> &'static str {
     }
 }
 
-fn to_text(judged: &[Judged], zone: Option<&str>) -> String {
+fn to_text(judged: &[Judged], zone: Option<&str>, end: &str) -> String {
     let mut text = String::new();
     let (mut kept, mut all) = (0, 0);
     for vm in judged {
@@ -324,7 +367,6 @@ fn to_text(judged: &[Judged], zone: Option<&str>) -> String {
         all += vm.rows().count();
     }
     let zone = zone.map(|zone| format!(" (time zone {zone})")).unwrap_or_default();
-    let _ =
-        writeln!(text, "{}: {kept} to keep, {} to forget{zone}; nothing was changed", count(all, "backup"), all - kept);
+    let _ = writeln!(text, "{}: {kept} to keep{zone}, {} {end}", count(all, "backup"), all - kept);
     text
 }

@@ -35,6 +35,8 @@ pub(super) struct Catalog {
     age: Duration,
     /// Each of its threads holds at most one metadata file, or one listing cache, in memory.
     crew: Crew,
+    /// Whether XO's cache may stand for the metadata files.
+    believes_cache: bool,
     vms: Refreshed<Arc<Vec<Vm>>, HashMap<VmId, Named>>,
     backups: Mutex<HashMap<VmId, Arc<BackupListing>>>,
 }
@@ -115,7 +117,12 @@ struct Folder {
 impl Catalog {
     pub fn new(storage: Arc<dyn Storage>) -> Self {
         let (age, crew) = (listing_age(storage.as_ref()), Crew::of(storage.as_ref()));
-        Self { storage, age, crew, vms: Refreshed::default(), backups: Mutex::default() }
+        Self { storage, age, crew, believes_cache: true, vms: Refreshed::default(), backups: Mutex::default() }
+    }
+
+    /// Reads every metadata file itself from now on: who removes something does not rely on what somebody noted of them.
+    pub fn believe_no_cache(&mut self) {
+        self.believes_cache = false;
     }
 
     /// Looks again at each access from now on.
@@ -296,7 +303,7 @@ impl Catalog {
                 continue;
             }
             if entry.name == cache::NAME {
-                folder.has_cache = true;
+                folder.has_cache = self.believes_cache;
             } else if let Some(time) = BackupTime::of_metadata_name(&entry.name) {
                 folder.files.push((time, entry.name));
             } else if is_metadata_name(&entry.name) {

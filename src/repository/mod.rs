@@ -68,7 +68,7 @@ use loose::LooseDisks;
 use problems::Problems;
 
 /// Where the backups of VMs are.
-const VM_FOLDER: &str = "xo-vm-backups";
+pub(crate) const VM_FOLDER: &str = "xo-vm-backups";
 /// Where the backups of XO's configuration are.
 const CONFIG_FOLDER: &str = "xo-config-backups";
 /// Where the backups of pool metadata are.
@@ -186,6 +186,16 @@ impl Repository {
         );
         Err(Error::new(ErrorKind::NoSuchRepository, message))
     }
+    /// Makes a repository of a storage that needs no key any more, for those who change it: every metadata file is read,
+    /// whatever a listing cache or another `Repository` says.
+    #[must_use]
+    pub fn to_change(storage: Arc<dyn Storage>, cache_bytes: u64) -> Arc<Self> {
+        let mut repository =
+            Self::assemble(storage.clone(), storage, Layout::Repository, LooseDisks::folder(), cache_bytes);
+        Arc::get_mut(&mut repository).expect("nobody else has it").catalog.believe_no_cache();
+        repository
+    }
+
     /// Opens the storage of the repository at `path` to change what is in it.
     ///
     /// # Errors

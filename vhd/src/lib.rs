@@ -47,6 +47,6 @@ pub use footer::{DiskType, Footer};
 pub use geometry::{BlockIndex, BlockSize, BlockSpan, Chs, FileSector, SECTOR};
 pub use header::{Header, ParentLocator};
 pub use layer::Format;
-pub use merge::{Control, ImageSummary, Merge, Outcome};
+pub use merge::{Control, ImageSummary, Lineage, Merge, Outcome, remove_image};
 pub use new_layer::{EncodedBlock, NewLayer, equivalent_size};
 pub use view::VhdView;

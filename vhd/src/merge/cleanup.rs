@@ -1,6 +1,8 @@
 //! What is left of a merge once the target is the base.
 
-use storage::{ObjectPath, UNPUBLISHED, remove_tree};
+use std::sync::Arc;
+
+use storage::{ObjectPath, UNPUBLISHED, WritableStorage, remove_tree};
 
 use super::{Control, Merge};
 use crate::chain;
@@ -35,6 +37,27 @@ pub(super) fn run(merge: &Merge, control: &Control) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Removes an image that nothing is built on and that no backup names: its name, and what it led to.
+pub(super) fn remove_image(storage: &Arc<dyn WritableStorage>, name: &ObjectPath) -> Result<()> {
+    let reader = storage.clone().reader();
+    let data = match chain::data_path(&reader, name) {
+        Err(error) if error.kind() == ErrorKind::Missing => return Ok(()),
+        other => other?,
+    };
+    let folder = name.parent();
+    if !data.is_beneath(&folder) {
+        let reason = format!("it leads to '{data}', which is not in its folder: it is not removed");
+        return Err(Error::new(ErrorKind::Escape, name, reason));
+    }
+    match storage.remove(name) {
+        Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    storage.sync(&folder)?;
+    remove_tree(&**storage, &data)?;
+    Ok(storage.sync(&data.parent())?)
 }
 
 /// Removes what an earlier attempt wrote and did not publish.

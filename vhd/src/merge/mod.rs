@@ -55,6 +55,15 @@ pub enum Outcome {
     Stopped,
 }
 
+/// What the images in a folder are to each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lineage {
+    /// What can be merged, each as [`Merge::new`] takes it: images that are not kept, and the kept one that is built on them.
+    pub chains: Vec<Vec<String>>,
+    /// Images that are not kept and that nothing kept is built on, those built on others before these.
+    pub unneeded: Vec<String>,
+}
+
 /// An image of the chain that is merged.
 struct Image {
     layer: Layer,
@@ -107,18 +116,17 @@ impl Merge {
         Ok(Self { storage: storage.clone(), reader, folder: folder.clone(), chain: chain.to_vec(), data, stage })
     }
 
-    /// Returns what can be merged in `folder`, each as [`Merge::new`] takes it: images that are not kept, by their file names,
-    /// and the kept one that is built on them. An image that is not kept and that nothing kept is built on is in none.
+    /// Looks what the images in `folder` are to each other, where `is_kept` says which of them a backup names.
     ///
     /// # Errors
     /// Whatever keeps one of the images from being opened: it might be built on another. [`ErrorKind::Damaged`] if two have
     /// one uuid, or are built on each other.
-    pub fn chains(
+    pub fn lineage(
         reader: &Arc<dyn Storage>,
         folder: &ObjectPath,
         is_kept: impl Fn(&ObjectPath) -> bool,
-    ) -> Result<Vec<Vec<String>>> {
-        plan::chains(reader, folder, is_kept)
+    ) -> Result<Lineage> {
+        plan::lineage(reader, folder, is_kept)
     }
 
     /// Returns the merges that have begun in `folder` and not ended, XO's too, as [`Merge::resume`] takes them.
@@ -247,6 +255,14 @@ impl Image {
     fn block_count(&self) -> usize {
         usize::try_from(self.layer.block_count()).expect("at most MAX_BLOCKS")
     }
+}
+
+/// Removes an image that nothing is built on and that no backup names: its name first, then what it led to.
+///
+/// # Errors
+/// [`ErrorKind::Escape`] if it leads out of its folder; else what the storage says.
+pub fn remove_image(storage: &Arc<dyn WritableStorage>, name: &ObjectPath) -> Result<()> {
+    cleanup::remove_image(storage, name)
 }
 
 /// What the metadata of a backup says of a disk's own image.

@@ -1,13 +1,13 @@
 //! What may be merged, and where a merge stands.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use storage::{Entry, ObjectPath, Storage};
 use uuid::Uuid;
 
 use super::blocks::Tops;
-use super::{Image, Stage};
+use super::{Image, Lineage, Stage};
 use crate::alias;
 use crate::cache::BlockCache;
 use crate::chain;
@@ -17,12 +17,12 @@ use crate::geometry::BlockIndex;
 use crate::layer::{Body, Format};
 use crate::merge_state::{MergeState, Step};
 
-/// Finds the runs of images that are not kept, each with the kept one that is built on it.
-pub(super) fn chains(
+/// Finds the runs of images that are not kept, each with the kept one that is built on it, and those nothing kept needs.
+pub(super) fn lineage(
     reader: &Arc<dyn Storage>,
     folder: &ObjectPath,
     is_kept: impl Fn(&ObjectPath) -> bool,
-) -> Result<Vec<Vec<String>>> {
+) -> Result<Lineage> {
     let mut images: HashMap<Uuid, (ObjectPath, Option<Uuid>)> = HashMap::new();
     for entry in reader.list(folder)? {
         if !is_image(&entry) {
@@ -36,7 +36,9 @@ pub(super) fn chains(
         }
     }
     let mut chains = Vec::new();
-    for (path, parent) in images.values().filter(|(path, _)| is_kept(path)) {
+    let mut needed: HashSet<Uuid> = HashSet::new();
+    for (uuid, (path, parent)) in images.iter().filter(|(_, (path, _))| is_kept(path)) {
+        needed.insert(*uuid);
         let mut chain = vec![path.file_name().to_owned()];
         let mut next = *parent;
         while let Some((path, parent)) = next.and_then(|parent| images.get(&parent)).filter(|(path, _)| !is_kept(path))
@@ -44,6 +46,7 @@ pub(super) fn chains(
             if chain.len() > images.len() {
                 return Err(Error::new(ErrorKind::Damaged, path, "its parents form a loop: it is its own ancestor"));
             }
+            needed.extend(next);
             chain.push(path.file_name().to_owned());
             next = *parent;
         }
@@ -53,7 +56,23 @@ pub(super) fn chains(
         }
     }
     chains.sort();
-    Ok(chains)
+    Ok(Lineage { chains, unneeded: unneeded(&images, &needed) })
+}
+
+/// Returns the names of the images that are not needed, each after those that are built on it.
+fn unneeded(images: &HashMap<Uuid, (ObjectPath, Option<Uuid>)>, needed: &HashSet<Uuid>) -> Vec<String> {
+    // What is built on itself is as deep as anything can be.
+    let depth = |uuid: &Uuid| {
+        let mut parent = images[uuid].1;
+        (0..images.len()).take_while(move |_| {
+            let is_built_on = parent.is_some();
+            parent = parent.and_then(|parent| images.get(&parent)?.1);
+            is_built_on
+        })
+    };
+    let mut left: Vec<_> = images.iter().filter(|(uuid, _)| !needed.contains(uuid)).collect();
+    left.sort_by_key(|(uuid, (path, _))| (std::cmp::Reverse(depth(uuid).count()), path.clone()));
+    left.into_iter().map(|(_, (path, _))| path.file_name().to_owned()).collect()
 }
 
 fn is_image(entry: &Entry) -> bool {

@@ -1,0 +1,166 @@
+//! `xofs forget --apply`: one VM after the other, each under its lock.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use storage::WritableStorage;
+
+use super::ForgetArgs;
+use crate::cli::exit::{self, Exit};
+use crate::cli::export::ahead::Times;
+use crate::cli::export::progress::Progress;
+use crate::cli::signals;
+use crate::cli::text::{Shown, count};
+use crate::merge::{self, Forgotten, Watch};
+use crate::repository::{Backup, Backups, Vm, VmLock};
+
+/// Blocks that are moved at a time over a network, where each waits for the server, and on a disk of this machine.
+const THREADS_REMOTE: usize = 16;
+const THREADS_LOCAL: usize = 4;
+/// What a block is shown as (bytes).
+const BLOCK: u64 = 2 << 20;
+
+/// What was done.
+pub struct Applied {
+    vms: Vec<(Vm, Result<Forgotten>)>,
+    is_stopped: bool,
+}
+
+/// Has the signals that end the process set what is returned, from now on.
+pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+    let is_stopped = Arc::new(AtomicBool::new(false));
+    let stop = is_stopped.clone();
+    signals::handle(move || stop.store(true, Ordering::Relaxed)).context("wait for signals")?;
+    Ok(is_stopped)
+}
+
+/// Forgets what `choose` names of each VM's backups.
+///
+/// # Errors
+/// If there is one VM, what kept its backups from being forgotten.
+pub fn run<'a>(
+    arguments: &ForgetArgs,
+    storage: &Arc<dyn WritableStorage>,
+    vms: impl Iterator<Item = &'a Vm>,
+    choose: &dyn Fn(&Backups) -> Vec<Arc<Backup>>,
+    is_stopped: Arc<AtomicBool>,
+) -> Result<Applied> {
+    let progress = Mutex::new(Progress::new("merge", 0, arguments.progress));
+    let mut applied = Applied { vms: Vec::new(), is_stopped: false };
+    for vm in vms {
+        if is_stopped.load(Ordering::Relaxed) {
+            break;
+        }
+        let done = forget(arguments, storage, vm, choose, &is_stopped, &progress);
+        applied.vms.push((vm.clone(), done));
+    }
+    applied.is_stopped = is_stopped.load(Ordering::Relaxed);
+    if let [(_, Err(_))] = applied.vms.as_slice() {
+        if let Some((_, Err(error))) = applied.vms.pop() {
+            return Err(error);
+        }
+    }
+    Ok(applied)
+}
+
+fn forget(
+    arguments: &ForgetArgs,
+    storage: &Arc<dyn WritableStorage>,
+    vm: &Vm,
+    choose: &dyn Fn(&Backups) -> Vec<Arc<Backup>>,
+    is_stopped: &AtomicBool,
+    progress: &Mutex<Progress>,
+) -> Result<Forgotten> {
+    let name = if vm.name.is_empty() { vm.id.as_str() } else { &vm.name };
+    let patience = Duration::from_secs(arguments.wait);
+    let mut is_said = false;
+    let lock = VmLock::take(storage.clone(), &vm.id, patience, |age| {
+        if !std::mem::replace(&mut is_said, true) {
+            let seconds = age.as_secs();
+            eprintln!("xofs: {}: waiting for another program that writes it (last sign {seconds} s ago)", Shown(name));
+        }
+    })?;
+    let threads = if storage.capabilities().is_remote { THREADS_REMOTE } else { THREADS_LOCAL };
+    let with_progress = |act: &dyn Fn(&mut Progress)| act(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
+    let what = format!("merge of {}", Shown(name));
+    let watch = Watch {
+        threads,
+        planned: &|blocks| with_progress(&|progress| progress.next(&what, blocks * BLOCK)),
+        moved: &|blocks| {
+            let times = Times { reading: Duration::MAX, ..Times::default() };
+            with_progress(&|progress| progress.advance(blocks * BLOCK, times));
+        },
+        is_stopped: &|| is_stopped.load(Ordering::Relaxed),
+    };
+    Ok(merge::forget(&lock, choose, &watch)?)
+}
+
+impl Applied {
+    /// Returns how the command ends.
+    pub fn exit(&self) -> Exit {
+        if self.is_stopped {
+            return Exit::Interrupted;
+        }
+        let is_whole = |done: &Result<Forgotten>| {
+            done.as_ref().is_ok_and(|done| done.refused.is_empty() && done.problems.is_empty())
+        };
+        if self.vms.iter().all(|(_, done)| is_whole(done)) { Exit::Done } else { Exit::Partial }
+    }
+
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let (mut backups, mut merged, mut blocks) = (0, 0, 0);
+        for (vm, done) in &self.vms {
+            let name = if vm.name.is_empty() { vm.id.as_str() } else { &vm.name };
+            // Writing to a String cannot fail.
+            match done {
+                Ok(done) => {
+                    for (time, reason) in &done.refused {
+                        let _ = writeln!(text, "not forgotten: {}/{time}: {}", Shown(name), Shown(reason));
+                    }
+                    for (path, reason) in &done.problems {
+                        let _ = writeln!(text, "left as it is: {}: {}", Shown(path.as_str()), Shown(reason));
+                    }
+                    backups += done.backups.len();
+                    merged += done.merged;
+                    blocks += done.blocks;
+                }
+                Err(error) => {
+                    let _ = writeln!(text, "not forgotten: {}: {}", Shown(name), Shown(&format!("{error:#}")));
+                }
+            }
+        }
+        let merged = count(usize::try_from(merged).unwrap_or(usize::MAX), "disk");
+        let end = if self.is_stopped { "; interrupted: run it again to go on" } else { "" };
+        let _ = writeln!(text, "{} forgotten, {merged} merged ({blocks} blocks){end}", count(backups, "backup"));
+        text
+    }
+
+    pub fn to_json(&self) -> Value {
+        let of_vm = |(vm, done): &(Vm, Result<Forgotten>)| match done {
+            Ok(done) => json!({
+                "uuid": vm.id.as_str(),
+                "name": vm.name,
+                "forgotten": done.backups.iter().map(ToString::to_string).collect::<Vec<_>>(),
+                "mergedDisks": done.merged,
+                "movedBlocks": done.blocks,
+                "refused": done.refused.iter().map(|(time, reason)| json!({ "time": time.to_string(), "reason": reason }))
+                    .collect::<Vec<_>>(),
+                "problems": done.problems.iter().map(|(path, reason)| json!({ "path": path.as_str(), "reason": reason }))
+                    .collect::<Vec<_>>(),
+                "error": null,
+            }),
+            Err(error) => json!({
+                "uuid": vm.id.as_str(),
+                "name": vm.name,
+                "error": format!("{error:#}"),
+                "exitCode": exit::of(error) as u8,
+            }),
+        };
+        json!({ "vms": self.vms.iter().map(of_vm).collect::<Vec<_>>(), "interrupted": self.is_stopped })
+    }
+}

@@ -1,0 +1,347 @@
+//! What becomes of backups that are forgotten: their metadata goes, and what later backups need of their disks is merged
+//! into the disks of these.
+//!
+//! ```text
+//! under the lock of the VM
+//! 1  finish the merges that were begun earlier, by us or by XO
+//! 2  see that everything that would be merged can be; a backup that cannot go stays
+//! 3  remove the metadata of those that go, newest first; from here on they do not exist
+//! 4  merge each chain (vhd::Merge), then write what changed into the metadata of its target
+//! 5  remove what belonged to those that went alone: disks nothing is built on, XVAs
+//! ```
+//!
+//! What is interrupted after step 3 is found by its disks, which no metadata names, and merged the next time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::value::{RawValue, to_raw_value};
+use storage::{ObjectPath, Storage, WritableStorage};
+use vhd::{Control, ImageSummary, Merge, Outcome};
+
+use crate::repository::{
+    Backup, BackupDisk, BackupTime, Backups, DiskSource, Error, ErrorKind, Mode, Repository, Result, VM_FOLDER,
+    VmFolder, VmLock,
+};
+
+/// How it is watched and ended.
+pub struct Watch<'a> {
+    /// Blocks that are moved at a time.
+    pub threads: usize,
+    /// Called with the number of blocks there are to move, once it is known, and each time it grows.
+    pub planned: &'a (dyn Fn(u64) + Sync),
+    /// Called with the number of blocks that were moved since the last time.
+    pub moved: &'a (dyn Fn(u64) + Sync),
+    /// Asked now and then; true ends it where it can be gone on with.
+    pub is_stopped: &'a (dyn Fn() -> bool + Sync),
+}
+
+/// What was done to a VM.
+#[derive(Debug, Default)]
+pub struct Forgotten {
+    /// The backups that went.
+    pub backups: Vec<BackupTime>,
+    /// Backups that should have gone and did not, and why.
+    pub refused: Vec<(BackupTime, String)>,
+    /// Disks and files that could not be dealt with, and why; the next run tries again.
+    pub problems: Vec<(ObjectPath, String)>,
+    /// Images that were merged into the next.
+    pub merged: u64,
+    /// Blocks that were moved.
+    pub blocks: u64,
+    /// Whether it was ended before it was done.
+    pub is_stopped: bool,
+}
+
+/// Forgets those backups of a VM that `choose` names of all it has.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] if the metadata of one of its backups cannot be read: nobody knows which disks it needs. Else what
+/// the storage says; then nothing that a backup needs is lost, and the next run goes on.
+pub fn forget(lock: &VmLock, choose: impl FnOnce(&Backups) -> Vec<Arc<Backup>>, watch: &Watch) -> Result<Forgotten> {
+    Run::new(lock, watch)?.forget(choose)
+}
+
+struct Run<'a> {
+    lock: &'a VmLock,
+    watch: &'a Watch<'a>,
+    storage: Arc<dyn WritableStorage>,
+    reader: Arc<dyn Storage>,
+    /// The folder of the VM.
+    folder: ObjectPath,
+    done: Forgotten,
+}
+
+impl<'a> Run<'a> {
+    fn new(lock: &'a VmLock, watch: &'a Watch<'a>) -> Result<Self> {
+        let storage = lock.storage().clone();
+        let reader = storage.clone().reader();
+        let folder = ObjectPath::new(VM_FOLDER)?.join(lock.vm().as_str())?;
+        Ok(Self { lock, watch, storage, reader, folder, done: Forgotten::default() })
+    }
+
+    fn forget(mut self, choose: impl FnOnce(&Backups) -> Vec<Arc<Backup>>) -> Result<Forgotten> {
+        let backups = Repository::to_change(self.reader.clone(), 0).backups(self.lock.vm())?;
+        self.check_all_is_known(&backups)?;
+        let lineages = self.lineages()?;
+        for lineage in &lineages {
+            self.finish_merges(lineage, &backups)?;
+        }
+        if self.done.is_stopped {
+            return Ok(self.done);
+        }
+        let mut going = choose(&backups);
+        let merges = self.plan(&backups, &mut going, &lineages)?;
+        (self.watch.planned)(merges.iter().map(|(_, merge)| merge.blocks()).sum());
+        let folder = VmFolder::new(self.lock)?;
+        going.sort_by_key(|backup| std::cmp::Reverse(backup.time));
+        for backup in &going {
+            if (self.watch.is_stopped)() {
+                self.done.is_stopped = true;
+                return Ok(self.done);
+            }
+            let xva = self.xva(&folder, backup)?;
+            folder.remove(backup.time)?;
+            self.done.backups.push(backup.time);
+            if let Some(xva) = xva {
+                self.remove_file(&xva)?;
+                self.remove_file(&xva.parent().join(&format!("{}.checksum", xva.file_name()))?)?;
+                self.storage.sync(&self.folder)?;
+            }
+        }
+        for (images, merge) in merges {
+            if !self.merge(&merge, images, &backups)? {
+                return Ok(self.done);
+            }
+        }
+        self.remove_unneeded(&backups, &going)?;
+        Ok(self.done)
+    }
+
+    /// Refuses to go on unless it is known of every backup which disks it needs: what nobody needs is merged away.
+    fn check_all_is_known(&self, backups: &Backups) -> Result<()> {
+        let unknown = |path: &ObjectPath, why: &str| {
+            let message = format!(
+                "'{path}' {why}, so nobody knows which disks it needs: nothing of its VM is forgotten until it is repaired or \
+                 removed"
+            );
+            Err(Error::new(ErrorKind::Damaged, message))
+        };
+        for backup in backups.iter() {
+            // The disks of a full backup are in a file of its own.
+            let is_unusable =
+                |disk: &BackupDisk| backup.mode == Mode::Incremental && matches!(disk.source, DiskSource::Unusable(_));
+            if backup.mode == Mode::Unreadable || backup.disks.iter().any(is_unusable) {
+                return unknown(&backup.metadata, "cannot be read");
+            }
+        }
+        for entry in self.reader.list(&self.folder)? {
+            let is_listed = |backup: &Arc<Backup>| backup.metadata.file_name() == entry.name;
+            if entry.name.ends_with(".json") && !entry.name.starts_with('.') && !backups.iter().any(is_listed) {
+                return unknown(&self.folder.join(&entry.name)?, "is not named by a time, as metadata of a backup is");
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the folders of the VM's disks: `vdis/<job>/<vdi>`.
+    fn lineages(&self) -> Result<Vec<ObjectPath>> {
+        let mut folders = vec![self.folder.join("vdis")?];
+        for _ in 0..2 {
+            let mut below = Vec::new();
+            for folder in folders {
+                match self.reader.list(&folder) {
+                    Ok(entries) => {
+                        for entry in entries.into_iter().filter(|entry| entry.is_directory) {
+                            below.push(folder.join(&entry.name)?);
+                        }
+                    }
+                    Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            folders = below;
+        }
+        folders.sort();
+        Ok(folders)
+    }
+
+    /// Finishes what was begun in a folder.
+    fn finish_merges(&mut self, lineage: &ObjectPath, backups: &Backups) -> Result<()> {
+        for state in Merge::unfinished(&*self.reader, lineage).map_err(of_vhd)? {
+            match Merge::resume(&self.storage, &state) {
+                Ok(merge) => {
+                    (self.watch.planned)(merge.blocks());
+                    if !self.merge(&merge, 1, backups)? {
+                        return Ok(());
+                    }
+                }
+                Err(error) => self.done.problems.push((state, error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds what is to be merged; takes out of `going` the backups of which a disk cannot be.
+    fn plan(
+        &mut self,
+        backups: &Backups,
+        going: &mut Vec<Arc<Backup>>,
+        lineages: &[ObjectPath],
+    ) -> Result<Vec<(u64, Merge)>> {
+        loop {
+            let kept = self.names_of(backups, going);
+            let mut merges = Vec::new();
+            let mut problems = Vec::new();
+            for lineage in lineages {
+                let chains = match Merge::lineage(&self.reader, lineage, |path| kept.contains(path)) {
+                    Ok(found) => found.chains,
+                    Err(error) => {
+                        problems.push((lineage.clone(), error.to_string()));
+                        continue;
+                    }
+                };
+                for chain in chains {
+                    match Merge::new(&self.storage, lineage, &chain) {
+                        Ok(merge) => merges.push((chain.len() as u64 - 1, merge)),
+                        Err(error) => problems.push((lineage.join(&chain[0])?, error.to_string())),
+                    }
+                }
+            }
+            // A backup that is in the way stays, which makes other chains.
+            let is_stuck = |backup: &Backup, path: &ObjectPath| {
+                disks_of(backup).any(|disk| disk == path || disk.parent() == *path || disk.parent() == path.parent())
+            };
+            let before = going.len();
+            for (path, reason) in &problems {
+                going.retain(|backup| {
+                    let stays = is_stuck(backup, path);
+                    if stays {
+                        self.done.refused.push((backup.time, reason.clone()));
+                    }
+                    !stays
+                });
+            }
+            if going.len() == before {
+                self.done.problems.extend(problems);
+                return Ok(merges);
+            }
+        }
+    }
+
+    /// Returns the disks that the backups that stay name.
+    fn names_of(&self, backups: &Backups, going: &[Arc<Backup>]) -> BTreeSet<ObjectPath> {
+        let stays = |backup: &&Arc<Backup>| !going.iter().any(|other| other.time == backup.time);
+        backups.iter().filter(stays).flat_map(|backup| disks_of(backup).cloned()).collect()
+    }
+
+    /// Merges, and writes what changed into the metadata; false if it was stopped.
+    fn merge(&mut self, merge: &Merge, images: u64, backups: &Backups) -> Result<bool> {
+        let moved = AtomicU64::new(0);
+        let control = Control {
+            threads: self.watch.threads,
+            barrier: &|| self.lock.check().map_err(|error| lost(&merge.target(), &error)),
+            moved: &|blocks| {
+                moved.fetch_add(blocks, Ordering::Relaxed);
+                (self.watch.moved)(blocks);
+            },
+            is_stopped: self.watch.is_stopped,
+        };
+        let outcome = merge.run(&control);
+        self.done.blocks += moved.into_inner();
+        if outcome.map_err(of_vhd)? == Outcome::Stopped {
+            self.done.is_stopped = true;
+            return Ok(false);
+        }
+        let target = merge.target();
+        for backup in backups.iter().filter(|backup| disks_of(backup).any(|disk| *disk == target)) {
+            self.rewrite(backup)?;
+        }
+        merge.forget().map_err(of_vhd)?;
+        self.done.merged += images;
+        Ok(true)
+    }
+
+    /// Writes into the metadata of a backup what its disks are now.
+    fn rewrite(&self, backup: &Backup) -> Result<()> {
+        let folder = VmFolder::new(self.lock)?;
+        let mut metadata = folder.metadata(backup.time)?;
+        let damaged = |what: &str| Error::new(ErrorKind::Damaged, format!("'{}': {what}", backup.metadata));
+        let vhds: BTreeMap<String, String> = match metadata.get("vhds") {
+            Some(vhds) => serde_json::from_str(vhds.get()).map_err(|_| damaged("paths were expected in 'vhds'"))?,
+            None => return Err(damaged("'vhds' is missing")),
+        };
+        let (mut size, mut is_differencing) = (0, BTreeMap::new());
+        for (reference, path) in vhds {
+            let image = ImageSummary::of(&self.reader, &self.folder.resolve(&path)?).map_err(of_vhd)?;
+            size += image.size;
+            is_differencing.insert(reference, image.is_differencing);
+        }
+        let raw = |value: serde_json::Result<Box<RawValue>>| value.map_err(|error| damaged(&error.to_string()));
+        metadata.insert("size".to_owned(), raw(to_raw_value(&size))?);
+        metadata.insert("isVhdDifferencing".to_owned(), raw(to_raw_value(&is_differencing))?);
+        folder.rewrite(backup.time, &metadata)
+    }
+
+    /// Removes the disks of backups that went which nothing is built on.
+    fn remove_unneeded(&mut self, backups: &Backups, going: &[Arc<Backup>]) -> Result<()> {
+        let kept = self.names_of(backups, going);
+        let went: BTreeSet<&ObjectPath> = going.iter().flat_map(|backup| disks_of(backup)).collect();
+        let folders: BTreeSet<ObjectPath> = went.iter().map(|disk| disk.parent()).collect();
+        for folder in folders {
+            let unneeded = match Merge::lineage(&self.reader, &folder, |path| kept.contains(path)) {
+                Ok(lineage) => lineage.unneeded,
+                Err(error) => {
+                    self.done.problems.push((folder, error.to_string()));
+                    continue;
+                }
+            };
+            for name in unneeded {
+                let path = folder.join(&name)?;
+                // What is built on it and did not go with it is nobody's, and for a repair to judge.
+                if !went.contains(&path) {
+                    self.done.problems.push((path, "no backup names it: see xofs check".to_owned()));
+                    break;
+                }
+                self.lock.check()?;
+                vhd::remove_image(&self.storage, &path).map_err(of_vhd)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the XVA of a full backup; `None` if it is no file of its own.
+    fn xva(&self, folder: &VmFolder, backup: &Backup) -> Result<Option<ObjectPath>> {
+        if backup.mode != Mode::Full {
+            return Ok(None);
+        }
+        let metadata = folder.metadata(backup.time)?;
+        let name = metadata.get("xva").and_then(|xva| serde_json::from_str::<String>(xva.get()).ok());
+        let path = name.map(|name| self.folder.resolve(&name)).transpose()?;
+        Ok(path.filter(|path| path.parent() == self.folder && path.file_name().ends_with(".xva")))
+    }
+
+    fn remove_file(&self, path: &ObjectPath) -> Result<()> {
+        self.lock.check()?;
+        match self.storage.remove(path) {
+            Err(error) if error.kind() != storage::ErrorKind::NotFound => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn disks_of(backup: &Backup) -> impl Iterator<Item = &ObjectPath> {
+    backup.disks.iter().filter_map(|disk| match &disk.source {
+        DiskSource::Vhd(path) => Some(path),
+        DiskSource::Xva { .. } | DiskSource::Unusable(_) => None,
+    })
+}
+
+fn of_vhd(error: vhd::Error) -> Error {
+    disk::Error::from(error).into()
+}
+
+fn lost(target: &ObjectPath, error: &Error) -> vhd::Error {
+    vhd::Error::new(vhd::ErrorKind::Unavailable, target, error.to_string())
+}
