@@ -118,7 +118,7 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
     let applied = match is_stopped {
         Some(is_stopped) => {
             if !arguments.json {
-                print::text(&to_text(&judged, zone.as_deref(), "to forget"))?;
+                print::text(&to_text(&judged, zone.as_deref(), ""))?;
             }
             let storage = open::writable(global, &place)?;
             let choose = |backups: &Backups| {
@@ -143,7 +143,7 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
     } else {
         match &applied {
             Some(applied) => print::text(&applied.to_text())?,
-            None => print::text(&to_text(&judged, zone.as_deref(), "to forget; nothing was changed"))?,
+            None => print::text(&to_text(&judged, zone.as_deref(), "; nothing was changed"))?,
         }
     }
     let is_listed = judged.iter().all(|vm| vm.rows.is_ok());
@@ -367,6 +367,6 @@ fn to_text(judged: &[Judged], zone: Option<&str>, end: &str) -> String {
         all += vm.rows().count();
     }
     let zone = zone.map(|zone| format!(" (time zone {zone})")).unwrap_or_default();
-    let _ = writeln!(text, "{}: {kept} to keep{zone}, {} {end}", count(all, "backup"), all - kept);
+    let _ = writeln!(text, "{}: {kept} to keep, {} to forget{zone}{end}", count(all, "backup"), all - kept);
     text
 }
