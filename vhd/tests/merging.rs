@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use builder::{Image, Kind};
 use disk::Disk;
+use seeds::Random;
 use storage::{Fault, FaultyStorage, Loss, MemoryStorage, ObjectPath, Storage, WritableStorage};
 use vhd::{BlockCache, Context, Control, Liveness, Merge, Outcome};
 
@@ -21,22 +22,6 @@ use vhd::{BlockCache, Context, Control, Liveness, Merge, Outcome};
 const SEEDS: u64 = 16;
 /// What EIO is for the tests: the machine is gone.
 const GONE: i32 = 5;
-
-/// Numbers that look random and are the same for the same seed.
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64) -> Self {
-        Self((seed ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        usize::try_from(self.0 >> 11).unwrap() % limit
-    }
-}
 
 /// A chain: what its disks read as, by name, and what of it is merged.
 struct World {

@@ -4,6 +4,7 @@
 
 #[allow(dead_code, reason = "each test file uses its part of the module")]
 mod builder;
+#[allow(dead_code, reason = "each test file uses its part of the module")]
 mod seeds;
 #[allow(dead_code, reason = "a fuzzer uses the rest")]
 mod world;

@@ -3,6 +3,24 @@
 use std::panic::catch_unwind;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// Numbers that look random and are the same for the same seed.
+pub struct Random(u64);
+
+impl Random {
+    /// The numbers of a seed; neighbouring ones do not begin alike.
+    pub fn new(seed: u64) -> Self {
+        Self((seed ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Returns a number below `limit`.
+    pub fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 11).unwrap() % limit
+    }
+}
+
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} must be a number: {text}")))
 }
