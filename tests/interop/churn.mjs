@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 // Xen Orchestra at work on a repository that is mounted meanwhile: adds, deletes and merges backups of four VMs.
 //
-// usage: churn.mjs --repo DIR --truth DIR --work DIR --rounds N --seed SEED [--slow MILLISECONDS]
+// usage: churn.mjs --repo DIR --truth DIR --work DIR --rounds N --seed SEED [--slow MILLISECONDS] [--xofs BINARY]
 //
 // Speaks JSON, a line each, on standard output, and waits for a line on standard input after each:
 //   {"event":"added","vm":…,"metadata":…,"disks":[{"size":…,"truth":…}, …]}   in the order of the VM's disks
@@ -10,11 +10,13 @@
 //   {"event":"read"}                                                          time to read
 //   {"event":"done"}
 // --slow waits before each change of the repository: what XO does in an instant lasts, as over a network.
+// --xofs has `xofs forget` delete and merge, half of the times when it can.
 
 import { readFile, readdir, unlink } from 'node:fs/promises'
+import { execFile } from 'node:child_process'
 import { createInterface } from 'node:readline'
 import { dirname, join, resolve } from 'node:path'
-import { parseArgs } from 'node:util'
+import { parseArgs, promisify } from 'node:util'
 
 import { BackupVm } from './lib/vm.mjs'
 import { FixtureAdapter, openRemote } from './lib/xo.mjs'
@@ -30,6 +32,7 @@ const { values: options } = parseArgs({
     rounds: { type: 'string', default: '6' },
     seed: { type: 'string', default: 'churn' },
     slow: { type: 'string', default: '0' },
+    xofs: { type: 'string' },
   },
 })
 const slow = Number(options.slow)
@@ -141,11 +144,26 @@ for (let round = 0; round < rounds; round++, night++) {
     ][(round + vms.indexOf(entry)) % 4].filter(backup => backup !== backups[last])
     if (victims.length !== 0) {
       await tell({ event: 'removing', vm: vm.uuid, metadata: victims.map(_ => _.metadata) })
-      await vm.deleteBackups(victims)
+      const isOldest = backups.indexOf(victims[0]) === 0
+      if (options.xofs !== undefined && kind.useVhdDirectory && isOldest && random.chance(0.5)) {
+        await forget(vm, backups.length - victims.length)
+      } else {
+        await vm.deleteBackups(victims)
+      }
     }
     await vm.cleanVm({ remove: true, merge: true, logInfo() {}, logWarn() {} })
   }
 }
+async function forget(vm, count) {
+  const args = ['forget', options.repo, '--vm', vm.uuid, '--keep-last', String(count), '--apply', '--json']
+  const { stdout } = await promisify(execFile)(options.xofs, args)
+  const [{ forgotten }] = JSON.parse(stdout).applied.vms
+  if (forgotten.length === 0) {
+    throw new Error(`xofs forgot nothing: ${stdout}`)
+  }
+  await vm.lookAgain()
+}
+
 // At last a block file is lost, before a merge that will not get past it: XO gives up and leaves its state behind. The
 // backup lives on, all but that block.
 const plain = vms.find(_ => _.kind.name === 'plain')
