@@ -1,12 +1,14 @@
 //! xofs: backup repositories of Xen Orchestra, mounted: every disk of every backup as a file.
 //!
 //! ```text
-//! cli ──► mount ──► tree ──► repository ──► vhd, xva, storage, disk
+//! cli ─┬► mount ──► tree ─┬► repository ──► vhd, xva, storage, disk
+//!      └► ingest, merge ──┘
 //! ```
 //!
 //! Each module uses only those to its right.
 
 pub mod cli;
+pub mod ingest;
 pub mod merge;
 pub mod mount;
 pub mod repository;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use crate::{mount, repository};
+use crate::{ingest, mount, repository};
 
 /// The exit codes of `xofs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,10 +88,23 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
             _ => Exit::Failed,
         });
     }
+    if let Some(error) = cause.downcast_ref::<ingest::Error>() {
+        return Some(of_ingest(error.kind()));
+    }
     if cause.downcast_ref::<mount::Error>().is_some() {
         return Some(Exit::Failed);
     }
     None
+}
+
+/// Returns how an ingest ends that failed with this kind.
+fn of_ingest(kind: ingest::ErrorKind) -> Exit {
+    match kind {
+        ingest::ErrorKind::Usage => Exit::Usage,
+        ingest::ErrorKind::Source | ingest::ErrorKind::NoRoom => Exit::Failed,
+        ingest::ErrorKind::Interrupted => Exit::Interrupted,
+        ingest::ErrorKind::Repository(kind) => of_repository(kind),
+    }
 }
 
 fn of_repository(kind: repository::ErrorKind) -> Exit {

@@ -1,7 +1,7 @@
 //! The commands of `xofs`: one file each, and the only place that prints.
 //!
 //! ```text
-//! main ─► mount · unmount · list · info · export · check · forget · completions (and man)
+//! main ─► mount · unmount · list · info · export · check · forget · ingest · completions (and man)
 //!           └─► open ─► address, config, password        what is named, to an open repository
 //! exit: how each ends      text, print: how values are written      logging, signals, daemon: the process
 //! ```
@@ -15,6 +15,7 @@ mod exit;
 mod export;
 mod forget;
 mod info;
+mod ingest;
 mod list;
 mod logging;
 mod mount;
@@ -91,6 +92,7 @@ enum Command {
     Export(export::ExportArgs),
     Check(check::CheckArgs),
     Forget(forget::ForgetArgs),
+    Ingest(ingest::IngestArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
@@ -123,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Export(arguments) => export::run(global, &arguments),
         Command::Check(arguments) => check::run(global, &arguments),
         Command::Forget(arguments) => forget::run(global, &arguments),
+        Command::Ingest(arguments) => ingest::run(global, &arguments),
         Command::Completions(arguments) => completions::completions(Cli::command(), &arguments),
         Command::Man(arguments) => completions::man(Cli::command(), &arguments),
     };

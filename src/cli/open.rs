@@ -52,6 +52,17 @@ pub fn writable(global: &Global, place: &Place) -> Result<Arc<dyn WritableStorag
     or_asking(global, place, |key| Ok(Repository::open_writable(&absolute(place)?, key)?))
 }
 
+/// Opens a repository to be read, and its storage to be changed; asks for its key as [`repository`] does, once.
+///
+/// # Errors
+/// As for [`repository`] and [`writable`].
+pub fn both(global: &Global, place: &Place, cache_bytes: u64) -> Result<(Arc<Repository>, Arc<dyn WritableStorage>)> {
+    or_asking(global, place, |key| {
+        let storage = Repository::open_writable(&absolute(place)?, key.clone())?;
+        Ok((open(place, OpenOptions { key, cache_bytes })?, storage))
+    })
+}
+
 /// Opens with the key that is given somewhere, else asks for one if it is needed.
 fn or_asking<T>(global: &Global, place: &Place, open: impl Fn(Option<EncryptionKey>) -> Result<T>) -> Result<T> {
     let source = source(global, place);

@@ -54,6 +54,7 @@ pub use ids::{BackupId, VmId};
 pub use lock::VmLock;
 pub use loose::LooseDisk;
 pub use metadata::{Backup, BackupDisk, DiskSource, Mode};
+pub(crate) use naming::is_device_name;
 pub use naming::{escape_name, unescape_name, vm_directory_names};
 pub use period::Period;
 pub use problems::{Problem, ProblemKind};

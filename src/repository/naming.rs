@@ -115,7 +115,7 @@ fn directory_name(name: &str, digits: &str, count: usize) -> String {
 }
 
 /// Returns whether a device name found in metadata can name a disk of the tree as it is.
-pub(super) fn is_device_name(name: &str) -> bool {
+pub(crate) fn is_device_name(name: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     (1..=32).contains(&name.len()) && name.bytes().all(is_plain) && !name.eq_ignore_ascii_case("memory")
 }

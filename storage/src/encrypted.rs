@@ -38,6 +38,7 @@ const MAX_MARKER: u64 = 64 << 10;
 const KEY_LENGTH: usize = 32;
 
 /// The key of an encrypted repository, zeroized when dropped.
+#[derive(Clone)]
 pub struct EncryptionKey(Zeroizing<[u8; KEY_LENGTH]>);
 
 impl EncryptionKey {

@@ -32,6 +32,14 @@ pub trait BlockSink: Send + Sync {
     /// After an error of the storage the layer can only be discarded.
     fn store(&self, block: &EncodedBlock) -> Result<()>;
 
+    /// Makes the disk smaller than it was said to be at first: `layer` is the same one of fewer bytes. For a source whose size
+    /// is known only at its end.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] for a VHD file, whose table lies before its blocks; [`ErrorKind::Damaged`] if it is not the
+    /// same layer, larger, or a block was stored that it does not have.
+    fn shrink(&mut self, layer: NewLayer) -> Result<()>;
+
     /// Completes the layer. Once it returns, the layer would outlive a power cut.
     ///
     /// # Errors
@@ -120,6 +128,22 @@ impl Arrivals {
         let mut state = self.state();
         state.done += 1;
         state.stored_bytes += block.bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Takes `layer`, which is smaller, for the one that is written.
+    pub(crate) fn shrink(&mut self, data: &ObjectPath, layer: NewLayer) -> Result<()> {
+        let count = usize::try_from(layer.block_count()).expect("at most MAX_BLOCKS");
+        let is_same = layer.footer().uuid == self.layer.footer().uuid && layer.block_size() == self.layer.block_size();
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let is_held = |orders: &[u32]| orders.iter().all(|order| *order == BlockMap::ABSENT);
+        if !is_same || !state.order.get(count..).is_some_and(is_held) {
+            let reason =
+                format!("the same layer, with room for its blocks, was expected; one of {count} blocks was given");
+            return Err(Error::new(ErrorKind::Damaged, data, reason));
+        }
+        state.order.truncate(count);
+        self.layer = layer;
         Ok(())
     }
 

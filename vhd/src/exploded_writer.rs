@@ -96,6 +96,10 @@ impl BlockSink for ExplodedWriter {
         self.arrivals.store(&self.folder, block, |_| self.write_block(block))
     }
 
+    fn shrink(&mut self, layer: NewLayer) -> Result<()> {
+        self.arrivals.shrink(&self.folder, layer)
+    }
+
     fn finish(mut self: Box<Self>) -> Result<Written> {
         let other_bytes = self.complete()?;
         self.is_ended = true;

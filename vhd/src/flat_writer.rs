@@ -112,6 +112,11 @@ impl BlockSink for FlatWriter {
             .store(&self.path, block, |order| Ok(self.object.write_at(self.place(order).bytes(), &block.bytes)?))
     }
 
+    fn shrink(&mut self, _layer: NewLayer) -> Result<()> {
+        let reason = "the size of a VHD file must be known before its first block is stored";
+        Err(Error::new(ErrorKind::Unsupported, &self.path, reason))
+    }
+
     fn finish(mut self: Box<Self>) -> Result<Written> {
         let other_bytes = self.complete()?;
         self.is_ended = true;

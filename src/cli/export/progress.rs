@@ -57,8 +57,12 @@ impl Progress {
 
     /// Says that `bytes` more are done.
     pub fn advance(&mut self, bytes: u64, times: Times) {
+        self.advance_waiting(bytes, if times.reading > times.writing { "repository" } else { "output" });
+    }
+
+    /// The same, with what is waited for.
+    pub fn advance_waiting(&mut self, bytes: u64, waits_for: &str) {
         self.done += bytes;
-        let waits_for = if times.reading > times.writing { "repository" } else { "output" };
         match &mut self.shown {
             Shown::Bar(bar) => {
                 if bar.is_none() && self.start.elapsed() >= DELAY {

@@ -1,0 +1,352 @@
+//! `xofs ingest`: a new backup out of disk images, in one or several repositories.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use vhd::Filter;
+
+use super::exit::{Exit, Failure};
+use super::export::progress::Progress;
+use super::text::{Shown, count, parse_size, size};
+use super::{Global, open, print, signals};
+use crate::ingest::{
+    self, Destination, ErrorKind, Extent, Layout, Outcome, Reading, Report, Source, Stored, Wanted, Watch,
+};
+use crate::repository::BackupTime;
+
+const EXAMPLES: &str = "\
+Examples:
+  xofs ingest /srv/backups --vm web01 --disk xvda=/dev/vg0/web01-snap
+  xofs ingest main --vm 1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b --name web01 --disk xvda=system.raw --disk xvdb=data.vhd
+  zcat old.img.gz | xofs ingest main --to offsite --vm web01 --disk xvda=-
+
+IMAGE is a raw file or block device (holes are skipped), - for standard input (raw), a .vhd file, an alias or the folder \
+of an exploded VHD. An image must not change meanwhile: take a snapshot. Others are converted first: qemu-img convert -O raw.
+
+A backup is there as a whole or not at all, whenever the program ends. Never give --job the id of a job that Xen \
+Orchestra still runs: two programs that continue one chain destroy it.
+
+Ends with 3 if a repository of several failed, 11 if the VM is locked by another program for longer than --wait, 130 if \
+it was interrupted.";
+
+/// Formats of disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// A file for each block of 2 MiB
+    Exploded,
+    /// One VHD file for each disk
+    Vhd,
+}
+
+/// Compressions of blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Compression {
+    None,
+    Gzip,
+    Brotli,
+}
+
+/// Makes a new backup out of disk images
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct IngestArgs {
+    /// The repository [default: XOFS_REPOSITORY]
+    #[arg(value_name = "REPO")]
+    address: Option<OsString>,
+    /// The VM: its name, or its uuid if it is new
+    #[arg(long, value_name = "NAME|UUID")]
+    vm: String,
+    /// The name of a new VM, or a new name
+    #[arg(long)]
+    name: Option<String>,
+    /// A disk, by the name that the guest has for it, and its image; may be repeated
+    #[arg(long = "disk", value_name = "NAME=IMAGE", required = true)]
+    disks: Vec<OsString>,
+    /// Another repository to write to, in the same pass; may be repeated
+    #[arg(long, value_name = "REPO")]
+    to: Vec<OsString>,
+    /// Stores all blocks, not only those that changed
+    #[arg(long, conflicts_with = "incremental")]
+    full: bool,
+    /// Fails where blocks that did not change would have to be stored
+    #[arg(long)]
+    incremental: bool,
+    /// How disks are stored [default: as the newest backup, else exploded]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
+    /// How blocks of an exploded disk are compressed [default: as the newest backup, else brotli]
+    #[arg(long, value_enum)]
+    compression: Option<Compression>,
+    /// The id of the job it belongs to [default: one of xofs]
+    #[arg(long, value_name = "ID")]
+    job: Option<String>,
+    /// The id of its schedule [default: as the newest backup of the job, else one of xofs]
+    #[arg(long, value_name = "ID")]
+    schedule: Option<String>,
+    /// When it was made
+    #[arg(long, value_name = "TIME", hide = true, value_parser = parse_time)]
+    time: Option<Timestamp>,
+    /// How long to wait for another program that works on the VM, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    wait: u64,
+    /// How much is left free in each repository [default: 5 % of what is free, at most 1 GiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    reserve: Option<u64>,
+    /// Says how far it is every ten seconds, where there is no terminal
+    #[arg(long)]
+    progress: bool,
+    /// Writes JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Reads a time as RFC 3339 has it, or as names in a repository do.
+fn parse_time(text: &str) -> std::result::Result<Timestamp, String> {
+    let of_name = BackupTime::parse(text).and_then(|time| Timestamp::from_second(time.unix()).ok());
+    of_name.map_or_else(|| text.parse::<Timestamp>().map_err(|error| error.to_string()), Ok)
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If no repository has the backup in the end.
+pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
+    let layout = layout(arguments)?;
+    // Before other threads are started; nothing is watched yet.
+    let watch = Arc::new(Watch::new(|sentence| eprintln!("xofs: {}", Shown(sentence))));
+    let (cancelled, is_second) = (watch.clone(), AtomicBool::new(false));
+    let on_signal = move || {
+        if is_second.swap(true, Ordering::AcqRel) {
+            // As if it were killed: the next ingest removes what is left.
+            std::process::exit(i32::from(Exit::Interrupted as u8));
+        }
+        eprintln!("xofs: stops, and removes what was written; once more, and it is left for the next ingest to remove");
+        cancelled.cancel();
+    };
+    signals::handle(on_signal).context("take the signals that end a program")?;
+    let mut disks = Vec::with_capacity(arguments.disks.len());
+    for disk in &arguments.disks {
+        disks.push(source(disk)?);
+    }
+    let destinations = destinations(global, arguments)?;
+    let extent = match (arguments.full, arguments.incremental) {
+        (true, _) => Some(Extent::Full),
+        (_, true) => Some(Extent::Incremental),
+        _ => None,
+    };
+    let wanted = Wanted {
+        vm: arguments.vm.clone(),
+        name: arguments.name.clone(),
+        disks,
+        extent,
+        layout,
+        job: arguments.job.clone(),
+        schedule: arguments.schedule.clone(),
+        time: arguments.time,
+        patience: Duration::from_secs(arguments.wait),
+        reserve: arguments.reserve,
+    };
+    let report = with_progress(&watch, arguments.progress, || ingest::run(&wanted, &destinations, &watch))?;
+    if arguments.json {
+        print::json(&to_json(&report))?;
+    } else {
+        print::text(&to_text(&report))?;
+    }
+    for outcome in &report.outcomes {
+        if let Err(error) = &outcome.stored {
+            eprintln!("xofs: {}: {}", Shown(&outcome.name), Shown(&error.to_string()));
+        }
+    }
+    let failed = |kind: fn(ErrorKind) -> bool| {
+        report.outcomes.iter().any(|outcome| outcome.stored.as_ref().is_err_and(|error| kind(error.kind())))
+    };
+    Ok(match (failed(|kind| kind == ErrorKind::Interrupted), failed(|_| true)) {
+        (true, _) => Exit::Interrupted,
+        (_, true) => Exit::Partial,
+        _ => Exit::Done,
+    })
+}
+
+fn layout(arguments: &IngestArgs) -> Result<Option<Layout>> {
+    let filter = arguments.compression.map(|compression| match compression {
+        Compression::None => Filter::None,
+        Compression::Gzip => Filter::Gzip,
+        Compression::Brotli => Filter::Brotli,
+    });
+    Ok(match (arguments.format, filter) {
+        (None, None) => None,
+        (Some(Format::Vhd), None | Some(Filter::None)) => Some(Layout::File),
+        (Some(Format::Vhd), Some(_)) => {
+            let message = "a VHD file is not compressed: leave --compression out, or use --format exploded";
+            return Err(Failure::usage(message).into());
+        }
+        (Some(Format::Exploded) | None, filter) => Some(Layout::Exploded(filter)),
+    })
+}
+
+/// Opens the image of `NAME=IMAGE`.
+fn source(disk: &OsString) -> Result<(String, Source)> {
+    let shown = disk.to_string_lossy();
+    let Some((name, image)) = disk.to_str().and_then(|disk| disk.split_once('=')) else {
+        return Err(Failure::usage(format!("--disk takes NAME=IMAGE, like xvda=disk.raw, not '{shown}'")).into());
+    };
+    let source = if image == "-" { Source::stdin() } else { Source::open(Path::new(image))? };
+    Ok((name.to_owned(), source))
+}
+
+fn destinations(global: &Global, arguments: &IngestArgs) -> Result<Vec<Destination>> {
+    let mut places = vec![open::place(global, arguments.address.as_deref())?];
+    for address in &arguments.to {
+        places.push(open::place(global, Some(address))?);
+    }
+    let mut known = BTreeSet::new();
+    let mut destinations = Vec::with_capacity(places.len());
+    for place in &places {
+        if !known.insert(place.path.canonicalize().unwrap_or_else(|_| place.path.clone())) {
+            return Err(Failure::usage(format!("the repository '{}' is named twice", place.name)).into());
+        }
+        let (repository, storage) = open::both(global, place, open::SMALL_CACHE)?;
+        destinations.push(Destination { name: place.name.clone(), repository, storage });
+    }
+    Ok(destinations)
+}
+
+/// Shows how far it is while `act` runs.
+fn with_progress<T: Send>(watch: &Watch, is_asked: bool, act: impl FnOnce() -> T + Send) -> T {
+    const PAUSE: Duration = Duration::from_millis(200);
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let working = scope.spawn(|| {
+            let result = act();
+            is_done.store(true, Ordering::Release);
+            result
+        });
+        let mut progress = Progress::new("ingest", 0, is_asked);
+        let (mut shown, mut total) = (0, 0);
+        while !is_done.load(Ordering::Acquire) && !working.is_finished() {
+            let (done, expected) = watch.progress();
+            if expected != total {
+                progress.next("ingest", expected);
+                (shown, total) = (0, expected);
+            }
+            progress.advance_waiting(done - shown, watch.waits_for());
+            shown = done;
+            thread::park_timeout(PAUSE);
+        }
+        drop(progress);
+        working.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Returns the stages of all that worked, with the destination where it is of one.
+fn stages(report: &Report) -> Vec<(String, Reading)> {
+    let mut all: Vec<(String, Reading)> =
+        report.stages.iter().map(|(name, reading)| ((*name).to_owned(), *reading)).collect();
+    for outcome in &report.outcomes {
+        let Ok(stored) = &outcome.stored else { continue };
+        all.extend(stored.stages.iter().map(|(name, reading)| (format!("{name} {}", outcome.name), *reading)));
+    }
+    all
+}
+
+/// Names the stage that the others waited for: of those in a row the one that waited least, unless the syncs took longer.
+fn bottleneck(report: &Report) -> String {
+    let all = stages(report);
+    let in_a_row = |name: &str| !name.starts_with("sync ") && !name.starts_with("publish ");
+    let longest = all.iter().filter(|(name, _)| !in_a_row(name)).max_by_key(|(_, reading)| reading.busy);
+    match longest.filter(|(_, reading)| reading.busy * 2 > report.elapsed) {
+        Some((name, _)) => name.clone(),
+        None => {
+            let busiest =
+                all.iter().filter(|(name, _)| in_a_row(name)).max_by_key(|(_, reading)| reading.utilization());
+            busiest.map(|(name, _)| name.clone()).unwrap_or_default()
+        }
+    }
+}
+
+fn to_text(report: &Report) -> String {
+    let mut text = String::new();
+    for outcome in &report.outcomes {
+        let Ok(stored) = &outcome.stored else { continue };
+        let _ = writeln!(text, "{}: backup {} of {}", Shown(&outcome.name), report.time, Shown(report.vm.as_str()));
+        for disk in &stored.disks {
+            let kind = if disk.is_key { "key" } else { "increment" };
+            let _ = writeln!(
+                text,
+                "  {}  {kind}, {}  {} of {}, {} stored",
+                disk.name,
+                disk.format,
+                count(usize::try_from(disk.blocks).unwrap_or(usize::MAX), "block"),
+                size(disk.virtual_size),
+                size(disk.stored_bytes),
+            );
+        }
+    }
+    let read = report.stages.iter().find(|(name, _)| *name == "read").map_or(0, |(_, reading)| reading.bytes);
+    let seconds = report.elapsed.as_secs_f64();
+    let _ = writeln!(text, "{} read in {seconds:.1} s; limited by: {}", size(read), Shown(&bottleneck(report)));
+    text
+}
+
+fn to_json(report: &Report) -> Value {
+    let stages = |stages: &[(&str, Reading)]| -> Value {
+        stages.iter().map(|(name, reading)| ((*name).to_owned(), reading_to_json(reading))).collect()
+    };
+    let stored = |outcome: &Outcome| match &outcome.stored {
+        Ok(stored) => json!({
+            "repository": outcome.name,
+            "error": null,
+            "metadata": stored.metadata,
+            "jobId": stored.job,
+            "scheduleId": stored.schedule,
+            "disks": disks_to_json(stored),
+            "stages": stages(&stored.stages),
+        }),
+        Err(error) => json!({"repository": outcome.name, "error": error.to_string()}),
+    };
+    json!({
+        "vm": report.vm.as_str(),
+        "time": report.time.to_string(),
+        "timestamp": report.time.unix(),
+        "seconds": report.elapsed.as_secs_f64(),
+        "stages": stages(&report.stages),
+        "bottleneck": bottleneck(report),
+        "repositories": report.outcomes.iter().map(stored).collect::<Vec<_>>(),
+    })
+}
+
+fn disks_to_json(stored: &Stored) -> Value {
+    let disk = |disk: &ingest::StoredDisk| {
+        json!({
+            "name": disk.name,
+            "vdi": disk.vdi,
+            "path": disk.path,
+            "format": disk.format,
+            "isKey": disk.is_key,
+            "whyFull": disk.why_full,
+            "virtualSize": disk.virtual_size,
+            "blocks": disk.blocks,
+            "storedBytes": disk.stored_bytes,
+        })
+    };
+    stored.disks.iter().map(disk).collect()
+}
+
+fn reading_to_json(reading: &Reading) -> Value {
+    json!({
+        "bytes": reading.bytes,
+        "busySeconds": reading.busy.as_secs_f64(),
+        "inputSeconds": reading.input.as_secs_f64(),
+        "outputSeconds": reading.output.as_secs_f64(),
+    })
+}

@@ -1,0 +1,203 @@
+//! What a run is about to write, so that the next one can remove it if this one dies.
+//!
+//! Once it is certain that nothing has the names of a new disk, and before a file of it is made, `.<time>.xofs-ingest` is published in the disk's folder (its lineage). It is removed after
+//! the backup's metadata was published. Xen Orchestra leaves names there alone that do not end in `.vhd`.
+//!
+//! | intent | metadata of that time | then |
+//! |--------|-----------------------|------|
+//! | there  | names the disk        | the backup is complete: the intent alone is removed |
+//! | there  | none                  | alias, then data, then the intent are removed |
+//! | there  | anything else         | nothing is removed |
+//!
+//! What an intent stands for is removed only while the lock of the VM is held, and only if nothing can depend on it: no disk
+//! of the lineage is newer, and no other alias leads to its data. An intent may outlive its backup: a merge may
+//! since have put what it names to another use, and then one of these is so.
+
+use storage::{ObjectPath, Storage, UNPUBLISHED, WritableStorage, create_directories, publish, remove_tree};
+
+use super::error::Result;
+use crate::repository::{self, Backup, BackupTime, DiskSource, VmLock};
+
+/// What the name of an intent ends with.
+const SUFFIX: &str = ".xofs-ingest";
+/// What an intent holds: enough for a person who finds it.
+const TEXT: &[u8] = b"xofs ingest writes, or wrote, the disk of this time\n";
+/// Longest alias that is read (bytes).
+const ALIAS_LIMIT: u64 = 4096;
+
+/// The names of one disk of a backup, in the folder of its lineage.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Names {
+    /// `vdis/<job>/<vdi>` of the VM.
+    pub lineage: ObjectPath,
+    time: String,
+}
+
+impl Names {
+    pub fn new(lineage: ObjectPath, time: BackupTime) -> Self {
+        Self { lineage, time: time.stored() }
+    }
+
+    /// The alias of an exploded VHD.
+    pub fn alias(&self) -> Result<ObjectPath> {
+        Ok(self.lineage.join(&format!("{}.alias.vhd", self.time))?)
+    }
+
+    /// The folder of an exploded VHD.
+    pub fn data(&self) -> Result<ObjectPath> {
+        Ok(self.lineage.join("data")?.join(&format!("{}.vhd", self.time))?)
+    }
+
+    /// A VHD file.
+    pub fn file(&self) -> Result<ObjectPath> {
+        Ok(self.lineage.join(&format!("{}.vhd", self.time))?)
+    }
+
+    fn intent(&self) -> Result<ObjectPath> {
+        Ok(self.lineage.join(&format!(".{}{SUFFIX}", self.time))?)
+    }
+
+    /// Makes the folders it needs, and sees to it that nothing has its names: what an intent stands for may be removed.
+    ///
+    /// # Errors
+    /// [`repository::ErrorKind::Exists`] if something has; then nothing was announced.
+    pub fn prepare(&self, storage: &dyn WritableStorage) -> Result<()> {
+        let data = self.data()?;
+        create_directories(storage, &data.parent())?;
+        for path in [self.alias()?, self.file()?, data] {
+            if storage.list(&path.parent())?.iter().any(|entry| entry.name == path.file_name()) {
+                let message = format!("'{path}' is there already, though no backup has this time; try again");
+                return Err(repository::Error::new(repository::ErrorKind::Exists, message).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Says durably that the disk is about to be written.
+    pub fn announce(&self, storage: &dyn WritableStorage) -> Result<()> {
+        Ok(publish(storage, &self.intent()?, TEXT)?)
+    }
+
+    /// Says durably that nothing is under way any more.
+    pub fn conclude(&self, storage: &dyn WritableStorage) -> Result<()> {
+        unless_gone(storage.remove(&self.intent()?))?;
+        Ok(storage.sync(&self.lineage)?)
+    }
+
+    /// Removes all that was written, in the order in which nothing ever leads nowhere, and then the intent.
+    pub fn remove(&self, storage: &dyn WritableStorage) -> Result<()> {
+        let hidden = |name: &str| self.lineage.join(&format!(".{name}{UNPUBLISHED}"));
+        let (alias, file) = (self.alias()?, self.file()?);
+        for name in [hidden(alias.file_name())?, hidden(file.file_name())?, alias, file] {
+            unless_gone(storage.remove(&name))?;
+        }
+        storage.sync(&self.lineage)?;
+        let data = self.data()?;
+        remove_tree(storage, &data)?;
+        match storage.sync(&data.parent()) {
+            Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+            synced => synced?,
+        }
+        self.conclude(storage)
+    }
+}
+
+/// Removes what runs left in the folder of a VM that died; `backups` are those of the VM. Returns what was left alone, and why.
+///
+/// # Errors
+/// If a folder cannot be listed, something cannot be removed, or the lock is lost.
+pub(super) fn recover(lock: &VmLock, folder: &ObjectPath, backups: &[std::sync::Arc<Backup>]) -> Result<Vec<String>> {
+    let storage = &**lock.storage();
+    let mut left_alone = Vec::new();
+    for job in folders(storage, &folder.join("vdis")?)? {
+        for lineage in folders(storage, &job)? {
+            let names: Vec<String> = storage.list(&lineage)?.into_iter().map(|entry| entry.name).collect();
+            for name in &names {
+                let Some(hidden) = name.strip_prefix('.') else { continue };
+                let unpublished = hidden.strip_suffix(UNPUBLISHED).and_then(|name| name.strip_prefix('.'));
+                if unpublished.is_some_and(|name| name.ends_with(SUFFIX)) {
+                    lock.check()?;
+                    unless_gone(storage.remove(&lineage.join(name)?))?;
+                }
+                let Some(time) = hidden.strip_suffix(SUFFIX).and_then(BackupTime::parse) else { continue };
+                let disk = Names::new(lineage.clone(), time);
+                lock.check()?;
+                match disk.fate(storage, folder, backups, &names)? {
+                    Fate::Complete => disk.conclude(storage)?,
+                    Fate::Abandoned => {
+                        tracing::info!(lineage = %lineage, %time, "removes what an ingest left that was ended");
+                        disk.remove(storage)?;
+                    }
+                    Fate::Unknown(why) => left_alone.push(format!("'{lineage}/{name}': {why}")),
+                }
+            }
+        }
+    }
+    Ok(left_alone)
+}
+
+/// What is to become of what an intent names.
+enum Fate {
+    Complete,
+    Abandoned,
+    Unknown(String),
+}
+
+impl Names {
+    fn fate(
+        &self,
+        storage: &dyn WritableStorage,
+        folder: &ObjectPath,
+        backups: &[std::sync::Arc<Backup>],
+        there: &[String],
+    ) -> Result<Fate> {
+        let (alias, file, data) = (self.alias()?, self.file()?, self.data()?);
+        let names_it = |backup: &Backup| {
+            let is_it =
+                |source: &DiskSource| matches!(source, DiskSource::Vhd(path) if *path == alias || *path == file);
+            backup.disks.iter().any(|disk| is_it(&disk.source))
+        };
+        if backups.iter().any(|backup| names_it(backup)) {
+            // One who was killed may not have come to make the metadata durable.
+            storage.sync(folder)?;
+            return Ok(Fate::Complete);
+        }
+        // The listing of backups may lack what has an odd name.
+        let is_of_time = |name: &str| name.starts_with(&self.time) && name.ends_with(".json");
+        if storage.list(folder)?.iter().any(|entry| is_of_time(&entry.name)) {
+            return Ok(Fate::Unknown("its metadata is there, but does not name it, or cannot be read".to_owned()));
+        }
+        let disks = || there.iter().filter(|name| !name.starts_with('.') && name.ends_with(".vhd"));
+        let (alias_name, file_name) = (alias.file_name(), file.file_name());
+        if let Some(newer) = disks().find(|name| name.as_str() > alias_name.max(file_name)) {
+            return Ok(Fate::Unknown(format!("'{newer}' is newer and may need it")));
+        }
+        for other in disks().filter(|name| vhd::is_alias(name) && *name != alias_name) {
+            let target = match storage.read(&self.lineage.join(other)?, ALIAS_LIMIT) {
+                Err(error) if error.kind().is_unavailable() => return Err(error.into()),
+                read => read.ok().and_then(|text| self.lineage.resolve(String::from_utf8_lossy(&text).trim()).ok()),
+            };
+            if target.is_none_or(|target| target == data) {
+                return Ok(Fate::Unknown(format!("'{other}' may lead to its data")));
+            }
+        }
+        Ok(Fate::Abandoned)
+    }
+}
+
+/// Returns the folders in a folder; none if it is not there.
+fn folders(storage: &(impl Storage + ?Sized), path: &ObjectPath) -> Result<Vec<ObjectPath>> {
+    let entries = match storage.list(path) {
+        Err(error) if error.kind() == storage::ErrorKind::NotFound => return Ok(Vec::new()),
+        listed => listed?,
+    };
+    let folders = entries.iter().filter(|entry| entry.is_directory).map(|entry| Ok(path.join(&entry.name)?));
+    folders.collect()
+}
+
+fn unless_gone(removed: storage::Result<()>) -> storage::Result<()> {
+    match removed {
+        Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}

@@ -1,0 +1,238 @@
+//! One destination, from its lock to its metadata.
+//!
+//! ```text
+//! begin: lock · what a dead run left is removed · backups listed
+//! announce: an intent in each lineage, durable
+//! blocks, synced · alias, synced · all of it opened and looked at · metadata: the commit · intents removed
+//! ```
+//!
+//! Until the commit begins, [`Target::undo`] removes what was written. After it began nothing is removed: whether the backup
+//! exists is then known only by the metadata, which the next run looks for.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use storage::ObjectPath;
+use uuid::Uuid;
+use vhd::{BlockCache, BlockSink, Context, Format, NewLayer, Written, create_layer, write_alias};
+
+use super::copy::Failure;
+use super::error::{Error, ErrorKind, Result};
+use super::intent;
+use super::plan::{DiskPlan, History};
+use super::probe::Probe;
+use super::record::Template;
+use super::room::{self, Estimate};
+use super::{Destination, Wanted, Watch};
+use crate::repository::{self, Backup, BackupTime, Document, Mode, VmFolder, VmId, VmLock};
+
+/// A repository that is written to.
+pub(super) struct Target<'a> {
+    destination: &'a Destination,
+    lock: VmLock,
+    folder: ObjectPath,
+    pub backups: Arc<Vec<Arc<Backup>>>,
+    pub template: Option<Template>,
+    pub schedule: String,
+    pub plans: Vec<DiskPlan>,
+    pub written: Vec<Written>,
+    pub sink: Option<Box<dyn BlockSink>>,
+    pub failure: Failure,
+    pub write: Probe,
+    pub sync: Probe,
+    pub publish: Probe,
+    /// How many of the plans may have left something.
+    announced: usize,
+    is_committing: bool,
+}
+
+impl<'a> Target<'a> {
+    /// Takes the lock of the VM, and removes what a run left that died.
+    pub fn begin(destination: &'a Destination, vm: &VmId, job: &str, wanted: &Wanted, watch: &Watch) -> Result<Self> {
+        let name = &destination.name;
+        let lock = take_lock(destination, vm, wanted.patience, watch)?;
+        let folder = ObjectPath::new("xo-vm-backups")?.join(vm.as_str())?;
+        let backups = match destination.repository.backups(vm) {
+            Err(error) if error.kind() == repository::ErrorKind::NotFound => Arc::default(),
+            listed => listed?,
+        };
+        for left in intent::recover(&lock, &folder, &backups)? {
+            watch.say(&format!("{name}: left alone what an ingest left that was ended: {left}"));
+        }
+        let newest = backups.iter().rev().find(|backup| backup.mode != Mode::Unreadable);
+        let template = match newest {
+            Some(backup) => Template::new(backup, &destination.repository.backup_metadata(backup)?),
+            None => None,
+        };
+        let of_job = backups.iter().rev().find(|backup| backup.job_id == job && !backup.schedule_id.is_empty());
+        let schedule = of_job.map_or_else(|| super::SCHEDULE.to_owned(), |backup| backup.schedule_id.clone());
+        Ok(Self {
+            destination,
+            lock,
+            folder,
+            backups,
+            template,
+            schedule,
+            plans: Vec::new(),
+            written: Vec::new(),
+            sink: None,
+            failure: Failure::default(),
+            write: Probe::default(),
+            sync: Probe::default(),
+            publish: Probe::default(),
+            announced: 0,
+            is_committing: false,
+        })
+    }
+
+    /// Decides what is written of each disk.
+    pub fn plan(&mut self, wanted: &Wanted, job: &str, time: BackupTime, identities: &[(Uuid, Uuid)]) -> Result<()> {
+        let storage = self.destination.storage.clone().reader();
+        let history = History {
+            repository: &self.destination.repository,
+            storage: &*storage,
+            folder: &self.folder,
+            backups: &self.backups,
+            job,
+        };
+        self.plans = history.plan(wanted, time, identities)?;
+        Ok(())
+    }
+
+    /// Refuses what there is no room for.
+    pub fn check_room(&self, estimate: Estimate, reserve: Option<u64>, is_exploded: bool) -> Result<()> {
+        room::check(&*self.destination.storage, estimate, reserve, is_exploded)
+    }
+
+    /// Says durably which disks are about to be written.
+    pub fn announce(&mut self) -> Result<()> {
+        for plan in &self.plans {
+            self.lock.check()?;
+            plan.names.prepare(&*self.destination.storage)?;
+            // From now on what has its names is ours.
+            self.announced += 1;
+            plan.names.announce(&*self.destination.storage)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to write a disk.
+    pub fn create(&mut self, disk: usize) -> Result<()> {
+        let plan = &self.plans[disk];
+        let data = match plan.format {
+            Format::File => plan.names.file()?,
+            Format::Exploded(_) => plan.names.data()?,
+        };
+        self.lock.check()?;
+        self.sink = Some(create_layer(self.destination.storage.clone(), plan.format, data, plan.layer.clone())?);
+        Ok(())
+    }
+
+    /// Ends a disk of `size` bytes: durable, and found by its name.
+    pub fn finish(&mut self, disk: usize, size: u64) -> Result<()> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        let plan = &mut self.plans[disk];
+        let Some(mut sink) = self.sink.take() else { return Ok(()) };
+        if plan.layer.virtual_size() != size {
+            let invalid = |error: vhd::FormatError| Error::new(ErrorKind::Source, error.reason);
+            let seconds = plan.layer.footer().timestamp;
+            plan.layer = NewLayer::new(plan.layer.footer().uuid, size, seconds).map_err(invalid)?;
+            sink.shrink(plan.layer.clone())?;
+        }
+        let written = self.sync.work(|| sink.finish())?;
+        self.sync.add(usize::try_from(written.stored_bytes).unwrap_or(usize::MAX));
+        self.written.push(written);
+        if matches!(plan.format, Format::Exploded(_)) {
+            self.lock.check()?;
+            let (alias, data) = (plan.names.alias()?, plan.names.data()?);
+            self.publish.work(|| write_alias(&*self.destination.storage, &alias, &data))?;
+        }
+        Ok(())
+    }
+
+    /// Returns where a disk lies, relative to the folder of the VM.
+    pub fn path(&self, disk: usize) -> Result<String> {
+        let path = self.disk_path(disk)?;
+        let below = path.as_str().strip_prefix(self.folder.as_str()).and_then(|path| path.strip_prefix('/'));
+        Ok(below.unwrap_or(path.as_str()).to_owned())
+    }
+
+    fn disk_path(&self, disk: usize) -> Result<ObjectPath> {
+        let plan = &self.plans[disk];
+        match plan.format {
+            Format::File => plan.names.file(),
+            Format::Exploded(_) => plan.names.alias(),
+        }
+    }
+
+    /// Looks whether every disk can be opened, and makes the backup exist.
+    pub fn commit(&mut self, time: BackupTime, metadata: &Document) -> Result<()> {
+        for disk in 0..self.plans.len() {
+            let context = Context { storage: self.destination.storage.clone().reader(), cache: BlockCache::new(0) };
+            let path = self.disk_path(disk)?;
+            let open = self.publish.work(|| vhd::open(&context, &path, None))?;
+            let (found, expected) = (disk::Disk::size(&open), self.plans[disk].layer.virtual_size());
+            if found != expected {
+                let message = format!("'{path}' was written with {expected} bytes and reads with {found}");
+                return Err(repository::Error::new(repository::ErrorKind::Damaged, message).into());
+            }
+        }
+        let folder = VmFolder::new(&self.lock)?;
+        self.is_committing = true;
+        self.publish.work(|| folder.add(time, metadata))?;
+        for plan in &self.plans {
+            // The backup is there; the next run does what is left.
+            if let Err(error) = plan.names.conclude(&*self.destination.storage) {
+                tracing::warn!(%error, "what says that an ingest is under way is left behind; the next one removes it");
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what was written; returns `error`, and what could not be removed.
+    pub fn undo(&mut self, error: Error) -> Error {
+        let error = room::explain(&*self.destination.storage, error);
+        if self.is_committing {
+            return error
+                .and("whether the backup exists is seen by its metadata: the next ingest finds out, and cleans up");
+        }
+        let discarded = self.sink.take().map_or(Ok(()), BlockSink::discard);
+        let removed = discarded.map_err(Error::from).and_then(|()| {
+            for plan in &self.plans[..self.announced] {
+                self.lock.check()?;
+                plan.names.remove(&*self.destination.storage)?;
+            }
+            Ok(())
+        });
+        match removed {
+            Ok(()) => error,
+            Err(left) => error.and(&format!("what was written is left for the next ingest to remove: {left}")),
+        }
+    }
+}
+
+/// Takes the lock of a VM, and gives up when asked to.
+fn take_lock(destination: &Destination, vm: &VmId, patience: Duration, watch: &Watch) -> Result<VmLock> {
+    /// Long enough to take over what a program left that is gone, which takes ten seconds.
+    const SLICE: Duration = Duration::from_secs(12);
+    let start = Instant::now();
+    let mut is_told = false;
+    loop {
+        watch.check()?;
+        let left = patience.saturating_sub(start.elapsed());
+        let taken = VmLock::take(destination.storage.clone(), vm, left.min(SLICE), |age| {
+            if !std::mem::replace(&mut is_told, true) {
+                let (name, age) = (&destination.name, age.as_secs());
+                watch.say(&format!(
+                    "{name}: waits for another program that works on this VM (its last sign seems {age} s old)"
+                ));
+            }
+        });
+        match taken {
+            Err(error) if error.kind() == repository::ErrorKind::Locked && left > SLICE => {}
+            other => return Ok(other?),
+        }
+    }
+}
