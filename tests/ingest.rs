@@ -1,0 +1,583 @@
+//! Ingests: what was stored reads as the image did, and whenever one is ended, each backup is there as a whole or not at all.
+//!
+//! `XOFS_SEED=17` runs what is random with another seed.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use disk::{Disk, Extent};
+use jiff::Timestamp;
+use serde_json::Value;
+use storage::{
+    EncryptedStorage, EncryptionKey, Fault, FaultyStorage, LocalStorage, Loss, MemoryStorage, ObjectPath, Operation,
+    Storage, WritableStorage,
+};
+use support::{scratch, succeed, xofs};
+use tempfile::TempDir;
+use vhd::{Filter, Format};
+use xofs::ingest::{self, Destination, ErrorKind, Layout, Source, Wanted, Watch};
+use xofs::repository::{OpenOptions, Repository};
+
+const VM: &str = "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b";
+const BLOCK: usize = 2 << 20;
+const KEY: &str = "0123456789abcdef0123456789abcdef";
+/// What EIO is for the tests: the machine is gone.
+const GONE: i32 = 5;
+
+/// Numbers that look random and are the same for the same seed.
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64) -> Self {
+        Self((seed ^ 0x5bd1_e995).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 11).unwrap() % limit
+    }
+}
+
+fn seed() -> u64 {
+    let seed = std::env::var("XOFS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    println!("XOFS_SEED={seed}");
+    seed
+}
+
+fn path(text: &str) -> ObjectPath {
+    ObjectPath::new(text).unwrap()
+}
+
+/// A disk in memory; zero blocks are holes.
+struct Image(Vec<u8>);
+
+impl Disk for Image {
+    fn size(&self) -> u64 {
+        self.0.len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
+        let at = usize::try_from(offset).unwrap();
+        buffer.copy_from_slice(&self.0[at..at + buffer.len()]);
+        Ok(())
+    }
+
+    fn extent_at(&self, offset: u64) -> disk::Result<Extent> {
+        let at = usize::try_from(offset).unwrap();
+        let end = (at / BLOCK * BLOCK + BLOCK).min(self.0.len());
+        let is_hole = self.0[at..end] == vec![0; end - at];
+        Ok(Extent { len: (end - at) as u64, is_hole })
+    }
+}
+
+fn wanted(bytes: &[u8], number: i64) -> Wanted {
+    Wanted {
+        vm: VM.to_owned(),
+        name: Some("web01".to_owned()),
+        disks: vec![("xvda".to_owned(), Source::Disk(Arc::new(Image(bytes.to_vec()))))],
+        extent: None,
+        layout: None,
+        job: None,
+        schedule: None,
+        time: Some(Timestamp::from_second(1_785_549_600 + number).unwrap()),
+        patience: Duration::ZERO,
+        reserve: None,
+    }
+}
+
+fn destination(storage: Arc<dyn WritableStorage>, raw: Arc<dyn Storage>, key: Option<EncryptionKey>) -> Destination {
+    let repository = Repository::with_storage(raw, OpenOptions { key, cache_bytes: 8 << 20 }).unwrap();
+    Destination { name: "repository".to_owned(), repository, storage }
+}
+
+fn plain(storage: &Arc<dyn WritableStorage>) -> Destination {
+    destination(storage.clone(), storage.clone().reader(), None)
+}
+
+fn watch() -> Watch {
+    Watch::new(|_| ())
+}
+
+/// What each backup of the VM reads as, oldest first.
+fn read_all(raw: Arc<dyn Storage>, key: Option<EncryptionKey>) -> Vec<Vec<u8>> {
+    let repository = Repository::with_storage(raw, OpenOptions { key, cache_bytes: 8 << 20 }).unwrap();
+    let Some(vm) = repository.vms().unwrap().first().cloned() else { return Vec::new() };
+    assert_eq!((vm.id.as_str(), vm.name.as_str()), (VM, "web01"));
+    let backups = repository.backups(&vm.id).unwrap();
+    let read = |backup: &Arc<xofs::repository::Backup>| {
+        assert_eq!((backup.problem.as_deref(), backup.disks.len()), (None, 1), "{}", backup.time);
+        assert_eq!(backup.disks[0].name, "xvda");
+        let disk = repository.open_disk(backup, &backup.disks[0]).unwrap();
+        let mut bytes = vec![0xee; usize::try_from(disk.size()).unwrap()];
+        disk.read_at(0, &mut bytes).unwrap();
+        bytes
+    };
+    backups.iter().map(read).collect()
+}
+
+/// Four states of a disk of five and a half blocks: bytes change, blocks become zero and come back.
+fn states() -> Vec<Vec<u8>> {
+    let mut image = vec![0; 5 * BLOCK + 100 * 512];
+    image[..BLOCK].fill(1);
+    image[2 * BLOCK + 7..3 * BLOCK].fill(2);
+    *image.last_mut().unwrap() = 3;
+    let mut states = vec![image.clone()];
+    image[..BLOCK].fill(0);
+    image[3 * BLOCK] = 4;
+    states.push(image.clone());
+    image[2 * BLOCK..3 * BLOCK].fill(0);
+    image[100] = 5;
+    *image.last_mut().unwrap() = 0;
+    states.push(image.clone());
+    states.push(image);
+    states
+}
+
+/// The blocks that each of [`states`] stores.
+const STORED: [u32; 4] = [3, 2, 3, 0];
+
+#[test]
+fn a_key_and_increments_of_a_changing_disk_read_as_the_image_did() {
+    for (layout, format) in [
+        (Layout::File, Format::File),
+        (Layout::Exploded(None), Format::Exploded(Filter::Brotli)),
+        (Layout::Exploded(Some(Filter::Gzip)), Format::Exploded(Filter::Gzip)),
+        (Layout::Exploded(Some(Filter::None)), Format::Exploded(Filter::None)),
+    ] {
+        let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+        memory.create_directory(&path("xo-vm-backups")).unwrap();
+        for (number, state) in (0..).zip(states()) {
+            // Only the first one says how; the others follow.
+            let layout = (number == 0).then_some(layout);
+            let report =
+                ingest::run(&Wanted { layout, ..wanted(&state, number) }, &[plain(&memory)], &watch()).unwrap();
+            let stored = report.outcomes[0].stored.as_ref().unwrap();
+            let (disk, expected) = (&stored.disks[0], STORED[usize::try_from(number).unwrap()]);
+            assert_eq!((disk.is_key, disk.blocks), (number == 0, expected), "{format:?} {number}");
+        }
+        assert!(read_all(memory.clone().reader(), None) == states(), "{format:?}");
+        let repository = Repository::with_storage(memory.clone().reader(), OpenOptions::default()).unwrap();
+        let backups = repository.backups(&repository.vms().unwrap()[0].id).unwrap();
+        let chain = repository.chain(&backups[3], &backups[3].disks[0]).unwrap();
+        assert_eq!((chain.len(), chain.iter().all(|layer| layer.format == format)), (4, true));
+    }
+}
+
+#[test]
+fn an_encrypted_repository_takes_backups_too() {
+    let key = || EncryptionKey::from_text(KEY).unwrap();
+    let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    EncryptedStorage::initialize(&*memory, &key(), "41d4623b-3c71-4b6c-8944-13f404302918").unwrap();
+    let storage = EncryptedStorage::detect_writable(memory.clone(), Some(key())).unwrap();
+    for (number, state) in (0..).zip(states()) {
+        let destination = destination(storage.clone(), memory.clone().reader(), Some(key()));
+        ingest::run(&wanted(&state, number), &[destination], &watch()).unwrap();
+    }
+    assert!(read_all(memory.reader(), Some(key())) == states());
+}
+
+#[test]
+fn a_stream_is_stored_as_a_key_of_whole_sectors() {
+    let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    memory.create_directory(&path("xo-vm-backups")).unwrap();
+    for (number, len) in [(0, 1), (1, BLOCK), (2, 2 * BLOCK + 513)] {
+        let bytes = vec![7; len];
+        let stream = Source::Stream(Arc::new(std::sync::Mutex::new(std::io::Cursor::new(bytes.clone()))));
+        let wanted = Wanted { disks: vec![("xvda".to_owned(), stream)], ..wanted(&[], number) };
+        let report = ingest::run(&wanted, &[plain(&memory)], &watch()).unwrap();
+        assert!(report.outcomes[0].stored.as_ref().unwrap().disks[0].is_key, "{len}");
+        let mut expected = bytes;
+        expected.resize(len.next_multiple_of(512), 0);
+        assert!(read_all(memory.clone().reader(), None).last() == Some(&expected), "{len}");
+    }
+}
+
+#[test]
+fn what_cannot_be_an_increment_says_why_and_is_a_key_only_if_that_may_be() {
+    let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    memory.create_directory(&path("xo-vm-backups")).unwrap();
+    let image = vec![1; BLOCK];
+    let ingest = |image: &[u8], number: i64, change: &dyn Fn(&mut Wanted)| {
+        let mut wanted = wanted(image, number);
+        change(&mut wanted);
+        let mut report = ingest::run(&wanted, &[plain(&memory)], &watch())?;
+        Ok::<_, ingest::Error>(report.outcomes.remove(0).stored?.disks.remove(0).why_full.unwrap_or_default())
+    };
+    let refused = |image: &[u8], number, change: &dyn Fn(&mut Wanted)| {
+        let error = ingest(image, number, &|wanted| {
+            change(wanted);
+            wanted.extent = Some(ingest::Extent::Incremental);
+        })
+        .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Usage, "{error}");
+        error.to_string()
+    };
+    assert!(refused(&image, 0, &|_| ()).contains("has no backup of this VM yet"));
+    assert!(ingest(&image, 0, &|_| ()).unwrap().contains("has no backup"));
+    assert_eq!(ingest(&image, 1, &|_| ()).unwrap(), "");
+    let grown = vec![1; BLOCK + 512];
+    assert!(refused(&grown, 2, &|_| ()).contains("the disk grew"));
+    assert!(refused(&image[..512], 2, &|_| ()).contains("became smaller"));
+    assert!(refused(&image, 2, &|wanted| wanted.layout = Some(Layout::File)).contains("never mixed"));
+    assert!(refused(&image, 2, &|wanted| wanted.job = Some("other".to_owned())).contains("the job other"));
+    assert!(refused(&image, 2, &|wanted| wanted.disks[0].0 = "xvdb".to_owned()).contains("no disk of this name"));
+    assert!(ingest(&grown, 2, &|_| ()).unwrap().contains("the disk grew"));
+    // Two of a second, and one of the past.
+    for number in [0, 2] {
+        assert_eq!(ingest(&grown, number, &|_| ()).unwrap_err().kind(), ErrorKind::Usage, "{number}");
+    }
+    assert_eq!(read_all(memory.clone().reader(), None), [image.clone(), image, grown]);
+}
+
+#[test]
+fn a_disk_that_somebody_put_a_child_on_gets_no_second_one() {
+    let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    memory.create_directory(&path("xo-vm-backups")).unwrap();
+    let state = &states()[0];
+    for number in 0..2 {
+        ingest::run(&wanted(state, number), &[plain(&memory)], &watch()).unwrap();
+    }
+    // The newest backup is removed, its disks are left to a cleaner.
+    memory.remove(&path(&format!("xo-vm-backups/{VM}/20260801T020001Z.json"))).unwrap();
+    let report = ingest::run(&wanted(state, 2), &[plain(&memory)], &watch()).unwrap();
+    let why = report.outcomes[0].stored.as_ref().unwrap().disks[0].why_full.clone().unwrap();
+    assert!(why.contains("'20260801T020001Z.alias.vhd' is newer"), "{why}");
+}
+
+#[test]
+fn a_destination_that_fails_is_given_up_and_the_other_is_right() {
+    let good: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    for storage in [&good, &memory] {
+        storage.create_directory(&path("xo-vm-backups")).unwrap();
+        ingest::run(&wanted(&states()[0], 0), &[plain(storage)], &watch()).unwrap();
+    }
+    let before = files(&*memory);
+    let bad = Arc::new(FaultyStorage::new(memory.clone()));
+    bad.set_rule(|operation, path| {
+        let is_block = path.as_str().contains("/blocks/") && operation == Operation::Write;
+        is_block.then_some(Fault::Error(storage::ErrorKind::NoSpace))
+    });
+    let bad: Arc<dyn WritableStorage> = bad;
+    let report = ingest::run(&wanted(&states()[1], 1), &[plain(&bad), plain(&good)], &watch()).unwrap();
+    assert!(report.outcomes[0].stored.is_err() && report.outcomes[1].stored.is_ok());
+    assert!(read_all(good.reader(), None) == states()[..2]);
+    assert_eq!(files(&*memory), before);
+}
+
+#[test]
+fn a_place_without_room_is_refused_before_anything_is_written() {
+    let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    memory.create_directory(&path("xo-vm-backups")).unwrap();
+    let wanted = Wanted { reserve: Some(u64::MAX), ..wanted(&states()[0], 0) };
+    let error = ingest::run(&wanted, &[plain(&memory)], &watch()).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::NoRoom, "{error}");
+    assert!(files(&*memory).is_empty(), "{:?}", files(&*memory));
+}
+
+/// All files, without the locks.
+fn files(storage: &dyn WritableStorage) -> Vec<String> {
+    let (mut files, mut folders) = (Vec::new(), vec![ObjectPath::root()]);
+    while let Some(folder) = folders.pop() {
+        for entry in storage.list(&folder).unwrap() {
+            let path = folder.join(&entry.name).unwrap();
+            if entry.is_directory { folders.push(path) } else { files.push(path.to_string()) }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The storage until `count` changes were made; then nothing works any more. Of the last one only a half may be done.
+fn until(memory: &Arc<MemoryStorage>, count: u64, is_half: bool) -> (Arc<dyn WritableStorage>, Arc<AtomicBool>) {
+    let faulty = FaultyStorage::new(memory.clone());
+    let (done, is_cut) = (AtomicU64::new(0), Arc::new(AtomicBool::new(false)));
+    let cut = is_cut.clone();
+    faulty.set_rule(move |operation, _| {
+        if cut.load(Ordering::SeqCst) {
+            return Some(Fault::Errno(GONE));
+        }
+        if operation.is_change() && done.fetch_add(1, Ordering::SeqCst) == count {
+            cut.store(true, Ordering::SeqCst);
+            return Some(if is_half { Fault::Half(GONE) } else { Fault::Errno(GONE) });
+        }
+        None
+    });
+    (Arc::new(faulty), is_cut)
+}
+
+/// Removes the lock that a dead program left, which takes ten seconds otherwise.
+fn unlock(memory: &MemoryStorage) {
+    let _ = memory.remove_directory(&path(&format!("xo-vm-backups/{VM}.lock")));
+}
+
+/// What a repository holds in the end is what its backups need, and nothing else.
+fn check_end(memory: &Arc<MemoryStorage>, layout: Layout, backups: usize, when: &str) {
+    let found = files(&**memory);
+    let count = |end: &str| found.iter().filter(|name| name.ends_with(end)).count();
+    let disks = match layout {
+        Layout::File => count("Z.vhd"),
+        Layout::Exploded(_) => {
+            assert_eq!(count("/footer"), backups, "{when}: {found:#?}");
+            count("Z.alias.vhd")
+        }
+    };
+    assert_eq!((count("Z.json"), disks), (backups, backups), "{when}: {found:#?}");
+    let left = |name: &&String| name.contains("xofs") || name.contains("/.");
+    assert_eq!(found.iter().find(left), None, "{when}");
+}
+
+#[test]
+fn an_ingest_that_is_cut_off_anywhere_leaves_a_whole_backup_or_none_and_the_next_one_cleans_up() {
+    let mut random = Random::new(seed());
+    for layout in [Layout::Exploded(Some(Filter::Gzip)), Layout::File] {
+        // A disk of two blocks: each cut is tried, and each is a whole repository.
+        let states: Vec<Vec<u8>> = (1..4).map(|byte| vec![byte; BLOCK + 512]).collect();
+        let begin = || {
+            let memory = Arc::new(MemoryStorage::with_power_cuts());
+            WritableStorage::create_directory(&*memory, &path("xo-vm-backups")).unwrap();
+            let storage: Arc<dyn WritableStorage> = memory.clone();
+            let wanted = Wanted { layout: Some(layout), ..wanted(&states[0], 0) };
+            ingest::run(&wanted, &[plain(&storage)], &watch()).unwrap();
+            memory.sync_tree(&ObjectPath::root()).unwrap();
+            memory
+        };
+        for count in 0.. {
+            let when = format!("{layout:?}, cut after {count} changes");
+            let memory = begin();
+            let (storage, is_cut) = until(&memory, count, random.below(2) == 0);
+            let wanted_now = || wanted(&states[1], 1);
+            let done = ingest::run(&wanted_now(), &[plain(&storage)], &watch());
+            drop(storage);
+            if !is_cut.load(Ordering::SeqCst) {
+                done.unwrap_or_else(|error| panic!("{when}: {error}"));
+                assert!(count > 20, "{when}: an ingest takes more steps");
+                check_end(&memory, layout, 2, &when);
+                break;
+            }
+            for round in 0..4 {
+                let when = format!("{when}, round {round}");
+                let mut loss = || match round {
+                    0 => Loss::All,
+                    1 => Loss::None,
+                    _ => [Loss::All, Loss::Half, Loss::None][random.below(3)],
+                };
+                // Killed alone, in the last round.
+                let left = if round < 3 { Arc::new(memory.after_power_cut(&mut loss)) } else { memory.clone() };
+                unlock(&left);
+                let before = read_all(left.clone(), None);
+                assert!(before == states[..1] || before == states[..2], "{when}: {} backups", before.len());
+                assert!(done.is_err() || before.len() == 2 || round < 3, "{when}: it said that it was done");
+                let storage: Arc<dyn WritableStorage> = left.clone();
+                ingest::run(&wanted(&states[2], 2), &[plain(&storage)], &watch())
+                    .unwrap_or_else(|error| panic!("{when}: {error}"));
+                let expected = [before, vec![states[2].clone()]].concat();
+                assert!(read_all(left.clone(), None) == expected, "{when}");
+                check_end(&left, layout, expected.len(), &when);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_an_intent_names_is_left_alone_where_something_may_need_it() {
+    let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    memory.create_directory(&path("xo-vm-backups")).unwrap();
+    for number in 0..2 {
+        ingest::run(&wanted(&states()[usize::try_from(number).unwrap()], number), &[plain(&memory)], &watch()).unwrap();
+    }
+    let alias = files(&*memory).into_iter().find(|name| name.ends_with("20260801T020000Z.alias.vhd")).unwrap();
+    let lineage = path(&alias).parent();
+    // An intent that outlived its backup, whose metadata was removed to be merged: the next backup needs its blocks.
+    memory.remove(&path(&format!("xo-vm-backups/{VM}/20260801T020000Z.json"))).unwrap();
+    let intent = lineage.join(".20260801T020000Z.xofs-ingest").unwrap();
+    memory.write(&intent, b"left", storage::Existing::Refuse).unwrap();
+    ingest::run(&wanted(&states()[2], 2), &[plain(&memory)], &watch()).unwrap();
+    assert!(read_all(memory.clone().reader(), None) == states()[1..3]);
+    assert!(files(&*memory).contains(&alias));
+}
+
+/// A folder for a repository, with the place for one.
+fn folder() -> TempDir {
+    let folder = tempfile::Builder::new().prefix("ingest-").tempdir_in(scratch()).expect("a folder");
+    for name in ["one", "two"] {
+        fs::create_dir_all(folder.path().join(name).join("xo-vm-backups")).unwrap();
+    }
+    folder
+}
+
+/// Writes a state as a sparse file.
+fn write_image(folder: &Path, state: &[u8]) -> PathBuf {
+    let image = folder.join("disk.raw");
+    let file = fs::File::create(&image).unwrap();
+    file.set_len(state.len() as u64).unwrap();
+    for (index, block) in (0..).zip(state.chunks(BLOCK)) {
+        if block.iter().any(|byte| *byte != 0) {
+            file.write_all_at(block, index * BLOCK as u64).unwrap();
+        }
+    }
+    image
+}
+
+fn ingest(repository: &Path, image: &Path) -> Command {
+    let mut command = xofs();
+    command.arg("ingest").arg(repository).args(["--vm", VM, "--name", "web01"]);
+    command.arg("--disk").arg(format!("xvda={}", image.display()));
+    command
+}
+
+/// Runs `xofs` without a terminal and returns its exit code, standard output and standard error.
+fn run(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("the built binary starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (status.code().expect("not ended by a signal"), text(stdout), text(stderr))
+}
+
+fn local(repository: &Path) -> Arc<dyn Storage> {
+    Arc::new(LocalStorage::open(repository).unwrap())
+}
+
+#[test]
+fn the_command_stores_a_key_and_increments_and_tells_what_it_did() {
+    let folder = folder();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    for (number, state) in states().iter().enumerate() {
+        let image = write_image(folder.path(), state);
+        let told = succeed(ingest(&one, &image).arg("--to").arg(&two).arg("--json"));
+        let told: Value = serde_json::from_str(&told).unwrap();
+        assert!(told["stages"]["read"]["busySeconds"].as_f64().unwrap() > 0.0, "{told}");
+        for repository in told["repositories"].as_array().unwrap() {
+            let disk = &repository["disks"][0];
+            assert_eq!((&disk["isKey"], &disk["blocks"]), (&(number == 0).into(), &STORED[number].into()), "{told}");
+        }
+        // Copies of the image as a VHD are read, too.
+    }
+    for repository in [&one, &two] {
+        assert!(read_all(local(repository), None) == states());
+        succeed(xofs().arg("check").arg(repository).arg("--data"));
+    }
+    let exported = folder.path().join("disk.vhd");
+    succeed(xofs().arg("export").arg(&one).args(["web01/latest", "--format", "vhd", "-o"]).arg(&exported));
+    let told = succeed(ingest(&one, &exported).args(["--incremental", "--json"]));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!(told["repositories"][0]["disks"][0]["blocks"], 0, "{told}");
+}
+
+#[test]
+fn wrong_usage_says_what_to_do() {
+    let folder = folder();
+    let one = folder.path().join("one");
+    let image = write_image(folder.path(), &states()[0]);
+    for (arguments, code, expected) in [
+        (&["--vm", "web01"][..], 1, "--vm UUID --name NAME"),
+        (&["--vm", VM][..], 2, "--name"),
+        (&["--vm", VM, "--name", "web01", "--format", "vhd", "--compression", "gzip"][..], 2, "not compressed"),
+        (&["--vm", VM, "--name", "web01", "--incremental"][..], 2, "cannot be stored as an increment"),
+        (&["--vm", VM, "--name", "web01", "--to", one.to_str().unwrap()][..], 2, "named twice"),
+        (&["--vm", VM, "--name", "web01", "--job", "../.."][..], 2, "no id of a job"),
+    ] {
+        let disk = format!("xvda={}", image.display());
+        let (found, _, stderr) = run(xofs().arg("ingest").arg(&one).args(["--disk", &disk]).args(arguments));
+        assert!(found == code && stderr.contains(expected), "{arguments:?}: {found}\n{stderr}");
+    }
+    assert!(read_all(local(&one), None).is_empty());
+}
+
+#[test]
+fn of_two_repositories_one_full_the_other_is_right_and_the_command_ends_with_3() {
+    support::require_root();
+    let folder = folder();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    succeed(Command::new("mount").args(["-t", "tmpfs", "-o", "size=5m", "xofs-test"]).arg(&one));
+    let _unmounted = Unmounted(one.clone());
+    fs::create_dir(one.join("xo-vm-backups")).unwrap();
+    let mut random = Random::new(seed());
+    let state: Vec<u8> = (0..4 * BLOCK).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+    let image = write_image(folder.path(), &state);
+    // Refused beforehand, and then by the place itself, where it is believed to be large enough.
+    let (code, _, stderr) = run(ingest(&two, &image).arg("--to").arg(&one));
+    assert!(code == 3 && stderr.contains("too little room"), "{code}\n{stderr}");
+    let zeroes = folder.path().join("zeroes");
+    fs::write(&zeroes, &state).unwrap();
+    let stream = fs::File::open(&zeroes).unwrap();
+    let mut command = ingest(&two, Path::new("-"));
+    let Output { status, stderr, .. } = command.arg("--to").arg(&one).stdin(stream).output().unwrap();
+    let stderr = String::from_utf8(stderr).unwrap();
+    assert!(status.code() == Some(3) && stderr.contains("the place is full"), "{status}\n{stderr}");
+    assert!(read_all(local(&two), None) == [state.clone(), state]);
+    let storage = LocalStorage::open(&one).unwrap();
+    assert!(files(&storage).is_empty(), "{:?}", files(&storage));
+}
+
+struct Unmounted(PathBuf);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn the_binary_killed_at_any_time_leaves_whole_backups() {
+    let mut random = Random::new(seed());
+    let folder = folder();
+    let one = folder.path().join("one");
+    let mut state: Vec<u8> = (0..6 * BLOCK).map(|at| u8::try_from(at % 251).unwrap()).collect();
+    succeed(ingest(&one, &write_image(folder.path(), &state)).arg("--full"));
+    let mut expected = vec![state.clone()];
+    for round in 0..10_usize {
+        let at = random.below(state.len());
+        state[at] ^= 0x55;
+        let image = write_image(folder.path(), &state);
+        let mut command = ingest(&one, &image);
+        let mut child = command.arg("--full").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(random.below(400) as u64));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let _ = fs::remove_dir(one.join(format!("xo-vm-backups/{VM}.lock")));
+        let found = read_all(local(&one), None);
+        if found.len() > expected.len() {
+            expected.push(state.clone());
+        }
+        assert!(found == expected, "round {round}: {} backups, {} expected", found.len(), expected.len());
+    }
+    succeed(&mut ingest(&one, &write_image(folder.path(), &state)));
+    expected.push(state);
+    let storage = LocalStorage::open(&one).unwrap();
+    assert!(read_all(local(&one), None) == expected);
+    let found = files(&storage);
+    assert_eq!(found.iter().find(|name| name.contains("xofs")), None);
+    assert_eq!(found.iter().filter(|name| name.ends_with("/footer")).count(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn a_signal_removes_what_was_written() {
+    let folder = folder();
+    let one = folder.path().join("one");
+    let mut command = ingest(&one, Path::new("-"));
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    std::io::Write::write_all(&mut input, &vec![7; 2 * BLOCK]).unwrap();
+    let id = child.id().to_string();
+    let storage = LocalStorage::open(&one).unwrap();
+    for _ in 0..600 {
+        if files(&storage).iter().any(|name| name.contains("/blocks/")) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    succeed(Command::new("kill").args(["-TERM", &id]));
+    // A read that waits is not interrupted, the next one is not begun.
+    drop(input);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(files(&storage).is_empty(), "{:?}", files(&storage));
+}
