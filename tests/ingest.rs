@@ -337,53 +337,60 @@ fn check_end(memory: &Arc<MemoryStorage>, layout: Layout, backups: usize, when: 
 }
 
 #[test]
-fn an_ingest_that_is_cut_off_anywhere_leaves_a_whole_backup_or_none_and_the_next_one_cleans_up() {
+fn an_exploded_ingest_that_is_cut_off_anywhere_leaves_a_whole_backup_or_none_and_the_next_one_cleans_up() {
+    cut_everywhere(Layout::Exploded(Some(Filter::Gzip)));
+}
+
+#[test]
+fn an_ingest_of_a_vhd_file_that_is_cut_off_anywhere_leaves_a_whole_backup_or_none_and_the_next_one_cleans_up() {
+    cut_everywhere(Layout::File);
+}
+
+/// Cuts the power at every point of an ingest, and kills it there.
+fn cut_everywhere(layout: Layout) {
     let mut random = Random::new(seed());
-    for layout in [Layout::Exploded(Some(Filter::Gzip)), Layout::File] {
-        // A disk of two blocks: each cut is tried, and each is a whole repository.
-        let states: Vec<Vec<u8>> = (1..4).map(|byte| vec![byte; BLOCK + 512]).collect();
-        let begin = || {
-            let memory = Arc::new(MemoryStorage::with_power_cuts());
-            WritableStorage::create_directory(&*memory, &path("xo-vm-backups")).unwrap();
-            let storage: Arc<dyn WritableStorage> = memory.clone();
-            let wanted = Wanted { layout: Some(layout), ..wanted(&states[0], 0) };
-            ingest::run(&wanted, &[plain(&storage)], &watch()).unwrap();
-            memory.sync_tree(&ObjectPath::root()).unwrap();
-            memory
-        };
-        for count in 0.. {
-            let when = format!("{layout:?}, cut after {count} changes");
-            let memory = begin();
-            let (storage, is_cut) = until(&memory, count, random.below(2) == 0);
-            let wanted_now = || wanted(&states[1], 1);
-            let done = ingest::run(&wanted_now(), &[plain(&storage)], &watch());
-            drop(storage);
-            if !is_cut.load(Ordering::SeqCst) {
-                done.unwrap_or_else(|error| panic!("{when}: {error}"));
-                assert!(count > 20, "{when}: an ingest takes more steps");
-                check_end(&memory, layout, 2, &when);
-                break;
-            }
-            for round in 0..4 {
-                let when = format!("{when}, round {round}");
-                let mut loss = || match round {
-                    0 => Loss::All,
-                    1 => Loss::None,
-                    _ => [Loss::All, Loss::Half, Loss::None][random.below(3)],
-                };
-                // Killed alone, in the last round.
-                let left = if round < 3 { Arc::new(memory.after_power_cut(&mut loss)) } else { memory.clone() };
-                unlock(&left);
-                let before = read_all(left.clone(), None);
-                assert!(before == states[..1] || before == states[..2], "{when}: {} backups", before.len());
-                assert!(done.is_err() || before.len() == 2 || round < 3, "{when}: it said that it was done");
-                let storage: Arc<dyn WritableStorage> = left.clone();
-                ingest::run(&wanted(&states[2], 2), &[plain(&storage)], &watch())
-                    .unwrap_or_else(|error| panic!("{when}: {error}"));
-                let expected = [before, vec![states[2].clone()]].concat();
-                assert!(read_all(left.clone(), None) == expected, "{when}");
-                check_end(&left, layout, expected.len(), &when);
-            }
+    // A disk of two blocks: each cut is tried, and each is a whole repository.
+    let states: Vec<Vec<u8>> = (1..4).map(|byte| vec![byte; BLOCK + 512]).collect();
+    let begin = || {
+        let memory = Arc::new(MemoryStorage::with_power_cuts());
+        WritableStorage::create_directory(&*memory, &path("xo-vm-backups")).unwrap();
+        let storage: Arc<dyn WritableStorage> = memory.clone();
+        let wanted = Wanted { layout: Some(layout), ..wanted(&states[0], 0) };
+        ingest::run(&wanted, &[plain(&storage)], &watch()).unwrap();
+        memory.sync_tree(&ObjectPath::root()).unwrap();
+        memory
+    };
+    for count in 0.. {
+        let when = format!("{layout:?}, cut after {count} changes");
+        let memory = begin();
+        let (storage, is_cut) = until(&memory, count, random.below(2) == 0);
+        let wanted_now = || wanted(&states[1], 1);
+        let done = ingest::run(&wanted_now(), &[plain(&storage)], &watch());
+        drop(storage);
+        if !is_cut.load(Ordering::SeqCst) {
+            done.unwrap_or_else(|error| panic!("{when}: {error}"));
+            assert!(count > 20, "{when}: an ingest takes more steps");
+            check_end(&memory, layout, 2, &when);
+            break;
+        }
+        for round in 0..3 {
+            let when = format!("{when}, round {round}");
+            let mut loss = || match round {
+                0 => Loss::All,
+                _ => [Loss::All, Loss::Half, Loss::None][random.below(3)],
+            };
+            // Killed alone, in the last round.
+            let left = if round < 2 { Arc::new(memory.after_power_cut(&mut loss)) } else { memory.clone() };
+            unlock(&left);
+            let before = read_all(left.clone(), None);
+            assert!(before == states[..1] || before == states[..2], "{when}: {} backups", before.len());
+            assert!(done.is_err() || before.len() == 2, "{when}: it said that it was done");
+            let storage: Arc<dyn WritableStorage> = left.clone();
+            ingest::run(&wanted(&states[2], 2), &[plain(&storage)], &watch())
+                .unwrap_or_else(|error| panic!("{when}: {error}"));
+            let expected = [before, vec![states[2].clone()]].concat();
+            assert!(read_all(left.clone(), None) == expected, "{when}");
+            check_end(&left, layout, expected.len(), &when);
         }
     }
 }
@@ -459,12 +466,12 @@ fn the_command_stores_a_key_and_increments_and_tells_what_it_did() {
             let disk = &repository["disks"][0];
             assert_eq!((&disk["isKey"], &disk["blocks"]), (&(number == 0).into(), &STORED[number].into()), "{told}");
         }
-        // Copies of the image as a VHD are read, too.
     }
     for repository in [&one, &two] {
         assert!(read_all(local(repository), None) == states());
         succeed(xofs().arg("check").arg(repository).arg("--data"));
     }
+    // An image may be a VHD.
     let exported = folder.path().join("disk.vhd");
     succeed(xofs().arg("export").arg(&one).args(["web01/latest", "--format", "vhd", "-o"]).arg(&exported));
     let told = succeed(ingest(&one, &exported).args(["--incremental", "--json"]));

@@ -103,6 +103,31 @@ fn files(storage: &MemoryStorage) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
+fn a_layer_whose_size_was_not_known_at_first_is_what_it_would_have_been() {
+    let (large, small) = (layer(1, 4000 * BLOCK as u64), layer(1, 3 * BLOCK as u64 - 512));
+    for format in FORMATS {
+        let storage = Arc::new(MemoryStorage::new());
+        let mut sink = begin(&storage, format, &large);
+        encoded(&large, format, &[(0, 1), (1, 2)]).iter().for_each(|block| sink.store(block).unwrap());
+        if format == Format::File {
+            assert_eq!(sink.shrink(small.clone()).unwrap_err().kind(), ErrorKind::Unsupported);
+            continue;
+        }
+        for wrong in [layer(2, 3 * BLOCK as u64), layer(1, BLOCK as u64), layer(1, 4001 * BLOCK as u64)] {
+            assert_eq!(sink.shrink(wrong).unwrap_err().kind(), ErrorKind::Damaged, "{format:?}");
+        }
+        sink.shrink(small.clone()).unwrap();
+        let written = sink.finish().unwrap();
+        let other = Arc::new(MemoryStorage::new());
+        other.create_directory("data").unwrap();
+        let blocks = encoded(&small, format, &[(0, 1), (1, 2)]);
+        assert_eq!(write(other.clone(), format, "a", &small, &blocks).unwrap(), written, "{format:?}");
+        WritableStorage::remove(&*other, &path("a.alias.vhd")).unwrap();
+        assert_eq!(files(&storage), files(&other), "{format:?}");
+    }
+}
+
+#[test]
 fn what_is_written_is_read_back() {
     let many: Vec<(u32, u8)> = [999, 0, 2049, 1000, 1999, 2000].map(|block| (block, 9)).to_vec();
     let table = [
