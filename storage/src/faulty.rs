@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,7 @@ pub enum Operation {
     Sync,
     /// [`WritableStorage::room`].
     Room,
-    /// [`WritableObject::write_at`] and [`WritableObject::set_len`].
+    /// [`WritableObject::write_at`], [`WritableObject::copy_from`] and [`WritableObject::set_len`].
     WriteAt,
 }
 
@@ -260,6 +261,10 @@ impl Object for FaultyObject {
         self.control.begin(Operation::StatOpen, "stat", &self.path)?;
         self.inner.stat()
     }
+
+    fn local_file(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.local_file()
+    }
 }
 
 impl<S: WritableStorage + ?Sized + 'static> WritableStorage for FaultyStorage<S> {
@@ -343,6 +348,10 @@ impl Object for FaultyWriter {
         self.control.begin(Operation::StatOpen, "stat", &self.path)?;
         self.inner.stat()
     }
+
+    fn local_file(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.local_file()
+    }
 }
 
 impl WritableObject for FaultyWriter {
@@ -351,6 +360,13 @@ impl WritableObject for FaultyWriter {
             let _ = self.inner.write_at(offset, &bytes[..bytes.len() / 2]);
         })?;
         self.inner.write_at(offset, bytes)
+    }
+
+    fn copy_from(&self, source: &dyn Object, from: u64, to: u64, len: u64) -> Result<u64> {
+        self.control.begin_or_half(Operation::WriteAt, "write", &self.path, || {
+            let _ = self.inner.copy_from(source, from, to, len / 2);
+        })?;
+        self.inner.copy_from(source, from, to, len)
     }
 
     fn set_len(&self, len: u64) -> Result<()> {

@@ -21,6 +21,7 @@ mod path;
 mod power_cut;
 mod write;
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -129,4 +130,9 @@ pub trait Object: Send + Sync {
     /// # Errors
     /// What the storage says.
     fn stat(&self) -> Result<Stat>;
+
+    /// Returns the file of this machine whose bytes are the object's, if there is one: the system copies from it by itself.
+    fn local_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }

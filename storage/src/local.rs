@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,9 +13,11 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
-    fstatvfs, futimens, mkdirat, openat, openat2, renameat, statx, syncfs, unlinkat,
+    copy_file_range, fstatvfs, futimens, mkdirat, openat, openat2, renameat, statx, syncfs, unlinkat,
 };
+use rustix::io::Errno;
 
+use crate::write::copy_in_pieces;
 use crate::{
     Capabilities, Entry, Error, ErrorKind, Existing, Kind, Object, ObjectPath, Result, Room, Stat, Storage,
     WritableObject, WritableStorage,
@@ -370,11 +372,41 @@ impl Object for LocalObject {
         let asked = if self.is_remote { ask_server(&self.file) } else { Ok(()) };
         asked.and_then(|()| stat_of(&self.file)).map_err(|error| Error::from_io("stat", &self.path, error))
     }
+
+    fn local_file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
+    }
+}
+
+/// Has the system copy bytes from one file to another; returns how many it did. What it cannot copy is left: where one file
+/// system does not copy to the other, and behind the end of `source`.
+fn copy_by_system(source: BorrowedFd<'_>, file: &File, mut from: u64, mut to: u64, len: u64) -> io::Result<u64> {
+    let mut done = 0;
+    while done < len {
+        let left = usize::try_from(len - done).unwrap_or(usize::MAX);
+        match copy_file_range(source, Some(&mut from), file, Some(&mut to), left) {
+            // Also what a file system says that only seems to copy.
+            Ok(0) | Err(Errno::XDEV | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => break,
+            Ok(copied) => done += copied as u64,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(done)
 }
 
 impl WritableObject for LocalObject {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
         self.file.write_all_at(bytes, offset).map_err(|error| Error::from_io("write", &self.path, error))
+    }
+
+    fn copy_from(&self, source: &dyn Object, from: u64, to: u64, len: u64) -> Result<u64> {
+        let done = match source.local_file() {
+            Some(file) => copy_by_system(file, &self.file, from, to, len)
+                .map_err(|error| Error::from_io("write", &self.path, error))?,
+            None => 0,
+        };
+        Ok(done + copy_in_pieces(self, source, from + done, to + done, len - done)?)
     }
 
     fn set_len(&self, len: u64) -> Result<()> {

@@ -374,6 +374,17 @@ impl Tree {
             contents.modified = modified;
         });
     }
+
+    /// Makes a file `len` bytes long.
+    fn resize(&mut self, file: &MemoryFile, len: usize) {
+        let modified = self.next_modified();
+        let inode = file.inode;
+        self.record(|| Change::Resized { inode, len });
+        file.change(|contents| {
+            contents.bytes.resize(len, 0);
+            contents.modified = modified;
+        });
+    }
 }
 
 /// Writes into `contents`, which grow as far as is needed.
@@ -584,9 +595,8 @@ impl WritableObject for Writer {
     }
 
     fn set_len(&self, len: u64) -> Result<()> {
-        let mut bytes = self.file.look(|contents| contents.bytes.clone());
-        bytes.resize(usize::try_from(len).expect("a test's file fits in memory"), 0);
-        lock(&self.tree).replace(&self.file, bytes);
+        let len = usize::try_from(len).expect("a test's file fits in memory");
+        lock(&self.tree).resize(&self.file, len);
         Ok(())
     }
 

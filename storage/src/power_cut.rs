@@ -26,6 +26,8 @@ pub(crate) enum Change {
     Replaced { inode: u64, bytes: Vec<u8> },
     /// Bytes were written into a file.
     Written { inode: u64, offset: u64, bytes: Vec<u8> },
+    /// A file was made shorter, or longer by zeroes.
+    Resized { inode: u64, len: usize },
     /// Names in folders were given to inodes, or taken away, all at once.
     Named(Vec<(u64, String, Option<u64>)>),
 }
@@ -56,6 +58,7 @@ impl State {
             Change::Written { inode, offset, bytes } => {
                 write_at(self.files.entry(*inode).or_default(), *offset, &kept(bytes));
             }
+            Change::Resized { inode, len } => self.files.entry(*inode).or_default().resize(*len, 0),
             Change::Named(names) => {
                 for (folder, name, inode) in names {
                     let folder = self.names.entry(*folder).or_default();
@@ -89,7 +92,9 @@ impl Durable {
         for (at, change) in self.pending.iter().enumerate().rev() {
             is_kept[at] = match change {
                 Change::Made { .. } => false,
-                Change::Replaced { inode, .. } | Change::Written { inode, .. } => *inode == synced,
+                Change::Replaced { inode, .. } | Change::Written { inode, .. } | Change::Resized { inode, .. } => {
+                    *inode == synced
+                }
                 Change::Named(changed) => changed.iter().any(|(folder, name, inode)| {
                     *folder == synced
                         || names.contains(&(*folder, name.clone()))

@@ -105,6 +105,9 @@ pub trait WritableStorage: Storage {
     fn room(&self) -> Result<Room>;
 }
 
+/// Bytes of a copy that are in memory at a time.
+const COPIED_AT_ONCE: u64 = 1 << 20;
+
 /// An object that is open to be changed in place. Those who read it see each change at once.
 pub trait WritableObject: crate::Object {
     /// Writes `bytes` at `offset`; a gap behind the end reads as zeroes.
@@ -112,6 +115,15 @@ pub trait WritableObject: crate::Object {
     /// # Errors
     /// [`ErrorKind::NoSpace`], or what the storage says; some of the bytes may then be written.
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()>;
+
+    /// Writes at `to` the `len` bytes at `from` of another object; returns how many there were, less than asked only if that
+    /// one ends before. Where the system can, they never come into this process, or are not even copied.
+    ///
+    /// # Errors
+    /// As for [`WritableObject::write_at`], and what the storage says of `source`.
+    fn copy_from(&self, source: &dyn crate::Object, from: u64, to: u64, len: u64) -> Result<u64> {
+        copy_in_pieces(self, source, from, to, len)
+    }
 
     /// Makes it `len` bytes long.
     ///
@@ -124,6 +136,28 @@ pub trait WritableObject: crate::Object {
     /// # Errors
     /// As for [`WritableStorage::sync`].
     fn sync(&self) -> Result<()>;
+}
+
+/// Copies by reading and writing.
+pub(crate) fn copy_in_pieces<O: WritableObject + ?Sized>(
+    object: &O,
+    source: &dyn crate::Object,
+    from: u64,
+    to: u64,
+    len: u64,
+) -> Result<u64> {
+    let mut buffer = vec![0; usize::try_from(len.min(COPIED_AT_ONCE)).expect("bounded by COPIED_AT_ONCE")];
+    let mut done = 0;
+    while done < len {
+        let wanted = usize::try_from(len - done).unwrap_or(usize::MAX).min(buffer.len());
+        let read = source.read_at(from + done, &mut buffer[..wanted])?;
+        object.write_at(to + done, &buffer[..read])?;
+        done += read as u64;
+        if read < wanted {
+            break;
+        }
+    }
+    Ok(done)
 }
 
 /// The end of the names that [`publish`] writes under; whoever finds one may remove it while nobody else writes.

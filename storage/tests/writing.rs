@@ -97,6 +97,44 @@ fn an_object_is_written_in_pieces_and_its_readers_see_them() {
 }
 
 #[test]
+fn bytes_are_copied_from_one_object_to_another_as_far_as_there_are_any() {
+    on_every_place(|storage, in_pieces| {
+        if !in_pieces {
+            return;
+        }
+        // More than is copied at a time, and not a multiple of it.
+        let bytes: Vec<u8> = (0..=250).cycle().take((2 << 20) + 4567).collect();
+        storage.write(&path("source"), &bytes, Existing::Refuse).unwrap();
+        let source = storage.open(&path("source")).unwrap();
+        let copy = storage.create(&path("copy")).unwrap();
+        copy.write_at(0, b"before").unwrap();
+        let len = bytes.len() as u64;
+        for (from, to, asked, copied) in [
+            (0, 6, len, len),
+            (1000, 3, 5000, 5000),
+            (len - 7, 1, 100, 7),
+            (len, 0, 9, 0),
+            (len + 5, 0, 9, 0),
+            (4, 5, 0, 0),
+        ] {
+            let size = usize::try_from(copy.stat().unwrap().size).unwrap();
+            let mut expected = storage.read(&path("copy"), 4 << 20).unwrap();
+            assert_eq!(copy.copy_from(&*source, from, to, asked).unwrap(), copied, "{from} to {to}, {asked} bytes");
+            let part = |at: u64| usize::try_from(at).unwrap();
+            expected.resize(size.max(if copied > 0 { part(to + copied) } else { 0 }), 0);
+            expected[part(to)..part(to + copied)].copy_from_slice(&bytes[part(from.min(len))..][..part(copied)]);
+            assert!(storage.read(&path("copy"), 4 << 20).unwrap() == expected, "{from} to {to}, {asked} bytes");
+        }
+        // From one storage to another.
+        let other = MemoryStorage::new();
+        other.put("source", *b"of another").unwrap();
+        let source = storage::Storage::open(&other, &path("source")).unwrap();
+        assert_eq!(copy.copy_from(&*source, 3, 0, 7).unwrap(), 7);
+        assert_eq!(storage.read(&path("copy"), 4 << 20).unwrap()[..7], *b"another");
+    });
+}
+
+#[test]
 fn a_rename_takes_the_place_of_a_file_and_folders_move_whole() {
     on_every_place(|storage, _| {
         create_directories(&**storage, &path("a/b/c")).unwrap();
