@@ -911,7 +911,8 @@ fn prefetch_window(chain: &Chain, storage: &dyn Storage, cache: &BlockCache) -> 
     if block > most { 0 } else { blocks.saturating_mul(block).min(most) }
 }
 
-fn has_sector(bitmap: &[u8], sector: usize) -> bool {
+/// Whether a sector bitmap has a bit for the sector of that number.
+pub(crate) fn has_sector(bitmap: &[u8], sector: usize) -> bool {
     bitmap.get(sector / 8).is_some_and(|byte| byte & (0x80 >> (sector % 8)) != 0)
 }
 

@@ -85,6 +85,11 @@ impl Flat {
         &*self.object
     }
 
+    /// Returns whether the footer at the end was believed.
+    pub(crate) fn is_footer_last(&self) -> bool {
+        self.is_footer_last
+    }
+
     /// Reads the block allocation table, and refuses one whose blocks overlap each other or the structures.
     pub(crate) fn map(&self, layer: &Layer) -> Result<BlockMap> {
         let Some(header) = &layer.header else { return Ok(BlockMap::All) };

@@ -19,7 +19,7 @@ use crate::layer::Format;
 use crate::new_layer::{EncodedBlock, NewLayer, equivalent_size, table_bytes};
 
 /// Sectors have numbers of 32 bits: what lies beyond 2 TiB cannot be named.
-const MAX_FILE_BYTES: u64 = 1 << 41;
+pub(crate) const MAX_FILE_BYTES: u64 = 1 << 41;
 
 /// Writes one; see [`BlockSink`].
 pub(crate) struct FlatWriter {

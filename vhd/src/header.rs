@@ -105,6 +105,14 @@ impl Header {
         })
     }
 
+    /// Says in a header as stored that its table has so many entries, and leaves all else as it is. Only the first sector of
+    /// it changes.
+    pub(crate) fn set_max_table_entries(bytes: &mut [u8; HEADER_BYTES], entries: u32) {
+        put(bytes, 28, entries.to_be_bytes());
+        let sum = checksum(bytes, CHECKSUM_AT);
+        put(bytes, CHECKSUM_AT, sum.to_be_bytes());
+    }
+
     /// Returns the header as stored, with its checksum; reserved bytes are zero.
     ///
     /// # Panics

@@ -10,7 +10,7 @@ use crate::error::Result;
 use crate::header::{Header, ParentLocator};
 
 /// A path is never longer; what claims to be is not read.
-const MAX_NAME_BYTES: u32 = 64 << 10;
+pub(crate) const MAX_NAME_BYTES: u32 = 64 << 10;
 
 /// Reads the names in the parent locators, in their order; locators that are no text are passed over.
 pub(crate) fn names(object: &dyn Object, header: &Header) -> Result<Vec<String>> {

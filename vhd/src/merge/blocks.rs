@@ -1,12 +1,10 @@
-//! Moving blocks into the base, by renaming their files.
+//! Steps 0 to 4 of exploded images: their blocks move by renaming their files.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use storage::{ObjectPath, WritableStorage, publish};
 
+use super::tops::Tops;
 use super::{Control, Image, Merge, Outcome};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::Exploded;
@@ -15,50 +13,7 @@ use crate::geometry::BlockIndex;
 use crate::header::Header;
 use crate::layer::{BlockMap, Body};
 
-/// Blocks a thread takes at a time.
-const AT_ONCE: usize = 64;
-
-/// For each block the topmost child that holds it, by the tables: only its copy counts. Moving whatever is still in a child
-/// would, after a crash, let an older copy take the place of a younger one.
-pub(super) struct Tops(Vec<u16>);
-
-impl Tops {
-    /// `children` are ordered from the oldest to the target.
-    pub(super) fn of(base: &Image, children: &[Image]) -> Self {
-        let count = children.last().unwrap_or(base).block_count();
-        let mut tops = vec![0; count];
-        for (number, child) in (1..).zip(children) {
-            child.map.each_held(count.min(child.block_count()), |block, _| tops[block] = number);
-        }
-        Self(tops)
-    }
-
-    pub(super) fn count(&self) -> u64 {
-        self.0.iter().filter(|top| **top > 0).count() as u64
-    }
-
-    /// Whether a child holds a block.
-    pub(super) fn has(&self, block: BlockIndex) -> bool {
-        self.0.get(block.0 as usize).is_some_and(|top| *top > 0)
-    }
-
-    /// Returns the child a block is moved from.
-    fn top(&self, block: usize) -> Option<usize> {
-        usize::from(self.0[block]).checked_sub(1)
-    }
-
-    /// Returns the blocks that are moved from a child.
-    pub(super) fn held_by(&self, child: usize) -> impl Iterator<Item = BlockIndex> {
-        let is_of = move |top: &u16| usize::from(*top) == child + 1;
-        (0..).zip(&self.0).filter(move |(_, top)| is_of(top)).map(|(block, _)| BlockIndex(block))
-    }
-
-    fn all(&self) -> impl Iterator<Item = BlockIndex> {
-        (0..).zip(&self.0).filter(|(_, top)| **top > 0).map(|(block, _)| BlockIndex(block))
-    }
-}
-
-/// Steps 0 to 4.
+/// See [`super`].
 pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Control) -> Result<Outcome> {
     let storage = &*merge.storage;
     let target = children.last().expect("a merge has children");
@@ -73,7 +28,8 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
     (control.barrier)()?;
     merge.begin(base, target)?;
     make_folders(storage, base, &tops)?;
-    if move_all(storage, base, children, &tops, control)? == Outcome::Stopped {
+    let moved = tops.each(control, |child, block| move_block(storage, &children[child], base, block))?;
+    if moved == Outcome::Stopped {
         return Ok(Outcome::Stopped);
     }
     storage.sync_tree(&merge.folder)?;
@@ -141,60 +97,7 @@ fn make_folders(storage: &dyn WritableStorage, base: &Image, tops: &Tops) -> Res
     Ok(storage.sync(&base.layer.data)?)
 }
 
-/// Moves each block from its topmost child, several at a time.
-fn move_all(
-    storage: &dyn WritableStorage,
-    base: &Image,
-    children: &[Image],
-    tops: &Tops,
-    control: &Control,
-) -> Result<Outcome> {
-    let (next, is_over, failure) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
-    let move_some = || -> Result<()> {
-        loop {
-            let from = next.fetch_add(AT_ONCE, Ordering::Relaxed);
-            if from >= tops.0.len() {
-                return Ok(());
-            }
-            let mut moved = 0;
-            for block in from..(from + AT_ONCE).min(tops.0.len()) {
-                let Some(child) = tops.top(block) else { continue };
-                if is_over.load(Ordering::Relaxed) || (control.is_stopped)() {
-                    is_over.store(true, Ordering::Relaxed);
-                    return Ok(());
-                }
-                move_block(storage, &children[child], base, block)?;
-                moved += 1;
-            }
-            if moved > 0 {
-                (control.moved)(moved);
-            }
-        }
-    };
-    let work = || {
-        if let Err(error) = move_some() {
-            is_over.store(true, Ordering::Relaxed);
-            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        }
-    };
-    thread::scope(|scope| {
-        for _ in 1..control.threads {
-            // Where the system refuses another thread, there are fewer.
-            if thread::Builder::new().name("xofs-merge".to_owned()).spawn_scoped(scope, work).is_err() {
-                break;
-            }
-        }
-        work();
-    });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None if is_over.into_inner() => Ok(Outcome::Stopped),
-        None => Ok(Outcome::Merged),
-    }
-}
-
-fn move_block(storage: &dyn WritableStorage, child: &Image, base: &Image, block: usize) -> Result<()> {
-    let block = BlockIndex(u32::try_from(block).expect("at most MAX_BLOCKS"));
+fn move_block(storage: &dyn WritableStorage, child: &Image, base: &Image, block: BlockIndex) -> Result<()> {
     let from = Exploded::block_path(&child.layer.data, block)?;
     match storage.rename(&from, &Exploded::block_path(&base.layer.data, block)?) {
         // It was moved before; that all are there is seen in the end.

@@ -7,7 +7,7 @@
 //! ```text
 //! 0  sync what the children hold; make room in the base's table if the disk grew
 //! 1  publish the state file
-//! 2  move each block that a child holds from the topmost one that holds it into the base
+//! 2  move each block that a child holds from the topmost one that holds it into the base; VHD files: copy it
 //! 3  sync; see that every such block is there
 //! 4  publish the base's table and header; then its footer, with the target's uuid and size; sync
 //! 5  rename the base over the target: the commit; sync
@@ -17,11 +17,14 @@
 //!
 //! At any moment the target can be read ([`crate::chain`]), and XO's cleaner finishes what was begun. Recovery is the same
 //! done again: each step asks what is there. What was complete when the state file was published is there for ever: a block
-//! gone from its child has been moved.
+//! gone from its child has been moved. VHD files stay complete until the commit: their blocks are copied again.
 
 mod blocks;
 mod cleanup;
+mod copies;
 mod plan;
+mod room;
+mod tops;
 
 use std::sync::Arc;
 
@@ -30,13 +33,14 @@ use storage::{ObjectPath, Storage, WritableStorage};
 use crate::cache::BlockCache;
 use crate::chain::{self, MERGE_STATE_LIMIT};
 use crate::error::{Error, ErrorKind, Result};
-use crate::layer::{BlockMap, Layer};
+use crate::flat::Flat;
+use crate::layer::{BlockMap, Body, Format, Layer};
 use crate::merge_state::{self, MergeState, Step};
 use crate::new_layer::equivalent_size;
 
 /// How a merge is watched and held.
 pub struct Control<'a> {
-    /// Threads that move blocks; at least one works.
+    /// Threads that move or copy blocks; at least one works.
     pub threads: usize,
     /// Called before each step that others would suffer from if the lock were lost; an error ends the merge.
     pub barrier: &'a (dyn Fn() -> Result<()> + Sync),
@@ -177,7 +181,7 @@ impl Merge {
     #[must_use]
     pub fn blocks(&self) -> u64 {
         match &self.stage {
-            Stage::Blocks { base, children } => blocks::Tops::of(base, children).count(),
+            Stage::Blocks { base, children } => tops::Tops::of(base, children).count(),
             Stage::Commit | Stage::Cleanup => 0,
         }
     }
@@ -203,13 +207,23 @@ impl Merge {
     /// What the storage or the barrier says. Nothing is lost then, the target can be read, and the merge be resumed.
     pub fn run(&self, control: &Control) -> Result<Outcome> {
         if let Stage::Blocks { base, children } = &self.stage {
-            if blocks::run(self, base, children, control)? == Outcome::Stopped {
+            let merge_blocks = match base.layer.format() {
+                Format::File => copies::run,
+                Format::Exploded(_) => blocks::run,
+            };
+            if merge_blocks(self, base, children, control)? == Outcome::Stopped {
                 return Ok(Outcome::Stopped);
             }
         }
         if !matches!(self.stage, Stage::Cleanup) {
             (control.barrier)()?;
             let (base, target) = (self.path(&self.chain[0]), self.target());
+            if let Stage::Commit = self.stage {
+                let image = Image::open(&self.reader, &base)?;
+                if image.layer.format() == Format::File {
+                    copies::seal(&*self.storage, &image)?;
+                }
+            }
             storage::publish_rename(&*self.storage, &base, &target)?;
         }
         cleanup::run(self, control)?;
@@ -250,6 +264,12 @@ impl Image {
         let layer = chain::open(reader, &BlockCache::new(0), name)?;
         let map = layer.map(reader)?;
         Ok(Self { layer, map })
+    }
+
+    /// Returns the VHD file that it is.
+    fn flat(&self) -> &Flat {
+        let Body::Flat(flat) = &self.layer.body else { unreachable!("only VHD files are merged by copying") };
+        flat
     }
 
     fn block_count(&self) -> usize {

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use storage::{Entry, ObjectPath, Storage};
 use uuid::Uuid;
 
-use super::blocks::Tops;
-use super::{Image, Lineage, Stage};
+use super::tops::Tops;
+use super::{Image, Lineage, Stage, room};
 use crate::alias;
 use crate::cache::BlockCache;
 use crate::chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::{Exploded, is_lost};
-use crate::geometry::BlockIndex;
+use crate::geometry::{BlockIndex, FileSector};
 use crate::layer::{Body, Format};
 use crate::merge_state::{MergeState, Step};
 
@@ -134,7 +134,7 @@ pub(super) fn stage(
         );
         return Err(Error::new(ErrorKind::Damaged, path, reason));
     }
-    check_files(reader, &base)?;
+    check_blocks(reader, &base, &[], None)?;
     Ok(Stage::Commit)
 }
 
@@ -148,6 +148,7 @@ pub(super) fn check(
 ) -> Result<()> {
     check_links(base, children, state)?;
     check_forms(base, children)?;
+    check_file(base, children)?;
     check_sizes(base, children)?;
     check_branches(reader, folder, base, children)?;
     check_blocks(reader, base, children, state)
@@ -176,17 +177,33 @@ fn check_links(base: &Image, children: &[Image], state: Option<&MergeState>) -> 
 
 /// Blocks are moved as they are stored, so all must be stored alike.
 fn check_forms(base: &Image, children: &[Image]) -> Result<()> {
-    let Format::Exploded(_) = base.layer.format() else {
-        return Err(unsupported(base, "merging VHD files is not supported yet"));
-    };
     for child in children {
-        if child.layer.format() != base.layer.format() || child.layer.block_size != base.layer.block_size {
+        let is_behind_alias = |image: &Image| alias::is_alias(image.layer.name.file_name());
+        if child.layer.format() != base.layer.format()
+            || is_behind_alias(child) != is_behind_alias(base)
+            || child.layer.block_size != base.layer.block_size
+        {
             let reason =
                 format!("it is stored in another way than '{}': merging the two is not supported yet", base.layer.name);
             return Err(unsupported(child, &reason));
         }
     }
     Ok(())
+}
+
+/// A VHD file that blocks are copied into must be able to take them.
+fn check_file(base: &Image, children: &[Image]) -> Result<()> {
+    let Body::Flat(flat) = &base.layer.body else { return Ok(()) };
+    let target = children.last().expect("a merge has children");
+    if base.layer.header.is_none() {
+        return Err(unsupported(base, "it is a fixed disk, which has no table that blocks could be merged into"));
+    }
+    // The one at the end is written over by blocks; unless it was the last thing but one that a merge wrote.
+    if flat.is_footer_last() && base.layer.footer.uuid != target.layer.footer.uuid {
+        let reason = "its first footer is damaged: a footer was expected there and at the end before it is merged into";
+        return Err(Error::new(ErrorKind::Damaged, &base.layer.data, reason));
+    }
+    room::check_size(base, target, Tops::of(base, children).count())
 }
 
 /// What lies beyond a layer's size is zero from that layer down; a block of the base that a smaller child hides so would
@@ -251,6 +268,11 @@ fn last_uuid(children: &[Image]) -> Uuid {
 /// Every block that a table lists must be there: in its image, or, once the merge has begun, in the base.
 fn check_blocks(reader: &Arc<dyn Storage>, base: &Image, children: &[Image], state: Option<&MergeState>) -> Result<()> {
     let tops = Tops::of(base, children);
+    if let Body::Flat(_) = base.layer.body {
+        // Once a merge has begun, what a child holds may not have come to the base yet: XO changes the table first.
+        let is_awaited = |block| state.is_some() && tops.has(block);
+        return children.iter().try_for_each(|child| check_ends(child, |_| false)).and(check_ends(base, is_awaited));
+    }
     // Children first: what leaves one meanwhile is found in the base.
     let mut missing = Vec::new();
     for (number, child) in children.iter().enumerate() {
@@ -286,11 +308,24 @@ fn check_blocks(reader: &Arc<dyn Storage>, base: &Image, children: &[Image], sta
     }
 }
 
-/// Every block that the table of an exploded image lists must be there.
-fn check_files(reader: &Arc<dyn Storage>, image: &Image) -> Result<()> {
-    match image.layer.body {
-        Body::Exploded(_) => check_blocks(reader, image, &[], None),
-        Body::Flat(_) => Ok(()),
+/// Every block that the table of a VHD file lists must lie within the file, but those that are `awaited`.
+fn check_ends(image: &Image, is_awaited: impl Fn(BlockIndex) -> bool) -> Result<()> {
+    let Body::Flat(flat) = &image.layer.body else { return Ok(()) };
+    let size = flat.object().stat()?.size;
+    let len = image.layer.block_size.full_bytes() as u64;
+    let mut cut = None;
+    image.map.each_held(image.block_count(), |block, sector| {
+        let block = BlockIndex(u32::try_from(block).expect("at most MAX_BLOCKS"));
+        if cut.is_none() && FileSector(sector).bytes() + len > size && !is_awaited(block) {
+            cut = Some(block);
+        }
+    });
+    match cut {
+        Some(block) => {
+            let reason = format!("it lies past the end of the file, which has {size} bytes: it is cut off");
+            Err(image.layer.block_error(ErrorKind::Damaged, block, &reason))
+        }
+        None => Ok(()),
     }
 }
 
