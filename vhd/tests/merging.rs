@@ -2,7 +2,8 @@
 //!
 //! Each seed is a chain with its truth. Its merge is stopped after every change of the storage; then the power is cut, which
 //! takes any part of what was not synced; what is left is read, and merged to the end, at times with another power cut on
-//! the way. `XOFS_SEEDS=1000` tries more of them, `XOFS_SEED=17` that one alone.
+//! the way. Who opened a disk before the merge goes on reading it. `XOFS_SEEDS=1000` tries more of them, `XOFS_SEED=17` that
+//! one alone.
 
 #[allow(dead_code, reason = "each test file uses its part of the module")]
 mod builder;
@@ -12,11 +13,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use builder::{Image, Kind};
+use builder::{Image, Kind, SECTOR};
 use disk::Disk;
 use seeds::Random;
 use storage::{Fault, FaultyStorage, Loss, MemoryStorage, ObjectPath, Storage, WritableStorage};
-use vhd::{BlockCache, Context, Control, Liveness, Merge, Outcome};
+use vhd::{BlockCache, ChainDisk, Context, Control, Liveness, Merge, Outcome};
 
 /// How many are tried where `XOFS_SEEDS` does not say it.
 const SEEDS: u64 = 16;
@@ -28,49 +29,106 @@ struct World {
     memory: Arc<MemoryStorage>,
     truths: BTreeMap<String, Vec<u8>>,
     chain: Vec<String>,
+    kind: Kind,
 }
 
+/// Bytes of a block of an exploded VHD; of a VHD file it has sectors that another layer may hold.
 const BLOCK: usize = 512;
+const FLAT_BLOCK: usize = 2048;
+/// Entries of a sector of a table.
+const ENTRIES: usize = SECTOR / 4;
 
-fn name(number: usize) -> String {
-    format!("2026080{number}T000000Z.alias.vhd")
+fn name(number: usize, kind: Kind) -> String {
+    let end = if kind == Kind::Flat { "vhd" } else { "alias.vhd" };
+    format!("2026080{number}T000000Z.{end}")
+}
+
+/// A VHD file of a layer: its blocks in any order with gaps, each with its sector bitmap.
+fn file(image: &Image, bitmaps: &BTreeMap<u32, u8>, random: &mut Random) -> Vec<u8> {
+    let entries = usize::try_from(image.size.div_ceil(image.block as u64)).unwrap();
+    let gap = |random: &mut Random| [0, 0, 0, SECTOR, 2 * SECTOR][random.below(5)];
+    let mut table = vec![0xff; (entries * 4).next_multiple_of(SECTOR)];
+    let mut data = vec![0xdd; gap(random)];
+    let mut left: Vec<_> = image.blocks.iter().collect();
+    while !left.is_empty() {
+        let (index, bytes) = left.swap_remove(random.below(left.len()));
+        let sector = u32::try_from((1536 + table.len() + data.len()) / SECTOR).unwrap();
+        table[*index as usize * 4..][..4].copy_from_slice(&sector.to_be_bytes());
+        let mut bitmap = image.bitmap();
+        bitmap[0] = bitmaps.get(index).copied().unwrap_or(0xff);
+        data.extend(bitmap);
+        data.extend(bytes);
+        data.resize(data.len() + gap(random), 0xdd);
+    }
+    [&image.footer()[..], &image.header(), &table, &data, &image.footer()].concat()
 }
 
 impl World {
     /// Makes a chain of two to seven disks, some of which are merged into the one that follows them.
     fn new(random: &mut Random) -> Self {
         let memory = Arc::new(MemoryStorage::with_power_cuts());
-        let kind = [Kind::Plain, Kind::Gzip, Kind::Brotli][random.below(3)];
+        let kind = [Kind::Plain, Kind::Gzip, Kind::Brotli, Kind::Flat, Kind::Flat, Kind::Flat][random.below(6)];
+        let block_len = if kind == Kind::Flat { FLAT_BLOCK } else { BLOCK };
+        let is_near_end_of_sector = kind == Kind::Flat && random.below(4) == 0;
         let disks = 2 + random.below(5);
         let first = random.below(disks - 1);
         let last = first + 1 + random.below(disks - 1 - first);
         let (mut truth, mut truths): (Vec<u8>, _) = (Vec::new(), BTreeMap::new());
-        let mut blocks = 1 + random.below(9);
+        let mut blocks = if is_near_end_of_sector { ENTRIES - 2 + random.below(3) } else { 1 + random.below(9) };
         for number in 0..disks {
-            // Past a byte of the table, at times.
+            // Past a byte of the table, at times; past a sector of it, at times.
             blocks += if random.below(4) == 0 { random.below(9) } else { 0 };
-            truth.resize(blocks * BLOCK, 0);
+            truth.resize(blocks * block_len, 0);
             let mut image = Image::new(number as u128 + 1, truth.len() as u64, &[]).stored(kind);
-            image.block = BLOCK;
+            image.block = block_len;
             if number > 0 {
-                image = image.child_of(number as u128, &name(number - 1));
+                image = image.child_of(number as u128, &name(number - 1, kind));
             }
-            let density = 1 + random.below(3);
+            let density = (1 + random.below(3)) * if is_near_end_of_sector { 16 } else { 1 };
+            let mut bitmaps = BTreeMap::new();
             for block in 0..blocks {
                 if random.below(density) == 0 {
                     let byte = u8::try_from(number * 32 + block % 32).unwrap();
-                    let bytes = if random.below(8) == 0 { vec![0; BLOCK] } else { vec![byte; BLOCK] };
-                    truth[block * BLOCK..][..BLOCK].copy_from_slice(&bytes);
-                    image.blocks.push((u32::try_from(block).unwrap(), bytes));
+                    let bytes = if random.below(8) == 0 { vec![0; block_len] } else { vec![byte; block_len] };
+                    let index = u32::try_from(block).unwrap();
+                    if kind == Kind::Flat && random.below(4) == 0 {
+                        bitmaps.insert(index, u8::try_from(random.below(16) << 4).unwrap());
+                    }
+                    let bits = bitmaps.get(&index).copied().unwrap_or(0xff);
+                    for (sector, bytes) in bytes.chunks(SECTOR).enumerate() {
+                        if bits & (0x80 >> sector) != 0 {
+                            truth[block * block_len + sector * SECTOR..][..SECTOR].copy_from_slice(bytes);
+                        }
+                    }
+                    image.blocks.push((index, bytes));
                 }
             }
-            image.put(&memory, name(number).strip_suffix(".alias.vhd").unwrap());
+            match kind {
+                Kind::Flat => memory.put(&name(number, kind), file(&image, &bitmaps, random)).unwrap(),
+                _ => image.put(&memory, name(number, kind).strip_suffix(".alias.vhd").unwrap()),
+            }
             if !(first..last).contains(&number) {
-                truths.insert(name(number), truth.clone());
+                truths.insert(name(number, kind), truth.clone());
             }
         }
         memory.sync_tree(&ObjectPath::root()).unwrap();
-        Self { memory, truths, chain: (first..=last).map(name).collect() }
+        Self { memory, truths, chain: (first..=last).map(|number| name(number, kind)).collect(), kind }
+    }
+
+    /// Opens every disk that is kept, for [`World::check_opened`].
+    fn open_all(&self) -> Vec<(ChainDisk, &Vec<u8>)> {
+        let context = Context { storage: self.memory.clone(), cache: BlockCache::new(0) };
+        let open = |name: &String| vhd::open(&context, &path(name), Some(Arc::new(Kept))).unwrap();
+        self.truths.iter().map(|(name, truth)| (open(name), truth)).collect()
+    }
+
+    /// Every disk that was opened before reads as it did.
+    fn check_opened(opened: &[(ChainDisk, &Vec<u8>)], when: &str) {
+        for (disk, truth) in opened {
+            let mut bytes = vec![0xee; truth.len()];
+            disk.read_at(0, &mut bytes).unwrap_or_else(|error| panic!("{when}: opened before: {error}"));
+            assert!(bytes == **truth, "{when}: opened before, {:?} reads wrong", disk.leaf().uuid);
+        }
     }
 
     /// Every disk that is kept reads as it did.
@@ -96,7 +154,11 @@ impl World {
             names.sort();
             names
         };
-        let expected: Vec<_> = self.truths.keys().cloned().chain(["data".to_owned()]).collect();
+        let mut expected: Vec<_> = self.truths.keys().cloned().collect();
+        if self.kind == Kind::Flat {
+            return assert_eq!(list(""), expected, "{when}");
+        }
+        expected.push("data".to_owned());
         assert_eq!(list(""), expected, "{when}");
         let data = list("data");
         assert_eq!(data.len(), self.truths.len(), "{when}: {data:?}");
@@ -169,8 +231,14 @@ fn cut_everywhere(seed: u64) {
         let when = format!("seed {seed}, cut after {count} changes");
         // The same chain again and again.
         let world = World::new(&mut Random::new(seed));
+        // Some read before, some not: what was read once is remembered.
+        let opened = world.open_all();
+        if count % 2 == 0 {
+            World::check_opened(&opened, &when);
+        }
         let (storage, is_cut) = until(&world.memory, count, random.below(2) == 0);
         let merged = merge(&storage, &world.chain);
+        World::check_opened(&opened, &when);
         if !is_cut.load(Ordering::SeqCst) {
             merged.unwrap_or_else(|error| panic!("{when}: {error}"));
             world.check_end(&world.memory, &when);
@@ -199,6 +267,7 @@ fn cut_everywhere(seed: u64) {
         }
         let storage: Arc<dyn WritableStorage> = world.memory.clone();
         merge(&storage, &world.chain).unwrap_or_else(|error| panic!("{when}, gone on: {error}"));
+        World::check_opened(&opened, &format!("{when}, gone on"));
         world.check_end(&world.memory, &format!("{when}, gone on"));
     }
 }

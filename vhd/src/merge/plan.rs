@@ -14,7 +14,7 @@ use crate::chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::{Exploded, is_lost};
 use crate::geometry::{BlockIndex, FileSector};
-use crate::layer::{Body, Format};
+use crate::layer::Body;
 use crate::merge_state::{MergeState, Step};
 
 /// Finds the runs of images that are not kept, each with the kept one that is built on it, and those nothing kept needs.
