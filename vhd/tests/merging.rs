@@ -69,15 +69,19 @@ impl World {
         let memory = Arc::new(MemoryStorage::with_power_cuts());
         let kind = [Kind::Plain, Kind::Gzip, Kind::Brotli, Kind::Flat, Kind::Flat, Kind::Flat][random.below(6)];
         let block_len = if kind == Kind::Flat { FLAT_BLOCK } else { BLOCK };
-        let is_near_end_of_sector = kind == Kind::Flat && random.below(4) == 0;
+        let is_near_end_of_sector = kind == Kind::Flat && random.below(2) == 0;
         let disks = 2 + random.below(5);
         let first = random.below(disks - 1);
         let last = first + 1 + random.below(disks - 1 - first);
         let (mut truth, mut truths): (Vec<u8>, _) = (Vec::new(), BTreeMap::new());
-        let mut blocks = if is_near_end_of_sector { ENTRIES - 2 + random.below(3) } else { 1 + random.below(9) };
+        let mut blocks = if is_near_end_of_sector { ENTRIES - random.below(2) } else { 1 + random.below(9) };
         for number in 0..disks {
             // Past a byte of the table, at times; past a sector of it, at times.
-            blocks += if random.below(4) == 0 { random.below(9) } else { 0 };
+            blocks += match is_near_end_of_sector {
+                true if number == last => 1 + random.below(9),
+                false if random.below(4) == 0 => random.below(9),
+                _ => 0,
+            };
             truth.resize(blocks * block_len, 0);
             let mut image = Image::new(number as u128 + 1, truth.len() as u64, &[]).stored(kind);
             image.block = block_len;
