@@ -141,6 +141,7 @@ await rm(work, { recursive: true, force: true })
 await mkdir(join(work, 'disks'), { recursive: true })
 
 const KINDS = [
+  { name: 'flat', useVhdDirectory: false },
   { name: 'plain', useVhdDirectory: true, compression: 'none' },
   { name: 'brotli', useVhdDirectory: true, compression: 'brotli' },
 ]
@@ -218,35 +219,40 @@ for (const kind of KINDS) {
     fail(`${kind.name}: xofs check: ${checked.text}`)
   }
 
-  // 3: XO's rename fails after some blocks
+  // 3: what XO changes fails after a few changes: it renames block files, or writes into the VHD file
   const { handler, adapter } = entry
-  for (let renames = 0; renames < 4; renames++) {
+  for (let changes = 0; changes < 4; changes++) {
     await rm(copy, { recursive: true, force: true })
     await cp(repo, copy, { recursive: true })
-    const killed = await openRemote(copy, { useVhdDirectory: true })
-    let left = renames
-    const rename = killed.handler.rename.bind(killed.handler)
-    killed.handler.rename = async (...args) => {
-      if (left-- <= 0) {
-        throw new Error('killed')
+    const killed = await openRemote(copy, { useVhdDirectory: kind.useVhdDirectory })
+    let left = changes
+    for (const method of ['outputStream', 'rename', 'rmdir', 'rmtree', 'truncate', 'unlink', 'write', 'writeFile']) {
+      const original = killed.handler[method].bind(killed.handler)
+      killed.handler[method] = async (...args) => {
+        if (left < 0 || (method === (kind.useVhdDirectory ? 'rename' : 'write') && left-- === 0)) {
+          left = -1
+          throw new Error('killed')
+        }
+        return original(...args)
       }
-      return rename(...args)
     }
     const killedAdapter = new RemoteAdapter(killed.handler)
     await killedAdapter.deleteVmBackups(['/' + [...truths.keys()].at(-3)]).catch(() => {})
     await killedAdapter
       .cleanVm(vm.dir, { remove: true, merge: true, lock: false, logInfo() {}, logWarn() {} })
       .catch(() => {})
+    // what it had begun to write meanwhile
+    await new Promise(done => setTimeout(done, 200))
     await killed.dispose()
     const finished = await run(xofs, ['forget', copy, '--all', '--keep-last', '9', '--apply'])
     if (finished.code !== 0) {
-      fail(`${kind.name}: XO killed after ${renames} renames: exit code ${finished.code}: ${finished.text}`)
+      fail(`${kind.name}: XO killed after ${changes} changes: exit code ${finished.code}: ${finished.text}`)
     }
     const kept = [...truths.keys()].slice(-2)
-    await judge(copy, entry, kept, `${kind.name}: XO killed after ${renames} renames`)
+    await judge(copy, entry, kept, `${kind.name}: XO killed after ${changes} changes`)
     const said = await clean(copy, vm)
     if (said.length !== 0) {
-      fail(`${kind.name}: XO killed after ${renames} renames, then xofs: XO's cleaner says ${said}`)
+      fail(`${kind.name}: XO killed after ${changes} changes, then xofs: XO's cleaner says ${said}`)
     }
   }
   console.log(`forget: ${kind.name}: XO finished or found finished what died at ${Math.ceil(steps / EVERY)} places`)
