@@ -84,8 +84,11 @@ impl<'a> VmFolder<'a> {
             return Err(Error::new(ErrorKind::Exists, message));
         }
         let text = self.cache_text()?;
-        let entries =
-            text.as_deref().and_then(|text| self.entries(text)).filter(|entries| self.agrees(entries, &names));
+        // Of the first backup of a VM nothing is left out.
+        let entries = match text.as_deref() {
+            None if names.is_empty() => Some(Entries::new()),
+            text => text.and_then(|text| self.entries(text)).filter(|entries| self.agrees(entries, &names)),
+        };
         self.publish_metadata(&path, &stored)?;
         names.insert(path.file_name().to_owned());
         self.write_entry(&path, &stored, entries, &names);

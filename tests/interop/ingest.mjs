@@ -1,0 +1,147 @@
+#!/usr/bin/env node
+// Xen Orchestra judges what `xofs ingest` writes: it lists and reads it, its cleaner has nothing to do, and it merges it.
+//
+// usage: ingest.mjs XOFS WORK
+
+import { execFile } from 'node:child_process'
+import { mkdir, open, readFile, readdir, rm, writeFile } from 'node:fs/promises'
+import { join, resolve } from 'node:path'
+import { isDeepStrictEqual, promisify } from 'node:util'
+
+import { openRemote, RemoteAdapter } from './lib/xo.mjs'
+import { MIB, sha256OfFile } from './lib/files.mjs'
+import { Random } from './lib/random.mjs'
+import { readDisk, shortError } from './lib/xo-read.mjs'
+
+const [xofs, work] = process.argv.slice(2).map(path => resolve(path))
+const ENCRYPTION_KEY = '73c1838d7d8a6088ca2317fb5f29cd91'
+
+let failures = 0
+const fail = message => {
+  failures++
+  console.log(`ingest: ${message}`)
+}
+
+async function run(args, env = {}) {
+  try {
+    const { stdout } = await promisify(execFile)(xofs, args, { env: { ...process.env, ...env } })
+    return stdout
+  } catch (error) {
+    throw new Error(`xofs ${args.join(' ')}: exit code ${error.code}: ${error.stderr}`)
+  }
+}
+
+async function tree(folder) {
+  const entries = await readdir(folder, { recursive: true, withFileTypes: true })
+  return entries.map(entry => join(entry.parentPath, entry.name)).sort()
+}
+
+// a byte pattern in some blocks, and some made zero
+async function change(image, random, blocks) {
+  const file = await open(image, 'r+')
+  try {
+    for (let i = 0; i < 3; i++) {
+      const at = random.int(0, blocks - 1) * 2 * MIB
+      const bytes = random.chance(0.3) ? Buffer.alloc(2 * MIB) : Buffer.alloc(300_000, random.int(1, 255))
+      await file.write(bytes, 0, bytes.length, at)
+    }
+  } finally {
+    await file.close()
+  }
+}
+
+await rm(work, { recursive: true, force: true })
+await mkdir(work, { recursive: true })
+const KINDS = [
+  { name: 'brotli', args: ['--format', 'exploded', '--compression', 'brotli'] },
+  { name: 'gzip', args: ['--format', 'exploded', '--compression', 'gzip'] },
+  { name: 'plain', args: ['--format', 'exploded', '--compression', 'none'] },
+  { name: 'vhd', args: ['--format', 'vhd'] },
+  { name: 'encrypted', args: [], encryptionKey: ENCRYPTION_KEY },
+]
+for (const { name, args, encryptionKey } of KINDS) {
+  const random = new Random(`ingest ${name}`)
+  const repo = join(work, name)
+  await mkdir(repo)
+  const options = { useVhdDirectory: name !== 'vhd', encryptionKey }
+  {
+    // XO makes a repository of an empty folder
+    const { dispose } = await openRemote(repo, options)
+    await dispose()
+  }
+  await mkdir(join(repo, 'xo-vm-backups'), { recursive: true })
+  const env = encryptionKey === undefined ? {} : { XOFS_PASSWORD: encryptionKey }
+  const uuid = random.uuid()
+  const images = [
+    { image: join(work, 'system.raw'), blocks: 6, size: 12 * MIB },
+    { image: join(work, 'data.raw'), blocks: 11, size: 20 * MIB + 512 },
+  ]
+  for (const { image, size } of images) {
+    await writeFile(image, '')
+    await promisify(execFile)('truncate', ['-s', String(size), image])
+  }
+  const truths = []
+  for (let night = 0; night < 4; night++) {
+    for (const { image, blocks } of images) {
+      await change(image, random, blocks)
+      // truncated to its size again: the last block reaches past it
+    }
+    for (const { image, size } of images) {
+      await promisify(execFile)('truncate', ['-s', String(size), image])
+    }
+    truths.push((await Promise.all(images.map(async ({ image }) => (await sha256OfFile(image)).sha256))).sort())
+    const disks = images.flatMap(({ image }, index) => ['--disk', `xvd${'ab'[index]}=${image}`])
+    const time = `2026-08-0${night + 1}T02:00:03Z`
+    await run(['ingest', repo, '--vm', uuid, '--name', 'web01', ...disks, ...args, '--time', time, '--json'], env)
+  }
+
+  const { handler, dispose } = await openRemote(repo, options)
+  const adapter = new RemoteAdapter(handler)
+  const dir = `xo-vm-backups/${uuid}`
+  const judge = async (count, when) => {
+    const listed = (await adapter.listVmBackups(uuid)).map(({ _filename }) => _filename).sort()
+    if (listed.length !== count) {
+      fail(`${name}, ${when}: XO lists ${listed}`)
+    }
+    for (const [index, file] of listed.entries()) {
+      const { vhds, isVhdDifferencing } = JSON.parse(await handler.readFile(file))
+      const digests = []
+      for (const path of Object.values(vhds)) {
+        const { sha256, error } = await readDisk(handler, `/${dir}/${path}`)
+        digests.push(error ?? sha256)
+      }
+      const truth = truths[truths.length - count + index]
+      if (!isDeepStrictEqual(digests.sort(), truth)) {
+        fail(`${name}, ${when}: ${file}: XO reads ${digests} instead of ${truth}`)
+      }
+      if (!Object.values(isVhdDifferencing).every(flag => flag === index > 0)) {
+        fail(`${name}, ${when}: ${file}: ${JSON.stringify(isVhdDifferencing)}`)
+      }
+    }
+    const before = await tree(repo)
+    const said = []
+    const log = (message, data) => said.push(`${message} ${JSON.stringify(data ?? {})}`)
+    await adapter
+      .cleanVm(dir, { remove: true, merge: true, lock: false, logInfo: log, logWarn: log })
+      .catch(error => said.push(shortError(error)))
+    if (said.length !== 0 || !isDeepStrictEqual(await tree(repo), before)) {
+      fail(`${name}, ${when}: XO's cleaner has something to do: ${said}`)
+    }
+    return listed
+  }
+  const listed = await judge(4, 'ingested')
+  // XO forgets the oldest, and merges
+  await adapter.deleteVmBackups(listed.slice(0, 1))
+  await adapter.cleanVm(dir, { remove: true, merge: true, lock: false, logInfo() {}, logWarn() {} })
+  await judge(3, 'merged by XO')
+  await run(['forget', repo, '--all', '--keep-last', '2', '--apply'], env)
+  await judge(2, 'merged by xofs')
+  const checked = await run(['check', repo, '--data'], env)
+  if (!checked.includes('no damage found')) {
+    fail(`${name}: ${checked}`)
+  }
+  await dispose()
+}
+await rm(work, { recursive: true, force: true })
+console.log(`ingest: ${KINDS.length} kinds judged, ${failures} failures`)
+process.exit(failures === 0 ? 0 : 1)
