@@ -1,7 +1,8 @@
 //! What a run is about to write, so that the next one can remove it if this one dies.
 //!
-//! Once it is certain that nothing has the names of a new disk, and before a file of it is made, `.<time>.xofs-ingest` is published in the disk's folder (its lineage). It is removed after
-//! the backup's metadata was published. Xen Orchestra leaves names there alone that do not end in `.vhd`.
+//! Once it is certain that nothing has the names of a new disk, and before a file of it is made, `.<time>.xofs-ingest` is
+//! published in the disk's folder (its lineage). It is removed after the backup's metadata was published. Xen Orchestra leaves
+//! names there alone that do not end in `.vhd`.
 //!
 //! | intent | metadata of that time | then |
 //! |--------|-----------------------|------|

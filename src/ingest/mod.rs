@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Invariants: a backup is there as a whole or not at all, whenever the program ends; nothing that was there before is changed or
-//! removed; memory is bounded ([`copy`]). A destination that fails is given up, and the others go on.
+//! removed; memory is bounded (`copy`). A destination that fails is given up, and the others go on.
 
 mod copy;
 mod error;
