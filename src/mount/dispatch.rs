@@ -2,7 +2,7 @@
 //! else.
 //!
 //! ```text
-//! request ─ needs no storage ───────────────────────────────────► answered at once
+//! request ─ needs no storage, or what it needs is at hand ──────► answered at once
 //!    │
 //!    ├─ the file or the repository does not answer ─────────────► EIO at once
 //!    ├─ the storage is local, and few wait for it ─ parked ─────► answered in the thread that read it
@@ -92,6 +92,18 @@ impl Dispatcher {
         (self.inline.fetch_add(1, Ordering::AcqRel) < self.inline_limit).then_some(place)
     }
 
+    /// Works on what is at hand, where it was taken. Parked all the same: what was at hand when it was looked at may have become
+    /// old since, and then it waits for the storage, and a signal or the deadline must end that.
+    fn run_at_hand<A: ?Sized + 'static>(
+        &self,
+        ctx: Ctx,
+        inode: u64,
+        reply: Reply<A>,
+        act: impl FnOnce(&TreeFilesystem, Reply<A>),
+    ) {
+        act(&self.files, self.requests.park(ctx, inode, reply, None::<Inline>));
+    }
+
     /// Works on what may wait for the storage, about the file `inode`.
     fn run<A: ?Sized + 'static>(
         &self,
@@ -131,7 +143,7 @@ impl Drop for Dispatcher {
 impl Handler for Dispatcher {
     fn lookup(&self, ctx: Ctx, parent: u64, name: &OsStr, reply: Reply<Timed>) {
         if self.files.is_name_at_hand(parent, name) {
-            return self.files.lookup(parent, name, reply);
+            return self.run_at_hand(ctx, parent, reply, |files, reply| files.lookup(parent, name, reply));
         }
         let name = name.to_owned();
         self.run(&self.names, ctx, parent, reply, move |files, reply| files.lookup(parent, &name, reply));
@@ -139,7 +151,7 @@ impl Handler for Dispatcher {
 
     fn getattr(&self, ctx: Ctx, inode: u64, reply: Reply<Timed>) {
         if self.files.has_attributes_at_hand(inode) {
-            return self.files.getattr(inode, reply);
+            return self.run_at_hand(ctx, inode, reply, |files, reply| files.getattr(inode, reply));
         }
         self.run(&self.names, ctx, inode, reply, move |files, reply| files.getattr(inode, reply));
     }
@@ -150,7 +162,7 @@ impl Handler for Dispatcher {
 
     fn open(&self, ctx: Ctx, inode: u64, access: Access, reply: Reply<Opened>) {
         if self.files.is_at_hand(inode) {
-            return self.files.open(ctx, inode, access, reply);
+            return self.run_at_hand(ctx, inode, reply, |files, reply| files.open(ctx, inode, access, reply));
         }
         self.run(&self.names, ctx, inode, reply, move |files, reply| files.open(ctx, inode, access, reply));
     }
@@ -191,7 +203,7 @@ impl Handler for Dispatcher {
         let Some(directory) = self.files.file(handle) else { return reply.error(Errno::BAD_HANDLE) };
         let inode = directory.inode();
         if offset > 0 || self.files.is_list_at_hand(inode) {
-            return self.files.readdir(&directory, offset, reply);
+            return self.run_at_hand(ctx, inode, reply, |files, reply| files.readdir(&directory, offset, reply));
         }
         self.run(&self.names, ctx, inode, reply, move |files, reply| files.readdir(&directory, offset, reply));
     }
