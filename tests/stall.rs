@@ -82,8 +82,10 @@ struct Reader(Child);
 
 impl Reader {
     fn of(path: &Path) -> Self {
-        let cat = Command::new("cat").arg(path).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        Self(cat.expect("cat is in coreutils"))
+        // Who is started in the background by a shell ignores SIGINT, and so would what it starts.
+        let mut command = Command::new("env");
+        command.args(["--default-signal=INT", "cat"]).arg(path).stdout(Stdio::null()).stderr(Stdio::null());
+        Self(command.spawn().expect("env and cat are in coreutils"))
     }
 
     fn signal(&self, signal: &str) {

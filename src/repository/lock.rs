@@ -286,7 +286,13 @@ impl Place {
         };
         if !matches!(removed, Ok(true)) {
             match self.look() {
-                Ok(None) => self.storage.rename(&aside, &self.path)?,
+                Ok(None) => match self.storage.rename(&aside, &self.path) {
+                    // A third one made it since.
+                    Err(error) if error.kind() == storage::ErrorKind::Exists => {
+                        drop(self.storage.remove_directory(&aside));
+                    }
+                    renamed => renamed?,
+                },
                 // Whose lock it was finds it lost.
                 _ => drop(self.storage.remove_directory(&aside)),
             }
