@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
-    copy_file_range, fstatvfs, futimens, mkdirat, openat, openat2, renameat, statx, syncfs, unlinkat,
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW,
+    UTIME_OMIT, copy_file_range, fstatvfs, futimens, mkdirat, openat, openat2, renameat, renameat_with, statat, statx,
+    syncfs, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -270,14 +271,16 @@ impl WritableStorage for LocalStorage {
     }
 
     fn rename(&self, from: &ObjectPath, to: &ObjectPath) -> Result<()> {
+        if from == to {
+            return self.stat(from).map(drop);
+        }
         let parent = self.parent_fd(to, "rename")?;
-        let new_name = to.file_name();
         // Between names in one folder, which all but merges are.
         if from.parent() == to.parent() {
-            return renameat(&parent, from.file_name(), &parent, new_name)
+            return rename_at(&parent, from.file_name(), &parent, to.file_name())
                 .map_err(|error| Error::from_io("rename", from, error.into()));
         }
-        self.in_parent(from, "rename", |old_parent, name| renameat(old_parent, name, &parent, new_name))
+        self.in_parent(from, "rename", |old_parent, name| rename_at(old_parent, name, &parent, to.file_name()))
     }
 
     fn remove(&self, path: &ObjectPath) -> Result<()> {
@@ -375,6 +378,22 @@ impl Object for LocalObject {
 
     fn local_file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
+    }
+}
+
+/// Renames a file over another one, or a folder where nothing is: rename(2) would have an empty folder replaced.
+fn rename_at(old_parent: &OwnedFd, name: &str, parent: &OwnedFd, new_name: &str) -> rustix::io::Result<()> {
+    match renameat_with(old_parent, name, parent, new_name, RenameFlags::NOREPLACE) {
+        Err(Errno::EXIST) => {
+            let old = statat(old_parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            if FileType::from_raw_mode(old.st_mode) == FileType::Directory {
+                return Err(Errno::EXIST);
+            }
+            renameat(old_parent, name, parent, new_name)
+        }
+        // A file system that does not know how, as over NFS and SMB.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => renameat(old_parent, name, parent, new_name),
+        other => other,
     }
 }
 

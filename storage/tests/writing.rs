@@ -150,6 +150,8 @@ fn a_rename_takes_the_place_of_a_file_and_folders_move_whole() {
         assert_eq!(storage.read(&path("d/c/new"), 9).unwrap(), b"moved");
         assert_eq!(kind(storage.stat(&path("a/b"))), ErrorKind::NotFound);
         storage.rename(&path("d"), &path("d")).unwrap();
+        storage.create_directory(&path("empty")).unwrap();
+        assert_eq!(kind(storage.rename(&path("d"), &path("empty"))), ErrorKind::Exists);
         assert_eq!(kind(storage.rename(&path("missing"), &path("x"))), ErrorKind::NotFound);
         assert_eq!(kind(storage.rename(&path("d/c/new"), &path("nowhere/x"))), ErrorKind::NotFound);
         publish_rename(&**storage, &path("d/c/new"), &path("a/published")).unwrap();

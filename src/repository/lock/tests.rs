@@ -314,10 +314,13 @@ fn of_many_only_one_is_inside() {
 fn of_many_who_take_from_each_other_only_one_passes_the_check() {
     on_each_place(|open| {
         let held: Mutex<Vec<Arc<VmLock>>> = Mutex::default();
-        let pace = Pace { settling: Duration::from_millis(2), ..Pace::HASTY };
+        // Longer than the grain of a file system's clock: inodes are used again, and then the time alone tells two holders apart.
+        let abandoned = Duration::from_millis(30);
+        // As with XO's pace, who was away for as long as it takes to be taken from has lost it, also while it was made.
+        let pace = Pace { abandoned, lost: abandoned, settling: Duration::from_millis(2), ..Pace::HASTY };
         in_each_process(open, |storage| {
             for _ in 0..10 {
-                let taken = take(pace, &storage, Duration::from_millis(50));
+                let taken = take(pace, &storage, Duration::from_millis(200));
                 let Ok(lock) = taken.map(Arc::new) else { continue };
                 let mut held = held.lock().unwrap();
                 held.push(lock);
