@@ -78,8 +78,7 @@ struct Folder {
 impl Chain {
     /// Resolves `name` and all its ancestors.
     pub(crate) fn resolve(storage: &Arc<dyn Storage>, cache: &BlockCache, name: &ObjectPath) -> Result<Self> {
-        let (folders, ahead) = (Vec::new(), HashMap::new());
-        let mut resolver = Resolver { storage, cache, folders, ahead, ahead_count: AHEAD_FIRST };
+        let mut resolver = Resolver::new(storage, cache);
         resolver.refuse_merged_away(name)?;
         let mut members = vec![resolver.member(name)?];
         let mut seen: HashSet<ObjectPath> = members.iter().map(|member| member.layer.data.clone()).collect();
@@ -112,7 +111,11 @@ impl Chain {
     }
 }
 
-impl Resolver<'_> {
+impl<'a> Resolver<'a> {
+    fn new(storage: &'a Arc<dyn Storage>, cache: &'a BlockCache) -> Self {
+        Self { storage, cache, folders: Vec::new(), ahead: HashMap::new(), ahead_count: AHEAD_FIRST }
+    }
+
     /// Resolves one name.
     fn member(&mut self, name: &ObjectPath) -> Result<Member> {
         // The states first: XO makes one before it touches a block, and removes it after the last alias.
@@ -278,6 +281,15 @@ impl Resolver<'_> {
             Error::new(ErrorKind::Damaged, &child.name, "it is differencing and was expected to name its parent")
         }))
     }
+}
+
+/// Opens what a layer is built on; `None` if it is built on nothing.
+pub(crate) fn parent_of(storage: &Arc<dyn Storage>, layer: &Layer) -> Result<Option<Arc<Layer>>> {
+    let Some(uuid) = layer.parent_uuid() else { return Ok(None) };
+    let cache = BlockCache::new(0);
+    let mut resolver = Resolver::new(storage, &cache);
+    resolver.states(&layer.name.parent())?;
+    Ok(Some(resolver.parent(layer, uuid)?.layer))
 }
 
 /// Returns parent and child of a merge whose state, in the oldest form, does not name them: the child is the image that

@@ -28,6 +28,8 @@ pub(crate) struct FlatWriter {
     unpublished: ObjectPath,
     path: ObjectPath,
     arrivals: Arrivals,
+    /// Whether it gets its own name in the end.
+    is_published: bool,
     /// Whether the file may have its own name.
     is_renamed: bool,
     /// Whether nothing is left to be removed: it is complete, or gone.
@@ -37,15 +39,6 @@ pub(crate) struct FlatWriter {
 impl FlatWriter {
     /// Makes the file, under its other name; nothing may have either.
     pub(crate) fn create(storage: Arc<dyn WritableStorage>, path: ObjectPath, layer: NewLayer) -> Result<Self> {
-        let largest = equivalent_size(layer.block_size(), layer.block_count(), layer.block_count());
-        if largest > MAX_FILE_BYTES {
-            let reason = format!(
-                "a VHD file has at most {MAX_FILE_BYTES} bytes, a disk of {} bytes may need {largest}; \
-                 such a disk can be stored in blocks (an exploded VHD)",
-                layer.virtual_size()
-            );
-            return Err(Error::new(ErrorKind::Unsupported, &path, reason));
-        }
         match storage.stat(&path) {
             Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
@@ -55,10 +48,43 @@ impl FlatWriter {
                 return Err(storage::Error::new(storage::ErrorKind::Exists, "create", &path, reason).into());
             }
         }
-        let unpublished = path.parent().join(&format!(".{}{UNPUBLISHED}", path.file_name()))?;
+        let mut writer = Self::create_unpublished(storage, &path, layer)?;
+        writer.is_published = true;
+        Ok(writer)
+    }
+
+    /// Makes a file that is to be called `path`, and never is: who has it finished renames it.
+    pub(crate) fn create_unpublished(
+        storage: Arc<dyn WritableStorage>,
+        path: &ObjectPath,
+        layer: NewLayer,
+    ) -> Result<Self> {
+        Self::check_size(path, &layer)?;
+        let unpublished = Self::unpublished(path)?;
         let object = storage.create(&unpublished)?;
         let arrivals = Arrivals::new(Format::File, layer);
-        Ok(Self { storage, object, unpublished, path, arrivals, is_renamed: false, is_ended: false })
+        let path = path.clone();
+        let (is_published, is_renamed, is_ended) = (false, false, false);
+        Ok(Self { storage, object, unpublished, path, arrivals, is_published, is_renamed, is_ended })
+    }
+
+    /// Refuses a disk that may need a larger file than there can be.
+    pub(crate) fn check_size(path: &ObjectPath, layer: &NewLayer) -> Result<()> {
+        let largest = equivalent_size(layer.block_size(), layer.block_count(), layer.block_count());
+        if largest <= MAX_FILE_BYTES {
+            return Ok(());
+        }
+        let reason = format!(
+            "a VHD file has at most {MAX_FILE_BYTES} bytes, a disk of {} bytes may need {largest}; such a disk can be stored in \
+             blocks (an exploded VHD)",
+            layer.virtual_size()
+        );
+        Err(Error::new(ErrorKind::Unsupported, path, reason))
+    }
+
+    /// Returns the name that a file has until it is called `path`.
+    pub(crate) fn unpublished(path: &ObjectPath) -> Result<ObjectPath> {
+        Ok(path.parent().join(&format!(".{}{UNPUBLISHED}", path.file_name()))?)
     }
 
     /// Returns where the block lies before which `order` others arrived.
@@ -84,8 +110,10 @@ impl FlatWriter {
         self.object.write_at(self.place(blocks).bytes(), &footer)?;
         self.object.write_at(0, &head)?;
         self.object.sync()?;
-        self.is_renamed = true;
-        publish_rename(&*self.storage, &self.unpublished, &self.path)?;
+        if self.is_published {
+            self.is_renamed = true;
+            publish_rename(&*self.storage, &self.unpublished, &self.path)?;
+        }
         Ok(head.len() as u64 + footer.len() as u64)
     }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use builder::{BLOCK, Image, Kind, SECTOR, id, open};
 use disk::Disk;
 use storage::{FaultyStorage, MemoryStorage, ObjectPath, Operation, Storage, WritableStorage};
-use vhd::{Control, ErrorKind, Merge, Outcome};
+use vhd::{Control, ErrorKind, Filter, Format, Merge, Outcome};
 
 fn path(text: &str) -> ObjectPath {
     ObjectPath::new(text).unwrap()
@@ -187,8 +187,8 @@ fn what_cannot_be_merged_is_left_as_it_is() {
             "blocks of another size",
             "2.vhd",
             Image { block: 2 * BLOCK, blocks: Vec::new(), ..image(2, 2, &[]) }.flat(),
-            ErrorKind::Unsupported,
-            "stored in another way",
+            ErrorKind::Damaged,
+            "blocks of 4096 bytes as its parent has were expected",
         ),
     ];
     for (what, name, bytes, kind, reason) in cases {
@@ -201,12 +201,36 @@ fn what_cannot_be_merged_is_left_as_it_is() {
         assert!(error.to_string().contains(reason), "{what}: {error}");
         assert!((stored(&memory, "1.vhd"), stored(&memory, "2.vhd")) == before, "{what}");
     }
-    // Exploded on a file.
-    let memory = put(&[image(1, 2, &[(0, 1)])]);
-    image(2, 2, &[(1, 2)]).stored(Kind::Plain).put(&memory, "2");
-    let storage: Arc<dyn WritableStorage> = memory.clone();
-    let error = merge(&storage, &["1.vhd", "2.alias.vhd"]).unwrap_err();
-    assert!(error.kind() == ErrorKind::Unsupported && error.to_string().contains("another way"), "{error}");
+}
+
+#[test]
+fn what_is_stored_in_different_ways_becomes_what_the_youngest_is() {
+    let kinds = [Kind::Flat, Kind::Plain, Kind::Gzip];
+    for (base, child) in kinds.iter().flat_map(|base| kinds.iter().map(move |child| (*base, *child))) {
+        let name = |number: u32, kind| format!("{number}.{}", if kind == Kind::Flat { "vhd" } else { "alias.vhd" });
+        let memory = put(&[]);
+        image(1, 3, &[(0, 1), (1, 1)]).stored(base).put(&memory, "1");
+        let mut younger = image(2, 3, &[(1, 2), (2, 2)]).stored(child);
+        younger.parent = Some((image(1, 3, &[]).uuid, name(1, base)));
+        younger.put(&memory, "2");
+        let storage: Arc<dyn WritableStorage> = memory.clone();
+        merge(&storage, &[&name(1, base), &name(2, child)]).unwrap();
+        let truth = [[1; BLOCK], [2; BLOCK], [2; BLOCK]].concat();
+        let disk = open(&memory, &name(2, child)).unwrap();
+        let mut read = vec![0; truth.len()];
+        disk.read_at(0, &mut read).unwrap();
+        let layers = disk.layers().unwrap();
+        let format = match child {
+            Kind::Flat => Format::File,
+            Kind::Plain => Format::Exploded(Filter::None),
+            _ => Format::Exploded(Filter::Gzip),
+        };
+        let found: Vec<_> = layers.iter().map(|layer| (layer.format, layer.uuid, layer.parent_uuid)).collect();
+        assert!(read == truth, "{base:?}, {child:?}");
+        assert_eq!(found, [(format, younger.uuid, None)], "{base:?}, {child:?}");
+        let left: Vec<_> = names(&memory).into_iter().filter(|name| name != "data").collect();
+        assert_eq!(left, [name(2, child)], "{base:?}, {child:?}");
+    }
 }
 
 #[test]

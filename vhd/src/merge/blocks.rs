@@ -11,7 +11,7 @@ use crate::exploded::Exploded;
 use crate::footer::Footer;
 use crate::geometry::BlockIndex;
 use crate::header::Header;
-use crate::layer::{BlockMap, Body};
+use crate::layer::Body;
 
 /// See [`super`].
 pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Control) -> Result<Outcome> {
@@ -62,12 +62,12 @@ fn widened(base: &Image, target: &Image) -> Option<Header> {
 
 /// Writes the table: what the base holds and what was moved into it. As XO's it has a byte for each entry.
 fn write_table(storage: &dyn WritableStorage, base: &Image, tops: &Tops, entries: u32) -> Result<()> {
-    let BlockMap::Bits(held) = &base.map else { unreachable!("the base is exploded") };
-    let mut bits = vec![0; usize::try_from(entries).expect("a table fits in memory").max(held.len())];
-    bits[..held.len()].copy_from_slice(held);
-    for block in tops.all() {
-        bits[block.0 as usize / 8] |= 0x80 >> (block.0 % 8);
-    }
+    let entries = usize::try_from(entries).expect("a table fits in memory");
+    let mut bits = vec![0; entries.max(base.block_count()).max(tops.len())];
+    let mut hold = |block: usize| bits[block / 8] |= 0x80 >> (block % 8);
+    // What lies past the end of a disk that shrank must not show when it grows again.
+    base.map.each_held(base.block_count().min(tops.len()), |block, _| hold(block));
+    tops.all().for_each(|block| hold(block.0 as usize));
     write(storage, base, "bat", &bits)
 }
 

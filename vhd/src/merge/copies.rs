@@ -17,8 +17,7 @@ use storage::{WritableObject, WritableStorage};
 
 use super::tops::Tops;
 use super::{Control, Image, Merge, Outcome, room};
-use crate::cache::BlockCache;
-use crate::chain_disk::{self, ChainDisk, Context, Liveness, has_sector};
+use crate::chain_disk::{ChainDisk, has_sector};
 use crate::error::{Error, ErrorKind, Result};
 use crate::footer::{FOOTER_BYTES, Footer};
 use crate::geometry::{BlockIndex, FileSector, SECTOR, SECTOR_LEN};
@@ -69,15 +68,6 @@ pub(super) fn seal(storage: &dyn WritableStorage, base: &Image) -> Result<()> {
     object.sync()?;
     object.write_at(0, &footer)?;
     Ok(object.sync()?)
-}
-
-/// Says of the target what holds while it is merged: its backup is there.
-struct Kept;
-
-impl Liveness for Kept {
-    fn is_alive(&self) -> storage::Result<bool> {
-        Ok(true)
-    }
 }
 
 /// The base while blocks are copied into it.
@@ -181,8 +171,7 @@ impl<'a> Copies<'a> {
         if let Some(disk) = &*disk {
             return Ok(disk.clone());
         }
-        let context = Context { storage: self.merge.reader.clone(), cache: BlockCache::new(0) };
-        let opened = Arc::new(chain_disk::open(&context, &self.target().layer.name, Some(Arc::new(Kept)))?);
+        let opened = Arc::new(self.merge.open_target()?);
         *disk = Some(opened.clone());
         Ok(opened)
     }

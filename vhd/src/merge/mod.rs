@@ -18,7 +18,10 @@
 //! At any moment the target can be read ([`crate::chain`]), and XO's cleaner finishes what was begun. Recovery is the same
 //! done again: each step asks what is there. What was complete when the state file was published is there for ever: a block
 //! gone from its child has been moved. VHD files stay complete until the commit: their blocks are copied again.
+//!
+//! Images that do not fit each other so are merged by writing the target anew (`anew`).
 
+mod anew;
 mod blocks;
 mod cleanup;
 mod copies;
@@ -32,11 +35,13 @@ use storage::{ObjectPath, Storage, WritableStorage};
 
 use crate::cache::BlockCache;
 use crate::chain::{self, MERGE_STATE_LIMIT};
+use crate::chain_disk::{self, ChainDisk, Context, Liveness};
 use crate::error::{Error, ErrorKind, Result};
 use crate::flat::Flat;
 use crate::layer::{BlockMap, Body, Format, Layer};
 use crate::merge_state::{self, MergeState, Step};
 use crate::new_layer::equivalent_size;
+use plan::Way;
 
 /// How a merge is watched and held.
 pub struct Control<'a> {
@@ -78,9 +83,11 @@ struct Image {
 enum Stage {
     /// Blocks are to be moved: oldest child first, the target last.
     Blocks { base: Box<Image>, children: Vec<Image> },
+    /// The target is to be written anew.
+    Anew { base: Box<Image>, children: Vec<Image>, journal: anew::Journal },
     /// All is in the base.
     Commit,
-    /// The target is the base.
+    /// The target is the base, or was written anew.
     Cleanup,
 }
 
@@ -93,8 +100,11 @@ pub struct Merge {
     folder: ObjectPath,
     /// File names in it, oldest first: the base, those in between, the target.
     chain: Vec<String>,
-    /// What the names led to when it began, as far as known: of which all but the base's data goes.
+    /// What the names led to when it began, as far as known, and what is made in its stead: of which all goes that no name
+    /// leads to in the end.
     data: Vec<ObjectPath>,
+    /// The file that says what is under way.
+    state: ObjectPath,
     stage: Stage,
 }
 
@@ -108,16 +118,32 @@ impl Merge {
     pub fn new(storage: &Arc<dyn WritableStorage>, folder: &ObjectPath, chain: &[String]) -> Result<Self> {
         let reader = storage.clone().reader();
         for entry in reader.list(folder)? {
-            if merge_state::parent_of(&entry.name).is_some() {
+            if is_state(&entry.name) {
                 let reason = "another merge has begun in its folder and has to be finished first";
                 return Err(Error::new(ErrorKind::Damaged, &folder.join(&entry.name)?, reason));
             }
         }
         let (base, children) = plan::images(&reader, folder, chain)?;
-        plan::check(&reader, folder, &base, &children, None)?;
-        let data = std::iter::once(&base).chain(&children).map(|image| image.layer.data.clone()).collect();
-        let stage = Stage::Blocks { base: Box::new(base), children };
-        Ok(Self { storage: storage.clone(), reader, folder: folder.clone(), chain: chain.to_vec(), data, stage })
+        let way = plan::check(&reader, folder, &base, &children, None)?;
+        let mut data: Vec<_> = std::iter::once(&base).chain(&children).map(|image| image.layer.data.clone()).collect();
+        let (stage, state) = match way {
+            Way::InPlace => {
+                let state = folder.join(&merge_state::name_of(&chain[0]))?;
+                (Stage::Blocks { base: Box::new(base), children }, state)
+            }
+            Way::Anew => {
+                let journal = anew::Journal::new(&*reader, folder, chain, &base, &children)?;
+                data.push(plan::inside(folder, &journal.new)?);
+                let state = folder.join(&anew::journal_of(&chain[chain.len() - 1]))?;
+                (Stage::Anew { base: Box::new(base), children, journal }, state)
+            }
+        };
+        let (storage, folder, chain) = (storage.clone(), folder.clone(), chain.to_vec());
+        let merge = Self { storage, reader, folder, chain, data, state, stage };
+        if let Stage::Anew { base, children, .. } = &merge.stage {
+            anew::check(&merge, base, children)?;
+        }
+        Ok(merge)
     }
 
     /// Looks what the images in `folder` are to each other, where `is_kept` says which of them a backup names.
@@ -140,7 +166,7 @@ impl Merge {
     pub fn unfinished(reader: &dyn Storage, folder: &ObjectPath) -> Result<Vec<ObjectPath>> {
         let mut states = Vec::new();
         for entry in reader.list(folder)? {
-            if merge_state::parent_of(&entry.name).is_some() {
+            if is_state(&entry.name) {
                 states.push(folder.join(&entry.name)?);
             }
         }
@@ -154,6 +180,9 @@ impl Merge {
     /// [`ErrorKind::Damaged`] if the file cannot be read, or what is there contradicts it; else as for [`Merge::new`]. Never is
     /// a state that is not understood taken for the beginning of a merge.
     pub fn resume(storage: &Arc<dyn WritableStorage>, state: &ObjectPath) -> Result<Self> {
+        if anew::is_journal(state.file_name()) {
+            return Self::resume_anew(storage, state);
+        }
         let reader = storage.clone().reader();
         let folder = state.parent();
         let damaged = |reason: String| Error::new(ErrorKind::Damaged, state, reason);
@@ -174,14 +203,37 @@ impl Merge {
         if let Stage::Blocks { base, children } = &stage {
             plan::check(&reader, &folder, base, children, Some(&found))?;
         }
-        Ok(Self { storage: storage.clone(), reader, folder, chain, data, stage })
+        Ok(Self { storage: storage.clone(), reader, folder, chain, data, state: state.clone(), stage })
     }
 
-    /// Returns how many blocks are to be moved at most.
+    /// Takes up a merge that writes the target anew.
+    fn resume_anew(storage: &Arc<dyn WritableStorage>, state: &ObjectPath) -> Result<Self> {
+        let reader = storage.clone().reader();
+        let folder = state.parent();
+        let journal = anew::Journal::read(&*reader, state)?;
+        let chain = journal.chain.clone();
+        let names = journal.data.iter().chain([&journal.new]);
+        let data = names.map(|data| plan::inside(&folder, data)).collect::<Result<_>>()?;
+        let target = Image::open(&reader, &folder.join(&chain[chain.len() - 1])?)?;
+        let stage = if journal.is_committed(&target) {
+            Stage::Cleanup
+        } else {
+            let (base, children) = plan::images(&reader, &folder, &chain)?;
+            plan::check(&reader, &folder, &base, &children, None)?;
+            Stage::Anew { base: Box::new(base), children, journal }
+        };
+        Ok(Self { storage: storage.clone(), reader, folder, chain, data, state: state.clone(), stage })
+    }
+
+    /// Returns how many blocks are to be moved or written at most.
     #[must_use]
     pub fn blocks(&self) -> u64 {
         match &self.stage {
             Stage::Blocks { base, children } => tops::Tops::of(base, children).count(),
+            // That it cannot be told is said by the merge.
+            Stage::Anew { base, children, .. } => {
+                anew::needed(&self.reader, base, children).map_or(0, |needed| needed.count())
+            }
             Stage::Commit | Stage::Cleanup => 0,
         }
     }
@@ -192,9 +244,10 @@ impl Merge {
         self.path(self.chain.last().expect("a chain of two or more"))
     }
 
-    /// Returns the path of the state file.
-    fn state_path(&self) -> ObjectPath {
-        self.path(&merge_state::name_of(&self.chain[0]))
+    /// Opens the target as a disk, which its backup keeps alive.
+    fn open_target(&self) -> Result<ChainDisk> {
+        let context = Context { storage: self.reader.clone(), cache: BlockCache::new(0) };
+        chain_disk::open(&context, &self.target(), Some(Arc::new(Kept)))
     }
 
     fn path(&self, name: &str) -> ObjectPath {
@@ -215,7 +268,12 @@ impl Merge {
                 return Ok(Outcome::Stopped);
             }
         }
-        if !matches!(self.stage, Stage::Cleanup) {
+        if let Stage::Anew { base, children, journal } = &self.stage {
+            if anew::run(self, base, children, journal, control)? == Outcome::Stopped {
+                return Ok(Outcome::Stopped);
+            }
+        }
+        if matches!(self.stage, Stage::Blocks { .. } | Stage::Commit) {
             (control.barrier)()?;
             let (base, target) = (self.path(&self.chain[0]), self.target());
             if let Stage::Commit = self.stage {
@@ -235,7 +293,7 @@ impl Merge {
     /// # Errors
     /// What the storage says.
     pub fn forget(&self) -> Result<()> {
-        match self.storage.remove(&self.state_path()) {
+        match self.storage.remove(&self.state) {
             Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
@@ -254,7 +312,21 @@ impl Merge {
             parent_uuid: Some(base.layer.footer.uuid),
             data: Some(self.data.iter().map(relative).collect()),
         };
-        Ok(storage::publish(&*self.storage, &self.state_path(), &state.to_json())?)
+        Ok(storage::publish(&*self.storage, &self.state, &state.to_json())?)
+    }
+}
+
+/// Whether a file of this name says that a merge is under way, ours or XO's.
+fn is_state(name: &str) -> bool {
+    merge_state::parent_of(name).is_some() || anew::is_journal(name)
+}
+
+/// Says of the target what holds while it is merged: its backup is there.
+struct Kept;
+
+impl Liveness for Kept {
+    fn is_alive(&self) -> storage::Result<bool> {
+        Ok(true)
     }
 }
 

@@ -14,7 +14,7 @@ use crate::chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::{Exploded, is_lost};
 use crate::geometry::{BlockIndex, FileSector};
-use crate::layer::Body;
+use crate::layer::{Body, Layer};
 use crate::merge_state::{MergeState, Step};
 
 /// Finds the runs of images that are not kept, each with the kept one that is built on it, and those nothing kept needs.
@@ -87,6 +87,12 @@ pub(super) fn images(reader: &Arc<dyn Storage>, folder: &ObjectPath, chain: &[St
     }
     let children = images.split_off(1.min(images.len()));
     match images.pop() {
+        Some(mut base) if !children.is_empty() && base.layer.header.is_none() => {
+            // A fixed disk has no blocks of its own and takes those of its child.
+            base.layer.block_size = children[0].layer.block_size;
+            Layer::check_size(&base.layer.data, &base.layer.footer, base.layer.block_size)?;
+            Ok((base, children))
+        }
         Some(base) if !children.is_empty() => Ok((base, children)),
         _ => Err(Error::new(ErrorKind::Unsupported, folder, "two or more images are needed to be merged")),
     }
@@ -138,20 +144,57 @@ pub(super) fn stage(
     Ok(Stage::Commit)
 }
 
-/// Refuses what cannot be merged, or where the result would not be what the target is.
+/// How images are merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Their blocks go into the base.
+    InPlace,
+    /// The target is written anew.
+    Anew,
+}
+
+/// Refuses what cannot be merged, or where the result would not be what the target is; else says how it is merged.
 pub(super) fn check(
     reader: &Arc<dyn Storage>,
     folder: &ObjectPath,
     base: &Image,
     children: &[Image],
     state: Option<&MergeState>,
-) -> Result<()> {
+) -> Result<Way> {
     check_links(base, children, state)?;
-    check_forms(base, children)?;
-    check_file(base, children)?;
-    check_sizes(base, children)?;
+    let hindrance = hindrance(reader, base, children)?;
     check_branches(reader, folder, base, children)?;
-    check_blocks(reader, base, children, state)
+    match hindrance {
+        None => {
+            check_file(base, children)?;
+            check_blocks(reader, base, children, state)?;
+            Ok(Way::InPlace)
+        }
+        Some(reason) if state.is_some() => {
+            let reason =
+                format!("{reason}; such a merge is begun by Xen Orchestra alone, and has to be finished by it");
+            Err(unsupported(base, &reason))
+        }
+        Some(_) => {
+            check_names(children)?;
+            std::iter::once(base).chain(children).try_for_each(|image| check_image(reader, image))?;
+            Ok(Way::Anew)
+        }
+    }
+}
+
+/// Says why blocks cannot be moved into the base as they are, if so.
+fn hindrance(reader: &Arc<dyn Storage>, base: &Image, children: &[Image]) -> Result<Option<String>> {
+    let is_behind_alias = |image: &Image| alias::is_alias(image.layer.name.file_name());
+    let is_other =
+        |child: &&Image| child.layer.format() != base.layer.format() || is_behind_alias(child) != is_behind_alias(base);
+    if let Some(child) = children.iter().find(is_other) {
+        return Ok(Some(format!("'{}' is stored in another way", child.layer.name)));
+    }
+    if base.layer.header.is_none() {
+        return Ok(Some("it is a fixed disk, which has no table that blocks could be merged into".to_owned()));
+    }
+    unlike_sizes(reader, base, children)
 }
 
 /// Each child must name the image before it as its parent.
@@ -167,6 +210,12 @@ fn check_links(base: &Image, children: &[Image], state: Option<&MergeState>) -> 
             let reason = format!("a parent with uuid {expected} was expected, '{}' has {found}", parent.layer.name);
             return Err(Error::new(ErrorKind::Damaged, &child.layer.name, reason));
         }
+        let (ours, theirs) = (child.layer.block_size, parent.layer.block_size);
+        if ours != theirs {
+            let reason =
+                format!("blocks of {} bytes as its parent has were expected, it has {}", theirs.bytes(), ours.bytes());
+            return Err(Error::new(ErrorKind::Damaged, &child.layer.name, reason));
+        }
         if child.layer.data == parent.layer.data {
             return Err(Error::new(ErrorKind::Damaged, &child.layer.name, "it and its parent are the same image"));
         }
@@ -175,29 +224,10 @@ fn check_links(base: &Image, children: &[Image], state: Option<&MergeState>) -> 
     Ok(())
 }
 
-/// Blocks are moved as they are stored, so all must be stored alike.
-fn check_forms(base: &Image, children: &[Image]) -> Result<()> {
-    for child in children {
-        let is_behind_alias = |image: &Image| alias::is_alias(image.layer.name.file_name());
-        if child.layer.format() != base.layer.format()
-            || is_behind_alias(child) != is_behind_alias(base)
-            || child.layer.block_size != base.layer.block_size
-        {
-            let reason =
-                format!("it is stored in another way than '{}': merging the two is not supported yet", base.layer.name);
-            return Err(unsupported(child, &reason));
-        }
-    }
-    Ok(())
-}
-
 /// A VHD file that blocks are copied into must be able to take them.
 fn check_file(base: &Image, children: &[Image]) -> Result<()> {
     let Body::Flat(flat) = &base.layer.body else { return Ok(()) };
     let target = children.last().expect("a merge has children");
-    if base.layer.header.is_none() {
-        return Err(unsupported(base, "it is a fixed disk, which has no table that blocks could be merged into"));
-    }
     // The one at the end is written over by blocks; unless it was the last thing but one that a merge wrote.
     if flat.is_footer_last() && base.layer.footer.uuid != target.layer.footer.uuid {
         let reason = "its first footer is damaged: a footer was expected there and at the end before it is merged into";
@@ -206,30 +236,64 @@ fn check_file(base: &Image, children: &[Image]) -> Result<()> {
     room::check_size(base, target, Tops::of(base, children).count())
 }
 
-/// What lies beyond a layer's size is zero from that layer down; a block of the base that a smaller child hides so would
-/// show again.
-fn check_sizes(base: &Image, children: &[Image]) -> Result<()> {
+/// Says whether blocks of the base, or of what lies below it, would show that a smaller image hides: what lies beyond a layer's
+/// size is zero from that layer down.
+fn unlike_sizes(reader: &Arc<dyn Storage>, base: &Image, children: &[Image]) -> Result<Option<String>> {
     let last = &children.last().expect("a merge has children").layer;
     if base.layer.footer.uuid == last.footer.uuid {
         // Its footer says the target's size already, which it got once this had been checked.
-        return Ok(());
+        return Ok(None);
     }
     let target = last.virtual_size();
     let images = || std::iter::once(base).chain(children);
     let sizes: Vec<u64> = images().map(|image| image.layer.virtual_size()).collect();
-    let is_growing = sizes.windows(2).all(|pair| pair[0] <= pair[1]);
-    if !is_growing && sizes.iter().any(|size| *size < target) {
-        return Err(unsupported(base, "the disk shrank and grew again: merging that is not supported yet"));
+    let smallest = sizes.iter().copied().min().unwrap_or(0);
+    if smallest >= target {
+        return Ok(None);
+    }
+    if sizes.windows(2).any(|pair| pair[0] > pair[1]) {
+        return Ok(Some("the disk shrank and grew again".to_owned()));
     }
     // The last block of a smaller image may hold anything behind its end.
-    let cut = images().find(|image| {
+    let is_cut = |image: &Image| {
         let size = image.layer.virtual_size();
         size < target && size % image.layer.block_size.bytes() != 0
-    });
-    match cut {
-        Some(image) => Err(unsupported(image, "the disk grew from within a block: merging that is not supported yet")),
-        None => Ok(()),
+    };
+    if images().any(is_cut) {
+        return Ok(Some("the disk grew from within a block".to_owned()));
     }
+    let is_hiding = chain::parent_of(reader, &base.layer)?.is_some_and(|parent| parent.virtual_size() > smallest);
+    Ok(is_hiding.then(|| "it is smaller than the disk that it is built on, and grew again".to_owned()))
+}
+
+/// A folder cannot take the place of another.
+fn check_names(children: &[Image]) -> Result<()> {
+    let target = children.last().expect("a merge has children");
+    let is_folder = matches!(target.layer.body, Body::Exploded(_)) && target.layer.name == target.layer.data;
+    if is_folder {
+        return Err(unsupported(target, "it is no alias, so that nothing can take its place at once"));
+    }
+    Ok(())
+}
+
+/// Every block that the table of an image lists must be there.
+fn check_image(reader: &Arc<dyn Storage>, image: &Image) -> Result<()> {
+    if let Body::Flat(_) = image.layer.body {
+        return if image.layer.header.is_none() { Ok(()) } else { check_ends(image, |_| false) };
+    }
+    let there = Exploded::listed(&image.layer, reader)?;
+    let mut lost = None;
+    image.map.each_held(image.block_count(), |block, _| {
+        let block = BlockIndex(u32::try_from(block).expect("at most MAX_BLOCKS"));
+        if lost.is_none() && !there.contains(&block) {
+            lost = Some(block);
+        }
+    });
+    lost.map_or(Ok(()), |block| Err(not_there(image, block)))
+}
+
+fn not_there(image: &Image, block: BlockIndex) -> Error {
+    image.layer.block_error(ErrorKind::Missing, block, "its file is missing, though the table lists it")
 }
 
 fn unsupported(image: &Image, reason: &str) -> Error {
@@ -286,11 +350,7 @@ fn check_blocks(reader: &Arc<dyn Storage>, base: &Image, children: &[Image], sta
             && there.contains(&block)
             && (was_complete || !is_lost(&child.layer, &base.layer, reader, block)?);
         if !was_moved {
-            return Err(child.layer.block_error(
-                ErrorKind::Missing,
-                block,
-                "its file is missing, though the table lists it",
-            ));
+            return Err(not_there(child, block));
         }
     }
     let mut lost = None;
@@ -300,12 +360,7 @@ fn check_blocks(reader: &Arc<dyn Storage>, base: &Image, children: &[Image], sta
             lost = Some(block);
         }
     });
-    match lost {
-        Some(block) => {
-            Err(base.layer.block_error(ErrorKind::Missing, block, "its file is missing, though the table lists it"))
-        }
-        None => Ok(()),
-    }
+    lost.map_or(Ok(()), |block| Err(not_there(base, block)))
 }
 
 /// Every block that the table of a VHD file lists must lie within the file, but those that are `awaited`.

@@ -26,6 +26,16 @@ impl Tops {
         Self(tops)
     }
 
+    /// Blocks that are taken, from whichever child.
+    pub(super) fn marked(is_taken: &[bool]) -> Self {
+        Self(is_taken.iter().map(|is_taken| u16::from(*is_taken)).collect())
+    }
+
+    /// Returns the number of blocks of the disk.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn count(&self) -> u64 {
         self.0.iter().filter(|top| **top > 0).count() as u64
     }
