@@ -4,7 +4,7 @@
 //! ```text
 //! under the lock of the VM
 //! 1  finish the merges that were begun earlier, by us or by XO
-//! 2  see that everything that would be merged can be; a backup that cannot go stays
+//! 2  see that everything that would be merged can be; a backup that cannot go stays; write anew what fits nothing
 //! 3  remove the metadata of those that go, newest first; from here on they do not exist
 //! 4  merge each chain (vhd::Merge), then write what changed into the metadata of its target
 //! 5  remove what belonged to those that went alone: disks nothing is built on, XVAs
@@ -92,8 +92,14 @@ impl<'a> Run<'a> {
             return Ok(self.done);
         }
         let mut going = choose(&backups);
-        let merges = self.plan(&backups, &mut going, &lineages)?;
+        let mut merges = self.plan(&backups, &mut going, &lineages)?;
         (self.watch.planned)(merges.iter().map(|(_, merge)| merge.blocks()).sum());
+        for (_, merge) in &mut merges {
+            if self.watched(|control| merge.prepare(control))? == Outcome::Stopped {
+                self.done.is_stopped = true;
+                return Ok(self.done);
+            }
+        }
         let folder = VmFolder::new(self.lock)?;
         going.sort_by_key(|backup| std::cmp::Reverse(backup.time));
         for backup in &going {
@@ -110,8 +116,8 @@ impl<'a> Run<'a> {
                 self.storage.sync(&self.folder)?;
             }
         }
-        for (images, merge) in merges {
-            if !self.merge(&merge, images, &backups)? {
+        for (images, mut merge) in merges {
+            if !self.merge(&mut merge, images, &backups)? {
                 return Ok(self.done);
             }
         }
@@ -171,9 +177,12 @@ impl<'a> Run<'a> {
     fn finish_merges(&mut self, lineage: &ObjectPath, backups: &Backups) -> Result<()> {
         for state in Merge::unfinished(&*self.reader, lineage).map_err(of_vhd)? {
             match Merge::resume(&self.storage, &state) {
-                Ok(merge) => {
+                Ok(mut merge) => {
+                    // Of those that it was begun for some may not have gone.
+                    let named = self.names_of(backups, &[]);
+                    merge.keep(|name| named.contains(name));
                     (self.watch.planned)(merge.blocks());
-                    if !self.merge(&merge, 1, backups)? {
+                    if !self.merge(&mut merge, 1, backups)? {
                         return Ok(());
                     }
                 }
@@ -237,30 +246,40 @@ impl<'a> Run<'a> {
     }
 
     /// Merges, and writes what changed into the metadata; false if it was stopped.
-    fn merge(&mut self, merge: &Merge, images: u64, backups: &Backups) -> Result<bool> {
+    fn merge(&mut self, merge: &mut Merge, images: u64, backups: &Backups) -> Result<bool> {
+        match self.watched(|control| merge.run(control))? {
+            Outcome::Stopped => self.done.is_stopped = true,
+            Outcome::Undone => merge.forget().map_err(of_vhd)?,
+            Outcome::Merged => {
+                self.rewrite_all(merge, backups)?;
+                merge.forget().map_err(of_vhd)?;
+                self.done.merged += images;
+            }
+        }
+        Ok(!self.done.is_stopped)
+    }
+
+    /// Has a part of a merge done.
+    fn watched<T>(&mut self, act: impl FnOnce(&Control) -> vhd::Result<T>) -> Result<T> {
         let moved = AtomicU64::new(0);
-        let control = Control {
+        let done = act(&Control {
             threads: self.watch.threads,
-            barrier: &|| self.lock.check().map_err(|error| lost(&merge.target(), &error)),
+            barrier: &|| self.lock.check().map_err(|error| lost(&self.folder, &error)),
             moved: &|blocks| {
                 moved.fetch_add(blocks, Ordering::Relaxed);
                 (self.watch.moved)(blocks);
             },
             is_stopped: self.watch.is_stopped,
-        };
-        let outcome = merge.run(&control);
+        });
         self.done.blocks += moved.into_inner();
-        if outcome.map_err(of_vhd)? == Outcome::Stopped {
-            self.done.is_stopped = true;
-            return Ok(false);
-        }
+        done.map_err(of_vhd)
+    }
+
+    /// Writes what changed into the metadata of the backups of a merge's target.
+    fn rewrite_all(&self, merge: &Merge, backups: &Backups) -> Result<()> {
         let target = merge.target();
-        for backup in backups.iter().filter(|backup| disks_of(backup).any(|disk| *disk == target)) {
-            self.rewrite(backup)?;
-        }
-        merge.forget().map_err(of_vhd)?;
-        self.done.merged += images;
-        Ok(true)
+        let mut of_target = backups.iter().filter(|backup| disks_of(backup).any(|disk| *disk == target));
+        of_target.try_for_each(|backup| self.rewrite(backup))
     }
 
     /// Writes into the metadata of a backup what its disks are now.
@@ -342,6 +361,6 @@ fn of_vhd(error: vhd::Error) -> Error {
     disk::Error::from(error).into()
 }
 
-fn lost(target: &ObjectPath, error: &Error) -> vhd::Error {
-    vhd::Error::new(vhd::ErrorKind::Unavailable, target, error.to_string())
+fn lost(folder: &ObjectPath, error: &Error) -> vhd::Error {
+    vhd::Error::new(vhd::ErrorKind::Unavailable, folder, error.to_string())
 }

@@ -48,12 +48,16 @@ impl World {
         let memory = Arc::new(MemoryStorage::with_power_cuts());
         let storage: Arc<dyn WritableStorage> = memory.clone();
         let backups = 2 + random.below(4);
-        let filter = [Filter::None, Filter::Gzip, Filter::Brotli][random.below(3)];
+        let any_filter = |random: &mut Random| [Filter::None, Filter::Gzip, Filter::Brotli][random.below(3)];
+        let (mut filter, is_mixed) = (any_filter(random), random.below(3) == 0);
         let folder = format!("xo-vm-backups/{VM}");
         let mut disks = vec![vec![0; BLOCK * 6]; 2];
         let mut uuids: Vec<Option<Uuid>> = vec![None; 2];
         let mut world = Self { memory, truths: BTreeMap::new(), kept: BTreeSet::new() };
         for number in 0..backups {
+            if is_mixed {
+                filter = any_filter(random);
+            }
             let mut vhds = serde_json::Map::new();
             let mut vdis = serde_json::Map::new();
             for (disk, content) in disks.iter_mut().enumerate() {

@@ -144,6 +144,8 @@ const KINDS = [
   { name: 'flat', useVhdDirectory: false },
   { name: 'plain', useVhdDirectory: true, compression: 'none' },
   { name: 'brotli', useVhdDirectory: true, compression: 'brotli' },
+  // from the fourth night on compressed: XO destroys such chains when it merges them
+  { name: 'mixed', useVhdDirectory: true, compression: 'none', laterCompression: 'brotli' },
 ]
 for (const kind of KINDS) {
   const repo = join(work, kind.name)
@@ -151,6 +153,13 @@ for (const kind of KINDS) {
   const entry = await makeVm(kind.name, kind, repo)
   const { vm, truths } = entry
   for (let night = 0; night < 5; night++) {
+    if (night === 3 && kind.laterCompression !== undefined) {
+      vm.adapter = new FixtureAdapter(entry.handler, {
+        anyParent: true,
+        compression: kind.laterCompression,
+        dirMode: 0o700,
+      })
+    }
     await add(entry, night)
   }
   const all = [...truths.keys()]

@@ -29,7 +29,7 @@ fn main() -> Result<(), Error> {
 
     let lineage = root.join("lineage")?;
     make(&storage, &lineage, blocks)?;
-    let merge = Merge::new(&storage, &lineage, &["1.alias.vhd".to_owned(), "2.alias.vhd".to_owned()])?;
+    let mut merge = Merge::new(&storage, &lineage, &["1.alias.vhd".to_owned(), "2.alias.vhd".to_owned()])?;
     counted.reset_counts();
     let start = Instant::now();
     let control = Control { threads: threads as usize, barrier: &|| Ok(()), moved: &|_| {}, is_stopped: &|| false };

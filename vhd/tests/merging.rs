@@ -210,7 +210,7 @@ fn path(text: &str) -> ObjectPath {
     ObjectPath::new(text).unwrap()
 }
 
-fn control(is_stopped: &(dyn Fn() -> bool + Sync), run: impl FnOnce(&Control) -> vhd::Result<()>) -> vhd::Result<()> {
+fn control<T>(is_stopped: &(dyn Fn() -> bool + Sync), run: impl FnOnce(&Control) -> vhd::Result<T>) -> vhd::Result<T> {
     run(&Control { threads: 1, barrier: &|| Ok(()), moved: &|_| {}, is_stopped })
 }
 
@@ -218,13 +218,23 @@ fn control(is_stopped: &(dyn Fn() -> bool + Sync), run: impl FnOnce(&Control) ->
 fn merge(storage: &Arc<dyn WritableStorage>, chain: &[String]) -> vhd::Result<()> {
     let (reader, root) = (storage.clone().reader(), ObjectPath::root());
     let states = Merge::unfinished(&*reader, &root)?;
-    let todo = match states.first() {
-        Some(state) => Merge::resume(storage, state)?,
-        None => match reader.stat(&path(&chain[0])) {
-            Ok(_) => Merge::new(storage, &root, chain)?,
-            Err(error) if error.kind() == storage::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(error.into()),
-        },
+    if let Some(state) = states.first() {
+        let mut begun = Merge::resume(storage, state)?;
+        let outcome = control(&|| false, |control| {
+            let outcome = begun.run(control)?;
+            begun.forget()?;
+            Ok(outcome)
+        })?;
+        if outcome == Outcome::Undone {
+            return merge(storage, chain);
+        }
+        assert_eq!(outcome, Outcome::Merged);
+        return Ok(());
+    }
+    let mut todo = match reader.stat(&path(&chain[0])) {
+        Ok(_) => Merge::new(storage, &root, chain)?,
+        Err(error) if error.kind() == storage::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
     };
     control(&|| false, |control| {
         assert_eq!(todo.run(control)?, Outcome::Merged);

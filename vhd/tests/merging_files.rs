@@ -15,7 +15,7 @@ fn path(text: &str) -> ObjectPath {
     ObjectPath::new(text).unwrap()
 }
 
-fn run(merge: &Merge) -> vhd::Result<()> {
+fn run(merge: &mut Merge) -> vhd::Result<()> {
     let outcome = merge.run(&Control { threads: 3, barrier: &|| Ok(()), moved: &|_| {}, is_stopped: &|| false })?;
     assert_eq!(outcome, Outcome::Merged);
     merge.forget()
@@ -23,7 +23,7 @@ fn run(merge: &Merge) -> vhd::Result<()> {
 
 fn merge(storage: &Arc<dyn WritableStorage>, names: &[&str]) -> vhd::Result<()> {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-    run(&Merge::new(storage, &ObjectPath::root(), &names)?)
+    run(&mut Merge::new(storage, &ObjectPath::root(), &names)?)
 }
 
 /// Disk `number` of `blocks` blocks, built on the one before it, with a byte for each block it holds.
@@ -105,7 +105,7 @@ fn chains_in_one_folder_are_merged_one_after_the_other() {
     let lineage = Merge::lineage(&storage.clone().reader(), &ObjectPath::root(), is_kept).unwrap();
     assert_eq!(lineage.chains, [["1.vhd", "2.vhd", "3.vhd"], ["4.vhd", "5.vhd", "6.vhd"]]);
     for chain in &lineage.chains {
-        run(&Merge::new(&storage, &ObjectPath::root(), chain).unwrap()).unwrap();
+        run(&mut Merge::new(&storage, &ObjectPath::root(), chain).unwrap()).unwrap();
         assert_eq!((bytes(&memory, "3.vhd"), bytes(&memory, "6.vhd")), (third.clone(), last.clone()));
     }
     assert_eq!(names(&memory), ["3.vhd", "6.vhd"]);
@@ -125,7 +125,7 @@ fn put_state(memory: &MemoryStorage, step: &str) {
 
 fn resume(memory: &Arc<MemoryStorage>) -> vhd::Result<()> {
     let storage: Arc<dyn WritableStorage> = memory.clone();
-    run(&Merge::resume(&storage, &path(".1.vhd.merge.json"))?)
+    run(&mut Merge::resume(&storage, &path(".1.vhd.merge.json"))?)
 }
 
 #[test]

@@ -11,7 +11,9 @@
 //! ```
 //!
 //! Until the commit the chain is as it was, and nothing leads to what is written. Then nothing is built on the others any more.
-//! So XO, which knows nothing of the journal, is right at any point: it merges the chain itself, or removes what nobody names.
+//! XO, which knows nothing of the journal, destroys chains that are stored in different ways when it merges them, and merges what
+//! no backup names. So the metadata of the backups that go is there until the commit ([`Merge::prepare`]), and then XO is right at
+//! any point.
 
 use std::sync::Arc;
 use std::thread;

@@ -12,8 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub(super) fn run(merge: &Merge, control: &Control) -> Result<()> {
     let storage = &*merge.storage;
     (control.barrier)()?;
-    let between = &merge.chain[1..merge.chain.len() - 1];
-    for name in std::iter::once(&merge.chain[0]).chain(between) {
+    for name in &merge.chain[..merge.chain.len() - 1] {
         match storage.remove(&merge.path(name)) {
             Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
@@ -21,6 +20,12 @@ pub(super) fn run(merge: &Merge, control: &Control) -> Result<()> {
     }
     // A name that comes back after a power cut must not lead to nothing.
     storage.sync(&merge.folder)?;
+    remove_unnamed(merge, control)
+}
+
+/// Removes what the names led to, and no name leads to any more.
+pub(super) fn remove_unnamed(merge: &Merge, control: &Control) -> Result<()> {
+    let storage = &*merge.storage;
     let named = named_data(merge)?;
     for data in merge.data.iter().filter(|data| !named.contains(data)) {
         (control.barrier)()?;

@@ -62,6 +62,9 @@ pub enum Outcome {
     Merged,
     /// It was stopped, and can be resumed.
     Stopped,
+    /// The target had not been written anew to the end: what had been is gone, and all images are as they were. As for
+    /// [`Outcome::Merged`] the state file is still there.
+    Undone,
 }
 
 /// What the images in a folder are to each other.
@@ -85,6 +88,8 @@ enum Stage {
     Blocks { base: Box<Image>, children: Vec<Image> },
     /// The target is to be written anew.
     Anew { base: Box<Image>, children: Vec<Image>, journal: anew::Journal },
+    /// What was written of the target is to go.
+    Undo,
     /// All is in the base.
     Commit,
     /// The target is the base, or was written anew.
@@ -174,7 +179,8 @@ impl Merge {
         Ok(states)
     }
 
-    /// Takes up the merge of a state file, ours or XO's of any version, where it ended. Changes nothing yet.
+    /// Takes up the merge of a state file, ours or XO's of any version, where it ended; one that can only begin anew is undone
+    /// by [`Merge::run`]. Changes nothing yet.
     ///
     /// # Errors
     /// [`ErrorKind::Damaged`] if the file cannot be read, or what is there contradicts it; else as for [`Merge::new`]. Never is
@@ -206,7 +212,8 @@ impl Merge {
         Ok(Self { storage: storage.clone(), reader, folder, chain, data, state: state.clone(), stage })
     }
 
-    /// Takes up a merge that writes the target anew.
+    /// Takes up a merge that writes the target anew. Where it came to no end, the chain may have been changed since by others, and
+    /// is for [`Merge::new`] to look at again.
     fn resume_anew(storage: &Arc<dyn WritableStorage>, state: &ObjectPath) -> Result<Self> {
         let reader = storage.clone().reader();
         let folder = state.parent();
@@ -215,13 +222,7 @@ impl Merge {
         let names = journal.data.iter().chain([&journal.new]);
         let data = names.map(|data| plan::inside(&folder, data)).collect::<Result<_>>()?;
         let target = Image::open(&reader, &folder.join(&chain[chain.len() - 1])?)?;
-        let stage = if journal.is_committed(&target) {
-            Stage::Cleanup
-        } else {
-            let (base, children) = plan::images(&reader, &folder, &chain)?;
-            plan::check(&reader, &folder, &base, &children, None)?;
-            Stage::Anew { base: Box::new(base), children, journal }
-        };
+        let stage = if journal.is_committed(&target) { Stage::Cleanup } else { Stage::Undo };
         Ok(Self { storage: storage.clone(), reader, folder, chain, data, state: state.clone(), stage })
     }
 
@@ -234,7 +235,7 @@ impl Merge {
             Stage::Anew { base, children, .. } => {
                 anew::needed(&self.reader, base, children).map_or(0, |needed| needed.count())
             }
-            Stage::Commit | Stage::Cleanup => 0,
+            Stage::Undo | Stage::Commit | Stage::Cleanup => 0,
         }
     }
 
@@ -254,11 +255,36 @@ impl Merge {
         self.folder.join(name).expect("names of the chain are names in its folder")
     }
 
+    /// Does what can be done while the backups of all images are still there, and they can be read: writes the target anew, if
+    /// it is to be. Xen Orchestra would destroy such a chain as soon as one of them is gone.
+    ///
+    /// # Errors
+    /// As for [`Merge::run`].
+    pub fn prepare(&mut self, control: &Control) -> Result<Outcome> {
+        if let Stage::Anew { base, children, journal } = &self.stage {
+            if anew::run(self, base, children, journal, control)? == Outcome::Stopped {
+                return Ok(Outcome::Stopped);
+            }
+            self.stage = Stage::Cleanup;
+        }
+        Ok(Outcome::Merged)
+    }
+
+    /// Leaves those images as they are that are kept, and what they are built on, if the target was written anew: they are not
+    /// needed for it. What blocks were moved out of can only be merged.
+    pub fn keep(&mut self, is_kept: impl Fn(&ObjectPath) -> bool) {
+        if anew::is_journal(self.state.file_name()) {
+            let sources = &self.chain[..self.chain.len() - 1];
+            let kept = sources.iter().rposition(|name| is_kept(&self.path(name)));
+            self.chain.drain(..kept.map_or(0, |kept| kept + 1));
+        }
+    }
+
     /// Merges, or goes on with it, until the target is the base and all else is gone.
     ///
     /// # Errors
     /// What the storage or the barrier says. Nothing is lost then, the target can be read, and the merge be resumed.
-    pub fn run(&self, control: &Control) -> Result<Outcome> {
+    pub fn run(&mut self, control: &Control) -> Result<Outcome> {
         if let Stage::Blocks { base, children } = &self.stage {
             let merge_blocks = match base.layer.format() {
                 Format::File => copies::run,
@@ -268,10 +294,13 @@ impl Merge {
                 return Ok(Outcome::Stopped);
             }
         }
-        if let Stage::Anew { base, children, journal } = &self.stage {
-            if anew::run(self, base, children, journal, control)? == Outcome::Stopped {
-                return Ok(Outcome::Stopped);
-            }
+        if let Stage::Undo = self.stage {
+            (control.barrier)()?;
+            cleanup::remove_unnamed(self, control)?;
+            return Ok(Outcome::Undone);
+        }
+        if self.prepare(control)? == Outcome::Stopped {
+            return Ok(Outcome::Stopped);
         }
         if matches!(self.stage, Stage::Blocks { .. } | Stage::Commit) {
             (control.barrier)()?;
