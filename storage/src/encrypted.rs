@@ -24,8 +24,8 @@ use zeroize::Zeroizing;
 
 use crate::memory::copy_at;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Object, ObjectPath, Result, Room, Stat, Storage, WritableObject,
-    WritableStorage, publish,
+    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
+    WritableObject, WritableStorage, publish,
 };
 
 /// The longest object opened for positioned reads, as stored: it is decrypted as a whole, in memory. Blocks have 2 MiB
@@ -404,6 +404,10 @@ impl WritableStorage for EncryptedStorage<dyn WritableStorage> {
 
     fn rename(&self, from: &ObjectPath, to: &ObjectPath) -> Result<()> {
         self.inner.rename(from, to)
+    }
+
+    fn moves<'a>(&'a self, from: &ObjectPath, to: &ObjectPath) -> Result<Box<dyn Moves + 'a>> {
+        self.inner.moves(from, to)
     }
 
     fn remove(&self, path: &ObjectPath) -> Result<()> {

@@ -9,9 +9,10 @@ use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::write::MovesByPath;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Object, ObjectPath, Result, Room, Stat, Storage, WritableObject,
-    WritableStorage,
+    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
+    WritableObject, WritableStorage,
 };
 
 /// What is asked of a storage or of an open object.
@@ -299,6 +300,10 @@ impl<S: WritableStorage + ?Sized + 'static> WritableStorage for FaultyStorage<S>
     fn rename(&self, from: &ObjectPath, to: &ObjectPath) -> Result<()> {
         self.control.begin(Operation::Rename, "rename", from)?;
         self.inner.rename(from, to)
+    }
+
+    fn moves<'a>(&'a self, from: &ObjectPath, to: &ObjectPath) -> Result<Box<dyn Moves + 'a>> {
+        MovesByPath::begin(self, from, to)
     }
 
     fn remove(&self, path: &ObjectPath) -> Result<()> {

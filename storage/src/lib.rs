@@ -33,7 +33,7 @@ pub use memory::MemoryStorage;
 pub use path::ObjectPath;
 pub use power_cut::Loss;
 pub use write::{
-    Existing, Room, UNPUBLISHED, WritableObject, WritableStorage, create_directories, publish, publish_rename,
+    Existing, Moves, Room, UNPUBLISHED, WritableObject, WritableStorage, create_directories, publish, publish_rename,
     remove_tree,
 };
 

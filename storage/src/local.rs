@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use crate::write::copy_in_pieces;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Kind, Object, ObjectPath, Result, Room, Stat, Storage,
+    Capabilities, Entry, Error, ErrorKind, Existing, Kind, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
     WritableObject, WritableStorage,
 };
 
@@ -283,6 +283,11 @@ impl WritableStorage for LocalStorage {
         self.in_parent(from, "rename", |old_parent, name| rename_at(old_parent, name, &parent, to.file_name()))
     }
 
+    fn moves<'a>(&'a self, from: &ObjectPath, to: &ObjectPath) -> Result<Box<dyn Moves + 'a>> {
+        let open = |folder| self.open_fd(folder, "rename", OFlags::PATH | OFlags::DIRECTORY);
+        Ok(Box::new(LocalMoves { from: open(from)?, to: open(to)?, source: from.clone() }))
+    }
+
     fn remove(&self, path: &ObjectPath) -> Result<()> {
         let removed = self.in_parent(path, "remove", |parent, name| unlinkat(parent, name, AtFlags::empty()));
         match removed {
@@ -378,6 +383,22 @@ impl Object for LocalObject {
 
     fn local_file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
+    }
+}
+
+/// Moves files between two open folders.
+struct LocalMoves {
+    from: OwnedFd,
+    to: OwnedFd,
+    /// For messages.
+    source: ObjectPath,
+}
+
+impl Moves for LocalMoves {
+    fn rename(&self, name: &str) -> Result<()> {
+        // Also proves that it is a name alone.
+        let path = self.source.join(name)?;
+        renameat(&self.from, name, &self.to, name).map_err(|error| Error::from_io("rename", &path, error.into()))
     }
 }
 

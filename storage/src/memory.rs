@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use crate::power_cut::{Change, Durable, Loss};
+use crate::write::MovesByPath;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Kind, Object, ObjectPath, Result, Room, Stat, Storage,
+    Capabilities, Entry, Error, ErrorKind, Existing, Kind, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
     WritableObject, WritableStorage,
 };
 
@@ -507,6 +508,10 @@ impl WritableStorage for MemoryStorage {
             return Err(exists("rename", to));
         }
         tree.rename(from, to)
+    }
+
+    fn moves<'a>(&'a self, from: &ObjectPath, to: &ObjectPath) -> Result<Box<dyn Moves + 'a>> {
+        MovesByPath::begin(self, from, to)
     }
 
     fn remove(&self, path: &ObjectPath) -> Result<()> {

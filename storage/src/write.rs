@@ -68,6 +68,12 @@ pub trait WritableStorage: Storage {
     /// [`ErrorKind::NotFound`] if nothing is at `from` or no folder holds `to`; else what the storage says.
     fn rename(&self, from: &ObjectPath, to: &ObjectPath) -> Result<()>;
 
+    /// Begins to move files from one folder to another, many of them: what is found of the folders is found once.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if one of the folders is not there; else what the storage says.
+    fn moves<'a>(&'a self, from: &ObjectPath, to: &ObjectPath) -> Result<Box<dyn Moves + 'a>>;
+
     /// Removes a file. What has it open keeps it.
     ///
     /// # Errors
@@ -103,6 +109,39 @@ pub trait WritableStorage: Storage {
     /// # Errors
     /// What the storage says.
     fn room(&self) -> Result<Room>;
+}
+
+/// Moves files from one folder to another ([`WritableStorage::moves`]).
+pub trait Moves {
+    /// Moves a file, which keeps its name and takes the place of a file that has it there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] if there is none; else what the storage says.
+    fn rename(&self, name: &str) -> Result<()>;
+}
+
+/// Moves files by their paths, where there is nothing to be found once.
+pub(crate) struct MovesByPath<'a, S> {
+    storage: &'a S,
+    from: ObjectPath,
+    to: ObjectPath,
+}
+
+impl<'a, S: WritableStorage> MovesByPath<'a, S> {
+    pub(crate) fn begin(storage: &'a S, from: &ObjectPath, to: &ObjectPath) -> Result<Box<dyn Moves + 'a>> {
+        for folder in [from, to] {
+            if storage.stat(folder)?.kind != crate::Kind::Directory {
+                return Err(crate::Error::new(ErrorKind::NotDirectory, "rename", folder, "a folder was expected"));
+            }
+        }
+        Ok(Box::new(Self { storage, from: from.clone(), to: to.clone() }))
+    }
+}
+
+impl<S: WritableStorage> Moves for MovesByPath<'_, S> {
+    fn rename(&self, name: &str) -> Result<()> {
+        self.storage.rename(&self.from.join(name)?, &self.to.join(name)?)
+    }
 }
 
 /// Bytes of a copy that are in memory at a time.

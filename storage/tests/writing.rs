@@ -160,6 +160,27 @@ fn a_rename_takes_the_place_of_a_file_and_folders_move_whole() {
 }
 
 #[test]
+fn files_are_moved_between_two_folders_one_after_the_other() {
+    on_every_place(|storage, _| {
+        create_directories(&**storage, &path("a/b")).unwrap();
+        create_directories(&**storage, &path("c")).unwrap();
+        for (name, bytes) in [("a/b/1", "moved"), ("a/b/2", "too"), ("c/2", "of old")] {
+            storage.write(&path(name), bytes.as_bytes(), Existing::Refuse).unwrap();
+        }
+        let moves = storage.moves(&path("a/b"), &path("c")).unwrap();
+        moves.rename("1").unwrap();
+        moves.rename("2").unwrap();
+        assert_eq!(kind(moves.rename("1")), ErrorKind::NotFound);
+        assert_eq!(kind(moves.rename("../b/2")), ErrorKind::Escape);
+        assert_eq!((names(storage, "a/b"), names(storage, "c")), (vec![], vec!["1".to_owned(), "2".to_owned()]));
+        assert_eq!(storage.read(&path("c/2"), 9).unwrap(), b"too");
+        for (from, to) in [("a/x", "c"), ("a/b", "x")] {
+            assert_eq!(kind(storage.moves(&path(from), &path(to)).map(drop)), ErrorKind::NotFound);
+        }
+    });
+}
+
+#[test]
 fn only_files_and_empty_folders_are_removed_and_trees_whole() {
     on_every_place(|storage, _| {
         create_directories(&**storage, &path("a/b")).unwrap();

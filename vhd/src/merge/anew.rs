@@ -220,7 +220,7 @@ fn write(
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let Control { barrier, moved, is_stopped, .. } = *control;
     let control = Control { threads: control.threads.max(cores), barrier, moved, is_stopped };
-    needed(&merge.reader, base, children)?.each(&control, |_, block| {
+    needed(&merge.reader, base, children)?.each(&control, |(), _, block| {
         let start = u64::from(block.0) * layer.block_size().bytes();
         let len = usize::try_from(disk.size() - start).unwrap_or(usize::MAX).min(layer.block_size().len());
         let mut bytes = vec![0; len];

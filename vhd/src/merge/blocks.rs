@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use storage::{ObjectPath, WritableStorage, publish};
+use storage::{Moves, ObjectPath, WritableStorage, publish};
 
 use super::tops::Tops;
 use super::{Control, Image, Merge, Outcome};
@@ -28,7 +28,8 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
     (control.barrier)()?;
     merge.begin(base, target)?;
     make_folders(storage, base, &tops)?;
-    let moved = tops.each(control, |child, block| move_block(storage, &children[child], base, block))?;
+    let moved =
+        tops.each(control, |folders: &mut Folders, child, block| folders.take(storage, children, base, child, block))?;
     if moved == Outcome::Stopped {
         return Ok(Outcome::Stopped);
     }
@@ -97,12 +98,57 @@ fn make_folders(storage: &dyn WritableStorage, base: &Image, tops: &Tops) -> Res
     Ok(storage.sync(&base.layer.data)?)
 }
 
-fn move_block(storage: &dyn WritableStorage, child: &Image, base: &Image, block: BlockIndex) -> Result<()> {
-    let from = Exploded::block_path(&child.layer.data, block)?;
-    match storage.rename(&from, &Exploded::block_path(&base.layer.data, block)?) {
-        // It was moved before; that all are there is seen in the end.
-        Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(()),
+/// A thousand blocks of a child, on their way to the base.
+struct Folder<'a> {
+    child: usize,
+    number: u32,
+    /// `None` if the child has no such folder: all in it were moved before.
+    moves: Option<Box<dyn Moves + 'a>>,
+}
+
+/// Where a thread takes blocks from: blocks come ascending, from a few children in turn.
+#[derive(Default)]
+struct Folders<'a>(Vec<Folder<'a>>);
+
+impl<'a> Folders<'a> {
+    /// Folders that are kept open.
+    const MOST: usize = 8;
+
+    fn take(
+        &mut self,
+        storage: &'a dyn WritableStorage,
+        children: &[Image],
+        base: &Image,
+        child: usize,
+        block: BlockIndex,
+    ) -> Result<()> {
+        let number = block.0 / 1000;
+        let known = self.0.iter().position(|folder| (folder.child, folder.number) == (child, number));
+        let at = known.map_or_else(
+            || {
+                let folder = |data: &ObjectPath| data.resolve(&format!("blocks/{number}"));
+                let from = folder(&children[child].layer.data)?;
+                let moves = unless_gone(storage.moves(&from, &folder(&base.layer.data)?), block)?;
+                if self.0.len() == Self::MOST {
+                    self.0.remove(0);
+                }
+                self.0.push(Folder { child, number, moves });
+                Ok::<_, Error>(self.0.len() - 1)
+            },
+            Ok,
+        )?;
+        match &self.0[at].moves {
+            Some(moves) => unless_gone(moves.rename(&(block.0 % 1000).to_string()), block).map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is not there was moved before; that all are there is seen in the end.
+fn unless_gone<T>(result: storage::Result<T>, block: BlockIndex) -> Result<Option<T>> {
+    match result {
+        Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Error::from(error).in_block(block)),
-        Ok(()) => Ok(()),
+        Ok(value) => Ok(Some(value)),
     }
 }

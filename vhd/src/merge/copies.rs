@@ -42,7 +42,7 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
     merge.begin(base, target)?;
     let copies = Copies::new(merge, base, children)?;
     let tops = Tops::of(base, children);
-    if tops.each(control, |child, block| copies.take(child, block))? == Outcome::Stopped {
+    if tops.each(control, |(), child, block| copies.take(child, block))? == Outcome::Stopped {
         return Ok(Outcome::Stopped);
     }
     copies.object.sync()?;

@@ -55,14 +55,16 @@ impl Tops {
         (0..).zip(&self.0).filter(|(_, top)| **top > 0).map(|(block, _)| BlockIndex(block))
     }
 
-    /// Has `take` take each block from its topmost child, whose number it gets, several at a time.
-    pub(super) fn each(
+    /// Has `take` take each block from its topmost child, whose number it gets, several at a time; what it remembers of one
+    /// block to the next is a thread's own.
+    pub(super) fn each<S: Default>(
         &self,
         control: &Control,
-        take: impl Fn(usize, BlockIndex) -> Result<()> + Sync,
+        take: impl Fn(&mut S, usize, BlockIndex) -> Result<()> + Sync,
     ) -> Result<Outcome> {
         let (next, is_over, failure) = (AtomicUsize::new(0), AtomicBool::new(false), Mutex::new(None));
         let take_some = || -> Result<()> {
+            let mut memory = S::default();
             loop {
                 let from = next.fetch_add(AT_ONCE, Ordering::Relaxed);
                 if from >= self.0.len() {
@@ -75,7 +77,7 @@ impl Tops {
                         is_over.store(true, Ordering::Relaxed);
                         return Ok(());
                     }
-                    take(child, BlockIndex(u32::try_from(block).expect("at most MAX_BLOCKS")))?;
+                    take(&mut memory, child, BlockIndex(u32::try_from(block).expect("at most MAX_BLOCKS")))?;
                     taken += 1;
                 }
                 if taken > 0 {
