@@ -6,15 +6,16 @@
 //! 1  finish the merges that were begun earlier, by us or by XO
 //! 2  see that everything that would be merged can be; a backup that cannot go stays; write anew what fits nothing
 //! 3  remove the metadata of those that go, newest first; from here on they do not exist
-//! 4  merge each chain (vhd::Merge), then write what changed into the metadata of its target
+//! 4  merge each chain (vhd::Merge), those of several disks at a time; then write what changed into the metadata of the targets
 //! 5  remove what belonged to those that went alone: disks nothing is built on, XVAs
 //! ```
 //!
 //! What is interrupted after step 3 is found by its disks, which no metadata names, and merged the next time.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use serde_json::value::{RawValue, to_raw_value};
 use storage::{ObjectPath, Storage, WritableStorage};
@@ -27,8 +28,10 @@ use crate::repository::{
 
 /// How it is watched and ended.
 pub struct Watch<'a> {
-    /// Blocks that are moved at a time.
+    /// Blocks that are moved at a time, by each merge.
     pub threads: usize,
+    /// Merges at a time, of different disks.
+    pub jobs: usize,
     /// Called with the number of blocks there are to move, once it is known, and each time it grows.
     pub planned: &'a (dyn Fn(u64) + Sync),
     /// Called with the number of blocks that were moved since the last time.
@@ -63,6 +66,15 @@ pub fn forget(lock: &VmLock, choose: impl FnOnce(&Backups) -> Vec<Arc<Backup>>, 
     Run::new(lock, watch)?.forget(choose)
 }
 
+/// A merge that is to be made.
+struct Planned {
+    /// How many images it takes away.
+    images: u64,
+    merge: Merge,
+    /// Once it ran.
+    outcome: Option<Outcome>,
+}
+
 struct Run<'a> {
     lock: &'a VmLock,
     watch: &'a Watch<'a>,
@@ -93,12 +105,10 @@ impl<'a> Run<'a> {
         }
         let mut going = choose(&backups);
         let mut merges = self.plan(&backups, &mut going, &lineages)?;
-        (self.watch.planned)(merges.iter().map(|(_, merge)| merge.blocks()).sum());
-        for (_, merge) in &mut merges {
-            if self.watched(|control| merge.prepare(control))? == Outcome::Stopped {
-                self.done.is_stopped = true;
-                return Ok(self.done);
-            }
+        (self.watch.planned)(merges.iter().map(|planned| planned.merge.blocks()).sum());
+        self.each_merge(&mut merges, |run, merge| run.prepare(merge))?;
+        if self.done.is_stopped {
+            return Ok(self.done);
         }
         let folder = VmFolder::new(self.lock)?;
         going.sort_by_key(|backup| std::cmp::Reverse(backup.time));
@@ -116,10 +126,12 @@ impl<'a> Run<'a> {
                 self.storage.sync(&self.folder)?;
             }
         }
-        for (images, mut merge) in merges {
-            if !self.merge(&mut merge, images, &backups)? {
-                return Ok(self.done);
-            }
+        self.each_merge(&mut merges, |run, merge| run.merge(merge))?;
+        for merge in &merges {
+            self.conclude(merge, &backups)?;
+        }
+        if self.done.is_stopped {
+            return Ok(self.done);
         }
         self.remove_unneeded(&backups, &going)?;
         Ok(self.done)
@@ -182,7 +194,10 @@ impl<'a> Run<'a> {
                     let named = self.names_of(backups, &[]);
                     merge.keep(|name| named.contains(name));
                     (self.watch.planned)(merge.blocks());
-                    if !self.merge(&mut merge, 1, backups)? {
+                    let mut begun = Planned { images: 1, merge, outcome: None };
+                    self.merge(&mut begun)?;
+                    self.conclude(&begun, backups)?;
+                    if self.done.is_stopped {
                         return Ok(());
                     }
                 }
@@ -198,7 +213,7 @@ impl<'a> Run<'a> {
         backups: &Backups,
         going: &mut Vec<Arc<Backup>>,
         lineages: &[ObjectPath],
-    ) -> Result<Vec<(u64, Merge)>> {
+    ) -> Result<Vec<Planned>> {
         loop {
             let kept = self.names_of(backups, going);
             let mut merges = Vec::new();
@@ -213,7 +228,7 @@ impl<'a> Run<'a> {
                 };
                 for chain in chains {
                     match Merge::new(&self.storage, lineage, &chain) {
-                        Ok(merge) => merges.push((chain.len() as u64 - 1, merge)),
+                        Ok(merge) => merges.push(Planned { images: chain.len() as u64 - 1, merge, outcome: None }),
                         Err(error) => problems.push((lineage.join(&chain[0])?, error.to_string())),
                     }
                 }
@@ -245,18 +260,90 @@ impl<'a> Run<'a> {
         backups.iter().filter(stays).flat_map(|backup| disks_of(backup).cloned()).collect()
     }
 
-    /// Merges, and writes what changed into the metadata; false if it was stopped.
-    fn merge(&mut self, merge: &mut Merge, images: u64, backups: &Backups) -> Result<bool> {
-        match self.watched(|control| merge.run(control))? {
-            Outcome::Stopped => self.done.is_stopped = true,
-            Outcome::Undone => merge.forget().map_err(of_vhd)?,
-            Outcome::Merged => {
-                self.rewrite_all(merge, backups)?;
-                merge.forget().map_err(of_vhd)?;
-                self.done.merged += images;
+    /// Has `act` done to each merge until one fails or it is stopped; those of one disk one after the other, since they look
+    /// at the same names.
+    fn each_merge(
+        &mut self,
+        merges: &mut [Planned],
+        act: impl Fn(&mut Self, &mut Planned) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let folder = |planned: &Planned| planned.merge.target().parent();
+        let disks: Vec<&mut [Planned]> = merges.chunk_by_mut(|left, right| folder(left) == folder(right)).collect();
+        let threads = self.watch.jobs.clamp(1, disks.len().max(1));
+        let (left, failure) = (Mutex::new(disks.into_iter()), Mutex::new(None));
+        let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+        let fail = |error: Option<Error>| -> bool {
+            let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+            *failure = failure.take().or(error);
+            failure.is_some()
+        };
+        let work = |mut run: Self| {
+            while let Some(merges) = next() {
+                for merge in merges {
+                    if run.done.is_stopped || fail(None) || fail(act(&mut run, merge).err()) {
+                        return run.done;
+                    }
+                }
+            }
+            run.done
+        };
+        let done: Vec<Forgotten> = thread::scope(|scope| {
+            // Where the system refuses another thread, there are fewer.
+            let spawn =
+                |_| thread::Builder::new().name("xofs-forget".to_owned()).spawn_scoped(scope, || work(self.fork()));
+            let others: Vec<_> = (1..threads).map_while(|number| spawn(number).ok()).collect();
+            let own = work(self.fork());
+            let others = others.into_iter().map(|other| other.join().expect("a merge does not panic"));
+            std::iter::once(own).chain(others).collect()
+        });
+        for done in done {
+            self.done.blocks += done.blocks;
+            self.done.is_stopped |= done.is_stopped;
+        }
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
+    /// Returns one for another thread, which has done nothing yet.
+    fn fork(&self) -> Self {
+        Self {
+            storage: self.storage.clone(),
+            reader: self.reader.clone(),
+            folder: self.folder.clone(),
+            done: Forgotten::default(),
+            ..*self
+        }
+    }
+
+    /// Does what is to be done before a backup goes.
+    fn prepare(&mut self, planned: &mut Planned) -> Result<()> {
+        let outcome = self.watched(|control| planned.merge.prepare(control))?;
+        self.done.is_stopped |= outcome == Outcome::Stopped;
+        Ok(())
+    }
+
+    /// Merges, unless it is stopped.
+    fn merge(&mut self, planned: &mut Planned) -> Result<()> {
+        let outcome = self.watched(|control| planned.merge.run(control))?;
+        self.done.is_stopped |= outcome == Outcome::Stopped;
+        planned.outcome = Some(outcome);
+        Ok(())
+    }
+
+    /// Writes what changed into the metadata, and ends the merge. All disks of the backup are looked at: none may be merged
+    /// meanwhile.
+    fn conclude(&mut self, planned: &Planned, backups: &Backups) -> Result<()> {
+        match planned.outcome {
+            None | Some(Outcome::Stopped) => return Ok(()),
+            Some(Outcome::Undone) => {}
+            Some(Outcome::Merged) => {
+                let target = planned.merge.target();
+                for backup in backups.iter().filter(|backup| disks_of(backup).any(|disk| *disk == target)) {
+                    self.rewrite(backup)?;
+                }
+                self.done.merged += planned.images;
             }
         }
-        Ok(!self.done.is_stopped)
+        planned.merge.forget().map_err(of_vhd)
     }
 
     /// Has a part of a merge done.
@@ -273,13 +360,6 @@ impl<'a> Run<'a> {
         });
         self.done.blocks += moved.into_inner();
         done.map_err(of_vhd)
-    }
-
-    /// Writes what changed into the metadata of the backups of a merge's target.
-    fn rewrite_all(&self, merge: &Merge, backups: &Backups) -> Result<()> {
-        let target = merge.target();
-        let mut of_target = backups.iter().filter(|backup| disks_of(backup).any(|disk| *disk == target));
-        of_target.try_for_each(|backup| self.rewrite(backup))
     }
 
     /// Writes into the metadata of a backup what its disks are now.

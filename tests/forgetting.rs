@@ -127,7 +127,9 @@ impl World {
     /// Forgets what is not kept; a lock that a dead machine left behind is gone by then.
     fn forget(&self, storage: Arc<dyn WritableStorage>) -> xofs::repository::Result<Forgotten> {
         let lock = VmLock::take(storage, &VmId::new(VM).unwrap(), Duration::ZERO, |_| {})?;
-        let watch = Watch { threads: 1, planned: &|_| {}, moved: &|_| {}, is_stopped: &|| false };
+        // At times both disks at a time.
+        let jobs = 1 + self.truths.len() % 2;
+        let watch = Watch { threads: 1, jobs, planned: &|_| {}, moved: &|_| {}, is_stopped: &|| false };
         let goes = |backup: &&Arc<Backup>| !self.kept.contains(&backup.time.stored());
         merge::forget(&lock, |backups| backups.iter().filter(goes).cloned().collect(), &watch)
     }

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
         let before = if is_counted { done.fetch_add(1, Ordering::SeqCst) } else { done.load(Ordering::SeqCst) };
         (before >= changes).then_some(Fault::Errno(EIO))
     });
-    let watch = Watch { threads: 1, planned: &|_| {}, moved: &|_| {}, is_stopped: &|| false };
+    let watch = Watch { threads: 1, jobs: 1, planned: &|_| {}, moved: &|_| {}, is_stopped: &|| false };
     let forgotten = merge::forget(&lock, |backups| backups[..backups.len().saturating_sub(keep)].to_vec(), &watch);
     match forgotten {
         Ok(done) if done.refused.is_empty() && done.problems.is_empty() => ExitCode::SUCCESS,

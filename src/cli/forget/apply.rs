@@ -89,6 +89,7 @@ fn forget(
     let what = format!("merge of {}", Shown(name));
     let watch = Watch {
         threads,
+        jobs: 1,
         planned: &|blocks| with_progress(&|progress| progress.next(&what, blocks * BLOCK)),
         moved: &|blocks| {
             let times = Times { reading: Duration::MAX, ..Times::default() };
