@@ -480,6 +480,56 @@ fn the_command_stores_a_key_and_increments_and_tells_what_it_did() {
 }
 
 #[test]
+fn what_expired_is_forgotten_in_the_same_run_and_a_failure_of_that_leaves_the_backup() {
+    let folder = folder();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let run_at = |number: usize, arguments: &[&str]| {
+        let image = write_image(folder.path(), &states()[number]);
+        let mut command = ingest(&one, &image);
+        command.arg("--to").arg(&two).args(["--time", &format!("2026-08-0{}T02:00:03Z", number + 1), "--json"]);
+        let (code, out, err) = run(command.args(arguments));
+        (code, serde_json::from_str::<Value>(&out).unwrap_or_default(), err)
+    };
+    // A backup of another job is none of its business.
+    succeed(ingest(&one, &write_image(folder.path(), &states()[0])).args([
+        "--job",
+        "other",
+        "--time",
+        "2026-07-01T02:00:00Z",
+    ]));
+    for number in 0..3 {
+        let (code, told, err) = run_at(number, &["--keep-last", "2"]);
+        assert_eq!(code, 0, "{err}");
+        for repository in told["repositories"].as_array().unwrap() {
+            let forgotten = &repository["retention"]["vms"][0]["forgotten"];
+            let expected = if number == 2 { serde_json::json!(["2026-08-01T020003Z"]) } else { serde_json::json!([]) };
+            assert_eq!(*forgotten, expected, "{told}");
+        }
+    }
+    let of_other = states()[..1].to_vec();
+    assert!(read_all(local(&one), None) == [of_other, states()[1..3].to_vec()].concat());
+    assert!(read_all(local(&two), None) == states()[1..3]);
+    // Nobody knows what a backup needs whose metadata cannot be read: nothing is forgotten, and the new one is there.
+    fs::write(two.join(format!("xo-vm-backups/{VM}/20260801T020003Z.json")), "{").unwrap();
+    let (code, told, err) = run_at(3, &["--keep-last", "1"]);
+    assert!(code == 4 && err.is_empty(), "{code} {err} {told}");
+    let of = |number: usize| &told["repositories"][number]["retention"]["vms"][0];
+    assert_eq!(of(0)["forgotten"].as_array().unwrap().len(), 2, "{told}");
+    assert!(
+        of(1)["error"].as_str().unwrap().contains("nothing of its VM is forgotten") && of(1)["exitCode"] == 13,
+        "{told}"
+    );
+    fs::remove_file(two.join(format!("xo-vm-backups/{VM}/20260801T020003Z.json"))).unwrap();
+    assert!(read_all(local(&one), None) == [states()[0].clone(), states()[3].clone()]);
+    assert!(read_all(local(&two), None) == states()[1..4]);
+    // Rules that keep nothing are refused before anything is written.
+    for rule in [&["--keep-last", "0"][..], &["--keep-tag", "legal"]] {
+        let (code, _, err) = run_at(3, rule);
+        assert!(code == 2 && err.contains("no rule keeps anything"), "{rule:?}: {code} {err}");
+    }
+}
+
+#[test]
 fn wrong_usage_says_what_to_do() {
     let folder = folder();
     let one = folder.path().join("one");

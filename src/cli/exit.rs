@@ -16,6 +16,8 @@ pub enum Exit {
     Usage = 2,
     /// Done, but some of it failed, and it was said what.
     Partial = 3,
+    /// A backup was made, but what expired could not be forgotten, or not all of it.
+    Retention = 4,
     /// No repository is there.
     NoRepository = 10,
     /// Somebody else works on it.
@@ -148,6 +150,7 @@ mod tests {
             (Exit::Failed, 1),
             (Exit::Usage, 2),
             (Exit::Partial, 3),
+            (Exit::Retention, 4),
             (Exit::NoRepository, 10),
             (Exit::Locked, 11),
             (Exit::Key, 12),

@@ -1,25 +1,29 @@
 //! `xofs forget`: which backups the rules of retention keep, and which not; with `--apply` ([`apply`]) these go.
 
 mod apply;
+mod expired;
+mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{ArgGroup, Args};
 use jiff::Timestamp;
-use jiff::tz::TimeZone;
 use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
 use super::text::{Shown, count};
 use super::{Global, open, print};
 use crate::repository::{
-    Backup, Backups, Decision, Error, ErrorKind, Layout, Mode, Period, PeriodRule, Protection, Reason, Repository,
-    Rules, Selection, Vm,
+    Backup, Backups, Decision, Error, ErrorKind, Layout, Mode, Protection, Reason, Repository, Rules, Selection, Vm,
 };
+use apply::Manner;
+pub use expired::{Expired, forget_expired};
+pub use rules::RetentionArgs;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,27 +47,8 @@ pub struct ForgetArgs {
     /// The repository [default: XOFS_REPOSITORY]
     #[arg(value_name = "REPO")]
     address: Option<OsString>,
-    /// Keeps the N most recent backups
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_last: u32,
-    /// Keeps the oldest backup of each of the N most recent days that have any
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_daily: u32,
-    /// The same of weeks, from Sunday to Saturday
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_weekly: u32,
-    /// The same of months
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_monthly: u32,
-    /// The same of years
-    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
-    keep_yearly: u32,
-    /// Time zone of days, weeks, months and years, like Europe/Paris [default: that of this machine]
-    #[arg(long, value_name = "TZ")]
-    timezone: Option<String>,
-    /// Keeps backups with this tag, or whose VM had it when they were made; may be repeated
-    #[arg(long, value_name = "TAG")]
-    keep_tag: Vec<String>,
+    #[command(flatten)]
+    retention: RetentionArgs,
     /// Only the backups of this VM: its name, uuid or the beginning of it
     #[arg(long, value_name = "VM")]
     vm: Option<String>,
@@ -100,7 +85,7 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
         let message = "it is not said which backups are meant: give --vm, --job, --schedule or --all";
         return Err(Failure::usage(message).into());
     }
-    let (rules, zone) = rules(arguments)?;
+    let (rules, zone) = arguments.retention.rules()?;
     // Before there are other threads.
     let is_stopped = if arguments.apply { Some(apply::stop_on_signals()?) } else { None };
     let place = open::place(global, arguments.address.as_deref())?;
@@ -110,7 +95,7 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
         return Err(Failure::new(Exit::Failed, message).into());
     }
     let protection = Protection {
-        tags: arguments.keep_tag.clone(),
+        tags: arguments.retention.tags().to_vec(),
         immutability: repository.immutability().context("find out which backups are immutable")?,
         now: Timestamp::now(),
     };
@@ -125,7 +110,9 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
                 let decided = decide(backups, &rules, &protection, named.as_ref());
                 decided.into_iter().filter(|row| !row.decision.is_keep()).map(|row| row.backup).collect()
             };
-            Some(apply::run(arguments, &storage, judged.iter().map(|judged| &judged.vm), &choose, is_stopped)?)
+            let manner = Manner { wait: Duration::from_secs(arguments.wait), progress: arguments.progress };
+            let vms = judged.iter().map(|judged| &judged.vm);
+            Some(apply::run(&manner, &storage, vms, &choose, is_stopped).or_its_error()?)
         }
         None => None,
     };
@@ -151,35 +138,6 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
         Exit::Done if !is_listed => Exit::Partial,
         exit => exit,
     })
-}
-
-/// Returns the rules that were given, and the name of their time zone if one matters.
-fn rules(arguments: &ForgetArgs) -> Result<(Rules, Option<String>)> {
-    let size = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
-    let counts = [arguments.keep_daily, arguments.keep_weekly, arguments.keep_monthly, arguments.keep_yearly];
-    let periods: Vec<PeriodRule> = Period::ALL
-        .into_iter()
-        .zip(counts)
-        .map(|(period, count)| PeriodRule { period, count: size(count), begins: 0 })
-        .collect();
-    let zone = match &arguments.timezone {
-        Some(name) => TimeZone::get(name).map_err(|_| {
-            let message = "is unknown: one like Europe/Paris or UTC was expected, which the system's time zone \
-                           database (package tzdata) holds";
-            Failure::usage(format!("the time zone '{name}' {message}"))
-        })?,
-        None if counts == [0; 4] => TimeZone::UTC,
-        None => TimeZone::try_system()
-            .map_err(|_| Failure::usage("the time zone of this machine is not known: give --timezone"))?,
-    };
-    let name = zone.iana_name().map(str::to_owned).filter(|_| counts != [0; 4]);
-    let rules = Rules::new(size(arguments.keep_last), periods, zone).ok_or_else(|| {
-        Failure::usage(
-            "no rule keeps anything, so nothing may be forgotten: give --keep-last, --keep-daily, --keep-weekly, \
-             --keep-monthly or --keep-yearly with a number above 0",
-        )
-    })?;
-    Ok((rules, name))
 }
 
 /// A VM with what is to become of those of its backups that were named.

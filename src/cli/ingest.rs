@@ -1,5 +1,7 @@
 //! `xofs ingest`: a new backup out of disk images, in one or several repositories.
 
+mod expired;
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -17,18 +19,21 @@ use vhd::Filter;
 
 use super::exit::{Exit, Failure};
 use super::export::progress::Progress;
+use super::forget::RetentionArgs;
 use super::text::{Shown, count, parse_size, size};
 use super::{Global, open, print, signals};
 use crate::ingest::{
     self, Destination, ErrorKind, Extent, Layout, Outcome, Reading, Report, Source, Stored, Wanted, Watch,
 };
 use crate::repository::BackupTime;
+use expired::Retention;
 
 const EXAMPLES: &str = "\
 Examples:
   xofs ingest /srv/backups --vm web01 --disk xvda=/dev/vg0/web01-snap
   xofs ingest main --vm 1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b --name web01 --disk xvda=system.raw --disk xvdb=data.vhd
   zcat old.img.gz | xofs ingest main --to offsite --vm web01 --disk xvda=-
+  xofs ingest main --vm web01 --disk xvda=/dev/vg0/web01-snap --keep-last 7 --keep-weekly 4
 
 IMAGE is a raw file or block device (holes are skipped), - for standard input (raw), a .vhd file, an alias or the folder \
 of an exploded VHD. An image must not change meanwhile: take a snapshot. Others are converted first: qemu-img convert -O raw.
@@ -36,7 +41,10 @@ of an exploded VHD. An image must not change meanwhile: take a snapshot. Others 
 A backup is there as a whole or not at all, whenever the program ends. Never give --job the id of a job that Xen \
 Orchestra still runs: two programs that continue one chain destroy it.
 
-Ends with 3 if a repository of several failed, 11 if the VM is locked by another program for longer than --wait, 130 if \
+With rules of retention (--keep-...), the backups of its job that no rule keeps are forgotten afterwards, as by xofs \
+forget --apply.
+
+Ends with 3 if a repository of several failed, 4 if the backup is there but what expired could not be forgotten, 11 if the VM is locked by another program for longer than --wait, 130 if \
 it was interrupted.";
 
 /// Formats of disks.
@@ -108,6 +116,8 @@ pub struct IngestArgs {
     /// Writes JSON
     #[arg(long)]
     json: bool,
+    #[command(flatten, next_help_heading = "Retention, after the backup was made")]
+    retention: RetentionArgs,
 }
 
 /// Reads a time as RFC 3339 has it, or as names in a repository do.
@@ -122,15 +132,25 @@ fn parse_time(text: &str) -> std::result::Result<Timestamp, String> {
 /// If no repository has the backup in the end.
 pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
     let layout = layout(arguments)?;
+    let rules = expired::rules(arguments)?;
     // Before other threads are started; nothing is watched yet.
     let watch = Arc::new(Watch::new(|sentence| eprintln!("xofs: {}", Shown(sentence))));
     let (cancelled, is_second) = (watch.clone(), AtomicBool::new(false));
+    let (is_stopped, is_made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (stop, made) = (is_stopped.clone(), is_made.clone());
     let on_signal = move || {
         if is_second.swap(true, Ordering::AcqRel) {
             // As if it were killed: the next ingest removes what is left.
             std::process::exit(i32::from(Exit::Interrupted as u8));
         }
-        eprintln!("xofs: stops, and removes what was written; once more, and it is left for the next ingest to remove");
+        if made.load(Ordering::Acquire) {
+            eprintln!("xofs: stops; the backup is there, and what expired is forgotten the next time");
+        } else {
+            eprintln!(
+                "xofs: stops, and removes what was written; once more, and it is left for the next ingest to remove"
+            );
+        }
+        stop.store(true, Ordering::Release);
         cancelled.cancel();
     };
     signals::handle(on_signal).context("take the signals that end a program")?;
@@ -157,10 +177,14 @@ pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
         reserve: arguments.reserve,
     };
     let report = with_progress(&watch, arguments.progress, || ingest::run(&wanted, &destinations, &watch))?;
+    is_made.store(true, Ordering::Release);
+    let apply = |rules| Retention::apply(arguments, rules, &report, &destinations, &is_stopped);
+    let retention = rules.as_ref().map(apply);
     if arguments.json {
-        print::json(&to_json(&report))?;
+        print::json(&to_json(&report, retention.as_ref()))?;
     } else {
-        print::text(&to_text(&report))?;
+        let forgotten = retention.as_ref().map(|retention| retention.to_text(&report)).unwrap_or_default();
+        print::text(&format!("{}{forgotten}", to_text(&report)))?;
     }
     for outcome in &report.outcomes {
         if let Err(error) = &outcome.stored {
@@ -173,7 +197,7 @@ pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
     Ok(match (failed(|kind| kind == ErrorKind::Interrupted), failed(|_| true)) {
         (true, _) => Exit::Interrupted,
         (_, true) => Exit::Partial,
-        _ => Exit::Done,
+        _ => retention.map_or(Exit::Done, |retention| retention.exit()),
     })
 }
 
@@ -298,11 +322,12 @@ fn to_text(report: &Report) -> String {
     text
 }
 
-fn to_json(report: &Report) -> Value {
+fn to_json(report: &Report, retention: Option<&Retention>) -> Value {
     let stages = |stages: &[(&str, Reading)]| -> Value {
         stages.iter().map(|(name, reading)| ((*name).to_owned(), reading_to_json(reading))).collect()
     };
-    let stored = |outcome: &Outcome| match &outcome.stored {
+    let forgotten = retention.map(Retention::to_json).unwrap_or_default();
+    let stored = |(number, outcome): (usize, &Outcome)| match &outcome.stored {
         Ok(stored) => json!({
             "repository": outcome.name,
             "error": null,
@@ -311,6 +336,7 @@ fn to_json(report: &Report) -> Value {
             "scheduleId": stored.schedule,
             "disks": disks_to_json(stored),
             "stages": stages(&stored.stages),
+            "retention": forgotten.get(number),
         }),
         Err(error) => json!({"repository": outcome.name, "error": error.to_string()}),
     };
@@ -321,7 +347,7 @@ fn to_json(report: &Report) -> Value {
         "seconds": report.elapsed.as_secs_f64(),
         "stages": stages(&report.stages),
         "bottleneck": bottleneck(report),
-        "repositories": report.outcomes.iter().map(stored).collect::<Vec<_>>(),
+        "repositories": report.outcomes.iter().enumerate().map(stored).collect::<Vec<_>>(),
     })
 }
 

@@ -1,7 +1,7 @@
 //! The commands of `xofs`: one file each, and the only place that prints.
 //!
 //! ```text
-//! main ─► mount · unmount · list · info · export · check · forget · ingest · completions (and man)
+//! main ─► mount · unmount · list · info · export · check · forget · ingest · repository · completions (and man)
 //!           └─► open ─► address, config, password        what is named, to an open repository
 //! exit: how each ends      text, print: how values are written      logging, signals, daemon: the process
 //! ```
@@ -22,6 +22,7 @@ mod mount;
 mod open;
 mod password;
 mod print;
+mod repository;
 mod signals;
 mod text;
 mod unmount;
@@ -44,8 +45,8 @@ The encryption key comes from --password-file, --password-command, XOFS_PASSWORD
 XOFS_PASSWORD, the configuration, or is asked for on a terminal. One of the environment is ignored where nothing is \
 encrypted.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some of it failed, 10 no such repository, 11 locked, 12 wrong or \
-missing key, 13 damage found, 32 mount failure, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 some of it failed, 4 made, but what expired could not be \
+forgotten, 10 no such repository, 11 locked, 12 wrong or missing key, 13 damage found, 32 mount failure, 130 interrupted.
 
 Examples:
   xofs list /srv/backups
@@ -93,6 +94,7 @@ enum Command {
     Check(check::CheckArgs),
     Forget(forget::ForgetArgs),
     Ingest(ingest::IngestArgs),
+    Repository(repository::RepositoryArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
 }
@@ -126,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Check(arguments) => check::run(global, &arguments),
         Command::Forget(arguments) => forget::run(global, &arguments),
         Command::Ingest(arguments) => ingest::run(global, &arguments),
+        Command::Repository(arguments) => repository::run(global, &arguments),
         Command::Completions(arguments) => completions::completions(Cli::command(), &arguments),
         Command::Man(arguments) => completions::man(Cli::command(), &arguments),
     };

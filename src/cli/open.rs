@@ -63,6 +63,29 @@ pub fn both(global: &Global, place: &Place, cache_bytes: u64) -> Result<(Arc<Rep
     })
 }
 
+/// Makes a repository; its key is given as to other commands, else a person is asked for it, twice.
+///
+/// # Errors
+/// `Usage` if a key is meant for this repository, but it is not to be encrypted; `Key` if there is none for one that is;
+/// else as for [`Repository::initialize`].
+pub fn initialize(global: &Global, place: &Place, is_encrypted: bool) -> Result<()> {
+    let source = source(global, place);
+    let key = match source {
+        Some(source) if is_encrypted => Some(source.read()?),
+        // One of the environment is meant for whatever needs it.
+        Some(source) if !source.is_ambient => {
+            return Err(Failure::usage("a key is given: say --encrypted, or leave the key out").into());
+        }
+        None if is_encrypted => Some(password::ask_twice(&place.name)?.ok_or_else(|| {
+            let message = "an encrypted repository needs a key of 32 characters: give it with --password-file, \
+                           --password-command or XOFS_PASSWORD";
+            Failure::new(Exit::Key, message)
+        })?),
+        _ => None,
+    };
+    Ok(Repository::initialize(&absolute(place)?, key.as_ref())?)
+}
+
 /// Opens with the key that is given somewhere, else asks for one if it is needed.
 fn or_asking<T>(global: &Global, place: &Place, open: impl Fn(Option<EncryptionKey>) -> Result<T>) -> Result<T> {
     let source = source(global, place);

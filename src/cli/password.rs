@@ -81,15 +81,32 @@ impl Source {
 
 /// Asks a person for the key of a repository; `None` if there is no terminal.
 pub fn ask(repository: &str) -> Result<Option<EncryptionKey>> {
+    let Some(text) = ask_text(&format!("Encryption key of {repository}: "))? else { return Ok(None) };
+    EncryptionKey::from_text(&text).map(Some).context("take the encryption key from the terminal")
+}
+
+/// Asks a person for the key of a new repository, twice: nobody could read what a mistyped one encrypted. `None` if there
+/// is no terminal.
+pub fn ask_twice(repository: &str) -> Result<Option<EncryptionKey>> {
+    let Some(text) = ask_text(&format!("Encryption key of the new repository {repository}, 32 characters: "))? else {
+        return Ok(None);
+    };
+    let key = EncryptionKey::from_text(&text).context("take the encryption key from the terminal")?;
+    if ask_text("The same once more: ")? != Some(text) {
+        return Err(Failure::new(Exit::Key, "the two keys differ; nothing was made").into());
+    }
+    Ok(Some(key))
+}
+
+fn ask_text(prompt: &str) -> Result<Option<Zeroizing<String>>> {
     if !io::stderr().is_terminal() {
         return Ok(None);
     }
     let Ok(terminal) = File::options().read(true).write(true).open("/dev/tty") else { return Ok(None) };
-    let text = ask_on(&terminal, &format!("Encryption key of {repository}: ")).context("ask for the encryption key")?;
-    let Some(text) = text else {
-        return Err(Failure::new(Exit::Interrupted, "interrupted").into());
-    };
-    EncryptionKey::from_text(&text).map(Some).context("take the encryption key from the terminal")
+    match ask_on(&terminal, prompt).context("ask for the encryption key")? {
+        Some(text) => Ok(Some(text)),
+        None => Err(Failure::new(Exit::Interrupted, "interrupted").into()),
+    }
 }
 
 /// Reads a line without showing it. The terminal's own handling of Ctrl-C is off meanwhile: a signal would leave it mute.

@@ -547,11 +547,6 @@ fn outcome(attempt: Attempt, wanted: &Wanted, job: &str, metadata: &str) -> Outc
 
 /// Makes a uuid of version 4.
 fn fresh() -> Result<Uuid> {
-    let mut bytes = [0; 16];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())
-            .map_err(|error| Error::new(ErrorKind::Source, format!("ask the system for random numbers: {error}")))?;
-    }
-    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
+    repository::random_uuid()
+        .map_err(|error| Error::new(ErrorKind::Source, format!("ask the system for random numbers: {error}")))
 }

@@ -47,3 +47,16 @@ impl fmt::Display for BackupId {
         write!(f, "{}/{}", self.vm, self.time)
     }
 }
+
+/// Makes a uuid of version 4.
+///
+/// # Errors
+/// If the system has no random numbers.
+pub(crate) fn random_uuid() -> rustix::io::Result<uuid::Uuid> {
+    let mut bytes = [0; 16];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+    }
+    Ok(uuid::Builder::from_random_bytes(bytes).into_uuid())
+}

@@ -10,6 +10,7 @@
 //!   ├─ selector   `VM[/BACKUP[/DISK]]`
 //!   └─ retention  which backups may be forgotten             ─► period; immutability
 //! VmLock ─ lock     XO's lock of a VM
+//! initialize  a new one, in an empty place
 //! VmFolder ─ changes   backups added, removed and rewritten, under that lock
 //! ids, time, naming, error: what the others are said with
 //! ```
@@ -26,6 +27,7 @@ mod error;
 mod fields;
 mod ids;
 mod immutability;
+mod initialize;
 mod lock;
 mod loose;
 mod metadata;
@@ -50,6 +52,7 @@ use storage::{EncryptedStorage, LocalStorage, ObjectPath, Storage, WritableStora
 pub use changes::{Document, VmFolder};
 pub use disks::MissingBlock;
 pub use error::{Error, ErrorKind, Result};
+pub(crate) use ids::random_uuid;
 pub use ids::{BackupId, VmId};
 pub use lock::VmLock;
 pub use loose::LooseDisk;
@@ -187,6 +190,16 @@ impl Repository {
         );
         Err(Error::new(ErrorKind::NoSuchRepository, message))
     }
+
+    /// Makes the empty folder at `path` a repository, encrypted if there is a key; a folder that is missing is made.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] if something is there; [`ErrorKind::NoSuchRepository`] if the folder above is missing; else
+    /// what the storage says.
+    pub fn initialize(path: &Path, key: Option<&storage::EncryptionKey>) -> Result<()> {
+        initialize::initialize(path, key)
+    }
+
     /// Makes a repository of a storage that needs no key any more, for those who change it: every metadata file is read,
     /// whatever a listing cache or another `Repository` says.
     #[must_use]

@@ -58,19 +58,39 @@ const KINDS = [
   { name: 'plain', args: ['--format', 'exploded', '--compression', 'none'] },
   { name: 'vhd', args: ['--format', 'vhd'] },
   { name: 'encrypted', args: [], encryptionKey: ENCRYPTION_KEY },
+  // made by xofs, what the others are made by XO
+  { name: 'made', args: [], isMade: true },
+  { name: 'made-encrypted', args: [], encryptionKey: ENCRYPTION_KEY, isMade: true },
 ]
-for (const { name, args, encryptionKey } of KINDS) {
+for (const { name, args, encryptionKey, isMade = false } of KINDS) {
   const random = new Random(`ingest ${name}`)
   const repo = join(work, name)
-  await mkdir(repo)
   const options = { useVhdDirectory: name !== 'vhd', encryptionKey }
-  {
+  const env = encryptionKey === undefined ? {} : { XOFS_PASSWORD: encryptionKey }
+  if (isMade) {
+    await run(['repository', 'init', repo, ...(encryptionKey === undefined ? [] : ['--encrypted'])], env)
+    const before = await tree(repo)
+    // opened with another key, it must not be taken for empty and get that one
+    const other = { ...options, encryptionKey: [...ENCRYPTION_KEY].reverse().join('') }
+    const opened = await openRemote(repo, other).catch(() => undefined)
+    if (opened !== undefined) {
+      await opened.dispose()
+      if (encryptionKey !== undefined) {
+        fail(`${name}: XO opens it with another key`)
+      }
+    }
+    const { dispose } = await openRemote(repo, options)
+    await dispose()
+    if (encryptionKey !== undefined && !isDeepStrictEqual(await tree(repo), before)) {
+      fail(`${name}: XO makes it anew`)
+    }
+  } else {
+    await mkdir(repo)
     // XO makes a repository of an empty folder
     const { dispose } = await openRemote(repo, options)
     await dispose()
+    await mkdir(join(repo, 'xo-vm-backups'), { recursive: true })
   }
-  await mkdir(join(repo, 'xo-vm-backups'), { recursive: true })
-  const env = encryptionKey === undefined ? {} : { XOFS_PASSWORD: encryptionKey }
   const uuid = random.uuid()
   const images = [
     { image: join(work, 'system.raw'), blocks: 6, size: 12 * MIB },

@@ -9,7 +9,6 @@ use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use storage::WritableStorage;
 
-use super::ForgetArgs;
 use crate::cli::exit::{self, Exit};
 use crate::cli::export::ahead::Times;
 use crate::cli::export::progress::Progress;
@@ -23,6 +22,14 @@ const THREADS_REMOTE: usize = 16;
 const THREADS_LOCAL: usize = 4;
 /// What a block is shown as (bytes).
 const BLOCK: u64 = 2 << 20;
+
+/// How it goes about it.
+pub struct Manner {
+    /// How long another program that writes the VM is waited for.
+    pub wait: Duration,
+    /// Whether it says how far it is where there is no terminal.
+    pub progress: bool,
+}
 
 /// What was done.
 pub struct Applied {
@@ -39,36 +46,28 @@ pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 }
 
 /// Forgets what `choose` names of each VM's backups.
-///
-/// # Errors
-/// If there is one VM, what kept its backups from being forgotten.
 pub fn run<'a>(
-    arguments: &ForgetArgs,
+    manner: &Manner,
     storage: &Arc<dyn WritableStorage>,
     vms: impl Iterator<Item = &'a Vm>,
     choose: &dyn Fn(&Backups) -> Vec<Arc<Backup>>,
     is_stopped: Arc<AtomicBool>,
-) -> Result<Applied> {
-    let progress = Mutex::new(Progress::new("merge", 0, arguments.progress));
+) -> Applied {
+    let progress = Mutex::new(Progress::new("merge", 0, manner.progress));
     let mut applied = Applied { vms: Vec::new(), is_stopped: false };
     for vm in vms {
         if is_stopped.load(Ordering::Relaxed) {
             break;
         }
-        let done = forget(arguments, storage, vm, choose, &is_stopped, &progress);
+        let done = forget(manner, storage, vm, choose, &is_stopped, &progress);
         applied.vms.push((vm.clone(), done));
     }
     applied.is_stopped = is_stopped.load(Ordering::Relaxed);
-    if let [(_, Err(_))] = applied.vms.as_slice() {
-        if let Some((_, Err(error))) = applied.vms.pop() {
-            return Err(error);
-        }
-    }
-    Ok(applied)
+    applied
 }
 
 fn forget(
-    arguments: &ForgetArgs,
+    manner: &Manner,
     storage: &Arc<dyn WritableStorage>,
     vm: &Vm,
     choose: &dyn Fn(&Backups) -> Vec<Arc<Backup>>,
@@ -76,9 +75,8 @@ fn forget(
     progress: &Mutex<Progress>,
 ) -> Result<Forgotten> {
     let name = if vm.name.is_empty() { vm.id.as_str() } else { &vm.name };
-    let patience = Duration::from_secs(arguments.wait);
     let mut is_said = false;
-    let lock = VmLock::take(storage.clone(), &vm.id, patience, |age| {
+    let lock = VmLock::take(storage.clone(), &vm.id, manner.wait, |age| {
         if !std::mem::replace(&mut is_said, true) {
             let seconds = age.as_secs();
             eprintln!("xofs: {}: waiting for another program that writes it (last sign {seconds} s ago)", Shown(name));
@@ -101,6 +99,16 @@ fn forget(
 }
 
 impl Applied {
+    /// Returns, if there is one VM and nothing could be done to it, why.
+    pub fn or_its_error(mut self) -> Result<Self> {
+        if let [(_, Err(_))] = self.vms.as_slice() {
+            if let Some((_, Err(error))) = self.vms.pop() {
+                return Err(error);
+            }
+        }
+        Ok(self)
+    }
+
     /// Returns how the command ends.
     pub fn exit(&self) -> Exit {
         if self.is_stopped {
