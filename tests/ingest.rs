@@ -84,13 +84,8 @@ fn wanted(bytes: &[u8], number: i64) -> Wanted {
         vm: VM.to_owned(),
         name: Some("web01".to_owned()),
         disks: vec![("xvda".to_owned(), Source::Disk(Arc::new(Image(bytes.to_vec()))))],
-        extent: None,
-        layout: None,
-        job: None,
-        schedule: None,
         time: Some(Timestamp::from_second(1_785_549_600 + number).unwrap()),
-        patience: Duration::ZERO,
-        reserve: None,
+        ..Wanted::default()
     }
 }
 

@@ -1,4 +1,4 @@
-//! `xofs ingest`: a new backup out of disk images, in one or several repositories.
+//! `xofs ingest`: a new backup out of disk images or another repository, in one or several repositories.
 
 mod expired;
 
@@ -25,7 +25,7 @@ use super::{Global, open, print, signals};
 use crate::ingest::{
     self, Destination, ErrorKind, Extent, Layout, Outcome, Reading, Report, Source, Stored, Wanted, Watch,
 };
-use crate::repository::BackupTime;
+use crate::repository::{BackupTime, Selection};
 use expired::Retention;
 
 const EXAMPLES: &str = "\
@@ -34,6 +34,7 @@ Examples:
   xofs ingest main --vm 1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b --name web01 --disk xvda=system.raw --disk xvdb=data.vhd
   zcat old.img.gz | xofs ingest main --to offsite --vm web01 --disk xvda=-
   xofs ingest main --vm web01 --disk xvda=/dev/vg0/web01-snap --keep-last 7 --keep-weekly 4
+  xofs ingest offsite --from main --backup web01/latest
 
 IMAGE is a raw file or block device (holes are skipped), - for standard input (raw), a .vhd file, an alias or the folder \
 of an exploded VHD. An image must not change meanwhile: take a snapshot. Others are converted first: qemu-img convert -O raw.
@@ -64,7 +65,7 @@ enum Compression {
     Brotli,
 }
 
-/// Makes a new backup out of disk images
+/// Makes a new backup out of disk images, or out of one of another repository
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub struct IngestArgs {
@@ -72,14 +73,20 @@ pub struct IngestArgs {
     #[arg(value_name = "REPO")]
     address: Option<OsString>,
     /// The VM: its name, or its uuid if it is new
-    #[arg(long, value_name = "NAME|UUID")]
-    vm: String,
+    #[arg(long, value_name = "NAME|UUID", required_unless_present = "from")]
+    vm: Option<String>,
     /// The name of a new VM, or a new name
     #[arg(long)]
     name: Option<String>,
     /// A disk, by the name that the guest has for it, and its image; may be repeated
-    #[arg(long = "disk", value_name = "NAME=IMAGE", required = true)]
+    #[arg(long = "disk", value_name = "NAME=IMAGE", required_unless_present = "from")]
     disks: Vec<OsString>,
+    /// Mirrors a backup of this repository instead: its VM, disks and time
+    #[arg(long, value_name = "REPO", requires = "backup", conflicts_with_all = ["vm", "name", "disks", "time"])]
+    from: Option<OsString>,
+    /// The backup that is mirrored: VM, for its newest, or VM/BACKUP, as in xofs export
+    #[arg(long, value_name = "WHAT", requires = "from")]
+    backup: Option<String>,
     /// Another repository to write to, in the same pass; may be repeated
     #[arg(long, value_name = "REPO")]
     to: Vec<OsString>,
@@ -154,28 +161,20 @@ pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
         cancelled.cancel();
     };
     signals::handle(on_signal).context("take the signals that end a program")?;
-    let mut disks = Vec::with_capacity(arguments.disks.len());
-    for disk in &arguments.disks {
-        disks.push(source(disk)?);
-    }
-    let destinations = destinations(global, arguments)?;
-    let extent = match (arguments.full, arguments.incremental) {
-        (true, _) => Some(Extent::Full),
-        (_, true) => Some(Extent::Incremental),
-        _ => None,
-    };
     let wanted = Wanted {
-        vm: arguments.vm.clone(),
-        name: arguments.name.clone(),
-        disks,
-        extent,
+        extent: match (arguments.full, arguments.incremental) {
+            (true, _) => Some(Extent::Full),
+            (_, true) => Some(Extent::Incremental),
+            _ => None,
+        },
         layout,
         job: arguments.job.clone(),
         schedule: arguments.schedule.clone(),
-        time: arguments.time,
         patience: Duration::from_secs(arguments.wait),
         reserve: arguments.reserve,
+        ..of_sources(global, arguments)?
     };
+    let destinations = destinations(global, arguments)?;
     let report = with_progress(&watch, arguments.progress, || ingest::run(&wanted, &destinations, &watch))?;
     is_made.store(true, Ordering::Release);
     let apply = |rules| Retention::apply(arguments, rules, &report, &destinations, &is_stopped);
@@ -218,6 +217,34 @@ fn layout(arguments: &IngestArgs) -> Result<Option<Layout>> {
     })
 }
 
+/// Returns what is read, and of which VM it is: images, or a backup.
+fn of_sources(global: &Global, arguments: &IngestArgs) -> Result<Wanted> {
+    if let (Some(from), Some(what)) = (&arguments.from, &arguments.backup) {
+        let repository = open::repository(global, &open::place(global, Some(from))?, open::SMALL_CACHE)?;
+        let (vm, backup) = match repository.select(what)? {
+            Selection::Backup(vm, backup) => (vm, backup),
+            Selection::Vm(vm) => {
+                let newest = repository.backups(&vm.id)?.last().cloned();
+                let none = || Failure::new(Exit::Failed, format!("'{}' has no backup", Shown(what)));
+                (vm, newest.ok_or_else(none)?)
+            }
+            Selection::Disk(..) | Selection::Loose(_) => {
+                let message = format!("'{}' is a disk: a backup is mirrored as a whole, VM/BACKUP", Shown(what));
+                return Err(Failure::usage(message).into());
+            }
+        };
+        return Ok(Wanted::mirror(&repository, &vm, &backup)?);
+    }
+    let disks = arguments.disks.iter().map(source).collect::<Result<_>>()?;
+    Ok(Wanted {
+        vm: arguments.vm.clone().unwrap_or_default(),
+        name: arguments.name.clone(),
+        disks,
+        time: arguments.time,
+        ..Wanted::default()
+    })
+}
+
 /// Opens the image of `NAME=IMAGE`.
 fn source(disk: &OsString) -> Result<(String, Source)> {
     let shown = disk.to_string_lossy();
@@ -234,6 +261,9 @@ fn destinations(global: &Global, arguments: &IngestArgs) -> Result<Vec<Destinati
         places.push(open::place(global, Some(address))?);
     }
     let mut known = BTreeSet::new();
+    if let Some(from) = &arguments.from {
+        known.extend(open::place(global, Some(from))?.path.canonicalize());
+    }
     let mut destinations = Vec::with_capacity(places.len());
     for place in &places {
         if !known.insert(place.path.canonicalize().unwrap_or_else(|_| place.path.clone())) {

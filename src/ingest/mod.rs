@@ -5,7 +5,7 @@
 //!     ─► plan     a key or an increment of each disk, and in which layout
 //!     ─► room     whether it fits, before anything is written
 //!     ─► copy     one pass over a disk: read, compare, encode, write        ◄─ source; probe
-//!     ─► record   the metadata of the backup
+//!     ─► record   the metadata of the backup, or mirror that of another repository
 //! ```
 //!
 //! Invariants: a backup is there as a whole or not at all, whenever the program ends; nothing that was there before is changed or
@@ -14,6 +14,7 @@
 mod copy;
 mod error;
 mod intent;
+mod mirror;
 mod plan;
 mod probe;
 mod record;
@@ -33,6 +34,7 @@ use uuid::Uuid;
 use vhd::{Filter, Format};
 
 pub use error::{Error, ErrorKind, Result};
+pub use mirror::Origin;
 pub use probe::{Probe, Reading};
 pub use room::Estimate;
 pub use source::{RawFile, Source};
@@ -69,6 +71,7 @@ pub enum Layout {
 }
 
 /// A backup that is to be made.
+#[derive(Default)]
 pub struct Wanted {
     /// The VM: its uuid, or its name if that is known and only one has it.
     pub vm: String,
@@ -90,6 +93,8 @@ pub struct Wanted {
     pub patience: Duration,
     /// Bytes that are left free in each destination.
     pub reserve: Option<u64>,
+    /// The backup that it is made from, if it is one: see [`Wanted::mirror`].
+    pub origin: Option<Origin>,
 }
 
 /// A repository that is written to.
@@ -270,6 +275,9 @@ pub fn run(wanted: &Wanted, destinations: &[Destination], watch: &Watch) -> Resu
         .map(|destination| Attempt { name: destination.name.clone(), state: begin(destination) })
         .collect();
     let result: Result<(BackupTime, Stages)> = (|| {
+        if wanted.origin.is_some() {
+            attempts.iter_mut().for_each(|attempt| attempt.then(|target| follows(target, wanted, &job)));
+        }
         let timestamp = moment(wanted, &attempts)?;
         let time = BackupTime::parse(&timestamp.strftime("%Y%m%dT%H%M%SZ").to_string())
             .ok_or_else(|| Error::new(ErrorKind::Usage, format!("{timestamp} is no time of a backup")))?;
@@ -317,7 +325,7 @@ fn check(wanted: &Wanted) -> Result<()> {
     }
     let mut names = BTreeSet::new();
     for (name, _) in &wanted.disks {
-        if !is_device_name(name) {
+        if wanted.origin.is_none() && !is_device_name(name) {
             let shown = name.escape_debug();
             return usage(format!("'{shown}' is no name of a disk: one like xvda was expected, of letters and digits"));
         }
@@ -382,12 +390,30 @@ fn resolve(wanted: &Wanted, destinations: &[Destination]) -> Result<VmId> {
     }
 }
 
+/// Refuses to mirror a backup that is there, or that newer ones of the job would have to be put on.
+fn follows(target: &Target, wanted: &Wanted, job: &str) -> Result<()> {
+    let Some(time) = wanted.time else { return Ok(()) };
+    let there = |message: String| Err(Error::new(ErrorKind::Repository(repository::ErrorKind::Exists), message));
+    if let Some(same) = target.backups.iter().find(|backup| backup.time.unix() == time.as_second()) {
+        return there(format!("a backup of {} is there already", same.time));
+    }
+    let newest = target.backups.iter().filter(|backup| backup.job_id == job).map(|backup| backup.time).max();
+    match newest.filter(|newest| newest.unix() > time.as_second()) {
+        Some(newest) => there(format!(
+            "the newest backup of the job {job} is of {newest}, and older ones cannot be put before it: mirror the oldest \
+             first, or give another --job"
+        )),
+        None => Ok(()),
+    }
+}
+
 /// Returns the time of the backup: later, in whole seconds, than that of every other one of the VM.
 fn moment(wanted: &Wanted, attempts: &[Attempt]) -> Result<Timestamp> {
     let live = attempts.iter().filter_map(|attempt| attempt.state.as_ref().ok());
     let newest = live.filter_map(|target| target.backups.last()).map(|backup| backup.time).max();
     let usage = |message: String| Error::new(ErrorKind::Usage, message);
     let now = wanted.time.unwrap_or_else(Timestamp::now);
+    let newest = newest.filter(|_| wanted.origin.is_none());
     let Some(newest) = newest.filter(|newest| newest.unix() >= now.as_second()) else {
         return Timestamp::from_millisecond(now.as_millisecond()).map_err(|error| usage(error.to_string()));
     };
@@ -405,11 +431,13 @@ fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt
     let histories: Vec<_> =
         attempts.iter().filter_map(|attempt| Some(attempt.state.as_ref().ok()?.backups.clone())).collect();
     let all: Vec<&[Arc<repository::Backup>]> = histories.iter().map(|backups| backups.as_slice()).collect();
-    let shared = plan::known_vdis(&names, &all);
-    let mut identities = Vec::with_capacity(names.len());
-    for vdi in shared {
-        identities.push((vdi.map_or_else(fresh, Ok)?, fresh()?));
-    }
+    let identities = match &wanted.origin {
+        Some(origin) => origin.identities(),
+        None => plan::known_vdis(&names, &all)
+            .into_iter()
+            .map(|vdi| Ok((vdi.map_or_else(fresh, Ok)?, fresh()?)))
+            .collect::<Result<_>>()?,
+    };
     let sources: Vec<&Source> = wanted.disks.iter().map(|(_, source)| source).collect();
     for attempt in attempts.iter_mut() {
         let name = attempt.name.clone();
@@ -494,7 +522,10 @@ fn publish(
         };
         // Where the VM is new, another destination may know it.
         let template = target.template.as_ref().or_else(|| live().find_map(|target| target.template.as_ref()));
-        documents.push(Some(record.to_document(template)));
+        documents.push(Some(match &wanted.origin {
+            Some(origin) => origin.to_document(&record),
+            None => record.to_document(template),
+        }));
     }
     thread::scope(|scope| {
         for (attempt, document) in attempts.iter_mut().zip(&documents) {

@@ -72,7 +72,11 @@ impl History<'_> {
             let base = match (wanted.extent, size) {
                 (Some(Extent::Full), _) => Err(None),
                 (_, None) => Err(Some("a stream cannot be compared with the backup before it was read".to_owned())),
-                (_, Some(_)) => self.base(name, &lineage, format, &layer)?.map_err(Some),
+                (_, Some(_)) => {
+                    // What is mirrored has its own identity, whatever it is called.
+                    let named = Some(name.as_str()).filter(|_| wanted.origin.is_none());
+                    self.base(named, &lineage, format, &layer)?.map_err(Some)
+                }
             };
             let (base, layer, why_full) = match base {
                 Ok((base, child)) => (Some(base), child, None),
@@ -129,13 +133,14 @@ impl History<'_> {
         formats.next()
     }
 
-    /// Returns the disk that a new one can be the child of, and what it then is, else why there is none.
+    /// Returns the disk that a new one can be the child of, and what it then is, else why there is none. It is the one of that
+    /// name, or if none is given the one in the lineage.
     ///
     /// # Errors
     /// If the storage does not answer: a key that nobody asked for is no way out of that.
     fn base(
         &self,
-        name: &str,
+        name: Option<&str>,
         lineage: &ObjectPath,
         format: Format,
         layer: &NewLayer,
@@ -143,8 +148,14 @@ impl History<'_> {
         let Some(backup) = self.newest() else {
             return Ok(Err(format!("the job {} has no backup of this VM yet", self.job)));
         };
-        let Some(disk) = backup.disks.iter().find(|disk| disk.name == name) else {
-            return Ok(Err(format!("the newest backup of the job ({}) has no disk of this name", backup.time)));
+        let is_it = |disk: &&BackupDisk| match (name, &disk.source) {
+            (Some(name), _) => disk.name == name,
+            (None, DiskSource::Vhd(path)) => path.parent() == *lineage,
+            _ => false,
+        };
+        let Some(disk) = backup.disks.iter().find(is_it) else {
+            let what = if name.is_some() { "disk of this name" } else { "backup of this disk" };
+            return Ok(Err(format!("the newest backup of the job ({}) has no {what}", backup.time)));
         };
         let path = match &disk.source {
             DiskSource::Vhd(path) if path.parent() == *lineage => path,

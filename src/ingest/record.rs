@@ -230,11 +230,11 @@ fn reference(uuid: Uuid) -> String {
     format!("OpaqueRef:{uuid}")
 }
 
-fn raw(value: &(impl Serialize + ?Sized)) -> Box<RawValue> {
+pub(super) fn raw(value: &(impl Serialize + ?Sized)) -> Box<RawValue> {
     to_raw_value(value).expect("text, numbers and maps with keys of text can be written")
 }
 
-fn set(record: &mut Document, field: &str, value: &(impl Serialize + ?Sized)) {
+pub(super) fn set(record: &mut Document, field: &str, value: &(impl Serialize + ?Sized)) {
     record.insert(field.to_owned(), raw(value));
 }
 
@@ -244,11 +244,11 @@ fn document(value: &Value) -> Document {
         .expect("it is an object")
 }
 
-fn map(document: &Document, field: &str) -> Document {
+pub(super) fn map(document: &Document, field: &str) -> Document {
     document.get(field).and_then(|value| serde_json::from_str(value.get()).ok()).unwrap_or_default()
 }
 
-fn text(record: &Document, field: &str) -> Option<String> {
+pub(super) fn text(record: &Document, field: &str) -> Option<String> {
     serde_json::from_str(record.get(field)?.get()).ok()
 }
 

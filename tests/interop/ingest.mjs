@@ -118,7 +118,7 @@ for (const { name, args, encryptionKey, isMade = false } of KINDS) {
   const { handler, dispose } = await openRemote(repo, options)
   const adapter = new RemoteAdapter(handler)
   const dir = `xo-vm-backups/${uuid}`
-  const judge = async (count, when) => {
+  const judgeRepository = async ({ repo, handler, adapter }, count, when) => {
     const listed = (await adapter.listVmBackups(uuid)).map(({ _filename }) => _filename).sort()
     if (listed.length !== count) {
       fail(`${name}, ${when}: XO lists ${listed}`)
@@ -149,6 +149,7 @@ for (const { name, args, encryptionKey, isMade = false } of KINDS) {
     }
     return listed
   }
+  const judge = (count, when) => judgeRepository({ repo, handler, adapter }, count, when)
   const listed = await judge(4, 'ingested')
   // XO forgets the oldest, and merges
   await adapter.deleteVmBackups(listed.slice(0, 1))
@@ -156,6 +157,17 @@ for (const { name, args, encryptionKey, isMade = false } of KINDS) {
   await judge(3, 'merged by XO')
   await run(['forget', repo, '--all', '--keep-last', '2', '--apply'], env)
   await judge(2, 'merged by xofs')
+  // and reads what is mirrored elsewhere
+  const mirror = join(work, `${name}-mirror`)
+  await run(['repository', 'init', mirror])
+  for (const backup of ['latest~1', 'latest']) {
+    await run(['ingest', mirror, '--from', repo, '--backup', `${uuid}/${backup}`, '--format', 'vhd'], env)
+  }
+  {
+    const { handler, dispose } = await openRemote(mirror, { useVhdDirectory: false })
+    await judgeRepository({ repo: mirror, handler, adapter: new RemoteAdapter(handler) }, 2, 'mirrored')
+    await dispose()
+  }
   const checked = await run(['check', repo, '--data'], env)
   if (!checked.includes('no damage found')) {
     fail(`${name}: ${checked}`)

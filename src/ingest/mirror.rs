@@ -1,0 +1,111 @@
+//! A backup of another repository as what is stored: the same VM, disks, snapshots and time, and its metadata letter by
+//! letter but for what says where and how it lies here.
+//!
+//! Like Xen Orchestra's own mirror: the disks are read through their chains and stored anew, as keys or increments on what is
+//! here, and the backup belongs to the job that mirrors. Of the job that made it, which may write here too, two programs would
+//! continue one chain.
+//!
+//! Source: XO, `@xen-orchestra/backups/_runners/_vmRunners/IncrementalRemote.mjs`.
+
+use indexmap::IndexMap;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::error::{Error, ErrorKind, Result};
+use super::record::{Record, map, raw, set, text};
+use super::source::Source;
+use super::{Wanted, fresh};
+use crate::repository::{Backup, Document, Mode, Repository, Vm};
+
+/// The backup that is mirrored.
+pub struct Origin {
+    document: Document,
+    disks: Vec<OriginDisk>,
+}
+
+struct OriginDisk {
+    /// What `vdis` and `vhds` call it.
+    key: String,
+    /// The disk that was backed up, and its snapshot.
+    identity: (Uuid, Uuid),
+}
+
+impl Wanted {
+    /// Makes what is wanted to mirror a backup.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] if it is a full one, [`ErrorKind::Source`] if it or a disk of it cannot be read.
+    pub fn mirror(repository: &Repository, vm: &Vm, backup: &Backup) -> Result<Self> {
+        let name = format!("{}/{}", if vm.name.is_empty() { vm.id.as_str() } else { &vm.name }, backup.time);
+        let source = |reason: &dyn std::fmt::Display| {
+            Error::new(ErrorKind::Source, format!("the backup {} cannot be mirrored: {reason}", name.escape_debug()))
+        };
+        if backup.mode == Mode::Full {
+            let message = "is a full backup, an XVA: only incremental ones are mirrored";
+            return Err(Error::new(ErrorKind::Usage, format!("{} {message}", name.escape_debug())));
+        }
+        if let Some(problem) = &backup.problem {
+            return Err(source(problem));
+        }
+        let stored = repository.backup_metadata(backup).map_err(|error| source(&error))?;
+        let document: Document = serde_json::from_slice(&stored).map_err(|error| source(&error))?;
+        let vdis = map(&document, "vdis");
+        let mut disks = Vec::with_capacity(backup.disks.len());
+        let mut origins = Vec::with_capacity(backup.disks.len());
+        // The disks of a backup are in the order of `vhds`.
+        for (disk, key) in backup.disks.iter().zip(map(&document, "vhds").into_keys()) {
+            let record: Option<Document> = vdis.get(&key).and_then(|record| serde_json::from_str(record.get()).ok());
+            let snapshot = record.as_ref().and_then(|record| Uuid::try_parse(&text(record, "uuid")?).ok());
+            let vdi = disk.vdi.ok_or_else(|| source(&format!("it does not say which disk {} is", disk.name)))?;
+            let opened = repository.open_disk(backup, disk).map_err(|error| source(&error))?;
+            disks.push((disk.name.clone(), Source::Disk(opened)));
+            origins.push(OriginDisk { key, identity: (vdi, snapshot.map_or_else(fresh, Ok)?) });
+        }
+        let time = Timestamp::from_second(backup.time.unix()).map_err(|error| source(&error))?;
+        Ok(Self {
+            vm: vm.id.as_str().to_owned(),
+            name: Some(vm.name.clone()),
+            disks,
+            time: Some(time),
+            origin: Some(Origin { document, disks: origins }),
+            ..Self::default()
+        })
+    }
+}
+
+impl Origin {
+    /// Returns the uuids of each disk and of its snapshot.
+    pub(super) fn identities(&self) -> Vec<(Uuid, Uuid)> {
+        self.disks.iter().map(|disk| disk.identity).collect()
+    }
+
+    /// Returns the metadata: its own, with what `record` says of this repository.
+    pub(super) fn to_document(&self, record: &Record) -> Document {
+        let mut document = self.document.clone();
+        let of_disks = |value: &dyn Fn(usize) -> Value| -> IndexMap<&str, Value> {
+            self.disks.iter().enumerate().map(|(number, disk)| (disk.key.as_str(), value(number))).collect()
+        };
+        let mut vdis = map(&document, "vdis");
+        for (disk, written) in self.disks.iter().zip(&record.disks) {
+            let Some(vdi) = vdis.get_mut(&disk.key) else { continue };
+            let Ok(mut fields) = serde_json::from_str::<Document>(vdi.get()) else { continue };
+            let mut config = map(&fields, "other_config");
+            config.shift_remove("xo:base_delta_vdi");
+            if let Some(base) = written.base {
+                set(&mut config, "xo:base_delta_vdi", &base);
+            }
+            set(&mut fields, "other_config", &config);
+            // XO finds the folder of a disk by it.
+            set(&mut fields, "$snapshot_of$uuid", &written.vdi);
+            *vdi = raw(&fields);
+        }
+        set(&mut document, "isVhdDifferencing", &of_disks(&|number| json!(record.disks[number].base.is_some())));
+        set(&mut document, "jobId", record.job);
+        set(&mut document, "scheduleId", record.schedule);
+        set(&mut document, "vdis", &vdis);
+        set(&mut document, "vhds", &of_disks(&|number| json!(record.disks[number].path)));
+        set(&mut document, "size", &record.disks.iter().map(|disk| disk.size).sum::<u64>());
+        document
+    }
+}
