@@ -2,7 +2,7 @@
 
 mod expired;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::Path;
@@ -23,7 +23,8 @@ use super::forget::RetentionArgs;
 use super::text::{Shown, count, parse_size, size};
 use super::{Global, open, print, signals};
 use crate::ingest::{
-    self, Destination, ErrorKind, Extent, Layout, Outcome, Reading, Report, Source, Stored, Wanted, Watch,
+    self, BlockSet, Changes, Destination, ErrorKind, Extent, ImageOptions, Layout, Outcome, Reading, Report, Source,
+    Stored, Wanted, Watch,
 };
 use crate::repository::{BackupTime, Selection};
 use expired::Retention;
@@ -34,10 +35,12 @@ Examples:
   xofs ingest main --vm 1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b --name web01 --disk xvda=system.raw --disk xvdb=data.vhd
   zcat old.img.gz | xofs ingest main --to offsite --vm web01 --disk xvda=-
   xofs ingest main --vm web01 --disk xvda=/dev/vg0/web01-snap --keep-last 7 --keep-weekly 4
+  xofs ingest main --vm web01 --disk xvda=/var/lib/libvirt/images/web01.qcow2
   xofs ingest offsite --from main --backup web01/latest
 
 IMAGE is a raw file or block device (holes are skipped), - for standard input (raw), a .vhd file, an alias or the folder \
-of an exploded VHD. An image must not change meanwhile: take a snapshot. Others are converted first: qemu-img convert -O raw.
+of an exploded VHD, a qcow2, VMDK, VHDX, VDI, QED or Parallels image (read by qemu-nbd, of the package qemu-utils), or an export: \
+nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH. An image must not change meanwhile: take a snapshot.
 
 A backup is there as a whole or not at all, whenever the program ends. Never give --job the id of a job that Xen \
 Orchestra still runs: two programs that continue one chain destroy it.
@@ -87,6 +90,15 @@ pub struct IngestArgs {
     /// The backup that is mirrored: VM, for its newest, or VM/BACKUP, as in xofs export
     #[arg(long, value_name = "WHAT", requires = "from")]
     backup: Option<String>,
+    /// Reads an image that names other files, which its bytes are in: a backing file, a data file, parts
+    #[arg(long)]
+    allow_backing: bool,
+    /// A dirty bitmap of the images: what it calls clean is not even compared
+    #[arg(long, value_name = "BITMAP", requires = "bitmap_since", conflicts_with_all = ["from", "full"])]
+    bitmap: Option<String>,
+    /// The time of the backup since which the bitmap records; compared as a whole if that is not the newest one
+    #[arg(long, value_name = "BACKUP", requires = "bitmap", value_parser = parse_backup_time)]
+    bitmap_since: Option<BackupTime>,
     /// Another repository to write to, in the same pass; may be repeated
     #[arg(long, value_name = "REPO")]
     to: Vec<OsString>,
@@ -131,6 +143,12 @@ pub struct IngestArgs {
 fn parse_time(text: &str) -> std::result::Result<Timestamp, String> {
     let of_name = BackupTime::parse(text).and_then(|time| Timestamp::from_second(time.unix()).ok());
     of_name.map_or_else(|| text.parse::<Timestamp>().map_err(|error| error.to_string()), Ok)
+}
+
+/// Reads the time of a backup, as `xofs list` says it or as its files are called.
+fn parse_backup_time(text: &str) -> std::result::Result<BackupTime, String> {
+    let expected = || format!("'{text}' is no time of a backup: one like 2026-11-20T030007Z was expected");
+    BackupTime::parse(&text.replace('-', "")).ok_or_else(expected)
 }
 
 /// Runs the command.
@@ -235,24 +253,38 @@ fn of_sources(global: &Global, arguments: &IngestArgs) -> Result<Wanted> {
         };
         return Ok(Wanted::mirror(&repository, &vm, &backup)?);
     }
-    let disks = arguments.disks.iter().map(source).collect::<Result<_>>()?;
+    let options = ImageOptions { allow_backing: arguments.allow_backing, bitmap: arguments.bitmap.clone() };
+    let (mut disks, mut changed) = (Vec::with_capacity(arguments.disks.len()), BTreeMap::new());
+    for disk in &arguments.disks {
+        let (name, source, blocks) = source(disk, &options)?;
+        changed.extend(blocks.map(|blocks| (name.clone(), Arc::new(blocks))));
+        disks.push((name, source));
+    }
     Ok(Wanted {
         vm: arguments.vm.clone().unwrap_or_default(),
         name: arguments.name.clone(),
         disks,
         time: arguments.time,
+        changes: arguments.bitmap_since.map(|since| Changes { since, disks: changed }),
         ..Wanted::default()
     })
 }
 
-/// Opens the image of `NAME=IMAGE`.
-fn source(disk: &OsString) -> Result<(String, Source)> {
+/// Opens the image of `NAME=IMAGE`; returns the blocks that its bitmap says have changed, too.
+fn source(disk: &OsString, options: &ImageOptions) -> Result<(String, Source, Option<BlockSet>)> {
     let shown = disk.to_string_lossy();
     let Some((name, image)) = disk.to_str().and_then(|disk| disk.split_once('=')) else {
         return Err(Failure::usage(format!("--disk takes NAME=IMAGE, like xvda=disk.raw, not '{shown}'")).into());
     };
-    let source = if image == "-" { Source::stdin() } else { Source::open(Path::new(image))? };
-    Ok((name.to_owned(), source))
+    let (source, changed) = match (image, nbd::Uri::parse(image)) {
+        (_, Some(uri)) => Source::open_nbd(&uri.map_err(Failure::usage)?, options)?,
+        ("-", None) if options.bitmap.is_some() => {
+            return Err(Failure::usage("standard input has no dirty bitmaps: leave --bitmap out").into());
+        }
+        ("-", None) => (Source::stdin(), None),
+        (path, None) => Source::open(Path::new(path), options)?,
+    };
+    Ok((name.to_owned(), source, changed))
 }
 
 fn destinations(global: &Global, arguments: &IngestArgs) -> Result<Vec<Destination>> {

@@ -163,15 +163,20 @@ fn start<'scope, F: FnOnce() + Send + 'scope>(
     Ok(())
 }
 
-/// Returns the blocks that may have to be stored: all but those that are holes in the source and in each base.
+/// Returns the blocks that may have to be stored: all but those that are holes in the source and in each base, or are known to
+/// be the same in each base.
 pub(super) fn candidates(source: &dyn Disk, plans: &[&DiskPlan]) -> Result<Vec<u32>> {
     let mut holes = Holes::new(source);
+    let is_same = |block: u64| plans.iter().all(|plan| plan.base.as_ref().is_some_and(|base| base.has(block)));
     let mut bases: Vec<Holes> =
         plans.iter().filter_map(|plan| Some(Holes::new(plan.base.as_ref()?.disk.as_ref()))).collect();
     let mut candidates = Vec::new();
     let count = BlockSize::DEFAULT.block_count(source.size());
     for block in 0..u32::try_from(count).expect("a disk to be stored has at most 2^24 blocks") {
         let start = BlockIndex(block).0.into();
+        if is_same(start) {
+            continue;
+        }
         let is_hole = holes.covers(start).map_err(|error| of_source(&error))?;
         // What a base does not say is found out when it is read.
         if !is_hole || bases.iter_mut().any(|base| !matches!(base.covers(start), Ok(true))) {
@@ -349,6 +354,9 @@ fn is_needed(plan: &DiskPlan, block: &Block, scratch: &mut Vec<u8>) -> Result<bo
     let Some(base) = &plan.base else {
         return Ok(block.data.is_some() && !is_equal(block.bytes(), &ZEROES[..block.len]));
     };
+    if base.has(block.index.0.into()) {
+        return Ok(false);
+    }
     let (offset, there) = place(block.index, base.disk.size());
     let there = there.min(block.len);
     scratch.resize(block.len, 0);

@@ -4,19 +4,23 @@
 //! run ─► target   one destination: lock, what a dead run left, commit       ─► intent
 //!     ─► plan     a key or an increment of each disk, and in which layout
 //!     ─► room     whether it fits, before anything is written
-//!     ─► copy     one pass over a disk: read, compare, encode, write        ◄─ source; probe
+//!     ─► copy     one pass over a disk: read, compare, encode, write        ◄─ source, changes; probe
+//! source ─► qemu ─► nbd   images that are neither raw nor VHD
 //!     ─► record   the metadata of the backup, or mirror that of another repository
 //! ```
 //!
 //! Invariants: a backup is there as a whole or not at all, whenever the program ends; nothing that was there before is changed or
 //! removed; memory is bounded (`copy`). A destination that fails is given up, and the others go on.
 
+mod changes;
 mod copy;
 mod error;
 mod intent;
 mod mirror;
+mod nbd;
 mod plan;
 mod probe;
+mod qemu;
 mod record;
 mod room;
 mod source;
@@ -33,11 +37,13 @@ use storage::{ObjectPath, WritableStorage};
 use uuid::Uuid;
 use vhd::{Filter, Format};
 
+pub use changes::{BlockSet, Changes};
 pub use error::{Error, ErrorKind, Result};
 pub use mirror::Origin;
+pub use nbd::NbdDisk;
 pub use probe::{Probe, Reading};
 pub use room::Estimate;
-pub use source::{RawFile, Source};
+pub use source::{ImageOptions, RawFile, Source};
 
 use crate::repository::{self, BackupTime, Repository, VmId, is_device_name};
 use copy::Lane;
@@ -93,6 +99,8 @@ pub struct Wanted {
     pub patience: Duration,
     /// Bytes that are left free in each destination.
     pub reserve: Option<u64>,
+    /// What changed since a backup, where that is known.
+    pub changes: Option<Changes>,
     /// The backup that it is made from, if it is one: see [`Wanted::mirror`].
     pub origin: Option<Origin>,
 }
@@ -448,6 +456,7 @@ fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt
                     watch.say(&format!("{name}: disk {} is stored in full: {why}", plan.name));
                 }
             }
+            target.believe_changes(wanted, &|sentence| watch.say(&format!("{name}: {sentence}")))?;
             watch.check()?;
             let is_exploded = target.plans.iter().any(|plan| matches!(plan.format, Format::Exploded(_)));
             target.check_room(room::estimate(&sources, &target.plans)?, wanted.reserve, is_exploded)

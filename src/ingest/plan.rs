@@ -11,6 +11,7 @@ use storage::{ObjectPath, Storage};
 use uuid::Uuid;
 use vhd::{BlockSize, Filter, Format, NewLayer};
 
+use super::changes::BlockSet;
 use super::error::{Error, ErrorKind, Result};
 use super::intent::Names;
 use super::{Extent, Layout, Wanted};
@@ -38,6 +39,17 @@ pub(super) struct DiskPlan {
 pub(super) struct Base {
     pub disk: Arc<dyn Disk>,
     pub uuid: Uuid,
+    /// Of its backup.
+    pub time: BackupTime,
+    /// The blocks that may differ from it, where that is known.
+    pub changed: Option<Arc<BlockSet>>,
+}
+
+impl Base {
+    /// Whether a block, by its number, is known to be the same.
+    pub fn has(&self, block: u64) -> bool {
+        self.changed.as_ref().is_some_and(|changed| !changed.contains(block))
+    }
 }
 
 /// What plans of a destination start from.
@@ -187,7 +199,7 @@ impl History<'_> {
         }
         let Some(leaf) = chain.first() else { return Ok(Err("its chain is empty".to_owned())) };
         Ok(match layer.clone().child_of(leaf.uuid, path.file_name()) {
-            Ok(child) => Ok((Base { disk: open, uuid: leaf.uuid }, child)),
+            Ok(child) => Ok((Base { disk: open, uuid: leaf.uuid, time: backup.time, changed: None }, child)),
             Err(error) => Err(format!("it cannot be a parent: {}", error.reason)),
         })
     }

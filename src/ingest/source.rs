@@ -1,7 +1,8 @@
-//! What is ingested: an image file or block device as a disk, or a stream.
+//! What is ingested: an image file, a block device or an export of NBD as a disk, or a stream.
 //!
 //! Anything that our own reader opens without metadata (a VHD file, an alias, an exploded VHD) is a disk already; this module
-//! adds what is raw. Other formats are told by their first bytes and refused: taken for raw, they would be stored as they are.
+//! adds what is raw. Other formats are told by their first bytes, and read by `qemu` where that is possible: taken for raw, they
+//! would be stored as they are.
 
 use std::fs::File;
 use std::io;
@@ -12,7 +13,10 @@ use std::sync::{Arc, Mutex};
 use disk::{Disk, Extent};
 use rustix::fs::{SeekFrom, seek};
 
+use super::changes::BlockSet;
 use super::error::{Error, ErrorKind, Result};
+use super::nbd::NbdDisk;
+use super::qemu;
 use crate::repository::{OpenOptions, Repository};
 
 /// Memory for decoded blocks of an image that is a VHD (bytes).
@@ -20,13 +24,27 @@ const CACHE: u64 = 32 << 20;
 /// A disk is made of whole sectors (bytes).
 const SECTOR: u64 = 512;
 /// What images of other formats begin with.
-const FOREIGN: [(&[u8], &str); 5] = [
+const FOREIGN: [(&[u8], &str); 8] = [
     (b"QFI\xfb", "qcow2"),
     (b"KDMV", "VMDK"),
     (b"# Disk DescriptorFile", "VMDK"),
     (b"vhdxfile", "VHDX"),
     (b"<<< ", "VDI"),
+    (b"QED\0", "QED"),
+    (b"WithoutFreeSpace", "Parallels"),
+    (b"WithouFreSpacExt", "Parallels"),
 ];
+/// What a VHD begins with, but for a fixed one.
+const VHD: &[u8] = b"conectix";
+
+/// How images are opened.
+#[derive(Debug, Clone, Default)]
+pub struct ImageOptions {
+    /// Whether an image may name other files that its bytes are in.
+    pub allow_backing: bool,
+    /// A dirty bitmap that is to be read, too.
+    pub bitmap: Option<String>,
+}
 
 /// Where the bytes of a disk come from.
 #[derive(Clone)]
@@ -38,11 +56,42 @@ pub enum Source {
 }
 
 impl Source {
-    /// Opens an image: a raw file, a block device, a `.vhd` file or alias, or the folder of an exploded VHD.
+    /// Opens an image: a raw file, a block device, a `.vhd` file or alias, the folder of an exploded VHD, or what `qemu-nbd`
+    /// reads. Returns with it the blocks that the bitmap says have changed, if one is asked for.
     ///
     /// # Errors
-    /// [`ErrorKind::Source`] if it cannot be opened, is empty, or is of a format that is not read.
-    pub fn open(path: &Path) -> Result<Self> {
+    /// [`ErrorKind::Source`] if it cannot be opened, is empty, or is of a format that is not read; [`ErrorKind::Usage`] if it
+    /// has no bitmaps.
+    pub fn open(path: &Path, options: &ImageOptions) -> Result<(Self, Option<BlockSet>)> {
+        if path.metadata().is_ok_and(|metadata| metadata.is_file() || metadata.file_type().is_block_device())
+            && foreign(&head(path)?).is_some()
+        {
+            return Self::of_nbd(qemu::open(path, options)?, options);
+        }
+        match options.bitmap {
+            Some(_) => {
+                let message = format!("the image '{}' has no dirty bitmaps: leave --bitmap out", path.display());
+                Err(Error::new(ErrorKind::Usage, message))
+            }
+            None => Ok((Self::open_ours(path)?, None)),
+        }
+    }
+
+    /// Opens an export of NBD that somebody else serves.
+    ///
+    /// # Errors
+    /// As for [`Source::open`].
+    pub fn open_nbd(uri: &::nbd::Uri, options: &ImageOptions) -> Result<(Self, Option<BlockSet>)> {
+        Self::of_nbd(NbdDisk::open(uri, options.bitmap.as_deref())?, options)
+    }
+
+    fn of_nbd(disk: NbdDisk, options: &ImageOptions) -> Result<(Self, Option<BlockSet>)> {
+        let changed = options.bitmap.as_deref().map(|bitmap| disk.changed(bitmap)).transpose()?;
+        Ok((Self::Disk(Arc::new(disk)), changed))
+    }
+
+    /// Opens what is read without QEMU.
+    fn open_ours(path: &Path) -> Result<Self> {
         let shown = path.display();
         let failed = |error: &dyn std::fmt::Display| {
             Error::new(ErrorKind::Source, format!("the image '{shown}' cannot be opened: {error}"))
@@ -110,9 +159,7 @@ impl RawFile {
         if len == 0 {
             return Err(failed(&"it is empty, a disk was expected"));
         }
-        let mut head = [0; 64];
-        let read = file.read_at(&mut head, 0).map_err(|error| failed(&error))?;
-        refuse_foreign(&path.display().to_string(), &head[..read])?;
+        refuse_foreign(&path.display().to_string(), &head(path)?)?;
         Ok(Self { file, path: path.to_path_buf(), len, position: Mutex::new(()) })
     }
 
@@ -129,13 +176,33 @@ impl RawFile {
     }
 }
 
-/// Refuses an image of another format by its first bytes.
+/// Returns the first bytes of a file or device.
+fn head(path: &Path) -> Result<Vec<u8>> {
+    let failed = |error: io::Error| {
+        Error::new(ErrorKind::Source, format!("the image '{}' cannot be opened: {error}", path.display()))
+    };
+    let mut head = vec![0; 64];
+    let read = File::open(path).and_then(|file| file.read_at(&mut head, 0)).map_err(failed)?;
+    head.truncate(read);
+    Ok(head)
+}
+
+/// Names the format of an image that QEMU reads, by its first bytes.
+fn foreign(head: &[u8]) -> Option<&'static str> {
+    FOREIGN.iter().find(|(magic, _)| head.starts_with(magic)).map(|(_, format)| *format)
+}
+
+/// Refuses what is not raw, by its first bytes.
 pub(super) fn refuse_foreign(name: &str, head: &[u8]) -> Result<()> {
-    let Some((_, format)) = FOREIGN.iter().find(|(magic, _)| head.starts_with(magic)) else { return Ok(()) };
-    let message = format!(
-        "the image '{name}' is {format}, which is not read: a raw image or a VHD was expected; make one with \
-         'qemu-img convert -O raw {name} disk.raw'"
-    );
+    let message = match foreign(head) {
+        Some(format) => {
+            format!("the image '{name}' is {format}, which is read from a file: a raw image was expected here")
+        }
+        None if head.starts_with(VHD) => format!(
+            "the image '{name}' is a VHD, which is read from a file whose name ends in .vhd: a raw image was expected here"
+        ),
+        None => return Ok(()),
+    };
     Err(Error::new(ErrorKind::Source, message))
 }
 
@@ -206,12 +273,14 @@ mod tests {
     #[test]
     fn an_image_of_another_format_is_never_taken_for_raw() {
         let folder = tempfile::tempdir().unwrap();
-        for (magic, format) in FOREIGN {
+        for (magic, format) in FOREIGN.into_iter().chain([(VHD, "a VHD")]) {
             let path = folder.path().join("disk.img");
             std::fs::write(&path, [magic, &[0; 600]].concat()).unwrap();
-            let Err(error) = Source::open(&path) else { panic!("{format}") };
+            let Err(error) = RawFile::open(&path) else { panic!("{format}") };
             assert_eq!(error.kind(), ErrorKind::Source, "{format}");
-            assert!(error.to_string().contains(format) && error.to_string().contains("qemu-img convert"), "{error}");
+            assert!(error.to_string().contains(&format!("is {format}, which is read from a file")), "{error}");
+            let Err(error) = Source::open(&path, &ImageOptions::default()) else { panic!("{format}") };
+            assert_eq!(error.kind(), ErrorKind::Source, "{format}: {error}");
         }
     }
 }

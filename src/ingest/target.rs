@@ -23,6 +23,7 @@ use super::plan::{DiskPlan, History};
 use super::probe::Probe;
 use super::record::Template;
 use super::room::{self, Estimate};
+use super::source::Source;
 use super::{Destination, Wanted, Watch};
 use crate::repository::{self, Backup, BackupTime, Document, Mode, VmFolder, VmId, VmLock};
 
@@ -96,6 +97,22 @@ impl<'a> Target<'a> {
             job,
         };
         self.plans = history.plan(wanted, time, identities)?;
+        Ok(())
+    }
+
+    /// Limits what is compared to what is known to have changed; `say` is told where that cannot be.
+    pub fn believe_changes(&mut self, wanted: &Wanted, say: &dyn Fn(&str)) -> Result<()> {
+        let Some(changes) = &wanted.changes else { return Ok(()) };
+        for (plan, (name, source)) in self.plans.iter_mut().zip(&wanted.disks) {
+            let (Some(base), Source::Disk(disk)) = (&mut plan.base, source) else { continue };
+            match changes.of(name, disk.size(), base.time, base.disk.size()) {
+                Ok(changed) => {
+                    changed.verify(name, disk.as_ref(), base.disk.as_ref())?;
+                    base.changed = Some(changed);
+                }
+                Err(why) => say(&format!("disk {name} is compared as a whole: {why}")),
+            }
+        }
         Ok(())
     }
 

@@ -1,0 +1,138 @@
+//! Which blocks may have changed since an older backup, where somebody keeps a record of it: a dirty bitmap.
+//!
+//! A bitmap is believed only for the backup that it was begun with, which the person who names it says: nothing in an image
+//! tells. It is not believed blindly. The backup must be the one that the new one is built upon, and of the same size; and
+//! some blocks that the bitmap calls clean are compared. Else all is compared, or the ingest is refused.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use disk::Disk;
+use vhd::BlockSize;
+
+use super::error::{Error, ErrorKind, Result};
+use crate::repository::BackupTime;
+
+/// Bytes of a block.
+const BLOCK: u64 = 2 << 20;
+/// Clean blocks of a disk that are compared nevertheless.
+const SAMPLES: usize = 32;
+
+/// A set of blocks of a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockSet {
+    size: u64,
+    /// A bit for each block.
+    words: Vec<u64>,
+}
+
+/// What changed since a backup.
+#[derive(Debug, Clone)]
+pub struct Changes {
+    /// The backup.
+    pub since: BackupTime,
+    /// Of each disk, by its name.
+    pub disks: BTreeMap<String, Arc<BlockSet>>,
+}
+
+impl BlockSet {
+    /// Makes an empty set of blocks of a disk of `size` bytes.
+    #[must_use]
+    pub fn new(size: u64) -> Self {
+        let blocks =
+            usize::try_from(BlockSize::DEFAULT.block_count(size)).expect("a disk to be stored has 2^24 blocks");
+        Self { size, words: vec![0; blocks.div_ceil(64)] }
+    }
+
+    /// Adds every block that a range of bytes touches.
+    pub fn insert(&mut self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len).min(self.size);
+        for block in offset / BLOCK..end.div_ceil(BLOCK) {
+            let (word, bit) = place(block);
+            if let Some(word) = self.words.get_mut(word) {
+                *word |= bit;
+            }
+        }
+    }
+
+    /// Whether a block, by its number, is in it.
+    #[must_use]
+    pub fn contains(&self, block: u64) -> bool {
+        let (word, bit) = place(block);
+        self.words.get(word).is_some_and(|word| word & bit != 0)
+    }
+
+    /// Compares blocks that are not in the set, spread over the disk: they must be the same in `new` and `old`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] if one is not; [`ErrorKind::Source`] or [`ErrorKind::Repository`] if one cannot be read.
+    pub(super) fn verify(&self, name: &str, new: &dyn Disk, old: &dyn Disk) -> Result<()> {
+        let of_source = |error: disk::Error| Error::new(ErrorKind::Source, error.to_string());
+        let clean: Vec<u64> =
+            (0..BlockSize::DEFAULT.block_count(self.size)).filter(|block| !self.contains(*block)).collect();
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        for block in clean.iter().step_by(clean.len().div_ceil(SAMPLES).max(1)) {
+            let offset = block * BLOCK;
+            let len = usize::try_from(BLOCK.min(self.size - offset)).expect("at most a block");
+            ours.resize(len, 0);
+            theirs.resize(len, 0);
+            new.read_at(offset, &mut ours).map_err(of_source)?;
+            old.read_at(offset, &mut theirs)?;
+            if ours != theirs {
+                let message = format!(
+                    "disk {name} changed at {offset}, where the bitmap says that it did not: the bitmap is not of what \
+                     changed since that backup; leave --bitmap out, so that all is compared"
+                );
+                return Err(Error::new(ErrorKind::Usage, message));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Changes {
+    /// Returns what may differ of a disk of `size` bytes from its base, a disk of `base_size` bytes in the backup of
+    /// `base`; else why it cannot be told.
+    pub(super) fn of(
+        &self,
+        name: &str,
+        size: u64,
+        base: BackupTime,
+        base_size: u64,
+    ) -> std::result::Result<Arc<BlockSet>, String> {
+        if base != self.since {
+            return Err(format!("the newest backup is of {base}, and the bitmap of what changed since {}", self.since));
+        }
+        if size != base_size {
+            return Err(format!("the disk had {base_size} bytes and has {size} now"));
+        }
+        self.disks.get(name).filter(|set| set.size == size).cloned().ok_or_else(|| "it has no bitmap".to_owned())
+    }
+}
+
+fn place(block: u64) -> (usize, u64) {
+    (usize::try_from(block / 64).unwrap_or(usize::MAX), 1 << (block % 64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_block_that_a_range_touches_is_in_the_set() {
+        const BLOCKS: u64 = 130;
+        for (offset, len, expected) in [
+            (0, 0, 0..0),
+            (0, 1, 0..1),
+            (BLOCK - 1, 2, 0..2),
+            (63 * BLOCK, 2 * BLOCK, 63..65),
+            (129 * BLOCK, u64::MAX, 129..130),
+            (BLOCK * 500, 1, 0..0),
+        ] {
+            let mut set = BlockSet::new(BLOCKS * BLOCK - 512);
+            set.insert(offset, len);
+            let found: Vec<u64> = (0..BLOCKS + 100).filter(|block| set.contains(*block)).collect();
+            assert_eq!(found, expected.collect::<Vec<_>>(), "{offset} {len}");
+        }
+    }
+}
