@@ -91,7 +91,7 @@ fn wanted(bytes: &[u8], number: i64) -> Wanted {
 
 fn destination(storage: Arc<dyn WritableStorage>, raw: Arc<dyn Storage>, key: Option<EncryptionKey>) -> Destination {
     let repository = Repository::with_storage(raw, OpenOptions { key, cache_bytes: 8 << 20 }).unwrap();
-    Destination { name: "repository".to_owned(), repository, storage }
+    Destination { name: "repository".to_owned(), repository, storage, quota: None }
 }
 
 fn plain(storage: &Arc<dyn WritableStorage>) -> Destination {
@@ -277,6 +277,42 @@ fn a_place_without_room_is_refused_before_anything_is_written() {
     let error = ingest::run(&wanted, &[plain(&memory)], &watch()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NoRoom, "{error}");
     assert!(files(&*memory).is_empty(), "{:?}", files(&*memory));
+}
+
+#[test]
+fn a_quota_is_never_exceeded_and_the_numbers_are_said() {
+    let folder = folder();
+    let (one, two) = (folder.path().join("one"), folder.path().join("two"));
+    let mut random = Random::new(seed());
+    let state: Vec<u8> = (0..4 * BLOCK).map(|_| u8::try_from(random.below(256)).unwrap()).collect();
+    let image = write_image(folder.path(), &state);
+    let told = |code: i32, err: &str, part: &str| assert!(code == 1 && err.contains(part), "{code} {err}");
+    let (code, _, err) = run(ingest(&one, &image).args(["--quota", "8MiB"]));
+    told(code, &err, "the quota is exceeded: 0 MiB are used, about 9 MiB are to come, and 8 MiB are allowed");
+    // Of a stream nothing is known before.
+    let mut command = ingest(&one, Path::new("-"));
+    let stream = fs::File::open(&image).unwrap();
+    let Output { status, stderr, .. } = command.args(["--quota", "7MiB"]).stdin(stream).output().unwrap();
+    told(status.code().unwrap(), &String::from_utf8(stderr).unwrap(), "MiB were written, and 7 MiB are allowed");
+    assert!(files(&LocalStorage::open(&one).unwrap()).is_empty());
+    // One that the configuration knows has its own, and the other of two is right.
+    let config = folder.path().join("config/xofs");
+    fs::create_dir_all(&config).unwrap();
+    fs::write(
+        config.join("config.toml"),
+        format!("[repositories.small]\npath = '{}'\nquota = '7MiB'\n", two.display()),
+    )
+    .unwrap();
+    let mut command = ingest(&one, &image);
+    let (code, _, err) = run(command.args(["--to", "small"]).env("XDG_CONFIG_HOME", config.parent().unwrap()));
+    assert!(code == 3 && err.contains("small: the quota is exceeded"), "{code} {err}");
+    // What is there already counts, and what is not stored again does not.
+    let stored = Repository::open(&one, OpenOptions::default()).unwrap().used_bytes().unwrap();
+    let (limit, image) = (stored.to_string(), write_image(folder.path(), &[&state[..3 * BLOCK], &[1; BLOCK]].concat()));
+    let (code, _, err) = run(ingest(&one, &image).args(["--full", "--quota", &limit]));
+    told(code, &err, "the quota is exceeded: 9 MiB are used");
+    succeed(ingest(&one, &image).args(["--quota", &(stored + (1 << 20)).to_string()]));
+    assert_eq!((read_all(local(&one), None).len(), read_all(local(&two), None).len()), (2, 0));
 }
 
 /// All files, without the locks.

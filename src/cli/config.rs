@@ -4,6 +4,7 @@
 //! [repositories.main]
 //! path = "/srv/backups"
 //! password_file = "/etc/xofs/main.key"       # or password_command = "..."
+//! quota = "500GiB"
 //! ```
 
 use std::collections::BTreeMap;
@@ -14,6 +15,7 @@ use anyhow::Result;
 use serde::Deserialize;
 
 use super::exit::Failure;
+use super::text::parse_size;
 
 /// What the configuration files say.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
@@ -34,6 +36,19 @@ pub struct Entry {
     pub password_file: Option<PathBuf>,
     /// Command that prints the encryption key.
     pub password_command: Option<String>,
+    /// What all its files may have together, like `500GiB`; an ingest that would exceed it is refused.
+    pub quota: Option<String>,
+}
+
+impl Entry {
+    /// Returns the quota in bytes.
+    ///
+    /// # Errors
+    /// `Usage` if it is no size.
+    pub fn quota(&self) -> Result<Option<u64>> {
+        let wrong = |reason| Failure::usage(format!("'quota' of a repository in the configuration: {reason}"));
+        Ok(self.quota.as_deref().map(parse_size).transpose().map_err(wrong)?)
+    }
 }
 
 impl Config {
@@ -83,7 +98,8 @@ mod tests {
     #[test]
     fn repositories_are_read_by_name() {
         let config = parse("[repositories.main]\npath = '/srv/br'\npassword_file = '/k'\n").expect("parses");
-        let main = Entry { path: "/srv/br".into(), password_file: Some("/k".into()), password_command: None };
+        let main =
+            Entry { path: "/srv/br".into(), password_file: Some("/k".into()), password_command: None, quota: None };
         assert_eq!(config.repositories, BTreeMap::from([("main".to_owned(), main)]));
         assert_eq!(parse(""), Ok(Config::default()));
     }

@@ -17,6 +17,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use vhd::Filter;
 
+use super::config::Entry;
 use super::exit::{Exit, Failure};
 use super::export::progress::Progress;
 use super::forget::RetentionArgs;
@@ -129,6 +130,9 @@ pub struct IngestArgs {
     /// How much is left free in each repository [default: 5 % of what is free, at most 1 GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     reserve: Option<u64>,
+    /// What all files of each repository may have together [default: what the configuration says of it]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    quota: Option<u64>,
     /// Says how far it is every ten seconds, where there is no terminal
     #[arg(long)]
     progress: bool,
@@ -302,7 +306,9 @@ fn destinations(global: &Global, arguments: &IngestArgs) -> Result<Vec<Destinati
             return Err(Failure::usage(format!("the repository '{}' is named twice", place.name)).into());
         }
         let (repository, storage) = open::both(global, place, open::SMALL_CACHE)?;
-        destinations.push(Destination { name: place.name.clone(), repository, storage });
+        let of_entry = place.entry.as_ref().map_or(Ok(None), Entry::quota)?;
+        let quota = arguments.quota.or(of_entry);
+        destinations.push(Destination { name: place.name.clone(), repository, storage, quota });
     }
     Ok(destinations)
 }

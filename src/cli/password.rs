@@ -186,7 +186,8 @@ mod tests {
 
     #[test]
     fn the_command_line_wins_over_the_environment_and_that_over_the_configuration() {
-        let entry = Entry { path: "/".into(), password_file: None, password_command: Some("entry".into()) };
+        let entry =
+            Entry { path: "/".into(), password_file: None, password_command: Some("entry".into()), quota: None };
         let named = |origin| Some(Source { origin, is_ambient: false });
         let ambient = |origin| Some(Source { origin, is_ambient: true });
         let file = |path: &str| Origin::File(path.into());

@@ -113,6 +113,8 @@ pub struct Destination {
     pub repository: Arc<Repository>,
     /// To write.
     pub storage: Arc<dyn WritableStorage>,
+    /// Bytes that all its files may have together.
+    pub quota: Option<u64>,
 }
 
 /// What is seen of an ingest while it runs, and how it is stopped.

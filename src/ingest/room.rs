@@ -30,6 +30,32 @@ pub struct Estimate {
     pub inodes: u64,
 }
 
+/// What a repository may take, whatever the place it lies in has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Quota {
+    /// Bytes of all its files.
+    pub limit: u64,
+    /// Those that were there before.
+    pub used: u64,
+}
+
+impl Quota {
+    /// Refuses `bytes` more than the limit; `what` becomes of them.
+    pub fn check(self, bytes: u64, what: &str) -> Result<()> {
+        if self.used.saturating_add(bytes) <= self.limit {
+            return Ok(());
+        }
+        let message = format!(
+            "the quota is exceeded: {} MiB are used, about {} MiB {what}, and {} MiB are allowed; forget old backups (xofs \
+             forget --apply), or raise --quota",
+            mebibytes(self.used),
+            mebibytes(bytes),
+            self.limit >> 20
+        );
+        Err(Error::new(ErrorKind::NoRoom, message))
+    }
+}
+
 /// Estimates what the disks will take; nothing for a stream, of which nothing is known.
 pub(super) fn estimate(sources: &[&Source], plans: &[DiskPlan]) -> Result<Estimate> {
     let mut sum = Estimate::default();

@@ -22,7 +22,7 @@ use super::intent;
 use super::plan::{DiskPlan, History};
 use super::probe::Probe;
 use super::record::Template;
-use super::room::{self, Estimate};
+use super::room::{self, Estimate, Quota};
 use super::source::Source;
 use super::{Destination, Wanted, Watch};
 use crate::repository::{self, Backup, BackupTime, Document, Mode, VmFolder, VmId, VmLock};
@@ -42,6 +42,7 @@ pub(super) struct Target<'a> {
     pub write: Probe,
     pub sync: Probe,
     pub publish: Probe,
+    quota: Option<Quota>,
     /// How many of the plans may have left something.
     announced: usize,
     is_committing: bool,
@@ -81,6 +82,7 @@ impl<'a> Target<'a> {
             write: Probe::default(),
             sync: Probe::default(),
             publish: Probe::default(),
+            quota: None,
             announced: 0,
             is_committing: false,
         })
@@ -117,8 +119,13 @@ impl<'a> Target<'a> {
     }
 
     /// Refuses what there is no room for.
-    pub fn check_room(&self, estimate: Estimate, reserve: Option<u64>, is_exploded: bool) -> Result<()> {
-        room::check(&*self.destination.storage, estimate, reserve, is_exploded)
+    pub fn check_room(&mut self, estimate: Estimate, reserve: Option<u64>, is_exploded: bool) -> Result<()> {
+        room::check(&*self.destination.storage, estimate, reserve, is_exploded)?;
+        let Some(limit) = self.destination.quota else { return Ok(()) };
+        let quota = Quota { limit, used: self.destination.repository.used_bytes()? };
+        quota.check(estimate.bytes, "are to come")?;
+        self.quota = Some(quota);
+        Ok(())
     }
 
     /// Says durably which disks are about to be written.
@@ -161,6 +168,10 @@ impl<'a> Target<'a> {
         let written = self.sync.work(|| sink.finish())?;
         self.sync.add(usize::try_from(written.stored_bytes).unwrap_or(usize::MAX));
         self.written.push(written);
+        if let Some(quota) = &self.quota {
+            // An estimate was believed until now, or nothing was known of a stream.
+            quota.check(self.written.iter().map(|written| written.stored_bytes).sum(), "were written")?;
+        }
         if matches!(plan.format, Format::Exploded(_)) {
             self.lock.check()?;
             let (alias, data) = (plan.names.alias()?, plan.names.data()?);

@@ -8,6 +8,7 @@
 //!   ├─ stored     backups of XO's configuration and of pool metadata
 //!   ├─ problems   what is wrong, instead of failing
 //!   ├─ selector   `VM[/BACKUP[/DISK]]`
+//!   ├─ usage      how large it is
 //!   └─ retention  which backups may be forgotten             ─► period; immutability
 //! VmLock ─ lock     XO's lock of a VM
 //! initialize  a new one, in an empty place
@@ -41,6 +42,7 @@ mod stored;
 #[cfg(test)]
 pub(crate) mod tests;
 mod time;
+mod usage;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -438,6 +440,14 @@ impl Repository {
     /// [`ErrorKind::NotFound`] if it is gone; else what the storage says.
     pub fn read_stored(&self, path: &ObjectPath) -> Result<Vec<u8>> {
         Ok(self.storage.read(path, STORED_LIMIT)?)
+    }
+
+    /// Returns the bytes of all files; each is looked at, which takes time.
+    ///
+    /// # Errors
+    /// What the storage says: nothing that could not be looked at counts as empty.
+    pub fn used_bytes(&self) -> Result<u64> {
+        usage::used_bytes(self.raw.as_ref())
     }
 
     /// Returns for how long a backup is immutable from the time in its name; `None` if none is.
