@@ -210,7 +210,7 @@ fn images_of_qemu_are_stored_as_what_qemu_reads() {
     for (format, has_holes) in
         [("qcow2", true), ("vmdk", true), ("vhdx", false), ("vdi", true), ("qed", true), ("parallels", true)]
     {
-        let (place, image) = (init(folder.path(), format, &[]), folder.path().join(format!("disk.{format}")));
+        let (place, image) = (init(folder.path(), format, &[]), folder.path().join(format!("a, \"b\":c=d.{format}")));
         succeed(Command::new("qemu-img").args(["create", "-q", "-f", format]).arg(&image).arg("40M"));
         qemu_io(format, &image, &["write -P 7 0 1M", "write -P 8 9M 3M", "write -P 9 40959k 1k"]);
         let first = told(&mut ingest(&place, image.to_str().unwrap()));

@@ -13,13 +13,14 @@
 use std::fs::{DirBuilder, Permissions};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nbd::Connection;
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::error::{Error, ErrorKind, Result};
 use super::nbd::{CONNECTIONS, NbdDisk, of_nbd, options};
@@ -28,6 +29,8 @@ use crate::repository::random_uuid;
 
 /// Formats that are read so, as QEMU calls them. A VHD is not among them: QEMU may take it for another size than it has.
 const FORMATS: [&str; 7] = ["qcow2", "qcow", "vmdk", "vhdx", "vdi", "qed", "parallels"];
+/// Those of them that may have a backing file.
+const LAYERED: [&str; 4] = ["qcow2", "qcow", "vmdk", "qed"];
 /// Starts the server on a socket that is its standard input, as systemd would (sd_listen_fds), to end when its parent does.
 const START: &str = "LISTEN_PID=$$ LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS
 if setpriv --pdeathsig KILL true 2>/dev/null; then set -- setpriv --pdeathsig KILL \"$@\"; fi
@@ -134,8 +137,9 @@ pub(super) fn open(path: &Path, image_options: &ImageOptions) -> Result<NbdDisk>
     let path = path.canonicalize().map_err(|error| failed(&error))?;
     let info = probe(&path)?;
     let format = info.check(&path, image_options)?;
+    let address = address(&path, format, image_options.allow_backing).map_err(|error| failed(&error))?;
     let (mut server, streams) =
-        Server::start(&path, format, image_options.bitmap.as_deref()).map_err(|error| failed(&error))?;
+        Server::start(&address, image_options.bitmap.as_deref()).map_err(|error| failed(&error))?;
     let shown = format!("of '{}'", path.display());
     let options = options(image_options.bitmap.as_deref());
     let connect = |stream| Connection::over(Box::new(stream), "", &shown, &options);
@@ -146,6 +150,19 @@ pub(super) fn open(path: &Path, image_options: &ImageOptions) -> Result<NbdDisk>
             said => Err(failed(&said)),
         },
     }
+}
+
+/// Returns what QEMU is to open, with nothing left to its guesses: a backing file that was not there when the image was looked
+/// at is not opened either.
+fn address(path: &Path, format: &str, allow_backing: bool) -> io::Result<String> {
+    let name = path.to_str().ok_or_else(|| io::Error::other("its path is not UTF-8"))?;
+    let is_device = path.metadata()?.file_type().is_block_device();
+    let driver = if is_device { "host_device" } else { "file" };
+    let mut image = json!({ "driver": format, "read-only": true, "file": { "driver": driver, "filename": name } });
+    if !allow_backing && LAYERED.contains(&format) {
+        image["backing"] = Value::Null;
+    }
+    Ok(format!("json:{image}"))
 }
 
 /// Asks QEMU what an image is.
@@ -185,18 +202,18 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts one for an image; returns the connections to it, which it takes once it is ready.
-    fn start(path: &Path, format: &str, bitmap: Option<&str>) -> io::Result<(Self, Vec<UnixStream>)> {
+    /// Starts one for what QEMU opens by an address; returns the connections to it, which it takes once it is ready.
+    fn start(address: &str, bitmap: Option<&str>) -> io::Result<(Self, Vec<UnixStream>)> {
         let folder = Folder::new()?;
         let socket = folder.0.join("nbd");
         let listener = UnixListener::bind(&socket)?;
         let streams = (0..CONNECTIONS).map(|_| UnixStream::connect(&socket)).collect::<io::Result<Vec<_>>>()?;
         drop(folder);
         let mut command = Command::new("sh");
-        command.args(["-c", START, "sh", "qemu-nbd", "--read-only", &format!("--format={format}")]);
+        command.args(["-c", START, "sh", "qemu-nbd", "--read-only"]);
         command.arg(format!("--shared={CONNECTIONS}"));
         command.args(bitmap.map(|bitmap| format!("--bitmap={bitmap}")));
-        command.arg("--").arg(path);
+        command.args(["--", address]);
         let child =
             command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
         Ok((Self { child }, streams))
@@ -240,6 +257,65 @@ impl Drop for Folder {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
             tracing::warn!(%error, folder = %self.0.display(), "a temporary folder is left behind");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(info: &Value, options: &ImageOptions) -> std::result::Result<String, String> {
+        let info: Info = serde_json::from_value(info.clone()).unwrap();
+        info.check(Path::new("/disk.img"), options).map(str::to_owned).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn an_image_is_read_only_if_all_that_it_needs_is_known_and_its_own() {
+        let data = |data: Value| json!({ "format": "qcow2", "format-specific": { "data": data } });
+        let bitmap = |flags: &[&str]| data(json!({ "bitmaps": [{ "name": "b", "flags": flags }] }));
+        let plain = ImageOptions::default();
+        let with_bitmap = ImageOptions { bitmap: Some("b".to_owned()), ..ImageOptions::default() };
+        let own = data(json!({ "extents": [{ "filename": "/disk.img" }, {}] }));
+        for (info, options) in [
+            (json!({ "format": "qcow2" }), &plain),
+            (own, &plain),
+            (bitmap(&["auto"]), &with_bitmap),
+            (bitmap(&["in-use"]), &plain),
+            (data(json!({ "data-file": "d" })), &ImageOptions { allow_backing: true, ..ImageOptions::default() }),
+        ] {
+            assert_eq!(checked(&info, options), Ok("qcow2".to_owned()), "{info}");
+        }
+        for (info, options, part) in [
+            (json!({ "format": "raw" }), &plain, "QEMU takes it for 'raw'"),
+            (json!({ "format": "luks" }), &plain, "QEMU takes it for 'luks'"),
+            (json!({ "format": "vmdk", "backing-filename": "/etc/shadow" }), &plain, "the backing file '/etc/shadow'"),
+            (data(json!({ "data-file": "/etc/shadow" })), &plain, "the data file '/etc/shadow'"),
+            (data(json!({ "extents": [{ "filename": "/etc/shadow" }] })), &plain, "the part '/etc/shadow'"),
+            (json!({ "format": "qcow2", "encrypted": true }), &plain, "encrypted"),
+            (data(json!({ "corrupt": true })), &plain, "qemu-img check -r all"),
+            (json!({ "format": "qcow2" }), &with_bitmap, "there are none"),
+            (bitmap(&["auto", "in-use"]), &with_bitmap, "may lack changes"),
+            (bitmap(&[]), &with_bitmap, "may lack changes"),
+        ] {
+            let refused = checked(&info, options).unwrap_err();
+            assert!(refused.contains(part), "{info}: {refused}");
+        }
+    }
+
+    #[test]
+    fn what_qemu_opens_is_said_in_full() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a, \"b\".img");
+        std::fs::write(&path, "").unwrap();
+        for (format, allow_backing, has_null) in
+            [("qcow2", false, true), ("qcow2", true, false), ("vhdx", false, false)]
+        {
+            let address = address(&path, format, allow_backing).unwrap();
+            let image: Value = serde_json::from_str(address.strip_prefix("json:").unwrap()).unwrap();
+            assert_eq!((&image["driver"], &image["file"]["driver"]), (&json!(format), &json!("file")));
+            assert_eq!(image["file"]["filename"].as_str(), path.to_str());
+            assert_eq!(image.get("backing"), has_null.then_some(&Value::Null), "{format}");
         }
     }
 }
