@@ -1,11 +1,11 @@
 //! `xofs ingest`: a new backup out of disk images or another repository, in one or several repositories.
 
 mod expired;
+mod sources;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt::Write as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -23,11 +23,8 @@ use super::export::progress::Progress;
 use super::forget::RetentionArgs;
 use super::text::{Shown, count, parse_size, size};
 use super::{Global, open, print, signals};
-use crate::ingest::{
-    self, BlockSet, Changes, Destination, ErrorKind, Extent, ImageOptions, Layout, Outcome, Reading, Report, Source,
-    Stored, Wanted, Watch,
-};
-use crate::repository::{BackupTime, Selection};
+use crate::ingest::{self, Destination, ErrorKind, Extent, Layout, Outcome, Reading, Report, Stored, Wanted, Watch};
+use crate::repository::BackupTime;
 use expired::Retention;
 
 const EXAMPLES: &str = "\
@@ -194,7 +191,7 @@ pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
         schedule: arguments.schedule.clone(),
         patience: Duration::from_secs(arguments.wait),
         reserve: arguments.reserve,
-        ..of_sources(global, arguments)?
+        ..sources::wanted(global, arguments)?
     };
     let destinations = destinations(global, arguments)?;
     let report = with_progress(&watch, arguments.progress, || ingest::run(&wanted, &destinations, &watch))?;
@@ -215,7 +212,7 @@ pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
     let failed = |kind: fn(ErrorKind) -> bool| {
         report.outcomes.iter().any(|outcome| outcome.stored.as_ref().is_err_and(|error| kind(error.kind())))
     };
-    Ok(match (failed(|kind| kind == ErrorKind::Interrupted), failed(|_| true)) {
+    Ok(match (failed(|kind| kind == ErrorKind::Interrupted), failed(|kind| kind != ErrorKind::Present)) {
         (true, _) => Exit::Interrupted,
         (_, true) => Exit::Partial,
         _ => retention.map_or(Exit::Done, |retention| retention.exit()),
@@ -237,58 +234,6 @@ fn layout(arguments: &IngestArgs) -> Result<Option<Layout>> {
         }
         (Some(Format::Exploded) | None, filter) => Some(Layout::Exploded(filter)),
     })
-}
-
-/// Returns what is read, and of which VM it is: images, or a backup.
-fn of_sources(global: &Global, arguments: &IngestArgs) -> Result<Wanted> {
-    if let (Some(from), Some(what)) = (&arguments.from, &arguments.backup) {
-        let repository = open::repository(global, &open::place(global, Some(from))?, open::SMALL_CACHE)?;
-        let (vm, backup) = match repository.select(what)? {
-            Selection::Backup(vm, backup) => (vm, backup),
-            Selection::Vm(vm) => {
-                let newest = repository.backups(&vm.id)?.last().cloned();
-                let none = || Failure::new(Exit::Failed, format!("'{}' has no backup", Shown(what)));
-                (vm, newest.ok_or_else(none)?)
-            }
-            Selection::Disk(..) | Selection::Loose(_) => {
-                let message = format!("'{}' is a disk: a backup is mirrored as a whole, VM/BACKUP", Shown(what));
-                return Err(Failure::usage(message).into());
-            }
-        };
-        return Ok(Wanted::mirror(&repository, &vm, &backup)?);
-    }
-    let options = ImageOptions { allow_backing: arguments.allow_backing, bitmap: arguments.bitmap.clone() };
-    let (mut disks, mut changed) = (Vec::with_capacity(arguments.disks.len()), BTreeMap::new());
-    for disk in &arguments.disks {
-        let (name, source, blocks) = source(disk, &options)?;
-        changed.extend(blocks.map(|blocks| (name.clone(), Arc::new(blocks))));
-        disks.push((name, source));
-    }
-    Ok(Wanted {
-        vm: arguments.vm.clone().unwrap_or_default(),
-        name: arguments.name.clone(),
-        disks,
-        time: arguments.time,
-        changes: arguments.bitmap_since.map(|since| Changes { since, disks: changed }),
-        ..Wanted::default()
-    })
-}
-
-/// Opens the image of `NAME=IMAGE`; returns the blocks that its bitmap says have changed, too.
-fn source(disk: &OsString, options: &ImageOptions) -> Result<(String, Source, Option<BlockSet>)> {
-    let shown = disk.to_string_lossy();
-    let Some((name, image)) = disk.to_str().and_then(|disk| disk.split_once('=')) else {
-        return Err(Failure::usage(format!("--disk takes NAME=IMAGE, like xvda=disk.raw, not '{shown}'")).into());
-    };
-    let (source, changed) = match (image, nbd::Uri::parse(image)) {
-        (_, Some(uri)) => Source::open_nbd(&uri.map_err(Failure::usage)?, options)?,
-        ("-", None) if options.bitmap.is_some() => {
-            return Err(Failure::usage("standard input has no dirty bitmaps: leave --bitmap out").into());
-        }
-        ("-", None) => (Source::stdin(), None),
-        (path, None) => Source::open(Path::new(path), options)?,
-    };
-    Ok((name.to_owned(), source, changed))
 }
 
 fn destinations(global: &Global, arguments: &IngestArgs) -> Result<Vec<Destination>> {
@@ -384,6 +329,9 @@ fn to_text(report: &Report) -> String {
             );
         }
     }
+    if report.outcomes.iter().all(|outcome| outcome.stored.is_err()) {
+        return text;
+    }
     let read = report.stages.iter().find(|(name, _)| *name == "read").map_or(0, |(_, reading)| reading.bytes);
     let seconds = report.elapsed.as_secs_f64();
     let _ = writeln!(text, "{} read in {seconds:.1} s; limited by: {}", size(read), Shown(&bottleneck(report)));
@@ -406,7 +354,11 @@ fn to_json(report: &Report, retention: Option<&Retention>) -> Value {
             "stages": stages(&stored.stages),
             "retention": forgotten.get(number),
         }),
-        Err(error) => json!({"repository": outcome.name, "error": error.to_string()}),
+        Err(error) => json!({
+            "repository": outcome.name,
+            "error": error.to_string(),
+            "isPresent": error.kind() == ErrorKind::Present,
+        }),
     };
     json!({
         "vm": report.vm.as_str(),

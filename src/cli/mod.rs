@@ -93,7 +93,7 @@ enum Command {
     Export(export::ExportArgs),
     Check(check::CheckArgs),
     Forget(forget::ForgetArgs),
-    Ingest(ingest::IngestArgs),
+    Ingest(Box<ingest::IngestArgs>),
     Repository(repository::RepositoryArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),

@@ -16,6 +16,8 @@ pub enum ErrorKind {
     Source,
     /// The destination has too little room.
     NoRoom,
+    /// The backup that is mirrored is there already: nothing was to be done.
+    Present,
     /// It was asked to stop.
     Interrupted,
     /// A destination failed.

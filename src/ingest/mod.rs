@@ -272,7 +272,7 @@ impl<'a> Attempt<'a> {
 /// Makes a backup in each destination.
 ///
 /// # Errors
-/// If no destination has it: what is wrong with what was asked for, with an image, or with the first destination; then
+/// If no destination has it in the end: what is wrong with what was asked for, with an image, or with the first destination; then
 /// nothing of it is left. What failed of several is told in the report.
 pub fn run(wanted: &Wanted, destinations: &[Destination], watch: &Watch) -> Result<Report> {
     let start = Instant::now();
@@ -317,10 +317,13 @@ pub fn run(wanted: &Wanted, destinations: &[Destination], watch: &Watch) -> Resu
     let metadata = folder.join(&format!("{}.json", time.stored()))?.to_string();
     let outcomes: Vec<Outcome> =
         attempts.into_iter().map(|attempt| outcome(attempt, wanted, &job, &metadata)).collect();
-    if let Some(Err(error)) = outcomes.first().map(|outcome| &outcome.stored) {
-        if outcomes.iter().all(|outcome| outcome.stored.is_err()) {
-            return Err(error.clone());
+    let is_there =
+        |outcome: &Outcome| outcome.stored.as_ref().map_or_else(|error| error.kind() == ErrorKind::Present, |_| true);
+    if !outcomes.iter().any(is_there) {
+        if let Some(Err(error)) = outcomes.into_iter().next().map(|outcome| outcome.stored) {
+            return Err(error);
         }
+        return Err(Error::new(ErrorKind::Usage, "no repository is named"));
     }
     let stages =
         [("read", stages.read.reading()), ("compare", stages.compare.reading()), ("encode", stages.encode.reading())];
@@ -403,16 +406,18 @@ fn resolve(wanted: &Wanted, destinations: &[Destination]) -> Result<VmId> {
 /// Refuses to mirror a backup that is there, or that newer ones of the job would have to be put on.
 fn follows(target: &Target, wanted: &Wanted, job: &str) -> Result<()> {
     let Some(time) = wanted.time else { return Ok(()) };
-    let there = |message: String| Err(Error::new(ErrorKind::Repository(repository::ErrorKind::Exists), message));
     if let Some(same) = target.backups.iter().find(|backup| backup.time.unix() == time.as_second()) {
-        return there(format!("a backup of {} is there already", same.time));
+        return Err(Error::new(ErrorKind::Present, format!("the backup of {} is there already", same.time)));
     }
     let newest = target.backups.iter().filter(|backup| backup.job_id == job).map(|backup| backup.time).max();
     match newest.filter(|newest| newest.unix() > time.as_second()) {
-        Some(newest) => there(format!(
-            "the newest backup of the job {job} is of {newest}, and older ones cannot be put before it: mirror the oldest \
-             first, or give another --job"
-        )),
+        Some(newest) => {
+            let message = format!(
+                "the newest backup of the job {job} is of {newest}, and older ones cannot be put before it: mirror the \
+                 oldest first, or give another --job"
+            );
+            Err(Error::new(ErrorKind::Repository(repository::ErrorKind::Exists), message))
+        }
         None => Ok(()),
     }
 }

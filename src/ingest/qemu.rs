@@ -10,15 +10,16 @@
 //! What an image says of other files is not followed unless that is allowed: whoever made the image could have any file of
 //! this machine put into a backup.
 
-use std::fs::{DirBuilder, Permissions};
-use std::io::{self, Read};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
+use std::fs::{DirBuilder, File, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileExt, FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use nbd::Connection;
+use rustix::fs::{MemfdFlags, memfd_create};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -36,7 +37,7 @@ const START: &str = "LISTEN_PID=$$ LISTEN_FDS=1; export LISTEN_PID LISTEN_FDS
 if setpriv --pdeathsig KILL true 2>/dev/null; then set -- setpriv --pdeathsig KILL \"$@\"; fi
 exec \"$@\" 3<&0 </dev/null";
 /// Longest text of an error that is passed on (bytes).
-const SAID: u64 = 2000;
+const SAID: usize = 2000;
 
 /// What `qemu-img info` tells of an image.
 #[derive(Debug, Deserialize)]
@@ -199,13 +200,17 @@ fn one_line(said: &[u8]) -> String {
 /// A `qemu-nbd` that was started here, ended when this is dropped.
 pub(super) struct Server {
     child: Child,
+    /// What it says to its standard error.
+    said: File,
 }
 
 impl Server {
     /// Starts one for what QEMU opens by an address; returns the connections to it, which it takes once it is ready.
     fn start(address: &str, bitmap: Option<&str>) -> io::Result<(Self, Vec<UnixStream>)> {
         let folder = Folder::new()?;
-        let socket = folder.0.join("nbd");
+        // The path of a socket must be short, which that of the folder need not be.
+        let entered = File::open(&folder.0)?;
+        let socket = PathBuf::from(format!("/proc/self/fd/{}/nbd", entered.as_raw_fd()));
         let listener = UnixListener::bind(&socket)?;
         let streams = (0..CONNECTIONS).map(|_| UnixStream::connect(&socket)).collect::<io::Result<Vec<_>>>()?;
         drop(folder);
@@ -214,20 +219,21 @@ impl Server {
         command.arg(format!("--shared={CONNECTIONS}"));
         command.args(bitmap.map(|bitmap| format!("--bitmap={bitmap}")));
         command.args(["--", address]);
-        let child =
-            command.stdin(Stdio::from(OwnedFd::from(listener))).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
-        Ok((Self { child }, streams))
+        // In memory, since nobody reads it unless something fails.
+        let said = File::from(memfd_create("qemu-nbd", MemfdFlags::CLOEXEC)?);
+        let listener = Stdio::from(OwnedFd::from(listener));
+        let child = command.stdin(listener).stdout(Stdio::null()).stderr(Stdio::from(said.try_clone()?)).spawn()?;
+        Ok((Self { child, said }, streams))
     }
 
     /// Ends it, and returns what it complained about.
     fn said(&mut self) -> String {
-        // It may have ended by itself: then that is why.
+        // It may have ended by itself: then it said why.
         let _ = self.child.kill();
-        let mut said = Vec::new();
-        if let Some(stderr) = self.child.stderr.take() {
-            let _ = stderr.take(SAID).read_to_end(&mut said);
-        }
-        one_line(&said)
+        let _ = self.child.wait();
+        let mut said = vec![0; SAID];
+        let len = self.said.read_at(&mut said, 0).unwrap_or(0);
+        one_line(&said[..len])
     }
 }
 
