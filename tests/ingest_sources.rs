@@ -260,6 +260,15 @@ fn an_image_that_names_other_files_is_refused_unless_that_is_allowed() {
     fs::write(path("broken.qcow2"), [&b"QFI\xfb"[..], &[0; 600]].concat()).unwrap();
     let (code, _, err) = run(&mut ingest(&place, &path("broken.qcow2")));
     assert!(code == 1 && err.contains("broken.qcow2"), "{code} {err}");
+    // Somebody writes to it.
+    let socket = path("writable");
+    let mut writer = Served(
+        Command::new("qemu-nbd").args(["-f", "qcow2", "-t", "-k", &socket, &path("base.qcow2")]).spawn().unwrap(),
+    );
+    wait_until("the server answers", || Path::new(&socket).exists());
+    let (code, _, err) = run(&mut ingest(&place, &path("base.qcow2")));
+    assert!(code == 1 && err.contains("Is another process using the image"), "{code} {err}");
+    writer.0.kill().unwrap();
     let (code, _, err) = run(ingest(&place, &path("base.qcow2")).env("PATH", "/nowhere"));
     assert!(code == 1 && err.contains("install the package qemu-utils"), "{code} {err}");
 }

@@ -80,12 +80,12 @@ impl Connection {
     /// Negotiates the export `name` over a stream that is connected to a server; `shown` is what errors call it.
     ///
     /// # Errors
-    /// [`ErrorKind::Refused`] if the server does not give it, [`ErrorKind::Protocol`] if it speaks otherwise,
+    /// [`ErrorKind::Refused`] if the server does not give it or not as it is wanted, [`ErrorKind::Protocol`] if it speaks otherwise,
     /// [`ErrorKind::Unavailable`] if it goes away or does not answer.
-    pub fn over(mut stream: Box<dyn Stream>, name: &str, shown: &str, options: &Options) -> Result<Self> {
+    pub fn over(stream: Box<dyn Stream>, name: &str, shown: &str, options: &Options) -> Result<Self> {
         let system = |error: io::Error| Error::new(ErrorKind::Unavailable, shown, error);
         stream.set_timeout(options.timeout.max(Duration::from_millis(1))).map_err(system)?;
-        let export = handshake::negotiate(stream.as_mut(), name, shown, options)?;
+        let (stream, export) = handshake::negotiate(stream, name, shown, options)?;
         let (mut reader, closer) = (stream.another().map_err(system)?, stream.another().map_err(system)?);
         let shared = Arc::new(Shared { table: Mutex::default() });
         let (of_receiver, is_structured, timeout) = (shared.clone(), export.is_structured, options.timeout);

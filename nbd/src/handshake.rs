@@ -4,9 +4,10 @@
 //! by `NBD_OPT_EXPORT_NAME`, where a wrong name shows as a closed connection.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 use std::time::Duration;
 
-use crate::stream::Stream;
+use crate::stream::{Stream, Upgrade};
 use crate::wire::{self, u16_of, u32_of, u64_of};
 use crate::{Error, ErrorKind, Result};
 
@@ -24,12 +25,14 @@ const DEFAULT_MAXIMUM: u32 = 32 << 20;
 const ZEROES: usize = 124;
 
 /// What is asked of a server.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Options {
     /// How long it may take to answer.
     pub timeout: Duration,
     /// Metadata contexts, where it has them.
     pub contexts: Vec<String>,
+    /// What encrypts the connection; a server that does not encrypt is refused then.
+    pub encryption: Option<Arc<dyn Upgrade>>,
 }
 
 /// Returns the metadata context of a dirty bitmap of QEMU.
@@ -64,15 +67,26 @@ struct Reply {
 }
 
 struct Handshake<'a> {
-    stream: &'a mut dyn Stream,
+    stream: Box<dyn Stream>,
     name: &'a str,
     shown: &'a str,
 }
 
-/// Negotiates the export `name`; `shown` is what errors call it.
-pub fn negotiate(stream: &mut dyn Stream, name: &str, shown: &str, options: &Options) -> Result<Export> {
+/// Negotiates the export `name`; `shown` is what errors call it. Returns the stream, encrypted if that was asked for.
+pub fn negotiate(
+    stream: Box<dyn Stream>,
+    name: &str,
+    shown: &str,
+    options: &Options,
+) -> Result<(Box<dyn Stream>, Export)> {
     let mut handshake = Handshake { stream, name, shown };
-    handshake.run(options)
+    let flags = handshake.greet()?;
+    if let Some(encryption) = &options.encryption {
+        handshake = handshake.encrypt(encryption.as_ref())?;
+        handshake.stream.set_timeout(options.timeout).map_err(|error| handshake.io(&error))?;
+    }
+    let export = handshake.run(options, flags)?;
+    Ok((handshake.stream, export))
 }
 
 impl Handshake<'_> {
@@ -93,11 +107,22 @@ impl Handshake<'_> {
         self.error(ErrorKind::Protocol, reason)
     }
 
-    fn run(&mut self, options: &Options) -> Result<Export> {
+    /// Goes on encrypted, or not at all.
+    fn encrypt(mut self, encryption: &dyn Upgrade) -> Result<Self> {
+        let reply = self.ask(wire::OPTION_START_TLS, &[])?.pop();
+        if reply.is_none_or(|reply| reply.kind != wire::REPLY_ACK) {
+            return Err(self.error(ErrorKind::Refused, "the server does not encrypt (TLS), which is wanted"));
+        }
+        let Self { stream, name, shown } = self;
+        let refused =
+            |error| Error::new(ErrorKind::Refused, shown, format!("the connection cannot be encrypted: {error}"));
+        Ok(Self { stream: encryption.upgrade(stream).map_err(refused)?, name, shown })
+    }
+
+    fn run(&mut self, options: &Options, flags: u16) -> Result<Export> {
         if self.name.len() > NAME_LIMIT {
             return Err(self.error(ErrorKind::Refused, format!("its name is longer than {NAME_LIMIT} bytes")));
         }
-        let flags = self.greet()?;
         let is_structured = match self.ask(wire::OPTION_STRUCTURED_REPLY, &[])?.pop() {
             Some(reply) if reply.kind == wire::REPLY_ACK => true,
             Some(reply) if reply.kind == wire::REPLY_TLS_REQUIRED => return Err(self.refused(&reply)),
@@ -117,7 +142,7 @@ impl Handshake<'_> {
 
     /// Reads what the server greets with, and answers; returns the flags of both.
     fn greet(&mut self) -> Result<u16> {
-        let greeting = (|| Ok((u64_of(self.stream)?, u64_of(self.stream)?, u16_of(self.stream)?)))();
+        let greeting = (|| Ok((u64_of(&mut *self.stream)?, u64_of(&mut *self.stream)?, u16_of(&mut *self.stream)?)))();
         let (greeting, magic, flags) = greeting.map_err(|error| self.io(&error))?;
         if greeting != wire::GREETING {
             return Err(self.protocol("what answers is no NBD server: the greeting 'NBDMAGIC' was expected"));
@@ -152,8 +177,14 @@ impl Handshake<'_> {
     }
 
     fn reply(&mut self, option: u32) -> Result<Reply> {
-        let header =
-            (|| Ok((u64_of(self.stream)?, u32_of(self.stream)?, u32_of(self.stream)?, u32_of(self.stream)?)))();
+        let header = (|| {
+            Ok((
+                u64_of(&mut *self.stream)?,
+                u32_of(&mut *self.stream)?,
+                u32_of(&mut *self.stream)?,
+                u32_of(&mut *self.stream)?,
+            ))
+        })();
         let (magic, of, kind, len) = header.map_err(|error| self.io(&error))?;
         if magic != wire::OPTION_REPLY_MAGIC || of != option {
             return Err(
@@ -229,14 +260,14 @@ impl Handshake<'_> {
 
     fn export_name(&mut self, flags: u16) -> Result<Export> {
         self.send(wire::OPTION_EXPORT_NAME, self.name.as_bytes())?;
-        let export = info(self.stream).map_err(|error| match error.kind() {
+        let export = info(&mut *self.stream).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
                 self.error(ErrorKind::Refused, "the server closed the connection: it may have no export of this name")
             }
             _ => self.io(&error),
         })?;
         if flags & wire::NO_ZEROES == 0 {
-            wire::bytes::<ZEROES>(self.stream).map_err(|error| self.io(&error))?;
+            wire::bytes::<ZEROES>(&mut *self.stream).map_err(|error| self.io(&error))?;
         }
         // The protocol knows no other size without `NBD_OPT_GO`.
         Ok(Export { minimum: 512, ..export })
@@ -247,7 +278,7 @@ impl Handshake<'_> {
         let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
         let reason = match reply.kind {
             wire::REPLY_UNKNOWN => "the server has no export of this name".to_owned(),
-            wire::REPLY_TLS_REQUIRED => "the server wants encryption (TLS), which is not spoken here".to_owned(),
+            wire::REPLY_TLS_REQUIRED => "the server wants encryption (TLS), and none was agreed on".to_owned(),
             wire::REPLY_POLICY => "the server does not allow it".to_owned(),
             kind => format!("the server refuses it with error {:#x}", kind),
         };

@@ -1,5 +1,6 @@
-//! What carries the bytes of a connection, both ways at once.
+//! What carries the bytes of a connection, both ways at once, and what encrypts it.
 
+use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -22,6 +23,15 @@ pub trait Stream: Read + Write + Send + Sync {
 
     /// Ends it, so that whoever reads from any handle sees its end.
     fn close(&self);
+}
+
+/// What encrypts a connection once the server has agreed to it (`NBD_OPT_STARTTLS`); nothing was read ahead by then.
+pub trait Upgrade: fmt::Debug + Send + Sync {
+    /// Does the handshake of the encryption, and verifies the server.
+    ///
+    /// # Errors
+    /// Whatever makes it not certain that only the server meant reads what is sent.
+    fn upgrade(&self, stream: Box<dyn Stream>) -> io::Result<Box<dyn Stream>>;
 }
 
 macro_rules! socket {

@@ -12,6 +12,7 @@ pub const FIXED_NEWSTYLE: u16 = 1;
 pub const NO_ZEROES: u16 = 2;
 
 pub const OPTION_EXPORT_NAME: u32 = 1;
+pub const OPTION_START_TLS: u32 = 5;
 pub const OPTION_GO: u32 = 7;
 pub const OPTION_STRUCTURED_REPLY: u32 = 8;
 pub const OPTION_SET_META_CONTEXT: u32 = 10;

@@ -1,11 +1,12 @@
 //! Servers that do not keep to the protocol, and ones that use all of it: each answer is right, or an error that says why.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nbd::{ALLOCATION, Connection, Error, ErrorKind, Options, Status, dirty_bitmap};
+use nbd::{ALLOCATION, Connection, Error, ErrorKind, Options, Status, Stream, Upgrade, dirty_bitmap};
 
 const SIZE: u64 = 1 << 20;
 const REPLY: u64 = 0x0003_e889_0455_65a9;
@@ -13,7 +14,7 @@ const STRUCTURED: u32 = 0x668e_33ef;
 const SIMPLE: u32 = 0x6744_6698;
 
 /// The other end of a connection.
-struct Server(UnixStream);
+struct Server(Box<dyn Stream>);
 
 /// What a server does once the export is agreed on.
 type Act = Box<dyn FnOnce(&mut Server) + Send>;
@@ -54,6 +55,10 @@ impl Server {
     /// Agrees on an export of [`SIZE`] bytes, with both contexts if replies are structured.
     fn agree(&mut self, is_structured: bool, minimum: u32) {
         self.greet();
+        self.agree_after_greeting(is_structured, minimum);
+    }
+
+    fn agree_after_greeting(&mut self, is_structured: bool, minimum: u32) {
         loop {
             match self.option() {
                 (8, _) if is_structured => self.answer(8, 1, &[]),
@@ -110,12 +115,13 @@ fn content(offset: u64, len: u32) -> Vec<u8> {
 }
 
 fn options() -> Options {
-    Options { timeout: Duration::from_millis(300), contexts: vec![ALLOCATION.to_owned(), dirty_bitmap("b0")] }
+    let contexts = vec![ALLOCATION.to_owned(), dirty_bitmap("b0")];
+    Options { timeout: Duration::from_millis(300), contexts, encryption: None }
 }
 
 fn connect(act: Act) -> (Result<Connection, Error>, JoinHandle<()>) {
     let (client, server) = UnixStream::pair().unwrap();
-    let serving = thread::spawn(move || act(&mut Server(server)));
+    let serving = thread::spawn(move || act(&mut Server(Box::new(server))));
     (Connection::over(Box::new(client), "disk", "'disk' of the test", &options()), serving)
 }
 
@@ -438,4 +444,91 @@ fn a_server_that_knows_only_the_name_of_an_export_is_read_from() {
     assert_eq!(connection.block_status(ALLOCATION, 0).unwrap(), None);
     drop(connection);
     serving.join().unwrap();
+}
+
+/// Bytes with all bits turned around: an encryption that anybody sees through, but that is not plain.
+struct Turned(Box<dyn Stream>);
+
+impl Read for Turned {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.0.read(buffer)?;
+        buffer[..read].iter_mut().for_each(|byte| *byte = !*byte);
+        Ok(read)
+    }
+}
+
+impl Write for Turned {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(&bytes.iter().map(|byte| !byte).collect::<Vec<_>>())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.flush()
+    }
+}
+
+impl Stream for Turned {
+    fn another(&self) -> io::Result<Box<dyn Stream>> {
+        Ok(Box::new(Self(self.0.another()?)))
+    }
+
+    fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        self.0.set_timeout(timeout)
+    }
+
+    fn close(&self) {
+        self.0.close();
+    }
+}
+
+/// Turns a connection around, or refuses to.
+#[derive(Debug)]
+struct Turn(bool);
+
+impl Upgrade for Turn {
+    fn upgrade(&self, stream: Box<dyn Stream>) -> io::Result<Box<dyn Stream>> {
+        if self.0 { Ok(Box::new(Turned(stream))) } else { Err(io::Error::other("another certificate")) }
+    }
+}
+
+#[test]
+fn where_encryption_is_wanted_nothing_but_its_beginning_is_said_in_plain() {
+    for (answer, is_right, expected) in [
+        (1_u32, true, None),
+        (1, false, Some("cannot be encrypted: another certificate")),
+        ((1 << 31) + 1, true, Some("does not encrypt (TLS)")),
+        ((1 << 31) + 2, true, Some("does not encrypt (TLS)")),
+    ] {
+        let (client, server) = UnixStream::pair().unwrap();
+        let serving = thread::spawn(move || {
+            let mut it = Server(Box::new(server));
+            it.greet();
+            assert_eq!(it.option(), (5, Vec::new()));
+            it.answer(5, answer, &[]);
+            if expected.is_some() {
+                // No other word.
+                assert_eq!(it.0.read(&mut [0; 1]).unwrap(), 0);
+                return;
+            }
+            let mut it = Server(Box::new(Turned(it.0)));
+            it.agree_after_greeting(true, 1);
+            let (_, cookie, offset, len) = it.request().unwrap();
+            it.chunk(true, 1, cookie, &[&offset.to_be_bytes(), &content(offset, len)]);
+            assert_eq!(it.request(), None);
+        });
+        let options = Options { encryption: Some(Arc::new(Turn(is_right))), ..options() };
+        let connection = Connection::over(Box::new(client), "disk", "'disk' of the test", &options);
+        match (connection, expected) {
+            (Ok(connection), None) => {
+                let mut buffer = [0; 100];
+                connection.read(5, &mut buffer).unwrap();
+                assert_eq!(buffer.to_vec(), content(5, 100));
+            }
+            (Err(error), Some(part)) => {
+                assert!(error.kind() == ErrorKind::Refused && error.to_string().contains(part), "{error}");
+            }
+            (connection, _) => panic!("{:?} {expected:?}", connection.err()),
+        }
+        serving.join().unwrap();
+    }
 }

@@ -41,7 +41,7 @@ pub struct NbdDisk {
 /// Returns what is asked of a server.
 pub(super) fn options(bitmap: Option<&str>) -> Options {
     let contexts = std::iter::once(ALLOCATION.to_owned()).chain(bitmap.map(dirty_bitmap)).collect();
-    Options { timeout: TIMEOUT, contexts }
+    Options { timeout: TIMEOUT, contexts, ..Options::default() }
 }
 
 impl NbdDisk {

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! The socket is connected to before the server is started, and is gone from its folder by then: nobody else can use it, and
-//! nothing of it is left whatever happens. The server ends with its last client, or when its parent dies before that.
+//! nothing of it is left whatever happens. The server ends with its last client, or when who started it dies before that.
 //!
 //! What an image says of other files is not followed unless that is allowed: whoever made the image could have any file of
 //! this machine put into a backup.

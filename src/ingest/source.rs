@@ -57,7 +57,8 @@ pub enum Source {
 
 impl Source {
     /// Opens an image: a raw file, a block device, a `.vhd` file or alias, the folder of an exploded VHD, or what `qemu-nbd`
-    /// reads. Returns with it the blocks that the bitmap says have changed, if one is asked for.
+    /// reads. Returns with it the blocks that the bitmap says have changed, if one is asked for. To be called by a thread that
+    /// lives as long as the disk is read: a `qemu-nbd` ends with the thread that started it.
     ///
     /// # Errors
     /// [`ErrorKind::Source`] if it cannot be opened, is empty, or is of a format that is not read; [`ErrorKind::Usage`] if it
