@@ -37,8 +37,8 @@ Examples:
   xofs ingest offsite --from main --backup web01/latest
 
 IMAGE is a raw file or block device (holes are skipped), - for standard input (raw), a .vhd file, an alias or the folder \
-of an exploded VHD, a qcow2, VMDK, VHDX, VDI, QED or Parallels image (read by qemu-nbd, of the package qemu-utils), or an export: \
-nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH. An image must not change meanwhile: take a snapshot.
+of an exploded VHD, a qcow2, VMDK, VHDX, VDI, QED or Parallels image (read by qemu-nbd, of the package qemu-utils), or an \
+export: nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH. An image must not change meanwhile: take a snapshot.
 
 A backup is there as a whole or not at all, whenever the program ends. Never give --job the id of a job that Xen \
 Orchestra still runs: two programs that continue one chain destroy it.
@@ -46,8 +46,8 @@ Orchestra still runs: two programs that continue one chain destroy it.
 With rules of retention (--keep-...), the backups of its job that no rule keeps are forgotten afterwards, as by xofs \
 forget --apply.
 
-Ends with 3 if a repository of several failed, 4 if the backup is there but what expired could not be forgotten, 11 if the VM is locked by another program for longer than --wait, 130 if \
-it was interrupted.";
+Ends with 3 if a repository of several failed, 4 if the backup is there but what expired could not be forgotten, 11 if the \
+VM is locked by another program for longer than --wait, 130 if it was interrupted.";
 
 /// Formats of disks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -89,7 +89,7 @@ pub struct IngestArgs {
     #[arg(long, value_name = "WHAT", requires = "from")]
     backup: Option<String>,
     /// Reads an image that names other files, which its bytes are in: a backing file, a data file, parts
-    #[arg(long)]
+    #[arg(long, conflicts_with = "from")]
     allow_backing: bool,
     /// A dirty bitmap of the images: what it calls clean is not even compared
     #[arg(long, value_name = "BITMAP", requires = "bitmap_since", conflicts_with_all = ["from", "full"])]

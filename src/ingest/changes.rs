@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use disk::Disk;
+use disk::{Disk, Extent};
 use vhd::BlockSize;
 
 use super::error::{Error, ErrorKind, Result};
@@ -15,6 +15,8 @@ use crate::repository::BackupTime;
 
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
+/// Most words of a set: 2 MiB, for 32 TiB, more than any disk that is stored.
+const WORDS: usize = (1 << 24) / 64;
 /// Clean blocks of a disk that are compared nevertheless.
 const SAMPLES: usize = 32;
 
@@ -36,12 +38,12 @@ pub struct Changes {
 }
 
 impl BlockSet {
-    /// Makes an empty set of blocks of a disk of `size` bytes.
+    /// Makes an empty set of blocks of a disk of `size` bytes; `None` if no backup can have a disk as large as that.
     #[must_use]
-    pub fn new(size: u64) -> Self {
-        let blocks =
-            usize::try_from(BlockSize::DEFAULT.block_count(size)).expect("a disk to be stored has 2^24 blocks");
-        Self { size, words: vec![0; blocks.div_ceil(64)] }
+    pub fn new(size: u64) -> Option<Self> {
+        let words = BlockSize::DEFAULT.block_count(size).div_ceil(64);
+        let words = usize::try_from(words).ok().filter(|words| *words <= WORDS)?;
+        Some(Self { size, words: vec![0; words] })
     }
 
     /// Adds every block that a range of bytes touches.
@@ -62,14 +64,22 @@ impl BlockSet {
         self.words.get(word).is_some_and(|word| word & bit != 0)
     }
 
-    /// Compares blocks that are not in the set, spread over the disk: they must be the same in `new` and `old`.
+    /// Compares blocks that are not in the set, spread over what holds data: they must be the same in `new` and `old`, which
+    /// are of one size.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] if one is not; [`ErrorKind::Source`] or [`ErrorKind::Repository`] if one cannot be read.
     pub(super) fn verify(&self, name: &str, new: &dyn Disk, old: &dyn Disk) -> Result<()> {
         let of_source = |error: disk::Error| Error::new(ErrorKind::Source, error.to_string());
-        let clean: Vec<u64> =
-            (0..BlockSize::DEFAULT.block_count(self.size)).filter(|block| !self.contains(*block)).collect();
+        let mut clean = Vec::new();
+        for block in (0..BlockSize::DEFAULT.block_count(self.size)).filter(|block| !self.contains(*block)) {
+            let offset = block * BLOCK;
+            let len = BLOCK.min(self.size - offset);
+            let is_hole = |extent: Extent| extent.is_hole && extent.len >= len;
+            if !is_hole(new.extent_at(offset).map_err(of_source)?) || !is_hole(old.extent_at(offset)?) {
+                clean.push(block);
+            }
+        }
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for block in clean.iter().step_by(clean.len().div_ceil(SAMPLES).max(1)) {
             let offset = block * BLOCK;
@@ -129,10 +139,12 @@ mod tests {
             (129 * BLOCK, u64::MAX, 129..130),
             (BLOCK * 500, 1, 0..0),
         ] {
-            let mut set = BlockSet::new(BLOCKS * BLOCK - 512);
+            let mut set = BlockSet::new(BLOCKS * BLOCK - 512).unwrap();
             set.insert(offset, len);
             let found: Vec<u64> = (0..BLOCKS + 100).filter(|block| set.contains(*block)).collect();
             assert_eq!(found, expected.collect::<Vec<_>>(), "{offset} {len}");
         }
+        assert!(BlockSet::new(32 << 40).is_some() && BlockSet::new((32 << 40) + 128 * BLOCK).is_none());
+        assert_eq!(BlockSet::new(u64::MAX), None);
     }
 }

@@ -1,7 +1,8 @@
 //! An NBD export as a disk: several connections where the server allows it, and its holes remembered.
 //!
 //! What reads as zeroes is a hole (`NBD_STATE_ZERO` of `base:allocation`); where the server does not tell, all is data. An
-//! export of half a sector at its end is filled with zeroes, like a raw file.
+//! export of half a sector at its end is filled with zeroes, like a raw file. A connection that breaks is not made anew: the
+//! ingest ends, and what was written is removed.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -85,7 +86,8 @@ impl NbdDisk {
     /// [`ErrorKind::Usage`] if the export has no such bitmap; [`ErrorKind::Source`] if the server does not tell.
     pub fn changed(&self, bitmap: &str) -> Result<BlockSet> {
         let connection = self.connection();
-        let (mut changed, mut at) = (BlockSet::new(self.size()), 0);
+        let too_large = || Error::new(ErrorKind::Source, format!("no backup has a disk of {} bytes", self.size()));
+        let (mut changed, mut at) = (BlockSet::new(self.size()).ok_or_else(too_large)?, 0);
         while at < connection.export().size {
             let extents = connection.block_status(&dirty_bitmap(bitmap), at).map_err(|error| of_nbd(&error))?;
             let Some(extents) = extents else {
