@@ -7,14 +7,16 @@
 //!
 //! It has another name until it is complete and synced: Xen Orchestra and readers take what ends in `.vhd` for a disk.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use storage::{ObjectPath, UNPUBLISHED, WritableObject, WritableStorage, publish_rename};
+use storage::{ObjectPath, Stat, UNPUBLISHED, WritableObject, WritableStorage, publish_rename};
 
 use crate::block_sink::{Arrivals, BlockSink, Written};
+use crate::digest::Digest;
+use crate::digests::{self, Sidecar};
 use crate::error::{Error, ErrorKind, Result};
 use crate::footer::FOOTER_BYTES;
-use crate::geometry::{FileSector, SECTOR};
+use crate::geometry::{BlockIndex, FileSector, SECTOR};
 use crate::layer::Format;
 use crate::new_layer::{EncodedBlock, NewLayer, equivalent_size, table_bytes};
 
@@ -28,6 +30,8 @@ pub(crate) struct FlatWriter {
     unpublished: ObjectPath,
     path: ObjectPath,
     arrivals: Arrivals,
+    /// Of the blocks that have one.
+    digests: Mutex<Vec<(BlockIndex, FileSector, Digest)>>,
     /// Whether the file may have its own name.
     is_renamed: bool,
     /// Whether nothing is left to be removed: it is complete, or gone.
@@ -58,7 +62,16 @@ impl FlatWriter {
         let unpublished = path.parent().join(&format!(".{}{UNPUBLISHED}", path.file_name()))?;
         let object = storage.create(&unpublished)?;
         let arrivals = Arrivals::new(Format::File, layer);
-        Ok(Self { storage, object, unpublished, path, arrivals, is_renamed: false, is_ended: false })
+        Ok(Self {
+            storage,
+            object,
+            unpublished,
+            path,
+            arrivals,
+            digests: Mutex::default(),
+            is_renamed: false,
+            is_ended: false,
+        })
     }
 
     /// Returns where the block lies before which `order` others arrived.
@@ -84,13 +97,33 @@ impl FlatWriter {
         self.object.write_at(self.place(blocks).bytes(), &footer)?;
         self.object.write_at(0, &head)?;
         self.object.sync()?;
+        let file = self.object.stat()?;
+        // Before the file has its name: who finds it by that finds what is known of it, too.
+        self.publish_digests(&file)?;
         self.is_renamed = true;
         publish_rename(&*self.storage, &self.unpublished, &self.path)?;
         Ok(head.len() as u64 + footer.len() as u64)
     }
 
+    /// Stores the digests of the blocks in the file, which stands as `file` says.
+    fn publish_digests(&mut self, file: &Stat) -> Result<()> {
+        let layer = self.arrivals.layer();
+        let mut known = std::mem::take(self.digests.get_mut().unwrap_or_else(PoisonError::into_inner));
+        known.sort_unstable_by_key(|(block, ..)| *block);
+        let record = |(block, sector, digest)| digests::record_in_file(block, sector, file, digest);
+        let sidecar = Sidecar {
+            uuid: layer.footer().uuid,
+            block_size: layer.block_size(),
+            file_size: Some(file.size),
+            records: known.into_iter().filter_map(record).collect(),
+        };
+        digests::publish(&*self.storage, &digests::path_of_file(&self.path)?, &sidecar);
+        Ok(())
+    }
+
     fn remove(&mut self) -> Result<()> {
-        let names = [Some(&self.unpublished), self.is_renamed.then_some(&self.path)];
+        let digests = digests::path_of_file(&self.path)?;
+        let names = [Some(&self.unpublished), Some(&digests), self.is_renamed.then_some(&self.path)];
         for name in names.into_iter().flatten() {
             match self.storage.remove(name) {
                 Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
@@ -108,8 +141,15 @@ impl BlockSink for FlatWriter {
     }
 
     fn store(&self, block: &EncodedBlock) -> Result<()> {
-        self.arrivals
-            .store(&self.path, block, |order| Ok(self.object.write_at(self.place(order).bytes(), &block.bytes)?))
+        self.arrivals.store(&self.path, block, |order| {
+            let place = self.place(order);
+            self.object.write_at(place.bytes(), &block.bytes)?;
+            if let Some(digest) = block.digest {
+                let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+                digests.push((block.index, place, digest));
+            }
+            Ok(())
+        })
     }
 
     fn shrink(&mut self, _layer: NewLayer) -> Result<()> {
