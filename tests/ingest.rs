@@ -21,7 +21,7 @@ use storage::{
 };
 use support::{scratch, succeed, xofs};
 use tempfile::TempDir;
-use vhd::{Filter, Format};
+use vhd::{BlockIndex, BlockSize, Digest, Filter, Format, Look};
 use xofs::ingest::{self, Destination, ErrorKind, Layout, Source, Wanted, Watch};
 use xofs::repository::{OpenOptions, Repository};
 
@@ -119,6 +119,15 @@ fn read_all(raw: Arc<dyn Storage>, key: Option<EncryptionKey>) -> Vec<Vec<u8>> {
         let disk = repository.open_disk(backup, &backup.disks[0]).unwrap();
         let mut bytes = vec![0xee; usize::try_from(disk.size()).unwrap()];
         disk.read_at(0, &mut bytes).unwrap();
+        // Whatever happened before: a digest that is valid is right.
+        let digests = repository.digests(backup, &backup.disks[0]).unwrap().unwrap();
+        for (index, block) in (0..).map(BlockIndex).zip(bytes.chunks(BLOCK)) {
+            let real = Digest::of(block, BlockSize::DEFAULT);
+            assert!(digests.of_read(index).is_none_or(|digest| digest == real), "{}: {index:?}", backup.time);
+            if let Look::Known(digest) = digests.look(index) {
+                assert_eq!(digest, real, "{}: {index:?}", backup.time);
+            }
+        }
         bytes
     };
     backups.iter().map(read).collect()
@@ -183,6 +192,139 @@ fn an_encrypted_repository_takes_backups_too() {
         ingest::run(&wanted(&state, number), &[destination], &watch()).unwrap();
     }
     assert!(read_all(memory.reader(), Some(key())) == states());
+}
+
+/// How many blocks a backup stored, and how many it compared by digest and by bytes.
+fn stored(state: &[u8], number: i64, layout: Layout, destination: Destination) -> (u32, u64, u64) {
+    let wanted = Wanted { layout: Some(layout), ..wanted(state, number) };
+    let report = ingest::run(&wanted, &[destination], &watch()).unwrap();
+    let disk = &report.outcomes[0].stored.as_ref().unwrap().disks[0];
+    (disk.blocks, disk.compared_by_digest, disk.compared_by_bytes)
+}
+
+#[test]
+fn an_increment_on_what_has_digests_reads_none_of_its_blocks() {
+    let key = || EncryptionKey::from_text(KEY).unwrap();
+    let exploded = Layout::Exploded(Some(Filter::Gzip));
+    for (layout, is_encrypted) in [(Layout::File, false), (exploded, false), (exploded, true)] {
+        let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+        memory.create_directory(&path("xo-vm-backups")).unwrap();
+        if is_encrypted {
+            EncryptedStorage::initialize(&*memory, &key(), "41d4623b-3c71-4b6c-8944-13f404302918").unwrap();
+        }
+        let key = is_encrypted.then(key);
+        let faulty = Arc::new(FaultyStorage::new(memory.clone()));
+        let storage = EncryptedStorage::detect_writable(faulty.clone(), key.clone()).unwrap();
+        let ingest = |state: &[u8], number| {
+            stored(state, number, layout, destination(storage.clone(), faulty.clone(), key.clone()))
+        };
+        let mut image: Vec<u8> = (1..=5).flat_map(|byte| vec![byte; BLOCK]).collect();
+        image[3 * BLOCK..4 * BLOCK].fill(0);
+        let mut truths = vec![image.clone()];
+        let when = format!("{layout:?}, encrypted: {is_encrypted}");
+        assert_eq!(ingest(&image, 0), (4, 0, 0), "{when}");
+        // From now on no block is read, except of a VHD file, whose other parts are.
+        faulty.set_rule(|operation, path| {
+            let is_read = matches!(operation, Operation::Open | Operation::Read);
+            (is_read && path.as_str().contains("/blocks/")).then_some(Fault::Errno(GONE))
+        });
+        for (number, change) in [(1, None), (2, Some((BLOCK + 5, 77))), (3, Some((3 * BLOCK, 1))), (4, Some((0, 9)))] {
+            if let Some((at, byte)) = change {
+                image[at] = byte;
+            }
+            truths.push(image.clone());
+            // The fourth block is in no layer at first, and then a hole of nobody.
+            let compared = if number < 3 { 4 } else { 5 };
+            assert_eq!(ingest(&image, number), (change.iter().count() as u32, compared, 0), "{when}: {number}");
+        }
+        image[3 * BLOCK..4 * BLOCK].fill(0);
+        image[4 * BLOCK..].fill(0);
+        truths.push(image.clone());
+        assert_eq!(ingest(&image, 5), (2, 5, 0), "{when}: zeroes");
+        faulty.release();
+        assert!(read_all(memory.clone().reader(), key) == truths, "{when}");
+    }
+}
+
+/// Changes the file of a block, of which the first holds ones and the second twos.
+type Tamper = fn(&Path);
+
+#[test]
+fn a_block_whose_file_is_another_than_its_digest_was_made_of_is_read() {
+    let rewritten: Tamper = |blocks| {
+        let bytes = fs::read(blocks.join("1")).unwrap();
+        fs::write(blocks.join("0"), bytes).unwrap();
+    };
+    let replaced: Tamper = |blocks| fs::rename(blocks.join("1"), blocks.join("0")).unwrap();
+    let replaced_with_its_time: Tamper = |blocks| {
+        let time = fs::metadata(blocks.join("0")).unwrap().modified().unwrap();
+        fs::rename(blocks.join("1"), blocks.join("0")).unwrap();
+        fs::File::options().write(true).open(blocks.join("0")).unwrap().set_modified(time).unwrap();
+    };
+    for (what, tamper) in [("rewritten", rewritten), ("replaced", replaced), ("with its time", replaced_with_its_time)]
+    {
+        let folder = folder();
+        let one = folder.path().join("one");
+        let storage: Arc<dyn WritableStorage> = Arc::new(LocalStorage::open(&one).unwrap());
+        let layout = Layout::Exploded(Some(Filter::None));
+        let mut image = vec![1; 3 * BLOCK];
+        image[BLOCK..].fill(2);
+        image[2 * BLOCK..].fill(3);
+        assert_eq!(stored(&image, 0, layout, plain(&storage)), (3, 0, 0), "{what}");
+        assert_eq!(stored(&image, 1, layout, plain(&storage)), (0, 3, 0), "{what}");
+        let found = files(&*storage);
+        let block = found.iter().find(|name| name.ends_with("/blocks/0/0")).unwrap();
+        let blocks = one.join(block).parent().unwrap().to_path_buf();
+        fs::copy(blocks.join("1"), folder.path().join("kept")).unwrap();
+        tamper(&blocks);
+        if !blocks.join("1").exists() {
+            fs::copy(folder.path().join("kept"), blocks.join("1")).unwrap();
+        }
+        // The first block has the bytes of the second now, and its digest is not used; nor is that of a block written anew.
+        let (blocks, by_digest, by_bytes) = stored(&image, 2, layout, plain(&storage));
+        let anew = u64::from(what != "rewritten");
+        assert_eq!((blocks, by_digest, by_bytes), (1, 2 - anew, 1 + anew), "{what}");
+        assert!(read_last(&one) == image, "{what}");
+    }
+}
+
+fn read_last(repository: &Path) -> Vec<u8> {
+    let repository = Repository::with_storage(local(repository), OpenOptions::default()).unwrap();
+    let backups = repository.backups(&repository.vms().unwrap()[0].id).unwrap();
+    let backup = backups.last().unwrap();
+    let disk = repository.open_disk(backup, &backup.disks[0]).unwrap();
+    let mut bytes = vec![0xee; usize::try_from(disk.size()).unwrap()];
+    disk.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_sidecar_that_is_damaged_or_of_another_layer_says_nothing() {
+    let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    memory.create_directory(&path("xo-vm-backups")).unwrap();
+    let layout = Layout::Exploded(Some(Filter::None));
+    let image = vec![1; 2 * BLOCK];
+    assert_eq!(stored(&image, 0, layout, plain(&memory)), (2, 0, 0));
+    let sidecar = path(files(&*memory).iter().find(|name| name.ends_with(vhd::DIGESTS)).unwrap());
+    let good = memory.read(&sidecar, 1 << 20).unwrap();
+    let mut number = 0;
+    let mut compared = |bytes: Option<&[u8]>| {
+        match bytes {
+            Some(bytes) => memory.write(&sidecar, bytes, storage::Existing::Replace).unwrap(),
+            None => memory.remove(&sidecar).unwrap(),
+        }
+        number += 1;
+        let (blocks, by_digest, by_bytes) = stored(&image, number, layout, plain(&memory));
+        assert_eq!(blocks, 0);
+        (by_digest, by_bytes)
+    };
+    let (mut flipped, long) = (good.clone(), [&good[..], &[0]].concat());
+    flipped[100] ^= 1;
+    for bytes in [&good[..good.len() - 1], &good[..7], &[], &flipped, &long, &vec![0x78; 70 << 20]] {
+        assert_eq!(compared(Some(bytes)), (0, 2), "{} bytes", bytes.len());
+    }
+    assert_eq!(compared(Some(&good)), (2, 0));
+    assert_eq!(compared(None), (0, 2));
 }
 
 #[test]
@@ -332,7 +474,8 @@ fn check_end(memory: &Arc<MemoryStorage>, layout: Layout, backups: usize, when: 
         }
     };
     assert_eq!((count("Z.json"), disks), (backups, backups), "{when}: {found:#?}");
-    let left = |name: &&String| name.contains("xofs") || name.contains("/.");
+    let left = |name: &&String| !name.ends_with(vhd::DIGESTS) && (name.contains("xofs") || name.contains("/."));
+    assert_eq!(count(vhd::DIGESTS), backups, "{when}: {found:#?}");
     assert_eq!(found.iter().find(left), None, "{when}");
 }
 
@@ -562,7 +705,7 @@ fn the_binary_killed_at_any_time_leaves_whole_backups() {
     let storage = LocalStorage::open(&one).unwrap();
     assert!(read_all(local(&one), None) == expected);
     let found = files(&storage);
-    assert_eq!(found.iter().find(|name| name.contains("xofs")), None);
+    assert_eq!(found.iter().find(|name| name.contains("xofs") && !name.ends_with(vhd::DIGESTS)), None);
     assert_eq!(found.iter().filter(|name| name.ends_with("/footer")).count(), expected.len(), "{found:#?}");
 }
 

@@ -90,7 +90,11 @@ impl Sidecar {
             return Err(FormatError::unsupported("digests of the first version were expected"));
         }
         let Some(rest) = bytes.len().checked_sub(HEAD + DIGEST_BYTES) else {
-            return damaged(format!("digests of at least {} bytes were expected, not {}", HEAD + DIGEST_BYTES, bytes.len()));
+            return damaged(format!(
+                "digests of at least {} bytes were expected, not {}",
+                HEAD + DIGEST_BYTES,
+                bytes.len()
+            ));
         };
         let (count, found) = (u64::from(u32_at(bytes, 28)), rest / RECORD);
         if rest % RECORD != 0 || count != found as u64 || found > MAX_RECORDS {

@@ -77,13 +77,7 @@ impl Copied {
 }
 
 /// Calls `act` with each record of a block that the target reads from the image that it is of.
-fn each(
-    merge: &Merge,
-    base: &Image,
-    children: &[Image],
-    tops: &Tops,
-    mut act: impl FnMut(&Image, &Digests, &Record),
-) {
+fn each(merge: &Merge, base: &Image, children: &[Image], tops: &Tops, mut act: impl FnMut(&Image, &Digests, &Record)) {
     let target = last_uuid(children);
     for (number, image) in std::iter::once(base).chain(children).enumerate() {
         // That of the base may have been published already.
