@@ -45,7 +45,7 @@ pub use block_sink::{BlockSink, Written, create_layer};
 pub use cache::BlockCache;
 pub use chain_disk::{ChainDisk, Context, LayerInfo, Leaf, Liveness, open};
 pub use digest::Digest;
-pub use digests::{ChainDigests, DIGESTS, Look, Unread, digests_name};
+pub use digests::{ChainDigests, DIGESTS, Unread, digests_name};
 pub use error::{Error, ErrorKind, FormatError, Result};
 pub use filter::Filter;
 pub use footer::{DiskType, Footer};

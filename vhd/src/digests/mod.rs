@@ -47,7 +47,7 @@ use std::time::{Duration, SystemTime};
 use storage::{Existing, ObjectPath, Stat, Storage, UNPUBLISHED, WritableStorage, publish_rename};
 use uuid::Uuid;
 
-pub use of_chain::{ChainDigests, Look, Unread};
+pub use of_chain::{ChainDigests, Unread};
 
 pub(crate) use format::{MAX_RECORDS, Record, Sidecar};
 
@@ -154,6 +154,11 @@ impl Digests {
         };
         let is_valid = is_in_place && exact_time(file.modified) == Some(record.modified);
         is_valid.then(|| Known { digest: record.digest, is_same_file: record.inode == file.inode })
+    }
+
+    /// Whether there is a digest of a block, valid or not.
+    fn has(&self, block: BlockIndex) -> bool {
+        self.records.binary_search_by_key(&block, |record| record.block).is_ok()
     }
 
     /// Returns the records.

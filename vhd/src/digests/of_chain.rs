@@ -16,7 +16,7 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::exploded::Exploded;
 use crate::flat;
-use crate::geometry::BlockIndex;
+use crate::geometry::{BlockIndex, BlockSize};
 use crate::layer::{Body, Layer};
 
 /// What is known of the blocks of a disk without reading them.
@@ -28,16 +28,6 @@ pub struct ChainDigests {
     is_moving: bool,
     problems: Vec<(ObjectPath, String)>,
     made: Mutex<BTreeMap<usize, Vec<Record>>>,
-}
-
-/// What is known of one block.
-pub enum Look {
-    /// The digest of what a read gives.
-    Known(Digest),
-    /// None, but one can be made of what is read now ([`ChainDigests::note`]).
-    Unknown(Unread),
-    /// None, and none can be made: it is not stored, not stored whole, or may just have been written.
-    Nothing,
 }
 
 /// A block as it stood before it was read.
@@ -78,22 +68,27 @@ impl ChainDigests {
         let Some(place) = self.snapshot.place(block) else {
             return Some(Digest::of_zeroes(self.snapshot.block_size));
         };
-        let (known, _) = self.known(block, place)?;
-        known.filter(|known| known.is_same_file).map(|known| known.digest)
+        self.known(block, place).filter(|known| known.is_same_file).map(|known| known.digest)
     }
 
-    /// Returns what is known of a block, also of one in a copy of the repository, whose files have other inodes: a wrong answer
-    /// is a false alarm here.
+    /// Returns the same, also where a file is not the very one that the digest was made of but has its size and time, as in a
+    /// copy of the repository: for whom a wrong one is a false alarm, and no more. `None` of a block that no layer holds.
     #[must_use]
-    pub fn look(&self, block: BlockIndex) -> Look {
-        let Some(place) = self.snapshot.place(block).filter(|_| !self.is_moving) else { return Look::Nothing };
-        match self.known(block, place) {
-            Some((Some(known), _)) => Look::Known(known.digest),
-            Some((None, file)) if flat::is_settled(&file) && self.is_full(block, place) => {
-                Look::Unknown(Unread { block, place, file })
-            }
-            _ => Look::Nothing,
-        }
+    pub fn of_copy(&self, block: BlockIndex) -> Option<Digest> {
+        let place = self.snapshot.place(block).filter(|_| !self.is_moving)?;
+        self.known(block, place).map(|known| known.digest)
+    }
+
+    /// Looks at a block that has no valid digest, before it is read to make one; `None` if it has one, or none can be made: it
+    /// is not stored whole, or was written just now.
+    #[must_use]
+    pub fn look(&self, block: BlockIndex) -> Option<Unread> {
+        let place = self.snapshot.place(block).filter(|place| !self.is_moving && self.is_whole(block, *place))?;
+        path_of(self.layer(place))?;
+        let file = self.stat(block, place)?;
+        let is_known = self.layers[place.layer].get(block, place.sector, &file).is_some();
+        let can_be = !is_known && flat::is_settled(&file) && self.is_full(block, place);
+        can_be.then_some(Unread { block, place, file })
     }
 
     /// Notes the digest of a block that was read since it was looked at; false if it changed meanwhile.
@@ -151,9 +146,15 @@ impl ChainDigests {
         &self.problems
     }
 
-    /// Returns the number of bytes of a block.
+    /// Whether something was noted that is not stored.
     #[must_use]
-    pub fn block_size(&self) -> crate::geometry::BlockSize {
+    pub fn has_made(&self) -> bool {
+        !self.made.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// Returns the size of a block.
+    #[must_use]
+    pub fn block_size(&self) -> BlockSize {
         self.snapshot.block_size
     }
 
@@ -167,14 +168,18 @@ impl ChainDigests {
         &self.snapshot.chain.members[place.layer].layer
     }
 
-    /// Returns what the sidecar says of a block, and how its file stands; `None` if it is not seen whole, or not found.
-    fn known(&self, block: BlockIndex, place: Place) -> Option<(Option<Known>, Stat)> {
-        let end = (u64::from(block.0) + 1) * self.snapshot.block_size.bytes();
-        if end > self.snapshot.limits[place.layer] || path_of(self.layer(place)).is_none() {
+    /// Returns the valid digest of a block that a read gives whole.
+    fn known(&self, block: BlockIndex, place: Place) -> Option<Known> {
+        let digests = &self.layers[place.layer];
+        if !digests.has(block) || !self.is_whole(block, place) {
             return None;
         }
-        let file = self.stat(block, place)?;
-        Some((self.layers[place.layer].get(block, place.sector, &file), file))
+        digests.get(block, place.sector, &self.stat(block, place)?)
+    }
+
+    /// Whether a read gives all of what the layer has of a block.
+    fn is_whole(&self, block: BlockIndex, place: Place) -> bool {
+        (u64::from(block.0) + 1) * self.snapshot.block_size.bytes() <= self.snapshot.limits[place.layer]
     }
 
     fn stat(&self, block: BlockIndex, place: Place) -> Option<Stat> {
