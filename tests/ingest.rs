@@ -621,6 +621,74 @@ fn the_command_stores_a_key_and_increments_and_tells_what_it_did() {
     assert_eq!(told["repositories"][0]["disks"][0]["blocks"], 0, "{told}");
 }
 
+/// What `xofs check --data --json` says, with its exit code.
+fn check(repository: &Path, arguments: &[&str]) -> (i32, Value) {
+    let (code, told, stderr) = run(xofs().arg("check").arg(repository).args(["--data", "--json"]).args(arguments));
+    (code, serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}\n{stderr}")))
+}
+
+#[test]
+fn a_check_finds_bytes_that_are_not_those_that_were_written_also_in_a_copy_and_makes_digests_that_are_missing() {
+    for how in [&["--format", "vhd"][..], &["--format", "exploded", "--compression", "none"]] {
+        let folder = folder();
+        let (one, two) = (folder.path().join("one"), folder.path().join("copied"));
+        let state: Vec<u8> = (1..=4).flat_map(|byte| vec![byte; BLOCK]).collect();
+        let image = write_image(folder.path(), &state);
+        let mut command = ingest(&one, &image);
+        succeed(command.args(how).arg("--full"));
+        // Digests are of what was written long ago, else nobody could say that it stays.
+        std::thread::sleep(Duration::from_millis(2100));
+        succeed(Command::new("cp").arg("-a").arg(&one).arg(&two));
+        for repository in [&one, &two] {
+            let (code, told) = check(repository, &[]);
+            assert_eq!((code, &told["blocksCompared"], &told["digestsMade"]), (0, &4.into(), &Value::Null), "{told}");
+        }
+        // Of files that are others, nothing is left unread.
+        let told = succeed(ingest(&two, &image).arg("--json"));
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let disk = &told["repositories"][0]["disks"][0];
+        assert_eq!((&disk["comparedByDigest"], &disk["comparedByBytes"]), (&0.into(), &4.into()), "{told}");
+
+        let storage = LocalStorage::open(&one).unwrap();
+        let found = files(&storage);
+        let sidecar = one.join(found.iter().find(|name| name.ends_with(vhd::DIGESTS)).unwrap());
+        let is_holder = |name: &&String| name.ends_with("Z.vhd") || name.ends_with("/blocks/0/2");
+        let holder = one.join(found.iter().find(is_holder).unwrap());
+        fs::write(&sidecar, "other").unwrap();
+        let (code, told) = check(&one, &[]);
+        assert_eq!(
+            (code, &told["blocksCompared"], told["notes"].as_array().unwrap().len()),
+            (0, &0.into(), 1),
+            "{told}"
+        );
+        for made in [4, 0] {
+            let (code, told) = check(&one, &["--digest-missing"]);
+            let compared = 4 - made;
+            assert_eq!(
+                (code, &told["digestsMade"], &told["blocksCompared"]),
+                (0, &made.into(), &compared.into()),
+                "{told}"
+            );
+        }
+        // A bit flips on the disk, where no time tells.
+        let file = fs::File::options().read(true).write(true).open(&holder).unwrap();
+        let time = file.metadata().unwrap().modified().unwrap();
+        let at = file.metadata().unwrap().len() - 1000;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        file.set_modified(time).unwrap();
+        let (code, told) = check(&one, &["--digest-missing"]);
+        let fault = told["faults"][0]["message"].as_str().unwrap();
+        assert!(fault.ends_with("its bytes are not those that were written"), "{told}");
+        assert_eq!(
+            (code, &told["digestsMade"], &told["faults"][0]["isDamage"]),
+            (13, &0.into(), &true.into()),
+            "{told}"
+        );
+    }
+}
+
 #[test]
 fn wrong_usage_says_what_to_do() {
     let folder = folder();
