@@ -260,8 +260,18 @@ fn a_block_whose_file_is_another_than_its_digest_was_made_of_is_read() {
         fs::rename(blocks.join("1"), blocks.join("0")).unwrap();
         fs::File::options().write(true).open(blocks.join("0")).unwrap().set_modified(time).unwrap();
     };
-    for (what, tamper) in [("rewritten", rewritten), ("replaced", replaced), ("with its time", replaced_with_its_time)]
-    {
+    let none_is_older: Tamper = |blocks| {
+        let time = |name| fs::metadata(blocks.join(name)).unwrap().modified().unwrap();
+        let oldest = time("0").min(time("1")).min(time("2"));
+        let sidecar = blocks.join("../..").join(vhd::DIGESTS);
+        fs::File::options().write(true).open(sidecar).unwrap().set_modified(oldest).unwrap();
+    };
+    for (what, tamper, expected) in [
+        ("rewritten", rewritten, (1, 2, 1)),
+        ("replaced", replaced, (1, 1, 2)),
+        ("replaced, with its time", replaced_with_its_time, (1, 1, 2)),
+        ("written when the digests were", none_is_older, (0, 0, 3)),
+    ] {
         let folder = folder();
         let one = folder.path().join("one");
         let storage: Arc<dyn WritableStorage> = Arc::new(LocalStorage::open(&one).unwrap());
@@ -279,10 +289,8 @@ fn a_block_whose_file_is_another_than_its_digest_was_made_of_is_read() {
         if !blocks.join("1").exists() {
             fs::copy(folder.path().join("kept"), blocks.join("1")).unwrap();
         }
-        // The first block has the bytes of the second now, and its digest is not used; nor is that of a block written anew.
-        let (blocks, by_digest, by_bytes) = stored(&image, 2, layout, plain(&storage));
-        let anew = u64::from(what != "rewritten");
-        assert_eq!((blocks, by_digest, by_bytes), (1, 2 - anew, 1 + anew), "{what}");
+        // What the first block has is not what its digest says; nor is the digest used of one that was written anew.
+        assert_eq!(stored(&image, 2, layout, plain(&storage)), expected, "{what}");
         assert!(read_last(&one) == image, "{what}");
     }
 }
@@ -306,6 +314,11 @@ fn a_sidecar_that_is_damaged_or_of_another_layer_says_nothing() {
     assert_eq!(stored(&image, 0, layout, plain(&memory)), (2, 0, 0));
     let sidecar = path(files(&*memory).iter().find(|name| name.ends_with(vhd::DIGESTS)).unwrap());
     let good = memory.read(&sidecar, 1 << 20).unwrap();
+    let other: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    other.create_directory(&path("xo-vm-backups")).unwrap();
+    stored(&image, 0, layout, plain(&other));
+    let foreign = files(&*other).into_iter().find(|name| name.ends_with(vhd::DIGESTS)).unwrap();
+    let foreign = other.read(&path(&foreign), 1 << 20).unwrap();
     let mut number = 0;
     let mut compared = |bytes: Option<&[u8]>| {
         match bytes {
@@ -319,7 +332,7 @@ fn a_sidecar_that_is_damaged_or_of_another_layer_says_nothing() {
     };
     let (mut flipped, long) = (good.clone(), [&good[..], &[0]].concat());
     flipped[100] ^= 1;
-    for bytes in [&good[..good.len() - 1], &good[..7], &[], &flipped, &long, &vec![0x78; 70 << 20]] {
+    for bytes in [&good[..good.len() - 1], &good[..7], &[], &flipped, &long, &foreign, &vec![0x78; 70 << 20]] {
         assert_eq!(compared(Some(bytes)), (0, 2), "{} bytes", bytes.len());
     }
     assert_eq!(compared(Some(&good)), (2, 0));
@@ -670,6 +683,9 @@ fn a_check_finds_bytes_that_are_not_those_that_were_written_also_in_a_copy_and_m
                 "{told}"
             );
         }
+        // Those of a copy are of other files, and made anew, if they are right.
+        let (code, told) = check(&two, &["--digest-missing"]);
+        assert_eq!((code, &told["digestsMade"], &told["blocksCompared"]), (0, &4.into(), &8.into()), "{told}");
         // A bit flips on the disk, where no time tells.
         let file = fs::File::options().read(true).write(true).open(&holder).unwrap();
         let time = file.metadata().unwrap().modified().unwrap();

@@ -1,15 +1,15 @@
 //! One pass over a disk, to all destinations at once.
 //!
 //! ```text
-//! source ─► readers ─► blocks ─► workers: compare with each base, hash, encode once per format ─┬► lane of a destination ─► writers
-//!                    (bounded)                                                           └► lane ...      (bounded)
+//! source ─► readers ─► blocks ─► workers: hash, compare with each base, encode per format ─┬► lane of a destination ─► writers
+//!                    (bounded)                                                            └► lane ...      (bounded)
 //! ```
 //!
 //! The slowest destination that lives sets the pace. One that failed takes no more blocks, and the others go on. Blocks are
 //! stored in no order; each is there once.
 //!
 //! Memory: with R readers, N workers (one for each core), F formats and D destinations, at most
-//! R + N + N × (2 + F) + D × ([`DEPTH`] + [`WRITERS`]) blocks of 2 MiB, besides the caches of the bases.
+//! R + N + N × (2 + F) + D × ([`DEPTH`] + [`WRITERS`]) blocks of 2 MiB, besides the caches and digests of the bases.
 
 use std::cell::OnceCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};

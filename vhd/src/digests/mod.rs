@@ -153,7 +153,7 @@ impl Digests {
             None => u64::from(record.size_or_sector) == file.size,
         };
         let is_valid = is_in_place && exact_time(file.modified) == Some(record.modified);
-        is_valid.then(|| Known { digest: record.digest, is_same_file: record.inode == file.inode })
+        is_valid.then_some(Known { digest: record.digest, is_same_file: record.inode == file.inode })
     }
 
     /// Whether there is a digest of a block, valid or not.

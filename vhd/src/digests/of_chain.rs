@@ -79,14 +79,14 @@ impl ChainDigests {
         self.known(block, place).map(|known| known.digest)
     }
 
-    /// Looks at a block that has no valid digest, before it is read to make one; `None` if it has one, or none can be made: it
-    /// is not stored whole, or was written just now.
+    /// Looks at a block that has no valid digest ([`ChainDigests::of_read`]), before it is read to make one; `None` if it has
+    /// one, or none can be made: it is not stored whole, or was written just now.
     #[must_use]
     pub fn look(&self, block: BlockIndex) -> Option<Unread> {
         let place = self.snapshot.place(block).filter(|place| !self.is_moving && self.is_whole(block, *place))?;
         path_of(self.layer(place))?;
         let file = self.stat(block, place)?;
-        let is_known = self.layers[place.layer].get(block, place.sector, &file).is_some();
+        let is_known = self.layers[place.layer].get(block, place.sector, &file).is_some_and(|known| known.is_same_file);
         let can_be = !is_known && flat::is_settled(&file) && self.is_full(block, place);
         can_be.then_some(Unread { block, place, file })
     }
