@@ -234,7 +234,7 @@ fn an_increment_on_what_has_digests_reads_none_of_its_blocks() {
             truths.push(image.clone());
             // The fourth block is in no layer at first, and then a hole of nobody.
             let compared = if number < 3 { 4 } else { 5 };
-            assert_eq!(ingest(&image, number), (change.iter().count() as u32, compared, 0), "{when}: {number}");
+            assert_eq!(ingest(&image, number), (u32::from(change.is_some()), compared, 0), "{when}: {number}");
         }
         image[3 * BLOCK..4 * BLOCK].fill(0);
         image[4 * BLOCK..].fill(0);
@@ -683,7 +683,8 @@ fn a_check_finds_bytes_that_are_not_those_that_were_written_also_in_a_copy_and_m
                 "{told}"
             );
         }
-        // Those of a copy are of other files, and made anew, if they are right.
+        // Those of a copy are of other files, and made anew, if they are right; not of files that are only just there.
+        std::thread::sleep(Duration::from_millis(2100));
         let (code, told) = check(&two, &["--digest-missing"]);
         assert_eq!((code, &told["digestsMade"], &told["blocksCompared"]), (0, &4.into(), &8.into()), "{told}");
         // A bit flips on the disk, where no time tells.
