@@ -127,7 +127,10 @@ pub(super) fn recover(lock: &VmLock, folder: &ObjectPath, backups: &[std::sync::
                     unless_gone(storage.remove(&lineage.join(name)?))?;
                 }
                 // Of a VHD file that Xen Orchestra removed, or gave another name.
-                if hidden.strip_suffix(DIGESTS).is_some_and(|file| !names.iter().any(|name| name == file)) {
+                if hidden
+                    .strip_suffix(DIGESTS)
+                    .is_some_and(|file| file.ends_with(".vhd") && !names.iter().any(|name| name == file))
+                {
                     lock.check()?;
                     unless_gone(storage.remove(&lineage.join(name)?))?;
                 }

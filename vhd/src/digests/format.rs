@@ -145,7 +145,7 @@ mod tests {
             size_or_sector: 0x0020_0200,
             modified: 0x1817_1615_1413_1211,
             inode: 0x2827_2625_2423_2221,
-            digest: Digest([*block as u8; 32]),
+            digest: Digest([block.to_be_bytes()[3]; 32]),
         };
         Sidecar {
             uuid: Uuid::from_u128(0x0123_4567_89ab_4cde_8f01_2345_6789_abcd),
