@@ -15,7 +15,7 @@ use storage::{
     Existing, Fault, FaultyStorage, Loss, MemoryStorage, ObjectPath, Storage, WritableStorage, create_directories,
 };
 use uuid::Uuid;
-use vhd::{BlockIndex, BlockSize, Filter, Format, NewLayer, create_layer, write_alias};
+use vhd::{BlockIndex, BlockSize, Digest, Filter, Format, NewLayer, create_layer, write_alias};
 use xofs::merge::{self, Forgotten, Watch};
 use xofs::repository::{Backup, ErrorKind, OpenOptions, Repository, VmId, VmLock};
 
@@ -77,7 +77,8 @@ impl World {
                         let bytes = vec![u8::try_from(1 + number * 16 + block).unwrap(); BLOCK];
                         content[block * BLOCK..][..BLOCK].copy_from_slice(&bytes);
                         let index = BlockIndex(u32::try_from(block).unwrap());
-                        sink.store(&layer.encode(Format::Exploded(filter), index, &bytes).unwrap()).unwrap();
+                        let block = layer.encode(Format::Exploded(filter), index, &bytes).unwrap();
+                        sink.store(&block.with_digest(Digest::of(&bytes, layer.block_size()))).unwrap();
                     }
                 }
                 sink.finish().unwrap();
@@ -103,8 +104,9 @@ impl World {
         world
     }
 
-    /// Every backup that is listed reads right, and none that is kept is missing.
-    fn check(&self, storage: &Arc<MemoryStorage>, when: &str) -> BTreeSet<String> {
+    /// Every backup that is listed reads right, and none that is kept is missing; of digests those that are valid are right,
+    /// and in the end, all are.
+    fn check(&self, storage: &Arc<MemoryStorage>, when: &str, is_end: bool) -> BTreeSet<String> {
         let options = OpenOptions { key: None, cache_bytes: 0 };
         let repository = Repository::with_storage(storage.clone(), options).unwrap();
         let backups = repository.backups(&VmId::new(VM).unwrap()).unwrap_or_else(|error| panic!("{when}: {error}"));
@@ -117,6 +119,15 @@ impl World {
                 let mut bytes = vec![0xee; truth.len()];
                 opened.read_at(0, &mut bytes).unwrap_or_else(|error| panic!("{when}: {}: {error}", backup.time));
                 assert!(bytes == *truth, "{when}: {} reads wrong", backup.time);
+                let digests = repository.digests(backup, disk).unwrap().unwrap();
+                let block_size = digests.block_size();
+                for (index, block) in (0..).map(BlockIndex).zip(truth.chunks(BLOCK)) {
+                    let known = digests.of_read(index);
+                    let is_right = known.is_none_or(|known| known == Digest::of(block, block_size));
+                    assert!(is_right, "{when}: {}: {index:?} has another digest", backup.time);
+                    // Ours are taken along, whatever cuts a merge off, until it is finished.
+                    assert!(known.is_some() || !is_end, "{when}: {}: the digest of {index:?} is lost", backup.time);
+                }
             }
         }
         let listed: BTreeSet<String> = backups.iter().map(|backup| backup.time.stored()).collect();
@@ -138,7 +149,7 @@ impl World {
         let _ = storage.remove(&format!("xo-vm-backups/{VM}.lock"));
         let done = self.forget(storage.clone()).unwrap_or_else(|error| panic!("{when}: {error}"));
         assert!(done.refused.is_empty() && done.problems.is_empty() && !done.is_stopped, "{when}: {done:?}");
-        assert_eq!(self.check(storage, when), self.kept, "{when}");
+        assert_eq!(self.check(storage, when, true), self.kept, "{when}");
         self.check_nothing_is_left_over(storage, when);
     }
 
@@ -199,15 +210,15 @@ fn cut_everywhere(seed: u64) {
         if !is_cut.load(Ordering::SeqCst) {
             let forgotten = forgotten.unwrap_or_else(|error| panic!("{when}: {error}"));
             assert_eq!(forgotten.backups.len(), world.truths.len() - world.kept.len(), "{when}");
-            assert_eq!(world.check(&world.memory, &when), world.kept, "{when}");
+            assert_eq!(world.check(&world.memory, &when, true), world.kept, "{when}");
             return;
         }
-        world.check(&world.memory, &when);
+        world.check(&world.memory, &when, false);
         for loss in [Some(Loss::All), Some(Loss::None), None] {
             let when = format!("{when}, {loss:?}");
             let mut losses = || loss.unwrap_or_else(|| [Loss::All, Loss::Half, Loss::None][random.below(3)]);
             let left = Arc::new(world.memory.after_power_cut(&mut losses));
-            world.check(&left, &when);
+            world.check(&left, &when, false);
             world.finish(&left, &format!("{when}, in the end"));
         }
         world.finish(&world.memory, &format!("{when}, gone on"));
@@ -255,5 +266,5 @@ fn a_backup_stays_that_another_chain_is_built_on() {
     assert_eq!(refused.len(), world.truths.len() - 1, "{done:?}");
     assert!(done.refused.iter().all(|(_, reason)| reason.contains("is built on it, too")), "{done:?}");
     assert_eq!(done.backups, []);
-    assert_eq!(world.check(&world.memory, "refused").len(), world.truths.len());
+    assert_eq!(world.check(&world.memory, "refused", true).len(), world.truths.len());
 }

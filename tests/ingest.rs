@@ -21,7 +21,7 @@ use storage::{
 };
 use support::{scratch, succeed, xofs};
 use tempfile::TempDir;
-use vhd::{Filter, Format};
+use vhd::{BlockIndex, BlockSize, Digest, Filter, Format};
 use xofs::ingest::{self, Destination, ErrorKind, Layout, Source, Wanted, Watch};
 use xofs::repository::{OpenOptions, Repository};
 
@@ -114,6 +114,14 @@ fn read_all(raw: Arc<dyn Storage>, key: Option<EncryptionKey>) -> Vec<Vec<u8>> {
         let disk = repository.open_disk(backup, &backup.disks[0]).unwrap();
         let mut bytes = vec![0xee; usize::try_from(disk.size()).unwrap()];
         disk.read_at(0, &mut bytes).unwrap();
+        // Whatever happened before: a digest that is valid is right.
+        let digests = repository.digests(backup, &backup.disks[0]).unwrap().unwrap();
+        for (index, block) in (0..).map(BlockIndex).zip(bytes.chunks(BLOCK)) {
+            let real = Digest::of(block, BlockSize::DEFAULT);
+            for known in [digests.of_read(index), digests.of_copy(index)] {
+                assert!(known.is_none_or(|digest| digest == real), "{}: {index:?}", backup.time);
+            }
+        }
         bytes
     };
     backups.iter().map(read).collect()
@@ -178,6 +186,152 @@ fn an_encrypted_repository_takes_backups_too() {
         ingest::run(&wanted(&state, number), &[destination], &watch()).unwrap();
     }
     assert!(read_all(memory.reader(), Some(key())) == states());
+}
+
+/// How many blocks a backup stored, and how many it compared by digest and by bytes.
+fn stored(state: &[u8], number: i64, layout: Layout, destination: Destination) -> (u32, u64, u64) {
+    let wanted = Wanted { layout: Some(layout), ..wanted(state, number) };
+    let report = ingest::run(&wanted, &[destination], &watch()).unwrap();
+    let disk = &report.outcomes[0].stored.as_ref().unwrap().disks[0];
+    (disk.blocks, disk.compared_by_digest, disk.compared_by_bytes)
+}
+
+#[test]
+fn an_increment_on_what_has_digests_reads_none_of_its_blocks() {
+    let key = || EncryptionKey::from_text(KEY).unwrap();
+    let exploded = Layout::Exploded(Some(Filter::Gzip));
+    for (layout, is_encrypted) in [(Layout::File, false), (exploded, false), (exploded, true)] {
+        let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+        memory.create_directory(&path("xo-vm-backups")).unwrap();
+        if is_encrypted {
+            EncryptedStorage::initialize(&*memory, &key(), "41d4623b-3c71-4b6c-8944-13f404302918").unwrap();
+        }
+        let key = is_encrypted.then(key);
+        let faulty = Arc::new(FaultyStorage::new(memory.clone()));
+        let storage = EncryptedStorage::detect_writable(faulty.clone(), key.clone()).unwrap();
+        let ingest = |state: &[u8], number| {
+            stored(state, number, layout, destination(storage.clone(), faulty.clone(), key.clone()))
+        };
+        let mut image: Vec<u8> = (1..=5).flat_map(|byte| vec![byte; BLOCK]).collect();
+        image[3 * BLOCK..4 * BLOCK].fill(0);
+        let mut truths = vec![image.clone()];
+        let when = format!("{layout:?}, encrypted: {is_encrypted}");
+        assert_eq!(ingest(&image, 0), (4, 0, 0), "{when}");
+        // From now on no block is read, except of a VHD file, whose other parts are.
+        faulty.set_rule(|operation, path| {
+            let is_read = matches!(operation, Operation::Open | Operation::Read);
+            (is_read && path.as_str().contains("/blocks/")).then_some(Fault::Errno(GONE))
+        });
+        for (number, change) in [(1, None), (2, Some((BLOCK + 5, 77))), (3, Some((3 * BLOCK, 1))), (4, Some((0, 9)))] {
+            if let Some((at, byte)) = change {
+                image[at] = byte;
+            }
+            truths.push(image.clone());
+            // The fourth block is in no layer at first, and then a hole of nobody.
+            let compared = if number < 3 { 4 } else { 5 };
+            assert_eq!(ingest(&image, number), (u32::from(change.is_some()), compared, 0), "{when}: {number}");
+        }
+        image[3 * BLOCK..4 * BLOCK].fill(0);
+        image[4 * BLOCK..].fill(0);
+        truths.push(image.clone());
+        assert_eq!(ingest(&image, 5), (2, 5, 0), "{when}: zeroes");
+        faulty.release();
+        assert!(read_all(memory.clone().reader(), key) == truths, "{when}");
+    }
+}
+
+/// Changes the file of a block, of which the first holds ones and the second twos.
+type Tamper = fn(&Path);
+
+#[test]
+fn a_block_whose_file_is_another_than_its_digest_was_made_of_is_read() {
+    let rewritten: Tamper = |blocks| {
+        let bytes = fs::read(blocks.join("1")).unwrap();
+        fs::write(blocks.join("0"), bytes).unwrap();
+    };
+    let replaced: Tamper = |blocks| fs::rename(blocks.join("1"), blocks.join("0")).unwrap();
+    let replaced_with_its_time: Tamper = |blocks| {
+        let time = fs::metadata(blocks.join("0")).unwrap().modified().unwrap();
+        fs::rename(blocks.join("1"), blocks.join("0")).unwrap();
+        fs::File::options().write(true).open(blocks.join("0")).unwrap().set_modified(time).unwrap();
+    };
+    let none_is_older: Tamper = |blocks| {
+        let time = |name| fs::metadata(blocks.join(name)).unwrap().modified().unwrap();
+        let oldest = time("0").min(time("1")).min(time("2"));
+        let sidecar = blocks.join("../..").join(vhd::DIGESTS);
+        fs::File::options().write(true).open(sidecar).unwrap().set_modified(oldest).unwrap();
+    };
+    for (what, tamper, expected) in [
+        ("rewritten", rewritten, (1, 2, 1)),
+        ("replaced", replaced, (1, 1, 2)),
+        ("replaced, with its time", replaced_with_its_time, (1, 1, 2)),
+        ("written when the digests were", none_is_older, (0, 0, 3)),
+    ] {
+        let folder = folder();
+        let one = folder.path().join("one");
+        let storage: Arc<dyn WritableStorage> = Arc::new(LocalStorage::open(&one).unwrap());
+        let layout = Layout::Exploded(Some(Filter::None));
+        let mut image = vec![1; 3 * BLOCK];
+        image[BLOCK..].fill(2);
+        image[2 * BLOCK..].fill(3);
+        assert_eq!(stored(&image, 0, layout, plain(&storage)), (3, 0, 0), "{what}");
+        assert_eq!(stored(&image, 1, layout, plain(&storage)), (0, 3, 0), "{what}");
+        let found = files(&*storage);
+        let block = found.iter().find(|name| name.ends_with("/blocks/0/0")).unwrap();
+        let blocks = one.join(block).parent().unwrap().to_path_buf();
+        fs::copy(blocks.join("1"), folder.path().join("kept")).unwrap();
+        tamper(&blocks);
+        if !blocks.join("1").exists() {
+            fs::copy(folder.path().join("kept"), blocks.join("1")).unwrap();
+        }
+        // What the first block has is not what its digest says; nor is the digest used of one that was written anew.
+        assert_eq!(stored(&image, 2, layout, plain(&storage)), expected, "{what}");
+        assert!(read_last(&one) == image, "{what}");
+    }
+}
+
+fn read_last(repository: &Path) -> Vec<u8> {
+    let repository = Repository::with_storage(local(repository), OpenOptions::default()).unwrap();
+    let backups = repository.backups(&repository.vms().unwrap()[0].id).unwrap();
+    let backup = backups.last().unwrap();
+    let disk = repository.open_disk(backup, &backup.disks[0]).unwrap();
+    let mut bytes = vec![0xee; usize::try_from(disk.size()).unwrap()];
+    disk.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_sidecar_that_is_damaged_or_of_another_layer_says_nothing() {
+    let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    memory.create_directory(&path("xo-vm-backups")).unwrap();
+    let layout = Layout::Exploded(Some(Filter::None));
+    let image = vec![1; 2 * BLOCK];
+    assert_eq!(stored(&image, 0, layout, plain(&memory)), (2, 0, 0));
+    let sidecar = path(files(&*memory).iter().find(|name| name.ends_with(vhd::DIGESTS)).unwrap());
+    let good = memory.read(&sidecar, 1 << 20).unwrap();
+    let other: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    other.create_directory(&path("xo-vm-backups")).unwrap();
+    stored(&image, 0, layout, plain(&other));
+    let foreign = files(&*other).into_iter().find(|name| name.ends_with(vhd::DIGESTS)).unwrap();
+    let foreign = other.read(&path(&foreign), 1 << 20).unwrap();
+    let mut number = 0;
+    let mut compared = |bytes: Option<&[u8]>| {
+        match bytes {
+            Some(bytes) => memory.write(&sidecar, bytes, storage::Existing::Replace).unwrap(),
+            None => memory.remove(&sidecar).unwrap(),
+        }
+        number += 1;
+        let (blocks, by_digest, by_bytes) = stored(&image, number, layout, plain(&memory));
+        assert_eq!(blocks, 0);
+        (by_digest, by_bytes)
+    };
+    let (mut flipped, long) = (good.clone(), [&good[..], &[0]].concat());
+    flipped[100] ^= 1;
+    for bytes in [&good[..good.len() - 1], &good[..7], &[], &flipped, &long, &foreign, &vec![0x78; 70 << 20]] {
+        assert_eq!(compared(Some(bytes)), (0, 2), "{} bytes", bytes.len());
+    }
+    assert_eq!(compared(Some(&good)), (2, 0));
+    assert_eq!(compared(None), (0, 2));
 }
 
 #[test]
@@ -363,7 +517,8 @@ fn check_end(memory: &Arc<MemoryStorage>, layout: Layout, backups: usize, when: 
         }
     };
     assert_eq!((count("Z.json"), disks), (backups, backups), "{when}: {found:#?}");
-    let left = |name: &&String| name.contains("xofs") || name.contains("/.");
+    let left = |name: &&String| !name.ends_with(vhd::DIGESTS) && (name.contains("xofs") || name.contains("/."));
+    assert_eq!(count(vhd::DIGESTS), backups, "{when}: {found:#?}");
     assert_eq!(found.iter().find(left), None, "{when}");
 }
 
@@ -510,6 +665,78 @@ fn the_command_stores_a_key_and_increments_and_tells_what_it_did() {
     assert_eq!(told["repositories"][0]["disks"][0]["blocks"], 0, "{told}");
 }
 
+/// What `xofs check --data --json` says, with its exit code.
+fn check(repository: &Path, arguments: &[&str]) -> (i32, Value) {
+    let (code, told, stderr) = run(xofs().arg("check").arg(repository).args(["--data", "--json"]).args(arguments));
+    (code, serde_json::from_str(&told).unwrap_or_else(|error| panic!("{error}: {told}\n{stderr}")))
+}
+
+#[test]
+fn a_check_finds_bytes_that_are_not_those_that_were_written_also_in_a_copy_and_makes_digests_that_are_missing() {
+    for how in [&["--format", "vhd"][..], &["--format", "exploded", "--compression", "none"]] {
+        let folder = folder();
+        let (one, two) = (folder.path().join("one"), folder.path().join("copied"));
+        let state: Vec<u8> = (1..=4).flat_map(|byte| vec![byte; BLOCK]).collect();
+        let image = write_image(folder.path(), &state);
+        let mut command = ingest(&one, &image);
+        succeed(command.args(how).arg("--full"));
+        // Digests are of what was written long ago, else nobody could say that it stays.
+        std::thread::sleep(Duration::from_millis(2100));
+        succeed(Command::new("cp").arg("-a").arg(&one).arg(&two));
+        for repository in [&one, &two] {
+            let (code, told) = check(repository, &[]);
+            assert_eq!((code, &told["blocksCompared"], &told["digestsMade"]), (0, &4.into(), &Value::Null), "{told}");
+        }
+        // Of files that are others, nothing is left unread.
+        let told = succeed(ingest(&two, &image).arg("--json"));
+        let told: Value = serde_json::from_str(&told).unwrap();
+        let disk = &told["repositories"][0]["disks"][0];
+        assert_eq!((&disk["comparedByDigest"], &disk["comparedByBytes"]), (&0.into(), &4.into()), "{told}");
+
+        let storage = LocalStorage::open(&one).unwrap();
+        let found = files(&storage);
+        let sidecar = one.join(found.iter().find(|name| name.ends_with(vhd::DIGESTS)).unwrap());
+        let is_holder = |name: &&String| name.ends_with("Z.vhd") || name.ends_with("/blocks/0/2");
+        let holder = one.join(found.iter().find(is_holder).unwrap());
+        fs::write(&sidecar, "other").unwrap();
+        let (code, told) = check(&one, &[]);
+        assert_eq!(
+            (code, &told["blocksCompared"], told["notes"].as_array().unwrap().len()),
+            (0, &0.into(), 1),
+            "{told}"
+        );
+        for made in [4, 0] {
+            let (code, told) = check(&one, &["--digest-missing"]);
+            let compared = 4 - made;
+            assert_eq!(
+                (code, &told["digestsMade"], &told["blocksCompared"]),
+                (0, &made.into(), &compared.into()),
+                "{told}"
+            );
+        }
+        // Those of a copy are of other files, and made anew, if they are right; not of files that are only just there.
+        std::thread::sleep(Duration::from_millis(2100));
+        let (code, told) = check(&two, &["--digest-missing"]);
+        assert_eq!((code, &told["digestsMade"], &told["blocksCompared"]), (0, &4.into(), &8.into()), "{told}");
+        // A bit flips on the disk, where no time tells.
+        let file = fs::File::options().read(true).write(true).open(&holder).unwrap();
+        let time = file.metadata().unwrap().modified().unwrap();
+        let at = file.metadata().unwrap().len() - 1000;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
+        file.set_modified(time).unwrap();
+        let (code, told) = check(&one, &["--digest-missing"]);
+        let fault = told["faults"][0]["message"].as_str().unwrap();
+        assert!(fault.ends_with("its bytes are not those that were written"), "{told}");
+        assert_eq!(
+            (code, &told["digestsMade"], &told["faults"][0]["isDamage"]),
+            (13, &0.into(), &true.into()),
+            "{told}"
+        );
+    }
+}
+
 #[test]
 fn what_expired_is_forgotten_in_the_same_run_and_a_failure_of_that_leaves_the_backup() {
     let folder = folder();
@@ -643,7 +870,7 @@ fn the_binary_killed_at_any_time_leaves_whole_backups() {
     let storage = LocalStorage::open(&one).unwrap();
     assert!(read_all(local(&one), None) == expected);
     let found = files(&storage);
-    assert_eq!(found.iter().find(|name| name.contains("xofs")), None);
+    assert_eq!(found.iter().find(|name| name.contains("xofs") && !name.ends_with(vhd::DIGESTS)), None);
     assert_eq!(found.iter().filter(|name| name.ends_with("/footer")).count(), expected.len(), "{found:#?}");
 }
 

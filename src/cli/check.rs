@@ -1,8 +1,8 @@
-//! `xofs check`: what is damaged, and which backups suffer from it. Never writes.
+//! `xofs check`: what is damaged, and which backups suffer from it. Writes nothing but digests, if asked to.
 //!
 //! Structure: every disk of every backup is opened, which verifies its chain; of every flat layer the last sector of
 //! each stored block is read, which finds files cut short; of exploded layers the block files are listed. With
-//! `--data` every stored byte is read, decompressed and authenticated instead.
+//! `--data` every stored byte is read, decompressed and authenticated instead, and compared with its digest where one is known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -16,8 +16,8 @@ use clap::Args;
 use crossbeam::channel;
 use disk::Disk;
 use serde_json::json;
-use storage::ObjectPath;
-use vhd::{Filter, Format, LayerInfo};
+use storage::{ObjectPath, WritableStorage};
+use vhd::{BlockIndex, ChainDigests, Digest, Filter, Format, LayerInfo};
 
 use super::exit::Exit;
 use super::export::ahead::{PIECE, THREADS, Times};
@@ -26,7 +26,7 @@ use super::text::{Shown, count, size};
 use super::{Global, open, print};
 use crate::repository::{
     Backup, BackupDisk, DiskSource, ErrorKind, Layout, LooseDisk, MissingBlock, Mode, ProblemKind, Repository,
-    Selection,
+    Selection, VmId, VmLock,
 };
 
 const EXAMPLES: &str = "\
@@ -34,7 +34,10 @@ Examples:
   xofs check /srv/backups
   xofs check main web01/latest --data
 
-Ends with 13 if damage was found, else with 3 if something could not be checked. Writes nothing.";
+--data also compares blocks with the digests (SHA-256) that 'xofs ingest' stored beside them: a block that differs is not \
+what was written. --digest-missing makes the digests of what has none, as it is now; Xen Orchestra does not look at them.
+
+Ends with 13 if damage was found, else with 3 if something could not be checked. Writes nothing, but for --digest-missing.";
 
 /// Checks the structure of backups, or every stored byte, and says what each fault costs
 #[derive(Debug, Args)]
@@ -46,6 +49,9 @@ pub struct CheckArgs {
     /// Reads every stored byte
     #[arg(long)]
     data: bool,
+    /// Stores the digests of blocks that have none, for later checks and ingests
+    #[arg(long, requires = "data")]
+    digest_missing: bool,
     /// Says how far it is every ten seconds, where there is no terminal
     #[arg(long)]
     progress: bool,
@@ -64,6 +70,7 @@ struct Findings {
     backups: usize,
     disks: usize,
     bytes: u64,
+    digests: Digested,
 }
 
 /// One cause.
@@ -151,12 +158,18 @@ impl Findings {
 pub fn run(global: &Global, arguments: &CheckArgs) -> Result<Exit> {
     let (address, what) = open::split_names(global, &arguments.names);
     let place = open::place(global, address)?;
-    let repository = open::repository(global, &place, open::SMALL_CACHE)?;
+    let (repository, storage) = if arguments.digest_missing {
+        let (repository, storage) = open::both(global, &place, open::SMALL_CACHE)?;
+        (repository, Some(storage))
+    } else {
+        (open::repository(global, &place, open::SMALL_CACHE)?, None)
+    };
     let what = open::text_of(what)?;
     let progress = Progress::new("check", 0, arguments.progress);
     let mut check = Check {
         repository: &repository,
         is_data: arguments.data,
+        storage,
         findings: Findings::default(),
         progress,
         all_disks: 1,
@@ -206,6 +219,10 @@ fn report(repository: &str, findings: &mut Findings, arguments: &CheckArgs) -> R
             "backups": findings.backups,
             "disks": findings.disks,
             "bytesRead": findings.bytes,
+            "blocksCompared": findings.digests.compared,
+            "digestsMade": arguments.digest_missing.then_some(findings.digests.made),
+            "notes": findings.digests.notes.iter().map(|(path, message)| json!({"path": path, "message": message}))
+                .collect::<Vec<_>>(),
             "faults": faults.collect::<Vec<_>>(),
         }))?;
     } else {
@@ -214,7 +231,11 @@ fn report(repository: &str, findings: &mut Findings, arguments: &CheckArgs) -> R
             let (path, reason, costs) = (Shown(&fault.path), Shown(&fault.reason), fault.costs());
             print::text(&format!("{sort}: {path}: {reason}{}\n", Shown(&costs)))?;
         }
-        let read = if arguments.data { format!(", {} read", size(findings.bytes)) } else { String::new() };
+        for (path, message) in &findings.digests.notes {
+            print::text(&format!("note: {}: {}\n", Shown(path), Shown(message)))?;
+        }
+        let mut read = if arguments.data { format!(", {} read", size(findings.bytes)) } else { String::new() };
+        read += &findings.digests.to_text(arguments.digest_missing);
         print::text(&format!(
             "{}, {}{read}: {}{}\n",
             count(findings.backups, "backup"),
@@ -233,6 +254,8 @@ fn report(repository: &str, findings: &mut Findings, arguments: &CheckArgs) -> R
 struct Check<'a> {
     repository: &'a Repository,
     is_data: bool,
+    /// To store digests in.
+    storage: Option<Arc<dyn WritableStorage>>,
     findings: Findings,
     progress: Progress,
     /// How many disks there are to be checked.
@@ -325,7 +348,8 @@ impl Check<'_> {
         let opened = self.repository.open_disk(backup, disk);
         let repository = self.repository;
         let layers = opened.as_ref().map_or(Ok(Vec::new()), |_| repository.chain(backup, disk));
-        self.disk(path, &owner, opened, layers, || repository.missing_blocks(backup, disk));
+        let digests = self.digests(&opened, || repository.digests(backup, disk), Some(&backup.vm));
+        self.disk(path, &owner, opened, layers, digests, || repository.missing_blocks(backup, disk));
     }
 
     fn loose(&mut self, disk: &LooseDisk) {
@@ -334,7 +358,8 @@ impl Check<'_> {
         let opened = self.repository.open_loose(disk);
         let repository = self.repository;
         let layers = opened.as_ref().map_or(Ok(Vec::new()), |_| repository.loose_chain(disk));
-        self.disk(&disk.path, &disk.name, opened, layers, || repository.missing_loose_blocks(disk));
+        let digests = self.digests(&opened, || repository.loose_digests(disk), None);
+        self.disk(&disk.path, &disk.name, opened, layers, digests, || repository.missing_loose_blocks(disk));
     }
 
     /// Says which disk comes now, and how many of its bytes are read.
@@ -349,6 +374,7 @@ impl Check<'_> {
         owner: &str,
         opened: disk::Result<Arc<dyn Disk>>,
         layers: disk::Result<Vec<LayerInfo>>,
+        digests: Option<DiskDigests>,
         missing: impl FnOnce() -> disk::Result<Vec<MissingBlock>>,
     ) {
         let (opened, layers) = match (opened, layers) {
@@ -356,14 +382,15 @@ impl Check<'_> {
             (Err(error), _) | (_, Err(error)) => return self.findings.add_disk_error(path, &error, owner),
         };
         if self.is_data {
-            return self.read(path, owner, &opened, &pieces(opened.as_ref(), PIECE, false));
+            self.read(path, owner, &opened, &pieces(opened.as_ref(), PIECE, false), digests.as_ref());
+            return self.end_digests(path, digests);
         }
         self.missing(path, missing(), owner);
         let is_encoded =
             layers.iter().any(|layer| matches!(layer.format, Format::Exploded(filter) if filter != Filter::None));
         if !is_encoded {
             let block = layers.iter().map(|layer| layer.block_size).min().unwrap_or(PIECE).max(512);
-            self.read(path, owner, &opened, &pieces(opened.as_ref(), block, true));
+            self.read(path, owner, &opened, &pieces(opened.as_ref(), block, true), None);
         }
     }
 
@@ -397,6 +424,7 @@ impl Check<'_> {
         owner: &str,
         disk: &Arc<dyn Disk>,
         pieces: &disk::Result<Vec<std::ops::Range<u64>>>,
+        digests: Option<&DiskDigests>,
     ) {
         let pieces = match pieces {
             Ok(pieces) => pieces,
@@ -413,7 +441,11 @@ impl Check<'_> {
             let piece = pieces.get(at)?;
             let len = piece.end - piece.start;
             buffer.resize(usize::try_from(len).expect("at most one piece"), 0);
-            let read = disk.read_at(piece.start, buffer).map(|()| len);
+            let read = match digests {
+                Some(digests) => digests.read(disk.as_ref(), piece.start, buffer),
+                None => disk.read_at(piece.start, buffer),
+            };
+            let read = read.map(|()| len);
             if read.is_err() {
                 lost.fetch_add(len, Ordering::Relaxed);
             }
@@ -458,6 +490,108 @@ impl Check<'_> {
         if lost > 0 && errors.len() == 8 {
             let reason = format!("more of the same: {} cannot be read in all", size(lost));
             self.findings.add(&path.to_string(), &reason, true, Cost::Disk(owner.to_owned()));
+        }
+    }
+}
+
+/// What `--data` did with digests.
+#[derive(Default)]
+struct Digested {
+    compared: u64,
+    made: u64,
+    /// What is no fault: sidecars that say nothing.
+    notes: BTreeSet<(String, String)>,
+}
+
+impl Digested {
+    fn to_text(&self, is_making: bool) -> String {
+        let blocks = |number: u64| count(usize::try_from(number).unwrap_or(usize::MAX), "block");
+        let mut text = String::new();
+        if self.compared > 0 {
+            text += &format!(", {} compared with their digests", blocks(self.compared));
+        }
+        if is_making {
+            text += &format!(", digests of {} made", blocks(self.made));
+        }
+        text
+    }
+}
+
+/// The digests of a disk that is read.
+struct DiskDigests {
+    chain: ChainDigests,
+    /// The VM, if those that are missing are made.
+    vm: Option<VmId>,
+    compared: AtomicU64,
+}
+
+impl DiskDigests {
+    /// Reads a piece; a block of which the digest is known must have it.
+    fn read(&self, disk: &dyn Disk, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
+        let block_size = self.chain.block_size();
+        let index = u32::try_from(offset / block_size.bytes()).ok().map(BlockIndex);
+        let is_block = offset % block_size.bytes() == 0 && buffer.len() == block_size.len();
+        let Some(index) = index.filter(|_| is_block) else { return disk.read_at(offset, buffer) };
+        let unread = if self.vm.is_some() { self.chain.look(index) } else { None };
+        disk.read_at(offset, buffer)?;
+        let known = self.chain.of_copy(index);
+        if known.is_none() && unread.is_none() {
+            return Ok(());
+        }
+        let found = Digest::of(buffer, block_size);
+        if let Some(known) = known {
+            self.compared.fetch_add(1, Ordering::Relaxed);
+            if known != found {
+                let holder = self.chain.holder(index).map(ToString::to_string).unwrap_or_default();
+                let message = format!("'{holder}': block {}: its bytes are not those that were written", index.0);
+                return Err(disk::Error::new(disk::ErrorKind::Damaged, message));
+            }
+        }
+        if let Some(unread) = unread {
+            self.chain.note(&unread, found);
+        }
+        Ok(())
+    }
+}
+
+impl Check<'_> {
+    /// Returns the digests of a disk that is about to be read.
+    fn digests(
+        &mut self,
+        opened: &disk::Result<Arc<dyn Disk>>,
+        load: impl FnOnce() -> disk::Result<Option<ChainDigests>>,
+        vm: Option<&VmId>,
+    ) -> Option<DiskDigests> {
+        if !self.is_data || opened.is_err() {
+            return None;
+        }
+        // Why it cannot be opened is told with the disk. The pieces that are read are blocks of the usual size.
+        let chain = load().ok().flatten()?;
+        let notes = chain.problems().iter().map(|(path, message)| (path.to_string(), message.clone()));
+        self.findings.digests.notes.extend(notes);
+        let vm = vm.filter(|_| self.storage.is_some()).cloned();
+        Some(DiskDigests { chain, vm, compared: AtomicU64::new(0) })
+    }
+
+    /// Stores what was made while a disk was read.
+    fn end_digests(&mut self, path: &ObjectPath, digests: Option<DiskDigests>) {
+        /// How long who works on the VM is waited for: as an ingest does.
+        const PATIENCE: Duration = Duration::from_secs(60);
+        let Some(digests) = digests else { return };
+        self.findings.digests.compared += digests.compared.into_inner();
+        let (Some(storage), Some(vm)) = (&self.storage, digests.vm.filter(|_| digests.chain.has_made())) else {
+            return;
+        };
+        let stored = VmLock::take(storage.clone(), &vm, PATIENCE, |_| {}).and_then(|lock| {
+            lock.check()?;
+            Ok(digests.chain.publish(storage).map_err(disk::Error::from)?)
+        });
+        match stored {
+            Ok(made) => self.findings.digests.made += made,
+            Err(error) => {
+                let message = format!("the digests of its blocks were not stored: {error}");
+                self.findings.add(&path.to_string(), &message, false, Cost::Nobody);
+            }
         }
     }
 }

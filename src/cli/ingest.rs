@@ -383,6 +383,8 @@ fn disks_to_json(stored: &Stored) -> Value {
             "virtualSize": disk.virtual_size,
             "blocks": disk.blocks,
             "storedBytes": disk.stored_bytes,
+            "comparedByDigest": disk.compared_by_digest,
+            "comparedByBytes": disk.compared_by_bytes,
         })
     };
     stored.disks.iter().map(disk).collect()

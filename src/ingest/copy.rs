@@ -1,23 +1,24 @@
 //! One pass over a disk, to all destinations at once.
 //!
 //! ```text
-//! source ─► readers ─► blocks ─► workers: compare with each base, encode once per format ─┬► lane of a destination ─► writers
-//!                    (bounded)                                                           └► lane ...      (bounded)
+//! source ─► readers ─► blocks ─► workers: hash, compare with each base, encode per format ─┬► lane of a destination ─► writers
+//!                    (bounded)                                                            └► lane ...      (bounded)
 //! ```
 //!
 //! The slowest destination that lives sets the pace. One that failed takes no more blocks, and the others go on. Blocks are
 //! stored in no order; each is there once.
 //!
 //! Memory: with R readers, N workers (one for each core), F formats and D destinations, at most
-//! R + N + N × (2 + F) + D × ([`DEPTH`] + [`WRITERS`]) blocks of 2 MiB, besides the caches of the bases.
+//! R + N + N × (2 + F) + D × ([`DEPTH`] + [`WRITERS`]) blocks of 2 MiB, besides the caches and digests of the bases.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::cell::OnceCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Builder, Scope};
 
 use crossbeam::channel::{self, Receiver, Sender};
 use disk::Disk;
-use vhd::{BlockIndex, BlockSink, BlockSize, EncodedBlock, Format};
+use vhd::{BlockIndex, BlockSink, BlockSize, Digest, EncodedBlock, Format};
 
 use super::error::{Error, ErrorKind, Result};
 use super::plan::{DiskPlan, STREAM_SIZE};
@@ -59,9 +60,24 @@ impl Failure {
     }
 }
 
+/// How blocks of a disk were compared with the base.
+#[derive(Default)]
+pub(super) struct Compared {
+    by_digest: AtomicU64,
+    by_bytes: AtomicU64,
+}
+
+impl Compared {
+    /// Returns how many were compared by digest, and how many by bytes.
+    pub fn counts(&self) -> (u64, u64) {
+        (self.by_digest.load(Ordering::Relaxed), self.by_bytes.load(Ordering::Relaxed))
+    }
+}
+
 /// A destination of one disk.
 pub(super) struct Lane<'a> {
     pub plan: &'a DiskPlan,
+    pub compared: &'a Compared,
     pub sink: &'a dyn BlockSink,
     pub failure: &'a Failure,
     pub probe: &'a Probe,
@@ -72,9 +88,20 @@ struct Block {
     index: BlockIndex,
     len: usize,
     data: Option<Vec<u8>>,
+    /// Made when it is first asked for.
+    digest: OnceCell<Digest>,
 }
 
 impl Block {
+    fn new(index: BlockIndex, len: usize, data: Option<Vec<u8>>) -> Self {
+        Self { index, len, data, digest: OnceCell::new() }
+    }
+
+    fn digest(&self) -> Digest {
+        let of = |data: &Vec<u8>| Digest::of(data, BlockSize::DEFAULT);
+        *self.digest.get_or_init(|| self.data.as_ref().map_or_else(|| Digest::of_zeroes(BlockSize::DEFAULT), of))
+    }
+
     fn bytes(&self) -> &[u8] {
         self.data.as_deref().unwrap_or(&ZEROES[..self.len])
     }
@@ -189,7 +216,7 @@ pub(super) fn candidates(source: &dyn Disk, plans: &[&DiskPlan]) -> Result<Vec<u
 /// Returns a block of the source as `plan` stores it; `None` if it does not.
 pub(super) fn encoded(source: &dyn Disk, plan: &DiskPlan, index: BlockIndex) -> Result<Option<EncodedBlock>> {
     let block = read(source, index, Vec::new(), &Probe::default()).map_err(|error| of_source(&error))?;
-    if !is_needed(plan, &block, &mut Vec::new())? {
+    if !is_needed(plan, &block, &mut Vec::new(), &Probe::default(), &Compared::default())? {
         return Ok(None);
     }
     encode(plan, &block).map(Some)
@@ -246,12 +273,12 @@ fn read(disk: &dyn Disk, index: BlockIndex, mut spare: Vec<u8>, probe: &Probe) -
     probe.work(|| {
         let extent = disk.extent_at(offset)?;
         if extent.is_hole && extent.len >= len as u64 {
-            return Ok(Block { index, len, data: None });
+            return Ok(Block::new(index, len, None));
         }
         spare.resize(len, 0);
         disk.read_at(offset, &mut spare)?;
         probe.add(len);
-        Ok(Block { index, len, data: Some(spare) })
+        Ok(Block::new(index, len, Some(spare)))
     })
 }
 
@@ -289,7 +316,7 @@ fn read_stream(
         probe.add(len);
         if len > 0 {
             // What lies past the end is zero.
-            let block = Block { index: BlockIndex(index), len: BLOCK, data: Some(data) };
+            let block = Block::new(BlockIndex(index), BLOCK, Some(data));
             drop(probe.give(|| give.send(block)));
         }
         if len < BLOCK {
@@ -315,8 +342,8 @@ fn work(
     while let Ok(block) = stages.compare.take(|| take.recv()) {
         let mut made: Vec<(Format, Arc<EncodedBlock>)> = Vec::new();
         for (lane, output) in lanes.iter().zip(outputs).filter(|(lane, _)| !lane.failure.is_failed()) {
-            stages.compare.add(if lane.plan.base.is_some() { block.len } else { 0 });
-            match stages.compare.work(|| is_needed(lane.plan, &block, &mut scratch)) {
+            let compare = || is_needed(lane.plan, &block, &mut scratch, &stages.compare, lane.compared);
+            match stages.compare.work(compare) {
                 Ok(true) => {}
                 Ok(false) => continue,
                 Err(error) => {
@@ -325,8 +352,9 @@ fn work(
                 }
             }
             let known = made.iter().find(|(format, _)| *format == lane.plan.format).map(|(_, block)| block.clone());
-            let encoded = match known.map_or_else(|| stages.encode.work(|| encode(lane.plan, &block)).map(Arc::new), Ok)
-            {
+            // As many work as there are cores, at this as at all else.
+            let encode = || encode(lane.plan, &block).map(|encoded| Arc::new(encoded.with_digest(block.digest())));
+            let encoded = match known.map_or_else(|| stages.encode.work(encode), Ok) {
                 Ok(encoded) => encoded,
                 Err(error) => {
                     lane.failure.set(error);
@@ -350,13 +378,27 @@ fn work(
 
 /// Whether a block is to be stored: in a key if it is not all zeroes, in an increment if the base has other bytes there. What
 /// lies past the end of the base is zero.
-fn is_needed(plan: &DiskPlan, block: &Block, scratch: &mut Vec<u8>) -> Result<bool> {
+///
+/// What the base has is told by its digest, if that is known, else read.
+fn is_needed(
+    plan: &DiskPlan,
+    block: &Block,
+    scratch: &mut Vec<u8>,
+    probe: &Probe,
+    compared: &Compared,
+) -> Result<bool> {
     let Some(base) = &plan.base else {
         return Ok(block.data.is_some() && !is_equal(block.bytes(), &ZEROES[..block.len]));
     };
     if base.has(block.index.0.into()) {
         return Ok(false);
     }
+    if let Some(digest) = base.digests.as_ref().and_then(|digests| digests.of_read(block.index)) {
+        compared.by_digest.fetch_add(1, Ordering::Relaxed);
+        return Ok(digest != block.digest());
+    }
+    compared.by_bytes.fetch_add(1, Ordering::Relaxed);
+    probe.add(block.len);
     let (offset, there) = place(block.index, base.disk.size());
     let there = there.min(block.len);
     scratch.resize(block.len, 0);

@@ -15,6 +15,7 @@
 //! since have put what it names to another use, and then one of these is so.
 
 use storage::{ObjectPath, Storage, UNPUBLISHED, WritableStorage, create_directories, publish, remove_tree};
+use vhd::{DIGESTS, digests_name};
 
 use super::error::Result;
 use crate::repository::{self, Backup, BackupTime, DiskSource, VmLock};
@@ -89,7 +90,12 @@ impl Names {
     pub fn remove(&self, storage: &dyn WritableStorage) -> Result<()> {
         let hidden = |name: &str| self.lineage.join(&format!(".{name}{UNPUBLISHED}"));
         let (alias, file) = (self.alias()?, self.file()?);
-        for name in [hidden(alias.file_name())?, hidden(file.file_name())?, alias, file] {
+        let digests = self.lineage.join(&digests_name(file.file_name()))?;
+        let unpublished = [alias.file_name(), file.file_name(), digests.file_name()].map(hidden);
+        for name in unpublished {
+            unless_gone(storage.remove(&name?))?;
+        }
+        for name in [alias, file, digests] {
             unless_gone(storage.remove(&name))?;
         }
         storage.sync(&self.lineage)?;
@@ -117,6 +123,14 @@ pub(super) fn recover(lock: &VmLock, folder: &ObjectPath, backups: &[std::sync::
                 let Some(hidden) = name.strip_prefix('.') else { continue };
                 let unpublished = hidden.strip_suffix(UNPUBLISHED).and_then(|name| name.strip_prefix('.'));
                 if unpublished.is_some_and(|name| name.ends_with(SUFFIX)) {
+                    lock.check()?;
+                    unless_gone(storage.remove(&lineage.join(name)?))?;
+                }
+                // Of a VHD file that Xen Orchestra removed, or gave another name.
+                if hidden
+                    .strip_suffix(DIGESTS)
+                    .is_some_and(|file| file.ends_with(".vhd") && !names.iter().any(|name| name == file))
+                {
                     lock.check()?;
                     unless_gone(storage.remove(&lineage.join(name)?))?;
                 }

@@ -251,6 +251,10 @@ pub struct StoredDisk {
     pub blocks: u32,
     /// Bytes that were stored.
     pub stored_bytes: u64,
+    /// Blocks that were compared with the backup before by the digest of what it has there.
+    pub compared_by_digest: u64,
+    /// Those that had to be read there, and were compared by their bytes.
+    pub compared_by_bytes: u64,
 }
 
 /// A destination, as far as it came.
@@ -482,7 +486,8 @@ fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], stages: &St
         .filter_map(|attempt| {
             let target = attempt.state.as_ref().ok()?;
             let sink = target.sink.as_deref()?;
-            Some(Lane { plan: &target.plans[disk], sink, failure: &target.failure, probe: &target.write })
+            let (plan, compared) = (&target.plans[disk], &target.compared[disk]);
+            Some(Lane { plan, compared, sink, failure: &target.failure, probe: &target.write })
         })
         .collect();
     if lanes.is_empty() {
@@ -565,6 +570,7 @@ fn outcome(attempt: Attempt, wanted: &Wanted, job: &str, metadata: &str) -> Outc
     let stored = attempt.state.and_then(|target| {
         let disks = target.plans.iter().enumerate().zip(&target.written);
         let disk = |((number, plan), written): ((usize, &plan::DiskPlan), &vhd::Written)| {
+            let (compared_by_digest, compared_by_bytes) = target.compared[number].counts();
             Ok(StoredDisk {
                 name: plan.name.clone(),
                 vdi: plan.vdi,
@@ -575,6 +581,8 @@ fn outcome(attempt: Attempt, wanted: &Wanted, job: &str, metadata: &str) -> Outc
                 virtual_size: plan.layer.virtual_size(),
                 blocks: written.blocks,
                 stored_bytes: written.stored_bytes,
+                compared_by_digest,
+                compared_by_bytes,
             })
         };
         Ok(Stored {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use disk::Disk;
 use storage::{ObjectPath, Storage};
 use uuid::Uuid;
-use vhd::{BlockSize, Filter, Format, NewLayer};
+use vhd::{BlockSize, ChainDigests, Filter, Format, NewLayer};
 
 use super::changes::BlockSet;
 use super::error::{Error, ErrorKind, Result};
@@ -38,6 +38,8 @@ pub(super) struct DiskPlan {
 /// The disk that a new one becomes the child of.
 pub(super) struct Base {
     pub disk: Arc<dyn Disk>,
+    /// What is known of its blocks without reading them.
+    pub digests: Option<ChainDigests>,
     pub uuid: Uuid,
     /// Of its backup.
     pub time: BackupTime,
@@ -175,9 +177,9 @@ impl History<'_> {
         };
         let opened = self.repository.open_disk(backup, disk).and_then(|open| {
             let chain = self.repository.chain(backup, disk)?;
-            Ok((open, chain))
+            Ok((open, chain, self.repository.digests(backup, disk)?))
         });
-        let (open, chain) = match opened {
+        let (open, chain, digests) = match opened {
             Ok(opened) => opened,
             Err(error) if matches!(error.kind(), disk::ErrorKind::Damaged | disk::ErrorKind::Unsupported) => {
                 return Ok(Err(format!("the newest backup of it cannot be read: {error}")));
@@ -199,7 +201,7 @@ impl History<'_> {
         }
         let Some(leaf) = chain.first() else { return Ok(Err("its chain is empty".to_owned())) };
         Ok(match layer.clone().child_of(leaf.uuid, path.file_name()) {
-            Ok(child) => Ok((Base { disk: open, uuid: leaf.uuid, time: backup.time, changed: None }, child)),
+            Ok(child) => Ok((Base { disk: open, digests, uuid: leaf.uuid, time: backup.time, changed: None }, child)),
             Err(error) => Err(format!("it cannot be a parent: {}", error.reason)),
         })
     }

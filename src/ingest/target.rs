@@ -16,7 +16,7 @@ use storage::ObjectPath;
 use uuid::Uuid;
 use vhd::{BlockCache, BlockSink, Context, Format, NewLayer, Written, create_layer, write_alias};
 
-use super::copy::Failure;
+use super::copy::{Compared, Failure};
 use super::error::{Error, ErrorKind, Result};
 use super::intent;
 use super::plan::{DiskPlan, History};
@@ -37,6 +37,8 @@ pub(super) struct Target<'a> {
     pub schedule: String,
     pub plans: Vec<DiskPlan>,
     pub written: Vec<Written>,
+    /// Of the plans.
+    pub compared: Vec<Compared>,
     pub sink: Option<Box<dyn BlockSink>>,
     pub failure: Failure,
     pub write: Probe,
@@ -77,6 +79,7 @@ impl<'a> Target<'a> {
             schedule,
             plans: Vec::new(),
             written: Vec::new(),
+            compared: Vec::new(),
             sink: None,
             failure: Failure::default(),
             write: Probe::default(),
@@ -99,6 +102,7 @@ impl<'a> Target<'a> {
             job,
         };
         self.plans = history.plan(wanted, time, identities)?;
+        self.compared.resize_with(self.plans.len(), Compared::default);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use disk::{Disk, Extent};
 use lru::LruCache;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use storage::{Object, ObjectPath, Storage};
-use vhd::{BlockCache, BlockIndex, ChainDisk, Context, Liveness};
+use vhd::{BlockCache, BlockIndex, ChainDigests, ChainDisk, Context, Liveness};
 use xva::{Compression, Xva};
 
 use super::catalog::Signature;
@@ -205,6 +205,19 @@ impl OpenDisks {
 
     pub fn loose_leaf(&self, disk: &LooseDisk, problems: &Problems) -> disk::Result<Option<vhd::Leaf>> {
         Ok(leaf(&self.open_loose_of(disk, problems)?))
+    }
+
+    pub fn digests(
+        &self,
+        backup: &Backup,
+        disk: &BackupDisk,
+        problems: &Problems,
+    ) -> disk::Result<Option<ChainDigests>> {
+        Ok(digests(&self.open_of(backup, disk, problems)?))
+    }
+
+    pub fn loose_digests(&self, disk: &LooseDisk, problems: &Problems) -> disk::Result<Option<ChainDigests>> {
+        Ok(digests(&self.open_loose_of(disk, problems)?))
     }
 
     pub fn missing_blocks(
@@ -420,6 +433,13 @@ fn layers(disk: &OpenDisk) -> disk::Result<Vec<vhd::LayerInfo>> {
 fn leaf(disk: &OpenDisk) -> Option<vhd::Leaf> {
     match disk {
         OpenDisk::Chain(chain) => Some(chain.leaf()),
+        OpenDisk::Xva(_) => None,
+    }
+}
+
+fn digests(disk: &OpenDisk) -> Option<ChainDigests> {
+    match disk {
+        OpenDisk::Chain(chain) => Some(chain.digests()),
         OpenDisk::Xva(_) => None,
     }
 }

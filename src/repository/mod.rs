@@ -365,6 +365,22 @@ impl Repository {
         self.disks.loose_leaf(disk, &self.problems)
     }
 
+    /// Reads what is known of the blocks of a disk without reading them; `None` for a disk in an XVA.
+    ///
+    /// # Errors
+    /// As for [`Repository::open_disk`].
+    pub fn digests(&self, backup: &Backup, disk: &BackupDisk) -> disk::Result<Option<vhd::ChainDigests>> {
+        self.disks.digests(backup, disk, &self.problems)
+    }
+
+    /// The same of a VHD that has no metadata.
+    ///
+    /// # Errors
+    /// As for [`Repository::open_disk`].
+    pub fn loose_digests(&self, disk: &LooseDisk) -> disk::Result<Option<vhd::ChainDigests>> {
+        self.disks.loose_digests(disk, &self.problems)
+    }
+
     /// Returns the blocks that a disk's chain promises and whose files are missing; nothing is read but listings.
     ///
     /// # Errors

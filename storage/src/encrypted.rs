@@ -298,6 +298,10 @@ impl<S: Storage + ?Sized> EncryptedStorage<S> {
         }
     }
 
+    fn encrypt(&self, path: &ObjectPath, bytes: &[u8]) -> Result<Vec<u8>> {
+        self.cipher.encrypt(bytes).map_err(|reason| Error::new(ErrorKind::Io, "write", path, reason))
+    }
+
     fn decrypt(&self, act: &'static str, path: &ObjectPath, stored: Vec<u8>) -> Result<Vec<u8>> {
         self.cipher.decrypt(stored).map_err(|reason| {
             let reason = format!("does not decrypt, it is damaged or not encrypted with this key: {reason}");
@@ -386,8 +390,14 @@ impl WritableStorage for EncryptedStorage<dyn WritableStorage> {
         if is_plain(path) {
             return self.inner.write(path, bytes, existing);
         }
-        let sealed = self.cipher.encrypt(bytes).map_err(|reason| Error::new(ErrorKind::Io, "write", path, reason))?;
-        self.inner.write(path, &sealed, existing)
+        self.inner.write(path, &self.encrypt(path, bytes)?, existing)
+    }
+
+    fn write_and_stat(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<Stat> {
+        if is_plain(path) {
+            return self.inner.write_and_stat(path, bytes, existing);
+        }
+        self.inner.write_and_stat(path, &self.encrypt(path, bytes)?, existing)
     }
 
     fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {

@@ -30,7 +30,7 @@ pub enum Operation {
     ReadAt,
     /// [`Object::stat`].
     StatOpen,
-    /// [`WritableStorage::write`].
+    /// [`WritableStorage::write`] and [`WritableStorage::write_and_stat`].
     Write,
     /// [`WritableStorage::create`].
     Create,
@@ -278,6 +278,13 @@ impl<S: WritableStorage + ?Sized + 'static> WritableStorage for FaultyStorage<S>
             let _ = self.inner.write(path, &bytes[..bytes.len() / 2], existing);
         })?;
         self.inner.write(path, bytes, existing)
+    }
+
+    fn write_and_stat(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<Stat> {
+        self.control.begin_or_half(Operation::Write, "write", path, || {
+            let _ = self.inner.write(path, &bytes[..bytes.len() / 2], existing);
+        })?;
+        self.inner.write_and_stat(path, bytes, existing)
     }
 
     fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {

@@ -102,6 +102,17 @@ impl LocalStorage {
         Ok((file, stat))
     }
 
+    /// Writes a whole file, and returns it still open.
+    fn written(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<File> {
+        let flags = match existing {
+            Existing::Refuse => OFlags::CREATE | OFlags::EXCL,
+            Existing::Replace => OFlags::CREATE | OFlags::TRUNC,
+        };
+        let mut file = File::from(self.open_fd(path, "write", flags | TO_WRITE)?);
+        io::Write::write_all(&mut file, bytes).map_err(|error| Error::from_io("write", path, error))?;
+        Ok(file)
+    }
+
     /// Opens the folder that holds `path`, to act on a name in it: no link leads out of it then.
     fn parent_fd(&self, path: &ObjectPath, act: &'static str) -> Result<OwnedFd> {
         self.open_fd(&path.parent(), act, OFlags::PATH | OFlags::DIRECTORY)
@@ -244,12 +255,12 @@ impl WritableStorage for LocalStorage {
     }
 
     fn write(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()> {
-        let flags = match existing {
-            Existing::Refuse => OFlags::CREATE | OFlags::EXCL,
-            Existing::Replace => OFlags::CREATE | OFlags::TRUNC,
-        };
-        let mut file = File::from(self.open_fd(path, "write", flags | TO_WRITE)?);
-        io::Write::write_all(&mut file, bytes).map_err(|error| Error::from_io("write", path, error))
+        self.written(path, bytes, existing).map(drop)
+    }
+
+    fn write_and_stat(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<Stat> {
+        // Of the open file: over a network, its bytes are on the server then, which has given it its time.
+        stat_of_file(&self.written(path, bytes, existing)?, path, "stat")
     }
 
     fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {

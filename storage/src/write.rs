@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::{ErrorKind, ObjectPath, Result, Storage};
+use crate::{ErrorKind, ObjectPath, Result, Stat, Storage};
 
 /// What becomes of an object that has the name already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -41,6 +41,15 @@ pub trait WritableStorage: Storage {
     /// [`ErrorKind::Exists`] as `existing` says, [`ErrorKind::NoSpace`], or what the storage says; a new object may then
     /// hold a part of the bytes.
     fn write(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()>;
+
+    /// Writes a whole object as [`WritableStorage::write`] does, and returns what [`Storage::stat`] says of it then.
+    ///
+    /// # Errors
+    /// As for [`WritableStorage::write`] and [`Storage::stat`].
+    fn write_and_stat(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<Stat> {
+        self.write(path, bytes, existing)?;
+        self.stat(path)
+    }
 
     /// Makes a new, empty object that is written in pieces.
     ///

@@ -59,6 +59,10 @@ fn what_is_written_is_read() {
         assert_eq!(kind(storage.write(&path("nowhere/file"), b"", Existing::Replace)), ErrorKind::NotFound);
         assert_eq!(kind(storage.write(&path("file/file"), b"", Existing::Replace)), ErrorKind::NotDirectory);
         assert_eq!(kind(storage.write(&path(""), b"", Existing::Replace)), ErrorKind::IsDirectory);
+        let stat = storage.write_and_stat(&path("stated"), b"new", Existing::Refuse).unwrap();
+        assert_eq!((stat, stat.kind), (storage.stat(&path("stated")).unwrap(), Kind::File));
+        assert_eq!(kind(storage.write_and_stat(&path("stated"), b"", Existing::Refuse)), ErrorKind::Exists);
+        assert_eq!(storage.read(&path("stated"), 5).unwrap(), b"new");
         storage.sync(&path("file")).unwrap();
         storage.sync(&path("")).unwrap();
         storage.sync_tree(&path("")).unwrap();

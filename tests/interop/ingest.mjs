@@ -1,5 +1,6 @@
 #!/usr/bin/env node
-// Xen Orchestra judges what `xofs ingest` writes: it lists and reads it, its cleaner has nothing to do, and it merges it.
+// Xen Orchestra judges what `xofs ingest` writes: it lists and reads it, its cleaner has nothing to do, and it merges it. What is
+// ingested after each merge is right, too: the digests that xofs keeps beside the blocks do not outlive what they are of.
 //
 // usage: ingest.mjs XOFS WORK
 
@@ -101,7 +102,9 @@ for (const { name, args, encryptionKey, isMade = false } of KINDS) {
     await promisify(execFile)('truncate', ['-s', String(size), image])
   }
   const truths = []
-  for (let night = 0; night < 4; night++) {
+  let night = 0
+  // what was compared with the backup before, in blocks
+  const backUp = async () => {
     for (const { image, blocks } of images) {
       await change(image, random, blocks)
       // truncated to its size again: the last block reaches past it
@@ -111,8 +114,21 @@ for (const { name, args, encryptionKey, isMade = false } of KINDS) {
     }
     truths.push((await Promise.all(images.map(async ({ image }) => (await sha256OfFile(image)).sha256))).sort())
     const disks = images.flatMap(({ image }, index) => ['--disk', `xvd${'ab'[index]}=${image}`])
-    const time = `2026-08-0${night + 1}T02:00:03Z`
-    await run(['ingest', repo, '--vm', uuid, '--name', 'web01', ...disks, ...args, '--time', time, '--json'], env)
+    const time = `2026-08-0${++night}T02:00:03Z`
+    const vm = ['--vm', uuid, '--name', 'web01']
+    const told = JSON.parse(await run(['ingest', repo, ...vm, ...disks, ...args, '--time', time, '--json'], env))
+    const sum = name => told.repositories[0].disks.reduce((sum, disk) => sum + disk[name], 0)
+    return { byDigest: sum('comparedByDigest'), byBytes: sum('comparedByBytes') }
+  }
+  // all blocks but the last of the second disk, which is not a whole one
+  const expectDigests = ({ byDigest, byBytes }, when) => {
+    if (byDigest === 0 || byBytes > 1) {
+      fail(`${name}, ${when}: ${byDigest} blocks were compared by digest, ${byBytes} by bytes`)
+    }
+  }
+  await backUp()
+  while (night < 4) {
+    expectDigests(await backUp(), `night ${night}`)
   }
 
   const { handler, dispose } = await openRemote(repo, options)
@@ -155,8 +171,20 @@ for (const { name, args, encryptionKey, isMade = false } of KINDS) {
   await adapter.deleteVmBackups(listed.slice(0, 1))
   await adapter.cleanVm(dir, { remove: true, merge: true, lock: false, logInfo() {}, logWarn() {} })
   await judge(3, 'merged by XO')
+  await backUp()
+  await judge(4, 'merged by XO, and ingested again')
   await run(['forget', repo, '--all', '--keep-last', '2', '--apply'], env)
   await judge(2, 'merged by xofs')
+  const again = await backUp()
+  await judge(3, 'merged by xofs, and ingested again')
+  // the digests of what XO merged into are gone until they are made anew
+  if (again.byDigest === 0) {
+    fail(`${name}, merged by xofs: no block was compared by digest`)
+  }
+  await new Promise(resolve => setTimeout(resolve, 2500))
+  const made = JSON.parse(await run(['check', repo, '--data', '--digest-missing', '--json'], env))
+  expectDigests(await backUp(), `${made.digestsMade} digests made`)
+  await judge(4, 'digests made, and ingested again')
   // and reads what is mirrored elsewhere
   const mirror = join(work, `${name}-mirror`)
   await run(['repository', 'init', mirror])
@@ -169,7 +197,7 @@ for (const { name, args, encryptionKey, isMade = false } of KINDS) {
     await dispose()
   }
   const checked = await run(['check', repo, '--data'], env)
-  if (!checked.includes('no damage found')) {
+  if (!checked.includes('no damage found') || !checked.includes('compared with their digests')) {
     fail(`${name}: ${checked}`)
   }
   await dispose()

@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::by_name::ByName;
 use crate::cache::{BlockCache, Form, Key};
 use crate::chain::{Chain, Evidence, Member};
+use crate::digests::ChainDigests;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::Exploded;
 use crate::filter::Filter;
@@ -209,6 +210,12 @@ impl ChainDisk {
         let leaf = snapshot.leaf();
         let (uuid, parent_uuid, timestamp) = (leaf.footer.uuid, leaf.parent_uuid(), leaf.footer.timestamp);
         Leaf { uuid, parent_uuid, timestamp, chain_length: snapshot.chain.members.len() }
+    }
+
+    /// Reads what is known of its blocks without reading them, as they are now.
+    #[must_use]
+    pub fn digests(&self) -> ChainDigests {
+        ChainDigests::load(self.0.snapshot())
     }
 
     /// Returns the number of bytes per block.
@@ -524,12 +531,12 @@ fn layer_info(member: &Member, map: &BlockMap) -> LayerInfo {
 }
 
 /// The chain as it was found once, and where each block is.
-struct Snapshot {
-    chain: Chain,
+pub(crate) struct Snapshot {
+    pub(crate) chain: Chain,
     size: u64,
-    block_size: BlockSize,
+    pub(crate) block_size: BlockSize,
     /// Per layer: the first byte that it and the layers above do not reach; what lies beyond is zero.
-    limits: Vec<u64>,
+    pub(crate) limits: Vec<u64>,
     /// Per block: the topmost layer that holds it, plus 1; 0 if none does.
     layers: Vec<u16>,
     /// Per block: the sector of its bitmap, if any layer is a VHD file.
@@ -539,7 +546,7 @@ struct Snapshot {
     full: Vec<AtomicU8>,
     /// The layers' own maps, read again only for blocks that are composed of several layers.
     maps: OnceLock<Vec<BlockMap>>,
-    storage: Arc<dyn Storage>,
+    pub(crate) storage: Arc<dyn Storage>,
     files: Option<Mutex<OpenFiles>>,
     /// Bytes.
     prefetch_window: u64,
@@ -553,9 +560,9 @@ type OpenFiles = LruCache<(u16, BlockIndex), Arc<dyn Object>>;
 
 /// The answer of a block's topmost layer: its number in the chain and the block's place in it.
 #[derive(Clone, Copy)]
-struct Place {
-    layer: usize,
-    sector: FileSector,
+pub(crate) struct Place {
+    pub(crate) layer: usize,
+    pub(crate) sector: FileSector,
 }
 
 impl Snapshot {
@@ -672,7 +679,7 @@ impl Snapshot {
         Ok(self.maps.get_or_init(|| maps))
     }
 
-    fn place(&self, block: BlockIndex) -> Option<Place> {
+    pub(crate) fn place(&self, block: BlockIndex) -> Option<Place> {
         let block = block.0 as usize;
         let layer = usize::from(*self.layers.get(block)?).checked_sub(1)?;
         Some(Place { layer, sector: FileSector(self.sectors.get(block).copied().unwrap_or(0)) })
@@ -774,7 +781,7 @@ impl Snapshot {
     }
 
     /// Returns the bitmap of a block if some of its sectors are not in its layer.
-    fn partial_bitmap(&self, member: &Member, place: Place, block: BlockIndex) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn partial_bitmap(&self, member: &Member, place: Place, block: BlockIndex) -> Result<Option<Vec<u8>>> {
         let layer = &member.layer;
         let Body::Flat(flat) = &layer.body else { return Ok(None) };
         if layer.header.is_none() || layer.format().bitmap_rule() == BitmapRule::Ignore || self.is_full(block, place) {

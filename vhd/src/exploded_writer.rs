@@ -1,6 +1,7 @@
 //! Writes an exploded VHD ([`crate::exploded`]).
 //!
-//! The blocks come first, each a file of its own, then table, header and footer; then all is synced. The folder has its name
+//! The blocks come first, each a file of its own, then table, header and footer; then all is synced, and then come the digests
+//! of the blocks ([`crate::digests`]). The folder has its name
 //! from the start, as with Xen Orchestra: what makes it a disk is the alias, written by who has it finished.
 
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use storage::{Existing, ObjectPath, WritableStorage, remove_tree};
 
 use crate::block_sink::{Arrivals, BlockSink, Written};
+use crate::digests::{self, Collector, DIGESTS, Sidecar};
 use crate::error::Result;
 use crate::exploded::Exploded;
 use crate::filter::Filter;
@@ -20,6 +22,7 @@ pub(crate) struct ExplodedWriter {
     folder: ObjectPath,
     filter: Filter,
     arrivals: Arrivals,
+    digests: Collector,
     /// Whether nothing is left to be removed: it is complete, or gone.
     is_ended: bool,
 }
@@ -34,7 +37,7 @@ impl ExplodedWriter {
     ) -> Result<Self> {
         storage.create_directory(&folder)?;
         let arrivals = Arrivals::new(Format::Exploded(filter), layer);
-        let writer = Self { storage, folder, filter, arrivals, is_ended: false };
+        let writer = Self { storage, folder, filter, arrivals, digests: Collector::default(), is_ended: false };
         writer.storage.create_directory(&writer.folder.join("blocks")?)?;
         Ok(writer)
     }
@@ -42,7 +45,7 @@ impl ExplodedWriter {
     /// Writes the file of a block. The folder for a thousand of them is made when it is missed: asking would cost every block.
     fn write_block(&self, block: &EncodedBlock) -> Result<()> {
         let path = Exploded::block_path(&self.folder, block.index)?;
-        let write = || self.storage.write(&path, &block.bytes, Existing::Refuse);
+        let write = || self.write(&path, block);
         match write() {
             Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
             other => return Ok(other?),
@@ -53,6 +56,15 @@ impl ExplodedWriter {
             other => other?,
         }
         Ok(write()?)
+    }
+
+    fn write(&self, path: &ObjectPath, block: &EncodedBlock) -> storage::Result<()> {
+        let Some(digest) = block.digest else { return self.storage.write(path, &block.bytes, Existing::Refuse) };
+        let file = self.storage.write_and_stat(path, &block.bytes, Existing::Refuse)?;
+        if let Some(record) = digests::record_of_block(block.index, &file, digest) {
+            self.digests.add(record);
+        }
+        Ok(())
     }
 
     /// Writes what is not blocks, and syncs all; returns how many bytes that were.
@@ -76,6 +88,9 @@ impl ExplodedWriter {
             len += bytes.len() as u64;
         }
         self.storage.sync_tree(&self.folder)?;
+        let (uuid, block_size, records) = (layer.footer().uuid, layer.block_size(), self.digests.take());
+        let sidecar = Sidecar { uuid, block_size, file_size: None, records };
+        digests::publish(&*self.storage, &self.folder.join(DIGESTS)?, &sidecar);
         self.storage.sync(&self.folder.parent())?;
         Ok(len)
     }

@@ -7,14 +7,16 @@
 //!
 //! It has another name until it is complete and synced: Xen Orchestra and readers take what ends in `.vhd` for a disk.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use storage::{ObjectPath, UNPUBLISHED, WritableObject, WritableStorage, publish_rename};
+use storage::{ObjectPath, Stat, UNPUBLISHED, WritableObject, WritableStorage, publish_rename};
 
 use crate::block_sink::{Arrivals, BlockSink, Written};
+use crate::digest::Digest;
+use crate::digests::{self, Sidecar};
 use crate::error::{Error, ErrorKind, Result};
 use crate::footer::FOOTER_BYTES;
-use crate::geometry::{FileSector, SECTOR};
+use crate::geometry::{BlockIndex, FileSector, SECTOR};
 use crate::layer::Format;
 use crate::new_layer::{EncodedBlock, NewLayer, equivalent_size, table_bytes};
 
@@ -30,6 +32,8 @@ pub(crate) struct FlatWriter {
     arrivals: Arrivals,
     /// Whether it gets its own name in the end.
     is_published: bool,
+    /// Of the blocks that have one.
+    digests: Mutex<Vec<(BlockIndex, FileSector, Digest)>>,
     /// Whether the file may have its own name.
     is_renamed: bool,
     /// Whether nothing is left to be removed: it is complete, or gone.
@@ -64,8 +68,17 @@ impl FlatWriter {
         let object = storage.create(&unpublished)?;
         let arrivals = Arrivals::new(Format::File, layer);
         let path = path.clone();
-        let (is_published, is_renamed, is_ended) = (false, false, false);
-        Ok(Self { storage, object, unpublished, path, arrivals, is_published, is_renamed, is_ended })
+        Ok(Self {
+            storage,
+            object,
+            unpublished,
+            path,
+            arrivals,
+            digests: Mutex::default(),
+            is_published: false,
+            is_renamed: false,
+            is_ended: false,
+        })
     }
 
     /// Refuses a disk that may need a larger file than there can be.
@@ -110,6 +123,9 @@ impl FlatWriter {
         self.object.write_at(self.place(blocks).bytes(), &footer)?;
         self.object.write_at(0, &head)?;
         self.object.sync()?;
+        let file = self.object.stat()?;
+        // Before the file has its name: who finds it by that finds what is known of it, too.
+        self.publish_digests(&file)?;
         if self.is_published {
             self.is_renamed = true;
             publish_rename(&*self.storage, &self.unpublished, &self.path)?;
@@ -117,8 +133,25 @@ impl FlatWriter {
         Ok(head.len() as u64 + footer.len() as u64)
     }
 
+    /// Stores the digests of the blocks in the file, which stands as `file` says.
+    fn publish_digests(&mut self, file: &Stat) -> Result<()> {
+        let layer = self.arrivals.layer();
+        let mut known = std::mem::take(self.digests.get_mut().unwrap_or_else(PoisonError::into_inner));
+        known.sort_unstable_by_key(|(block, ..)| *block);
+        let record = |(block, sector, digest)| digests::record_in_file(block, sector, file, digest);
+        let sidecar = Sidecar {
+            uuid: layer.footer().uuid,
+            block_size: layer.block_size(),
+            file_size: Some(file.size),
+            records: known.into_iter().filter_map(record).collect(),
+        };
+        digests::publish(&*self.storage, &digests::path_of_file(&self.path)?, &sidecar);
+        Ok(())
+    }
+
     fn remove(&mut self) -> Result<()> {
-        let names = [Some(&self.unpublished), self.is_renamed.then_some(&self.path)];
+        let digests = digests::path_of_file(&self.path)?;
+        let names = [Some(&self.unpublished), Some(&digests), self.is_renamed.then_some(&self.path)];
         for name in names.into_iter().flatten() {
             match self.storage.remove(name) {
                 Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
@@ -136,8 +169,15 @@ impl BlockSink for FlatWriter {
     }
 
     fn store(&self, block: &EncodedBlock) -> Result<()> {
-        self.arrivals
-            .store(&self.path, block, |order| Ok(self.object.write_at(self.place(order).bytes(), &block.bytes)?))
+        self.arrivals.store(&self.path, block, |order| {
+            let place = self.place(order);
+            self.object.write_at(place.bytes(), &block.bytes)?;
+            if let Some(digest) = block.digest {
+                let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+                digests.push((block.index, place, digest));
+            }
+            Ok(())
+        })
     }
 
     fn shrink(&mut self, _layer: NewLayer) -> Result<()> {

@@ -5,6 +5,7 @@
 //! by_name (when a disk without a backup has ended)
 //! Merge (fewer images, the same disk)
 //! create_layer ─► block_sink ─► flat_writer │ exploded_writer, then alias_writer     new_layer (what is to be written)
+//! digests (what blocks hold, known without reading them), digest
 //! VhdView (a disk as one VHD file)                       cache (blocks in memory), workers (that fill it ahead)
 //! footer · header · merge_state · alias · locator · filter · geometry          bytes in, value out
 //! ```
@@ -18,6 +19,8 @@ mod by_name;
 mod cache;
 mod chain;
 mod chain_disk;
+mod digest;
+mod digests;
 mod error;
 mod exploded;
 mod exploded_writer;
@@ -41,6 +44,8 @@ pub use alias_writer::write_alias;
 pub use block_sink::{BlockSink, Written, create_layer};
 pub use cache::BlockCache;
 pub use chain_disk::{ChainDisk, Context, LayerInfo, Leaf, Liveness, open};
+pub use digest::Digest;
+pub use digests::{ChainDigests, DIGESTS, Unread, digests_name};
 pub use error::{Error, ErrorKind, FormatError, Result};
 pub use filter::Filter;
 pub use footer::{DiskType, Footer};

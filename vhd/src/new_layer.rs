@@ -5,6 +5,7 @@
 
 use uuid::{Uuid, Variant};
 
+use crate::digest::Digest;
 use crate::error::FormatError;
 use crate::filter::Filter;
 use crate::footer::{DiskType, FOOTER_BYTES, Footer};
@@ -33,6 +34,7 @@ pub struct EncodedBlock {
     pub(crate) format: Format,
     pub(crate) block_size: BlockSize,
     pub(crate) bytes: Vec<u8>,
+    pub(crate) digest: Option<Digest>,
 }
 
 impl EncodedBlock {
@@ -46,6 +48,12 @@ impl EncodedBlock {
     #[must_use]
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// Has the digest of its data stored with it, from which it is known later without being read.
+    #[must_use]
+    pub fn with_digest(self, digest: Digest) -> Self {
+        Self { digest: Some(digest), ..self }
     }
 
     /// Returns the bytes to be stored.
@@ -190,7 +198,7 @@ impl NewLayer {
             Format::File | Format::Exploded(Filter::None) => bytes,
             Format::Exploded(filter) => filter.encode(&bytes),
         };
-        Ok(EncodedBlock { index, format, block_size, bytes })
+        Ok(EncodedBlock { index, format, block_size, bytes, digest: None })
     }
 }
 

@@ -2,22 +2,28 @@
 //!
 //! Each seed is a chain with its truth. Its merge is stopped after every change of the storage; then the power is cut, which
 //! takes any part of what was not synced; what is left is read, and merged to the end, at times with another power cut on
-//! the way. Who opened a disk before the merge goes on reading it. `XOFS_SEEDS=1000` tries more of them, `XOFS_SEED=17` that
+//! the way. Who opened a disk before the merge goes on reading it. Every image has digests of its blocks, written here by hand;
+//! whatever happened, those that are valid are right, and a merge that nothing disturbed keeps them all. `XOFS_SEEDS=1000` tries more of them, `XOFS_SEED=17` that
 //! one alone.
 
 #[allow(dead_code, reason = "each test file uses its part of the module")]
 mod builder;
 mod seeds;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use builder::{Image, Kind, SECTOR};
 use disk::Disk;
 use seeds::Random;
 use storage::{Fault, FaultyStorage, Loss, MemoryStorage, ObjectPath, Storage, WritableStorage};
-use vhd::{BlockCache, ChainDisk, Context, Control, Liveness, Merge, Outcome};
+use vhd::{
+    BlockCache, BlockIndex, BlockSize, ChainDisk, Context, Control, DIGESTS, Digest, Liveness, Merge, Outcome,
+    digests_name,
+};
 
 /// How many are tried where `XOFS_SEEDS` does not say it.
 const SEEDS: u64 = 16;
@@ -29,6 +35,10 @@ struct World {
     memory: Arc<MemoryStorage>,
     truths: BTreeMap<String, Vec<u8>>,
     chain: Vec<String>,
+    /// Bytes of a block.
+    block_len: usize,
+    /// Blocks of which some image has only a part: they may have no digest.
+    partial: BTreeSet<u32>,
 }
 
 const KINDS: [Kind; 4] = [Kind::Flat, Kind::Plain, Kind::Gzip, Kind::Brotli];
@@ -42,6 +52,40 @@ const ENTRIES: usize = SECTOR / 4;
 fn name(number: usize, kind: Kind) -> String {
     let end = if kind == Kind::Flat { "vhd" } else { "alias.vhd" };
     format!("2026080{number}T000000Z.{end}")
+}
+
+/// Puts the digests of an image beside it.
+fn put_digests(memory: &MemoryStorage, name: &str, image: &Image, partial: &BTreeSet<u32>) {
+    let is_file = image.kind == Kind::Flat;
+    let stem = name.strip_suffix(".alias.vhd").unwrap_or(name);
+    let stat = |of: &str| memory.stat(&path(of)).unwrap();
+    let mut blocks: Vec<_> = image.blocks.iter().filter(|(block, _)| !partial.contains(block)).collect();
+    blocks.sort();
+    let file_size = if is_file { stat(name).size } else { 0 };
+    let head = [&b"xofsdig1"[..], image.uuid.as_bytes()].concat();
+    let numbers = [u32::try_from(image.block).unwrap(), u32::try_from(blocks.len()).unwrap()];
+    let mut bytes = [head, numbers.iter().flat_map(|number| number.to_be_bytes()).collect()].concat();
+    bytes.extend(file_size.to_be_bytes());
+    bytes.extend([0; 8]);
+    for (block, data) in blocks {
+        let (file, place) = if is_file {
+            let table = memory.read(&path(name), 1 << 30).unwrap()[1536 + 4 * *block as usize..][..4].to_vec();
+            (stat(name), table)
+        } else {
+            let file = stat(&format!("data/{stem}.vhd/blocks/{}/{}", block / 1000, block % 1000));
+            (file, u32::try_from(file.size).unwrap().to_be_bytes().to_vec())
+        };
+        let modified = u64::try_from(file.modified.duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap();
+        bytes.extend(block.to_be_bytes());
+        bytes.extend(place);
+        bytes.extend(modified.to_be_bytes());
+        bytes.extend(file.inode.to_be_bytes());
+        bytes.extend(digest(&SHA256, data).as_ref());
+    }
+    let checksum = digest(&SHA256, &bytes);
+    bytes.extend(checksum.as_ref());
+    let sidecar = if is_file { digests_name(name) } else { format!("data/{stem}.vhd/{DIGESTS}") };
+    memory.put(&sidecar, bytes).unwrap();
 }
 
 /// A VHD file of a layer: its blocks in any order with gaps, each with its sector bitmap.
@@ -77,6 +121,7 @@ impl World {
         let last = first + 1 + random.below(disks - 1 - first);
         let (mut truth, mut truths): (Vec<u8>, _) = (Vec::new(), BTreeMap::new());
         let mut kinds: Vec<Kind> = Vec::new();
+        let mut partial = BTreeSet::new();
         let mut blocks = if is_near_end_of_sector { ENTRIES - random.below(2) } else { 1 + random.below(9) };
         for number in 0..disks {
             let kind = if is_mixed && random.below(2) == 0 { KINDS[random.below(4)] } else { common };
@@ -91,6 +136,10 @@ impl World {
                 blocks = 1 + random.below(9);
                 let cut = if random.below(3) == 0 { random.below(block_len / SECTOR) } else { 0 };
                 size = blocks * block_len - SECTOR * cut;
+            }
+            if size % block_len != 0 {
+                // What lies past the end is hashed, too.
+                partial.insert(u32::try_from(blocks - 1).unwrap());
             }
             truth.resize(size, 0);
             let mut image = Image::new(number as u128 + 1, size as u64, &[]).stored(kind);
@@ -107,6 +156,7 @@ impl World {
                     let index = u32::try_from(block).unwrap();
                     if kind == Kind::Flat && random.below(4) == 0 {
                         bitmaps.insert(index, u8::try_from(random.below(16) << 4).unwrap());
+                        partial.insert(index);
                     }
                     let bits = bitmaps.get(&index).copied().unwrap_or(0xff);
                     for (sector, bytes) in bytes.chunks(SECTOR).enumerate() {
@@ -122,13 +172,15 @@ impl World {
                 Kind::Flat => memory.put(&name(number, kind), file(&image, &bitmaps, random)).unwrap(),
                 _ => image.put(&memory, name(number, kind).strip_suffix(".alias.vhd").unwrap()),
             }
+            put_digests(&memory, &name(number, kind), &image, &partial);
             if !(first..last).contains(&number) {
                 truths.insert(name(number, kind), truth.clone());
             }
             kinds.push(kind);
         }
         memory.sync_tree(&ObjectPath::root()).unwrap();
-        Self { memory, truths, chain: (first..=last).map(|number| name(number, kinds[number])).collect() }
+        let chain = (first..=last).map(|number| name(number, kinds[number])).collect();
+        Self { memory, truths, chain, block_len, partial }
     }
 
     /// Opens every disk that is kept, for [`World::check_opened`].
@@ -147,6 +199,31 @@ impl World {
         }
     }
 
+    /// Every digest that is valid is right; if nothing disturbed what was done, all are.
+    fn check_digests(&self, disk: &ChainDisk, truth: &[u8], is_undisturbed: bool, when: &str) {
+        let digests = disk.digests();
+        assert!(digests.problems().is_empty(), "{when}: {:?}", digests.problems());
+        let block_len = self.block_len;
+        let block_size = BlockSize::new(u32::try_from(block_len).unwrap()).unwrap();
+        for (index, block) in (0..).zip(truth.chunks(block_len)) {
+            let (known, real) = (digests.of_read(BlockIndex(index)), Digest::of(block, block_size));
+            assert!(known.is_none_or(|known| known == real), "{when}: block {index} has another digest");
+            let copy = digests.of_copy(BlockIndex(index));
+            assert!(copy.is_none_or(|known| known == real), "{when}: block {index} of a copy has another digest");
+            let is_lost = known.is_none() && is_undisturbed && !self.partial.contains(&index);
+            assert!(!is_lost, "{when}: the digest of block {index} is lost");
+        }
+    }
+
+    /// Every digest of a kept disk is known and right.
+    fn check_all_digests(&self, storage: &Arc<MemoryStorage>, when: &str) {
+        for (name, truth) in &self.truths {
+            let context = Context { storage: storage.clone(), cache: BlockCache::new(0) };
+            let disk = vhd::open(&context, &path(name), Some(Arc::new(Kept))).unwrap();
+            self.check_digests(&disk, truth, true, &format!("{when}: {name}"));
+        }
+    }
+
     /// Every disk that is kept reads as it did.
     fn check(&self, storage: &Arc<MemoryStorage>, when: &str) {
         for (name, truth) in &self.truths {
@@ -155,6 +232,7 @@ impl World {
             let disk = vhd::open(&context, &path(name), Some(Arc::new(Kept)));
             let read = disk.map_err(disk::Error::from).and_then(|disk| {
                 assert_eq!(disk.size(), truth.len() as u64, "{when}: {name}");
+                self.check_digests(&disk, truth, false, &format!("{when}: {name}"));
                 disk.read_at(0, &mut bytes)
             });
             assert!(read.is_ok(), "{when}: {name}: {}", read.unwrap_err());
@@ -184,14 +262,17 @@ impl World {
         let mut found = list("");
         // Empty, it stays.
         let data = if found.last().is_some_and(|name| name == "data") { list("data") } else { Vec::new() };
-        found.retain(|name| name != "data");
+        // The digests go with their files, or are lost.
+        let digests: Vec<_> = self.truths.keys().map(|name| digests_name(name)).collect();
+        found.retain(|name| name != "data" && !digests.contains(name));
         assert_eq!(found, self.truths.keys().cloned().collect::<Vec<_>>(), "{when}");
         let aliases = found.iter().filter(|name| name.ends_with(".alias.vhd")).count();
         assert_eq!(data.len(), aliases, "{when}: {data:?}");
         for folder in data {
             let names = list(&format!("data/{folder}"));
-            let is_known =
-                |name: &String| ["bat", "blocks", "chunk-filters.json", "footer", "header"].contains(&name.as_str());
+            let is_known = |name: &String| {
+                [DIGESTS, "bat", "blocks", "chunk-filters.json", "footer", "header"].contains(&name.as_str())
+            };
             assert!(names.iter().all(is_known), "{when}: {names:?}");
         }
     }
@@ -278,6 +359,7 @@ fn cut_everywhere(seed: u64) {
         if !is_cut.load(Ordering::SeqCst) {
             merged.unwrap_or_else(|error| panic!("{when}: {error}"));
             world.check_end(&world.memory, &when);
+            world.check_all_digests(&world.memory, &when);
             assert!(count > 10, "{when}: a merge takes more steps");
             drop(opened);
             return world.merge_the_rest(&when);

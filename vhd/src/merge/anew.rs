@@ -30,6 +30,7 @@ use crate::alias_writer::write_alias;
 use crate::block_sink::{BlockSink, create_layer};
 use crate::chain::{self, MERGE_STATE_LIMIT};
 use crate::chain_disk::ChainDisk;
+use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::flat_writer::FlatWriter;
 use crate::new_layer::NewLayer;
@@ -230,6 +231,7 @@ fn write(
             // Absent, it reads as that.
             return Ok(());
         }
-        sink.store(&layer.encode(sink.format(), block, &bytes).map_err(|error| error.at(&target))?)
+        let encoded = layer.encode(sink.format(), block, &bytes).map_err(|error| error.at(&target))?;
+        sink.store(&encoded.with_digest(Digest::of(&bytes, layer.block_size())))
     })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use storage::{Moves, ObjectPath, WritableStorage, publish};
 
 use super::tops::Tops;
-use super::{Control, Image, Merge, Outcome};
+use super::{Control, Image, Merge, Outcome, digests};
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::Exploded;
 use crate::footer::Footer;
@@ -39,6 +39,7 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
         return Err(base.layer.block_error(ErrorKind::Missing, block, "it was moved here, but its file is missing"));
     }
     (control.barrier)()?;
+    digests::publish(merge, base, children, &tops)?;
     let entries = header.or_else(|| base.layer.header.clone()).map_or(0, |header| header.max_table_entries);
     write_table(storage, base, &tops, entries)?;
     let (old, new) = (base.layer.footer, target.layer.footer);

@@ -6,6 +6,7 @@ use storage::{ObjectPath, UNPUBLISHED, WritableStorage, remove_tree};
 
 use super::{Control, Merge};
 use crate::chain;
+use crate::digests::digests_name;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Step 6. Nothing goes that a name still leads to.
@@ -13,9 +14,11 @@ pub(super) fn run(merge: &Merge, control: &Control) -> Result<()> {
     let storage = &*merge.storage;
     (control.barrier)()?;
     for name in &merge.chain[..merge.chain.len() - 1] {
-        match storage.remove(&merge.path(name)) {
-            Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
+        for name in [name, &digests_name(name)] {
+            match storage.remove(&merge.path(name)) {
+                Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
         }
     }
     // A name that comes back after a power cut must not lead to nothing.
@@ -56,9 +59,11 @@ pub(super) fn remove_image(storage: &Arc<dyn WritableStorage>, name: &ObjectPath
         let reason = format!("it leads to '{data}', which is not in its folder: it is not removed");
         return Err(Error::new(ErrorKind::Escape, name, reason));
     }
-    match storage.remove(name) {
-        Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
+    for name in [name, &folder.join(&digests_name(name.file_name()))?] {
+        match storage.remove(name) {
+            Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
     }
     storage.sync(&folder)?;
     remove_tree(&**storage, &data)?;

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use disk::Disk;
 use storage::{WritableObject, WritableStorage};
 
+use super::digests::Copied;
 use super::tops::Tops;
 use super::{Control, Image, Merge, Outcome, room};
 use crate::chain_disk::{ChainDisk, has_sector};
@@ -32,6 +33,7 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
         storage.sync(&child.layer.data)?;
         storage.sync(&child.layer.data.parent())?;
     }
+    let digests = Copied::of(merge, base, children);
     let widened = match room::make(merge, base, target, control)? {
         room::Made::Stopped => return Ok(Outcome::Stopped),
         room::Made::Not => None,
@@ -48,6 +50,8 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
     copies.object.sync()?;
     (control.barrier)()?;
     copies.complete()?;
+    let place = |block: BlockIndex| FileSector(copies.places[block.0 as usize].load(Ordering::Relaxed));
+    digests.publish(merge, base, children, &*copies.object, place)?;
     Ok(Outcome::Merged)
 }
 

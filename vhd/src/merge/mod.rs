@@ -9,7 +9,7 @@
 //! 1  publish the state file
 //! 2  move each block that a child holds from the topmost one that holds it into the base; VHD files: copy it
 //! 3  sync; see that every such block is there
-//! 4  publish the base's table and header; then its footer, with the target's uuid and size; sync
+//! 4  publish the digests of the blocks, the base's table and header; then its footer, with the target's uuid and size; sync
 //! 5  rename the base over the target: the commit; sync
 //! 6  remove the other names, and the data that nobody names any more; sync
 //! 7  the caller writes the metadata; then the state file goes
@@ -25,6 +25,7 @@ mod anew;
 mod blocks;
 mod cleanup;
 mod copies;
+mod digests;
 mod plan;
 mod room;
 mod tops;

@@ -45,6 +45,12 @@ impl Tops {
         self.0.get(block.0 as usize).is_some_and(|top| *top > 0)
     }
 
+    /// Returns which image the target reads a block from: 0 for the base (if that holds it), else the child of that number,
+    /// counted from 1; `None` if the target does not have the block.
+    pub(super) fn source(&self, block: BlockIndex) -> Option<usize> {
+        self.0.get(block.0 as usize).map(|top| usize::from(*top))
+    }
+
     /// Returns the blocks that are moved from a child.
     pub(super) fn held_by(&self, child: usize) -> impl Iterator<Item = BlockIndex> {
         let is_of = move |top: &u16| usize::from(*top) == child + 1;
