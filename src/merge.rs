@@ -63,6 +63,18 @@ pub fn forget(lock: &VmLock, choose: impl FnOnce(&Backups) -> Vec<Arc<Backup>>, 
     Run::new(lock, watch)?.forget(choose)
 }
 
+/// Finishes merges that have begun, of these state files, and nothing else.
+///
+/// # Errors
+/// As for [`forget`].
+pub fn finish(lock: &VmLock, states: &[ObjectPath], watch: &Watch) -> Result<Forgotten> {
+    let mut run = Run::new(lock, watch)?;
+    let backups = Repository::to_change(run.reader.clone(), 0).backups(lock.vm())?;
+    run.check_all_is_known(&backups)?;
+    run.finish_merges(states, &backups)?;
+    Ok(run.done)
+}
+
 struct Run<'a> {
     lock: &'a VmLock,
     watch: &'a Watch<'a>,
@@ -86,7 +98,8 @@ impl<'a> Run<'a> {
         self.check_all_is_known(&backups)?;
         let lineages = self.lineages()?;
         for lineage in &lineages {
-            self.finish_merges(lineage, &backups)?;
+            let states = Merge::unfinished(&*self.reader, lineage).map_err(of_vhd)?;
+            self.finish_merges(&states, &backups)?;
         }
         if self.done.is_stopped {
             return Ok(self.done);
@@ -167,17 +180,17 @@ impl<'a> Run<'a> {
         Ok(folders)
     }
 
-    /// Finishes what was begun in a folder.
-    fn finish_merges(&mut self, lineage: &ObjectPath, backups: &Backups) -> Result<()> {
-        for state in Merge::unfinished(&*self.reader, lineage).map_err(of_vhd)? {
-            match Merge::resume(&self.storage, &state) {
+    /// Finishes what was begun.
+    fn finish_merges(&mut self, states: &[ObjectPath], backups: &Backups) -> Result<()> {
+        for state in states {
+            match Merge::resume(&self.storage, state) {
                 Ok(merge) => {
                     (self.watch.planned)(merge.blocks());
                     if !self.merge(&merge, 1, backups)? {
                         return Ok(());
                     }
                 }
-                Err(error) => self.done.problems.push((state, error.to_string())),
+                Err(error) => self.done.problems.push((state.clone(), error.to_string())),
             }
         }
         Ok(())

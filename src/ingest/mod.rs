@@ -33,6 +33,7 @@ use uuid::Uuid;
 use vhd::{Filter, Format};
 
 pub use error::{Error, ErrorKind, Result};
+pub(crate) use intent::time_of as time_of_intent;
 pub use probe::{Probe, Reading};
 pub use room::Estimate;
 pub use source::{RawFile, Source};

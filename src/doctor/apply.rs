@@ -1,0 +1,65 @@
+//! Doing what a plan says to one VM, under its lock.
+//!
+//! ```text
+//! 0  put back what an earlier run moved that was cut off: what it began is begun again, from the same facts
+//! 1  survey and judge the VM anew; go on only if that finds all the plan says, for the facts it gives
+//! 2  move things to the trash, each durable before the next          (trash)
+//! 3  finish merges that have begun                                   (merge)
+//! ```
+//!
+//! Until step 2 nothing was changed. Whatever fails in step 2 is put back; a merge that is stopped goes on the next time.
+
+use std::sync::Arc;
+
+use storage::{ObjectPath, WritableStorage};
+
+use super::plan::{Act, Include, VmPlan};
+use super::trash::{self, Move};
+use super::{Lock, examine_with};
+use crate::merge::{self, Forgotten, Watch};
+use crate::repository::{Repository, Result, Vm, VmLock};
+
+/// What was done to a VM.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// The set in the trash, if anything was moved.
+    pub set: Option<String>,
+    /// How many things were moved.
+    pub moved: usize,
+    /// What came of merges.
+    pub merges: Forgotten,
+}
+
+/// Does what a plan says.
+///
+/// # Errors
+/// [`crate::repository::ErrorKind::Damaged`] if anything is not as it was when the plan was made, or cannot be read;
+/// [`crate::repository::ErrorKind::Locked`] if the lock is lost; else what the storage says. What was moved is back in its
+/// place then, or the next run puts it there.
+pub fn apply(lock: &VmLock, plan: &VmPlan, include: Include, watch: &Watch) -> Result<Applied> {
+    trash::recover(lock)?;
+    let storage: &Arc<dyn WritableStorage> = lock.storage();
+    let vm = Vm { id: lock.vm().clone(), name: plan.name.clone() };
+    let repository = Repository::to_change(storage.clone().reader(), 0);
+    plan.check(&examine_with(&repository, Some(storage), &vm, include, Lock::Free))?;
+    let mut applied = Applied::default();
+    let moves: Vec<Move> = plan
+        .actions
+        .iter()
+        .filter(|action| action.act == Act::Trash)
+        .flat_map(|action| {
+            let reason = &action.reason;
+            action.paths.iter().map(|path| Move { path: path.clone(), kind: action.kind, reason: reason.clone() })
+        })
+        .collect();
+    if !moves.is_empty() {
+        applied.moved = moves.len();
+        applied.set = Some(trash::discard(lock, &plan.digest(), moves)?);
+    }
+    let merges = plan.actions.iter().filter(|action| action.act == Act::FinishMerge).flat_map(|action| &action.paths);
+    let states = merges.map(|path| ObjectPath::new(path)).collect::<storage::Result<Vec<_>>>()?;
+    if !states.is_empty() {
+        applied.merges = merge::finish(lock, &states, watch)?;
+    }
+    Ok(applied)
+}

@@ -1,0 +1,582 @@
+//! What is wrong in the folder of a VM, what that costs, and what may be done about it: a judgement of a [`Survey`], which
+//! reads nothing but the facts of what is to be moved.
+//!
+//! | where                                        | nothing is moved but                             |
+//! |----------------------------------------------|--------------------------------------------------|
+//! | something cannot be read                     | nothing                                          |
+//! | another program works on the VM              | nothing                                          |
+//! | metadata of a backup is not understood       | nothing                                          |
+//! | no backup is left                            | nothing                                          |
+//! | a merge has begun in the folder of a disk    | nothing in that folder: the merge is finished    |
+//! | a needed image there is lost or is there twice | leftovers in that folder                       |
+//!
+//! What is needed is what a backup names and what that is built on, by uuid and by name, in any folder of the VM: where the
+//! two disagree, both are needed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use storage::{ObjectPath, Storage, UNPUBLISHED};
+use uuid::Uuid;
+
+use super::facts::{Fact, Facts};
+use super::plan::{Act, Action, Explanation, Include, Kind, VmPlan};
+use super::survey::{CACHE, Health, Image, Lineage, Seen, Survey, disks_of, is_metadata};
+use crate::ingest;
+use crate::repository::{Backup, BackupTime, Mode, Result, Vm, VmFolder};
+
+/// Judges what a survey found.
+pub(super) fn diagnose(storage: &dyn Storage, vm: &Vm, survey: &Survey, include: Include) -> Result<VmPlan> {
+    let mut diagnosis =
+        Diagnosis { storage, survey, needed: Needed::of(survey), actions: Vec::new(), said: Vec::new() };
+    diagnosis.backups();
+    let is_judged = diagnosis.is_metadata_known();
+    if is_judged {
+        for lineage in &survey.lineages {
+            diagnosis.lineage(lineage)?;
+        }
+        diagnosis.folder()?;
+        if include.broken_backups {
+            diagnosis.broken_backups()?;
+        }
+    }
+    // Those that go on with something come last: what is moved rests on facts that a merge changes.
+    diagnosis.actions.sort_by_key(|action| action.act == Act::FinishMerge);
+    for (number, action) in diagnosis.actions.iter_mut().enumerate() {
+        let digits: String = vm.id.as_str().chars().filter(|digit| *digit != '-').take(8).collect();
+        action.id = format!("{digits}-{}", number + 1);
+    }
+    let is_good = |backup: &&std::sync::Arc<Backup>| matches!(survey.health.get(&backup.time), Some(Health::Good));
+    Ok(VmPlan {
+        uuid: vm.id.as_str().to_owned(),
+        name: vm.name.clone(),
+        good: survey.backups.iter().filter(is_good).map(|backup| backup.time.to_string()).collect(),
+        facts: survey.facts.clone(),
+        actions: diagnosis.actions,
+        explanations: diagnosis.said,
+    })
+}
+
+/// What backups need of the images of their VM.
+struct Needed<'a> {
+    names: BTreeSet<&'a ObjectPath>,
+    /// For each folder of a disk why nothing in it can be judged.
+    unjudged: BTreeMap<&'a ObjectPath, String>,
+}
+
+impl<'a> Needed<'a> {
+    fn of(survey: &'a Survey) -> Self {
+        Self::by(survey, |_| true)
+    }
+
+    /// What those backups need for which `is_counted` is true.
+    fn by(survey: &'a Survey, is_counted: impl Fn(&Backup) -> bool) -> Self {
+        let mut needed = Self { names: BTreeSet::new(), unjudged: BTreeMap::new() };
+        let mut by_uuid: BTreeMap<Uuid, Vec<&Image>> = BTreeMap::new();
+        for image in survey.images() {
+            if let Ok(links) = &image.links {
+                by_uuid.entry(links.uuid).or_default().push(image);
+            }
+        }
+        for lineage in &survey.lineages {
+            let own = |image: &&&Image| image.name.parent() == lineage.path;
+            for same in by_uuid.values() {
+                if let [one, other, ..] = same.iter().filter(own).collect::<Vec<_>>().as_slice() {
+                    let why =
+                        format!("'{}' and '{}' have one uuid: nobody can say which is meant", one.name, other.name);
+                    needed.unjudged.insert(&lineage.path, why);
+                }
+            }
+        }
+        let counted = survey.backups.iter().filter(|backup| is_counted(backup));
+        let mut next: Vec<&ObjectPath> = counted.flat_map(|backup| disks_of(backup)).collect();
+        while let Some(name) = next.pop() {
+            if !needed.names.insert(name) {
+                continue;
+            }
+            let lineage = survey.lineages.iter().find(|lineage| lineage.path == name.parent());
+            let image = survey.images().find(|image| image.name == *name);
+            let mut refuse = |why: String| {
+                if let Some(lineage) = lineage {
+                    needed.unjudged.entry(&lineage.path).or_insert(why);
+                }
+            };
+            match image.map(|image| &image.links) {
+                None => refuse(format!("'{name}' is needed and is not there: nobody knows what it was built on")),
+                Some(Err(error)) => refuse(format!("{error}: nobody knows what it is built on")),
+                Some(Ok(links)) => {
+                    let Some(parent) = links.parent else { continue };
+                    let parents = by_uuid.get(&parent).map(Vec::as_slice).unwrap_or_default();
+                    if parents.is_empty() {
+                        refuse(format!("'{name}' is needed and is built on {parent}, which is not there"));
+                    }
+                    next.extend(parents.iter().map(|image| &image.name));
+                    let named = links.parent_name.as_ref();
+                    next.extend(survey.images().map(|image| &image.name).filter(|name| Some(*name) == named));
+                }
+            }
+        }
+        needed
+    }
+}
+
+struct Diagnosis<'a> {
+    storage: &'a dyn Storage,
+    survey: &'a Survey,
+    needed: Needed<'a>,
+    actions: Vec<Action>,
+    said: Vec<Explanation>,
+}
+
+impl<'a> Diagnosis<'a> {
+    fn say(&mut self, kind: Kind, path: &ObjectPath, message: impl Into<String>, backups: Vec<String>) {
+        self.said.push(Explanation { kind, path: path.to_string(), message: message.into(), backups });
+    }
+
+    /// Plans to move `paths` to the trash.
+    fn trash(&mut self, kind: Kind, paths: Vec<ObjectPath>, reason: impl Into<String>) -> Result<()> {
+        self.plan(kind, Act::Trash, paths, reason.into(), Vec::new())
+    }
+
+    fn plan(
+        &mut self,
+        kind: Kind,
+        act: Act,
+        paths: Vec<ObjectPath>,
+        reason: String,
+        backups: Vec<String>,
+    ) -> Result<()> {
+        let mut facts = Facts::new();
+        for path in &paths {
+            let fact = Fact::look(self.storage, path)?;
+            let is_image = fact.names.as_ref().is_some_and(|names| names.iter().any(|name| name == "bat"));
+            for name in ["footer", "header", "bat"].iter().filter(|_| is_image) {
+                let part = path.join(name)?;
+                match Fact::look(self.storage, &part) {
+                    Ok(found) => drop(facts.insert(part.to_string(), found)),
+                    Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            facts.insert(path.to_string(), fact);
+        }
+        let paths = paths.iter().map(ToString::to_string).collect();
+        self.actions.push(Action { id: String::new(), kind, act, paths, reason, backups, facts });
+        Ok(())
+    }
+
+    /// Says which backups are lost, and which in part.
+    fn backups(&mut self) {
+        for backup in self.survey.backups.iter() {
+            let time = vec![backup.time.to_string()];
+            match self.survey.health.get(&backup.time) {
+                Some(Health::Lost(why)) if self.is_merging(backup) => {
+                    let message =
+                        format!("{why}. It cannot be read before the merge in the folder of its disk is finished");
+                    self.say(Kind::DamagedBackup, &backup.metadata, message, time);
+                }
+                Some(Health::Lost(why)) => {
+                    let message = format!(
+                        "nothing of this backup can be read: {why}. 'xofs repair --include broken-backups' plans to move it to \
+                         the trash; as long as it is there, nothing its disks may be built on is judged"
+                    );
+                    self.say(Kind::BrokenBackup, &backup.metadata, message, time);
+                }
+                Some(Health::Partly(why)) if backup.mode != Mode::Unreadable => {
+                    let message = format!(
+                        "{why}. What of it can be read stays so here, but Xen Orchestra's cleaner may delete the whole backup: \
+                         copy what you need with 'xofs export'"
+                    );
+                    self.say(Kind::DamagedBackup, &backup.metadata, message, time);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Whether a merge has begun in a folder that a disk of it is in.
+    fn is_merging(&self, backup: &Backup) -> bool {
+        let in_merge = |disk: &ObjectPath| {
+            self.survey.lineages.iter().any(|lineage| lineage.path == disk.parent() && !lineage.merges.is_empty())
+        };
+        disks_of(backup).any(in_merge)
+    }
+
+    /// Whether it is known of every backup which disks it needs; says why not.
+    fn is_metadata_known(&mut self) -> bool {
+        let has_disks = self.survey.lineages.iter().any(|lineage| !lineage.entries.is_empty());
+        if let Some((path, why)) = self.survey.unknown_metadata() {
+            let message = format!(
+                "{why}. Nobody knows which disks it needs, so nothing of its VM is judged: restore the file, or move it out of \
+                 the repository. Xen Orchestra's cleaner deletes it, and the disks with it"
+            );
+            let backup = BackupTime::of_metadata_name(path.file_name()).map(|time| time.to_string());
+            self.say(Kind::UnknownMetadata, &path, message, backup.into_iter().collect());
+            return false;
+        }
+        if self.survey.backups.is_empty() {
+            if has_disks {
+                let message = "no backup of this VM is left, and its disks are: they may be all that is left of it, so nothing \
+                               is planned; 'xofs info' and 'xofs export' read a folder of disks without metadata";
+                self.say(Kind::NoBackups, &self.survey.folder, message, Vec::new());
+            }
+            return false;
+        }
+        true
+    }
+
+    /// Judges what is in the folder of a disk.
+    fn lineage(&mut self, lineage: &'a Lineage) -> Result<()> {
+        if !lineage.merges.is_empty() {
+            return self.merges(lineage);
+        }
+        self.leftovers(&lineage.entries)?;
+        self.leftovers(lineage.data.as_deref().unwrap_or_default())?;
+        self.branches(lineage);
+        let mut unclaimed = Unclaimed::of(self, lineage);
+        if let Some(why) = self.needed.unjudged.get(&lineage.path).cloned() {
+            if !unclaimed.is_empty() {
+                let message = format!(
+                    "{why}. What else is in its folder and belongs to no backup may be what is missing, and stays: {}",
+                    first(unclaimed.paths().map(ObjectPath::file_name))
+                );
+                self.say(Kind::Unjudged, &lineage.path, message, Vec::new());
+            }
+            return Ok(());
+        }
+        self.dead_ingests(lineage, &mut unclaimed)?;
+        for group in unclaimed.take_orphans() {
+            let names = first(group.iter().map(|image| image.name.file_name()));
+            let why = match &group[0].links {
+                Err(error) => format!(", and it cannot be opened: {error}"),
+                Ok(_) => String::new(),
+            };
+            let reason = format!("no backup names {names}, and nothing a backup needs is built on it{why}");
+            let paths = group.iter().flat_map(|image| paths_of(image, lineage)).collect();
+            self.trash(Kind::OrphanDisk, paths, reason)?;
+        }
+        for image in std::mem::take(&mut unclaimed.dead_aliases) {
+            let why = image.links.as_ref().err().map_or_else(String::new, ToString::to_string);
+            let empty = if image.data.is_none() {
+                "; left there, Xen Orchestra may delete the whole folder for it"
+            } else {
+                ""
+            };
+            let reason = format!("the alias leads nowhere, and no backup names it: {why}{empty}");
+            self.trash(Kind::DeadAlias, vec![image.name.clone()], reason)?;
+        }
+        for path in std::mem::take(&mut unclaimed.dangling) {
+            let reason = "no alias leads to this data, so no backup has it".to_owned();
+            self.trash(Kind::DanglingData, vec![path], reason)?;
+        }
+        Ok(())
+    }
+
+    /// Plans to finish the merges of a folder; nothing else in it is judged until they are.
+    fn merges(&mut self, lineage: &Lineage) -> Result<()> {
+        for (state, found) in &lineage.merges {
+            let names = |backup: &&std::sync::Arc<Backup>| disks_of(backup).any(|disk| disk.parent() == lineage.path);
+            let backups: Vec<String> =
+                self.survey.backups.iter().filter(names).map(|backup| backup.time.to_string()).collect();
+            match found {
+                Some(Ok(blocks)) => {
+                    let reason = format!(
+                        "a merge has begun here and not ended: it is finished ({blocks} blocks at most), which keeps every \
+                         backup, while Xen Orchestra may delete some"
+                    );
+                    self.plan(Kind::UnfinishedMerge, Act::FinishMerge, vec![state.clone()], reason, Vec::new())?;
+                }
+                Some(Err(error)) => {
+                    let message = format!(
+                        "a merge has begun here, and it cannot be said how to finish it: {error}. Nothing in its folder is \
+                         touched. {}",
+                        self.advice(lineage, state)
+                    );
+                    self.say(Kind::UnfinishedMerge, state, message, backups);
+                }
+                None => {
+                    let message = "a merge has begun here and not ended; 'xofs repair' plans to finish it, and so does the next \
+                                   'xofs forget --apply'";
+                    self.say(Kind::UnfinishedMerge, state, message, backups);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What a person can do about a merge that cannot be gone on with.
+    fn advice(&self, lineage: &Lineage, state: &ObjectPath) -> &'static str {
+        let is_empty =
+            lineage.entries.iter().any(|seen| seen.path == *state && seen.stat.is_some_and(|stat| stat.size == 0));
+        if is_empty {
+            "The file is empty: Xen Orchestra was ended while it wrote it. How far the merge had come is known by nobody, so \
+             copy the folder before anything else is tried, and keep Xen Orchestra's jobs of this VM from running"
+        } else {
+            "Keep Xen Orchestra's jobs of this VM from running until it is understood"
+        }
+    }
+
+    /// Says where two images are built on one.
+    fn branches(&mut self, lineage: &Lineage) {
+        let mut children: BTreeMap<Uuid, Vec<&ObjectPath>> = BTreeMap::new();
+        for image in &lineage.images {
+            if let Some(parent) = image.links.as_ref().ok().and_then(|links| links.parent) {
+                children.entry(parent).or_default().push(&image.name);
+            }
+        }
+        let needed: Vec<_> = children
+            .into_iter()
+            .map(|(parent, children)| {
+                let is_needed = |name: &&ObjectPath| self.needed.names.contains(*name);
+                (parent, children.into_iter().filter(is_needed).collect::<Vec<_>>())
+            })
+            .filter(|(_, children)| children.len() > 1)
+            .collect();
+        for (parent, children) in needed {
+            let is_parent = |image: &&Image| image.links.as_ref().is_ok_and(|links| links.uuid == parent);
+            let path = lineage.images.iter().find(is_parent).map_or(&lineage.path, |image| &image.name);
+            let touched = |backup: &&std::sync::Arc<Backup>| disks_of(backup).any(|disk| children.contains(&disk));
+            let backups = self.survey.backups.iter().filter(touched).map(|backup| backup.time.to_string()).collect();
+            let message = format!(
+                "{} are both built on it. All of them read right, and it will not be merged into either. Xen Orchestra knows \
+                 only one and breaks the other when it merges: forget the backups of one side before theirs ('xofs forget'), \
+                 or keep them all by keeping the backup they are built on",
+                first(children.iter().map(|name| name.file_name()))
+            );
+            self.say(Kind::Branch, path, message, backups);
+        }
+    }
+
+    /// Plans to move what was being written and was not published.
+    fn leftovers(&mut self, entries: &[Seen]) -> Result<()> {
+        for seen in entries.iter().filter(|seen| seen.is_file() && is_temporary(&seen.name)) {
+            let reason = "it was being written, and who did is gone: nobody holds the lock of the VM";
+            self.trash(Kind::Leftover, vec![seen.path.clone()], reason)?;
+        }
+        Ok(())
+    }
+
+    /// Plans to move what runs of ingest left.
+    fn dead_ingests(&mut self, lineage: &Lineage, unclaimed: &mut Unclaimed<'a>) -> Result<()> {
+        for seen in &lineage.entries {
+            let Some(time) = ingest::time_of_intent(&seen.name) else { continue };
+            let mut paths = unclaimed.take_of_time(&time.stored(), lineage);
+            let is_named =
+                |disk: &ObjectPath| disk.parent() == lineage.path && disk.file_name().starts_with(&time.stored());
+            let is_complete = self.survey.backups.iter().any(|backup| disks_of(backup).any(is_named));
+            let is_used = self.needed.names.iter().any(|name| is_named(name));
+            let has_metadata = self.survey.backups.iter().any(|backup| backup.time.stored() == time.stored());
+            if !is_complete && (is_used || has_metadata) {
+                // A merge has put what it names to another use, or its backup is another one.
+                continue;
+            }
+            let reason = if is_complete {
+                "an ingest noted here that it began; its backup is complete".to_owned()
+            } else {
+                format!("an ingest of {time} began here and died before its backup existed")
+            };
+            paths.push(seen.path.clone());
+            self.trash(Kind::DeadIngest, paths, reason)?;
+        }
+        Ok(())
+    }
+
+    /// Judges what is in the folder of the VM itself.
+    fn folder(&mut self) -> Result<()> {
+        let survey = self.survey;
+        self.leftovers(&survey.entries)?;
+        let by_time = survey.backups.iter().map(|backup| format!("{}.xva", backup.time.stored()));
+        let named = survey.xvas.values().map(|path| path.file_name().to_owned());
+        let claimed: BTreeSet<String> = by_time.chain(named).collect();
+        for seen in survey.entries.iter().filter(|seen| seen.is_file() && !seen.name.starts_with('.')) {
+            let xva = seen.name.strip_suffix(".checksum").unwrap_or(&seen.name);
+            if xva.ends_with(".xva") && !claimed.contains(xva) {
+                let reason = "no backup has this name in its metadata, and a full backup is its metadata's alone";
+                self.trash(Kind::OrphanXva, vec![seen.path.clone()], reason)?;
+            }
+        }
+        let is_archive = |seen: &&Seen| is_metadata(&seen.name) && !seen.is_folder();
+        let names = survey.entries.iter().filter(is_archive).map(|seen| seen.name.clone()).collect();
+        if let Some(cache) = survey.entries.iter().find(|seen| seen.name == CACHE && seen.is_file()) {
+            if let Some(why) = VmFolder::fault_of_cache(self.storage, &survey.folder, &names)? {
+                let reason =
+                    format!("the listing cache {why}, and Xen Orchestra believes it; without it, it makes it anew");
+                self.trash(Kind::StaleCache, vec![cache.path.clone()], reason)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans to move backups of which nothing can be read, each with what is its own.
+    fn broken_backups(&mut self) -> Result<()> {
+        let survey = self.survey;
+        let is_lost = |backup: &Backup| matches!(survey.health.get(&backup.time), Some(Health::Lost(_)));
+        let others = Needed::by(survey, |backup| !is_lost(backup));
+        for backup in survey.backups.iter().filter(|backup| is_lost(backup)) {
+            if self.is_merging(backup) {
+                continue;
+            }
+            let mut paths = vec![backup.metadata.clone()];
+            for name in disks_of(backup).filter(|name| !others.names.contains(name)) {
+                let lineage = survey.lineages.iter().find(|lineage| lineage.path == name.parent());
+                let image = survey.images().find(|image| image.name == *name);
+                if let Some((lineage, image)) = lineage.zip(image) {
+                    paths.extend(paths_of(image, lineage).filter(|path| !others.leads_to(survey, path)));
+                }
+            }
+            for seen in survey.entries.iter().filter(|_| backup.mode == Mode::Full) {
+                if seen.name == format!("{}.xva.checksum", backup.time.stored()) {
+                    paths.push(seen.path.clone());
+                }
+            }
+            let reason =
+                "nothing of this backup can be read; it is moved with the disks that no other backup needs".to_owned();
+            self.plan(Kind::BrokenBackup, Act::Trash, paths, reason, vec![backup.time.to_string()])?;
+        }
+        Ok(())
+    }
+}
+
+impl Needed<'_> {
+    /// Whether a needed name leads to this data.
+    fn leads_to(&self, survey: &Survey, path: &ObjectPath) -> bool {
+        survey.images().any(|image| self.names.contains(&image.name) && image.data.as_ref() == Some(path))
+    }
+}
+
+/// What of a folder no backup needs.
+struct Unclaimed<'a> {
+    /// Images that can be moved with their data.
+    orphans: Vec<&'a Image>,
+    dead_aliases: Vec<&'a Image>,
+    /// Data that no alias leads to.
+    dangling: Vec<ObjectPath>,
+}
+
+impl<'a> Unclaimed<'a> {
+    fn of(diagnosis: &Diagnosis<'a>, lineage: &'a Lineage) -> Self {
+        let survey = diagnosis.survey;
+        let mut unclaimed = Self { orphans: Vec::new(), dead_aliases: Vec::new(), dangling: Vec::new() };
+        for image in lineage.images.iter().filter(|image| !diagnosis.needed.names.contains(&image.name)) {
+            let is_shared = |data: &ObjectPath| {
+                survey.images().any(|other| other.name != image.name && other.data.as_ref() == Some(data))
+            };
+            match &image.links {
+                // What is not understood may be sound.
+                Err(error) if error.kind() == vhd::ErrorKind::Unsupported => {}
+                Err(_) if image.data.as_ref().is_none_or(|data| !is_there(lineage, data)) => {
+                    unclaimed.dead_aliases.push(image);
+                }
+                _ if image.data.as_ref().is_some_and(is_shared) => {}
+                _ => unclaimed.orphans.push(image),
+            }
+        }
+        let is_any_unknown = survey.images().any(|image| image.data.is_none());
+        for seen in
+            lineage.data.iter().flatten().filter(|seen| seen.name.ends_with(".vhd") && !seen.name.starts_with('.'))
+        {
+            let is_led_to = survey.images().any(|image| image.data.as_ref() == Some(&seen.path));
+            if !is_led_to && !is_any_unknown {
+                unclaimed.dangling.push(seen.path.clone());
+            }
+        }
+        unclaimed
+    }
+
+    fn is_empty(&self) -> bool {
+        self.paths().next().is_none()
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &ObjectPath> {
+        let images = self.orphans.iter().chain(&self.dead_aliases).map(|image| &image.name);
+        images.chain(&self.dangling)
+    }
+
+    /// Takes out what has the names of a disk of this time: names before data.
+    fn take_of_time(&mut self, time: &str, lineage: &Lineage) -> Vec<ObjectPath> {
+        let is_of_time = |path: &ObjectPath| {
+            let name = path.file_name();
+            name == format!("{time}.vhd") || name == format!("{time}.alias.vhd")
+        };
+        let mut paths = Vec::new();
+        for images in [&mut self.orphans, &mut self.dead_aliases] {
+            let of_time: Vec<&Image> = images.iter().filter(|image| is_of_time(&image.name)).copied().collect();
+            paths.extend(of_time.iter().flat_map(|image| paths_of(image, lineage)));
+            images.retain(|image| !is_of_time(&image.name));
+        }
+        paths.extend(self.dangling.iter().filter(|path| is_of_time(path)).cloned());
+        self.dangling.retain(|path| !is_of_time(path));
+        paths
+    }
+
+    /// Takes out the orphans, those together that are built on each other: children first.
+    fn take_orphans(&mut self) -> Vec<Vec<&'a Image>> {
+        let orphans = std::mem::take(&mut self.orphans);
+        let uuid = |image: &Image| image.links.as_ref().ok().map(|links| links.uuid);
+        let parent_of = |image: &Image| {
+            let parent = image.links.as_ref().ok().and_then(|links| links.parent)?;
+            orphans.iter().copied().find(|other| uuid(other) == Some(parent))
+        };
+        // What is built on itself is as deep as anything can be.
+        let ancestors = |image: &'a Image| {
+            std::iter::successors(Some(image), |image| parent_of(image)).take(orphans.len() + 1).collect::<Vec<_>>()
+        };
+        let mut groups: BTreeMap<&ObjectPath, Vec<(usize, &'a Image)>> = BTreeMap::new();
+        for image in &orphans {
+            let line = ancestors(image);
+            let root = line.last().map_or(&image.name, |root| &root.name);
+            groups.entry(root).or_default().push((line.len(), image));
+        }
+        let sorted = groups.into_values().map(|mut group| {
+            group.sort_by(|a, b| (b.0, &a.1.name).cmp(&(a.0, &b.1.name)));
+            group.into_iter().map(|(_, image)| image).collect()
+        });
+        sorted.collect()
+    }
+}
+
+/// Returns what an image is made of: its name, then what the name leads to, if that is in its folder.
+fn paths_of<'a>(image: &'a Image, lineage: &'a Lineage) -> impl Iterator<Item = ObjectPath> + use<'a> {
+    let data = image.data.as_ref().filter(|data| **data != image.name && is_there(lineage, data));
+    [Some(&image.name), data].into_iter().flatten().cloned()
+}
+
+/// Whether something in the folder of a disk, or in its folder `data`, was seen.
+fn is_there(lineage: &Lineage, path: &ObjectPath) -> bool {
+    lineage.entries.iter().chain(lineage.data.iter().flatten()).any(|seen| seen.path == *path && seen.stat.is_some())
+}
+
+/// Whether a file has the name of one that is being written: `.<name>.xofs-new`, XO's `.<milliseconds>.<name>`, `<name>.tmp`.
+fn is_temporary(name: &str) -> bool {
+    let is_upload = |hidden: &str| {
+        hidden.split_once('.').is_some_and(|(milliseconds, name)| {
+            milliseconds.len() >= 10 && milliseconds.bytes().all(|byte| byte.is_ascii_digit()) && !name.is_empty()
+        })
+    };
+    name.ends_with(".tmp")
+        || name.strip_prefix('.').is_some_and(|hidden| hidden.ends_with(UNPUBLISHED) || is_upload(hidden))
+}
+
+/// Lists the first few names.
+fn first<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.collect();
+    let shown: Vec<String> = names.iter().take(8).map(|name| format!("'{name}'")).collect();
+    let more = if names.len() > shown.len() { ", ..." } else { "" };
+    format!("{}{more}", shown.join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_that_are_being_written_are_known_by_their_names() {
+        for name in [".a.alias.vhd.xofs-new", ".1785587696789.20260801T123456Z.vhd", "x.json.tmp", ".x.tmp"] {
+            assert!(is_temporary(name), "{name}");
+        }
+        for name in
+            [".a.alias.vhd.merge.json", ".20260801T123456Z.xofs-ingest", "a.vhd", ".hidden", ".1.a", "notes.txt"]
+        {
+            assert!(!is_temporary(name), "{name}");
+        }
+    }
+}
