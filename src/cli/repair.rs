@@ -29,8 +29,7 @@ Without an option that says so it changes nothing. A plan is applied only when i
 when it was made; delete from it what you do not want. Nothing is deleted: what no backup needs is moved to .xofs-trash at the \
 root of the repository, which --undo puts back and --purge empties.
 
-Ends with 3 if a VM could not be judged or repaired, with 11 if the VM is being written by another program, with 13 if \
-something is not as it was when the plan was made.";
+Ends with 3 if a VM could not be judged or repaired, with 11 if the VM is being written by another program.";
 
 /// Plans what can be done about faults, does it when the plan is given back, and undoes it
 #[derive(Debug, Args)]
@@ -168,7 +167,7 @@ fn to_text(plan: &Plan, arguments: &RepairArgs) -> String {
 
 fn write_vm(text: &mut String, vm: &VmPlan) -> std::fmt::Result {
     let name = if vm.name.is_empty() { "(name unknown)" } else { &vm.name };
-    writeln!(text, "{}  {}  {} stay readable", Shown(name), Shown(&vm.uuid), count(vm.good.len(), "backup"))?;
+    writeln!(text, "{}  {}  good: {}", Shown(name), Shown(&vm.uuid), count(vm.good.len(), "backup"))?;
     for Explanation { kind, path, message, backups } in &vm.explanations {
         let touched = touched(backups);
         writeln!(text, "  {}: {}: {}{touched}", name_of(*kind), Shown(path), Shown(message))?;

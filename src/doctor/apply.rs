@@ -33,7 +33,7 @@ pub struct Applied {
 /// Does what a plan says.
 ///
 /// # Errors
-/// [`crate::repository::ErrorKind::Damaged`] if anything is not as it was when the plan was made, or cannot be read;
+/// [`crate::repository::ErrorKind::Changed`] if anything is not as it was when the plan was made, or cannot be read;
 /// [`crate::repository::ErrorKind::Locked`] if the lock is lost; else what the storage says. What was moved is back in its
 /// place then, or the next run puts it there.
 pub fn apply(lock: &VmLock, plan: &VmPlan, include: Include, watch: &Watch) -> Result<Applied> {

@@ -61,6 +61,8 @@ struct Needed<'a> {
     names: BTreeSet<&'a ObjectPath>,
     /// For each folder of a disk why nothing in it can be judged.
     unjudged: BTreeMap<&'a ObjectPath, String>,
+    /// Whether something is built on what is nowhere.
+    is_any_absent: bool,
 }
 
 impl<'a> Needed<'a> {
@@ -70,7 +72,7 @@ impl<'a> Needed<'a> {
 
     /// What those backups need for which `is_counted` is true.
     fn by(survey: &'a Survey, is_counted: impl Fn(&Backup) -> bool) -> Self {
-        let mut needed = Self { names: BTreeSet::new(), unjudged: BTreeMap::new() };
+        let mut needed = Self { names: BTreeSet::new(), unjudged: BTreeMap::new(), is_any_absent: false };
         let mut by_uuid: BTreeMap<Uuid, Vec<&Image>> = BTreeMap::new();
         for image in survey.images() {
             if let Ok(links) = &image.links {
@@ -110,8 +112,13 @@ impl<'a> Needed<'a> {
                         refuse(format!("'{name}' is needed and is built on {parent}, which is not there"));
                     }
                     next.extend(parents.iter().map(|image| &image.name));
-                    let named = links.parent_name.as_ref();
-                    next.extend(survey.images().map(|image| &image.name).filter(|name| Some(*name) == named));
+                    let named: Vec<_> = survey
+                        .images()
+                        .map(|image| &image.name)
+                        .filter(|name| Some(*name) == links.parent_name.as_ref())
+                        .collect();
+                    needed.is_any_absent |= parents.is_empty() && named.is_empty();
+                    next.extend(named);
                 }
             }
         }
@@ -166,30 +173,29 @@ impl<'a> Diagnosis<'a> {
 
     /// Says which backups are lost, and which in part.
     fn backups(&mut self) {
-        for backup in self.survey.backups.iter() {
-            let time = vec![backup.time.to_string()];
-            match self.survey.health.get(&backup.time) {
+        let unknown = self.survey.unknown_metadata().map(|(path, _)| path);
+        // What is told of its metadata says enough.
+        for backup in self.survey.backups.iter().filter(|backup| unknown.as_ref() != Some(&backup.metadata)) {
+            let (kind, message) = match self.survey.health.get(&backup.time) {
                 Some(Health::Lost(why)) if self.is_merging(backup) => {
-                    let message =
-                        format!("{why}. It cannot be read before the merge in the folder of its disk is finished");
-                    self.say(Kind::DamagedBackup, &backup.metadata, message, time);
+                    let end = "It cannot be read before the merge in the folder of its disk is finished";
+                    (Kind::DamagedBackup, format!("{why}. {end}"))
+                }
+                Some(Health::Lost(why)) if is_lost(self.survey, backup) => {
+                    let end = "'xofs repair --include broken-backups' plans to move it to the trash";
+                    (Kind::BrokenBackup, format!("nothing of this backup can be read: {why}. {end}"))
                 }
                 Some(Health::Lost(why)) => {
-                    let message = format!(
-                        "nothing of this backup can be read: {why}. 'xofs repair --include broken-backups' plans to move it to \
-                         the trash; as long as it is there, nothing its disks may be built on is judged"
-                    );
-                    self.say(Kind::BrokenBackup, &backup.metadata, message, time);
+                    let end = "All of its images are there, and contradict each other: nothing is planned";
+                    (Kind::DamagedBackup, format!("{why}. {end}"))
                 }
-                Some(Health::Partly(why)) if backup.mode != Mode::Unreadable => {
-                    let message = format!(
-                        "{why}. What of it can be read stays so here, but Xen Orchestra's cleaner may delete the whole backup: \
-                         copy what you need with 'xofs export'"
-                    );
-                    self.say(Kind::DamagedBackup, &backup.metadata, message, time);
+                Some(Health::Partly(why)) => {
+                    let end = "Xen Orchestra's cleaner may delete all of this backup for it: copy what you need with 'xofs export'";
+                    (Kind::DamagedBackup, format!("{why}. {end}"))
                 }
-                _ => {}
-            }
+                _ => continue,
+            };
+            self.say(kind, &backup.metadata, message, vec![backup.time.to_string()]);
         }
     }
 
@@ -409,9 +415,8 @@ impl<'a> Diagnosis<'a> {
     /// Plans to move backups of which nothing can be read, each with what is its own.
     fn broken_backups(&mut self) -> Result<()> {
         let survey = self.survey;
-        let is_lost = |backup: &Backup| matches!(survey.health.get(&backup.time), Some(Health::Lost(_)));
-        let others = Needed::by(survey, |backup| !is_lost(backup));
-        for backup in survey.backups.iter().filter(|backup| is_lost(backup)) {
+        let others = Needed::by(survey, |backup| !is_lost(survey, backup));
+        for backup in survey.backups.iter().filter(|backup| is_lost(survey, backup)) {
             if self.is_merging(backup) {
                 continue;
             }
@@ -434,6 +439,16 @@ impl<'a> Diagnosis<'a> {
         }
         Ok(())
     }
+}
+
+/// Whether nothing of a backup can be read, since something of it is absent or damaged by itself.
+fn is_lost(survey: &Survey, backup: &Backup) -> bool {
+    if !matches!(survey.health.get(&backup.time), Some(Health::Lost(_))) {
+        return false;
+    }
+    let needed = Needed::by(survey, |other| other.time == backup.time);
+    let is_sound = |name: &ObjectPath| survey.images().any(|image| image.name == *name && image.links.is_ok());
+    backup.mode == Mode::Full || needed.is_any_absent || !needed.names.iter().all(|name| is_sound(name))
 }
 
 impl Needed<'_> {

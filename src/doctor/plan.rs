@@ -178,14 +178,14 @@ impl VmPlan {
     /// Locks are no part of it: who looks again holds the lock.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`], saying what is not as it was.
+    /// [`ErrorKind::Changed`], saying what is not as it was.
     pub(super) fn check(&self, now: &Self) -> Result<()> {
         let changed = |what: &str| {
             let message = format!(
                 "VM {}: it is not as it was when the plan was made: {what}; nothing was changed, make a new plan",
                 self.uuid
             );
-            Err(Error::new(ErrorKind::Damaged, message))
+            Err(Error::new(ErrorKind::Changed, message))
         };
         if let Some(difference) = difference(&self.facts, &now.facts) {
             return changed(&difference);

@@ -56,7 +56,9 @@ pub(super) struct Lineage {
 pub(super) enum Health {
     /// Every disk opens.
     Good,
-    /// Some disks open and some do not, or it is not known whether they can be read: why.
+    /// It is there, and of a kind that cannot be read here.
+    Unknown,
+    /// Some of it can be read and some cannot: why.
     Partly(String),
     /// Nothing of it can ever be read as it is: why.
     Lost(String),
@@ -125,7 +127,7 @@ impl Survey {
 
     fn health_of(&mut self, repository: &Repository, backup: &Backup) -> Result<Health> {
         if backup.mode == Mode::Unreadable {
-            return Ok(Health::Partly(backup.problem.clone().unwrap_or_default()));
+            return Ok(Health::Unknown);
         }
         if backup.mode == Mode::Full {
             return self.health_of_full(repository, backup);
@@ -139,9 +141,9 @@ impl Survey {
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(match (lost.first().or(others.first()), opened, others.len()) {
-            (None, 0, _) => Health::Partly(backup.problem.clone().unwrap_or_else(|| "it names no disk".to_owned())),
-            (None, ..) => Health::Good,
+        Ok(match (lost.first(), opened, others.len()) {
+            (None, 0, _) | (None, _, 1..) => Health::Unknown,
+            (None, _, 0) => Health::Good,
             (Some(why), 0, 0) => Health::Lost(why.clone()),
             (Some(why), ..) => Health::Partly(why.clone()),
         })
@@ -151,7 +153,7 @@ impl Survey {
         let metadata: serde_json::Value =
             serde_json::from_slice(&repository.backup_metadata(backup)?).unwrap_or_default();
         let xva = metadata["xva"].as_str().and_then(|xva| self.folder.resolve(xva).ok());
-        let Some(xva) = xva else { return Ok(Health::Partly(backup.problem.clone().unwrap_or_default())) };
+        let Some(xva) = xva else { return Ok(Health::Unknown) };
         self.xvas.insert(backup.time, xva.clone());
         match repository.storage().stat(&xva) {
             Ok(_) => {}
@@ -160,7 +162,7 @@ impl Survey {
             }
             Err(error) => return Err(error.into()),
         }
-        Ok(backup.problem.clone().map_or(Health::Good, Health::Partly))
+        Ok(if backup.problem.is_none() { Health::Good } else { Health::Unknown })
     }
 
     /// Notes what every judgement rests on: which names there are, what metadata says, and what images are built on.
