@@ -3,7 +3,7 @@
 //! ```text
 //! 0  put back what an earlier run moved that was cut off: what it began is begun again, from the same facts
 //! 1  survey and judge the VM anew; go on only if that finds all the plan says, for the facts it gives
-//! 2  move things to the trash, each durable before the next          (trash)
+//! 2  move things to the trash, each durable before the next          (trash); done already if a set there is this plan's
 //! 3  finish merges that have begun                                   (merge)
 //! ```
 //!
@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use storage::{ObjectPath, WritableStorage};
 
-use super::plan::{Act, Include, VmPlan};
+use super::plan::{Act, Action, Include, VmPlan};
 use super::trash::{self, Move};
 use super::{Lock, examine_with};
 use crate::merge::{self, Forgotten, Watch};
@@ -41,25 +41,27 @@ pub fn apply(lock: &VmLock, plan: &VmPlan, include: Include, watch: &Watch) -> R
     let storage: &Arc<dyn WritableStorage> = lock.storage();
     let vm = Vm { id: lock.vm().clone(), name: plan.name.clone() };
     let repository = Repository::to_change(storage.clone().reader(), 0);
-    plan.check(&examine_with(&repository, Some(storage), &vm, include, Lock::Free))?;
-    let mut applied = Applied::default();
-    let moves: Vec<Move> = plan
-        .actions
-        .iter()
-        .filter(|action| action.act == Act::Trash)
-        .flat_map(|action| {
-            let reason = &action.reason;
-            action.paths.iter().map(|path| Move { path: path.clone(), kind: action.kind, reason: reason.clone() })
-        })
-        .collect();
-    if !moves.is_empty() {
+    let now = examine_with(&repository, Some(storage), &vm, include, Lock::Free);
+    let merges = plan.checked(Act::FinishMerge, &now)?;
+    let digest = plan.digest();
+    let mut applied = Applied { set: trash::of_plan(lock, &digest)?, ..Applied::default() };
+    if applied.set.is_none() {
+        plan.check_facts(&now)?;
+        let moves: Vec<Move> = plan.checked(Act::Trash, &now)?.into_iter().flat_map(moves_of).collect();
         applied.moved = moves.len();
-        applied.set = Some(trash::discard(lock, &plan.digest(), moves)?);
+        if !moves.is_empty() {
+            applied.set = Some(trash::discard(lock, &digest, moves)?);
+        }
     }
-    let merges = plan.actions.iter().filter(|action| action.act == Act::FinishMerge).flat_map(|action| &action.paths);
-    let states = merges.map(|path| ObjectPath::new(path)).collect::<storage::Result<Vec<_>>>()?;
+    let states = merges.iter().flat_map(|action| &action.paths).map(|path| ObjectPath::new(path));
+    let states = states.collect::<storage::Result<Vec<_>>>()?;
     if !states.is_empty() {
         applied.merges = merge::finish(lock, &states, watch)?;
     }
     Ok(applied)
+}
+
+fn moves_of(action: &Action) -> impl Iterator<Item = Move> {
+    let (kind, reason) = (action.kind, &action.reason);
+    action.paths.iter().map(move |path| Move { path: path.clone(), kind, reason: reason.clone() })
 }

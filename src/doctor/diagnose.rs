@@ -24,6 +24,9 @@ use super::survey::{CACHE, Health, Image, Lineage, Seen, Survey, disks_of, is_me
 use crate::ingest;
 use crate::repository::{Backup, BackupTime, Mode, Result, Vm, VmFolder};
 
+/// Longest state file of a merge that is read (bytes).
+const STATE_LIMIT: u64 = 1 << 20;
+
 /// Judges what a survey found.
 pub(super) fn diagnose(storage: &dyn Storage, vm: &Vm, survey: &Survey, include: Include) -> Result<VmPlan> {
     let mut diagnosis =
@@ -277,8 +280,11 @@ impl<'a> Diagnosis<'a> {
         Ok(())
     }
 
-    /// Plans to finish the merges of a folder; nothing else in it is judged until they are.
-    fn merges(&mut self, lineage: &Lineage) -> Result<()> {
+    /// Plans to finish the merges of a folder; nothing else in it is judged until they are, but what may keep them from it.
+    fn merges(&mut self, lineage: &'a Lineage) -> Result<()> {
+        if lineage.merges.iter().any(|(_, found)| matches!(found, Some(Err(_)))) {
+            self.dead_aliases_beside_merges(lineage)?;
+        }
         for (state, found) in &lineage.merges {
             let names = |backup: &&std::sync::Arc<Backup>| disks_of(backup).any(|disk| disk.parent() == lineage.path);
             let backups: Vec<String> =
@@ -304,6 +310,28 @@ impl<'a> Diagnosis<'a> {
                                    'xofs forget --apply'";
                     self.say(Kind::UnfinishedMerge, state, message, backups);
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Plans to move aliases that lead nowhere and that neither a backup nor a merge names: as long as they are there, nobody
+    /// knows whether they are built on what the merge takes away.
+    fn dead_aliases_beside_merges(&mut self, lineage: &'a Lineage) -> Result<()> {
+        let mut states = String::new();
+        for (state, _) in &lineage.merges {
+            states.push_str(&String::from_utf8_lossy(&self.storage.read(state, STATE_LIMIT)?));
+        }
+        let is_readable = lineage.merges.iter().all(|(state, _)| states.contains(base_of(state)));
+        for image in lineage.images.iter().filter(|_| is_readable) {
+            let is_dead = vhd::is_alias(image.name.file_name())
+                && image.links.as_ref().is_err_and(|error| error.kind() == vhd::ErrorKind::Missing)
+                && image.data.as_ref().is_some_and(|data| !is_there(lineage, data));
+            let is_named = self.needed.names.contains(&image.name) || states.contains(image.name.file_name());
+            if is_dead && !is_named {
+                let reason =
+                    "the alias leads nowhere, no backup names it, and the merge beside it is not of it".to_owned();
+                self.trash(Kind::DeadAlias, vec![image.name.clone()], reason)?;
             }
         }
         Ok(())
@@ -547,6 +575,11 @@ impl<'a> Unclaimed<'a> {
         });
         sorted.collect()
     }
+}
+
+/// Returns the name of the image that a merge goes into, by the name of its state file.
+fn base_of(state: &ObjectPath) -> &str {
+    state.file_name().trim_start_matches('.').trim_end_matches(".merge.json")
 }
 
 /// Returns what an image is made of: its name, then what the name leads to, if that is in its folder.

@@ -173,36 +173,47 @@ impl Plan {
 }
 
 impl VmPlan {
-    /// Refuses unless all that is to be done here is to be done by `now` too, for the same facts.
-    ///
-    /// Locks are no part of it: who looks again holds the lock.
+    /// Refuses unless `now` rests on the same facts.
     ///
     /// # Errors
     /// [`ErrorKind::Changed`], saying what is not as it was.
-    pub(super) fn check(&self, now: &Self) -> Result<()> {
-        let changed = |what: &str| {
-            let message = format!(
-                "VM {}: it is not as it was when the plan was made: {what}; nothing was changed, make a new plan",
-                self.uuid
-            );
-            Err(Error::new(ErrorKind::Changed, message))
-        };
-        if let Some(difference) = difference(&self.facts, &now.facts) {
-            return changed(&difference);
-        }
-        for action in self.actions.iter().filter(|action| action.act != Act::TakeLock) {
+    pub(super) fn check_facts(&self, now: &Self) -> Result<()> {
+        difference(&self.facts, &now.facts).map_or(Ok(()), |difference| Err(self.changed(&difference)))
+    }
+
+    /// Returns the actions that do `act`, if each of them is to be done by `now` too, for the same facts.
+    ///
+    /// One against a listing cache is left out instead: Xen Orchestra may write that at any time, also without a lock, and so
+    /// do what the action is for.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Changed`], saying what is not as it was.
+    pub(super) fn checked(&self, act: Act, now: &Self) -> Result<Vec<&Action>> {
+        let mut checked = Vec::new();
+        for action in self.actions.iter().filter(|action| action.act == act) {
             let same = |other: &&Action| {
                 (other.kind, other.act, &other.paths, &other.backups)
                     == (action.kind, action.act, &action.paths, &action.backups)
             };
-            let Some(found) = now.actions.iter().find(same) else {
-                return changed(&format!("action {} would not be planned now", action.id));
+            let change = match now.actions.iter().find(same) {
+                Some(found) => difference(&action.facts, &found.facts),
+                None => Some(format!("action {} would not be planned now", action.id)),
             };
-            if let Some(difference) = difference(&action.facts, &found.facts) {
-                return changed(&difference);
+            match change {
+                None => checked.push(action),
+                Some(_) if action.kind == Kind::StaleCache => {}
+                Some(change) => return Err(self.changed(&change)),
             }
         }
-        Ok(())
+        Ok(checked)
+    }
+
+    fn changed(&self, what: &str) -> Error {
+        let message = format!(
+            "VM {}: it is not as it was when the plan was made: {what}; nothing was changed, make a new plan",
+            self.uuid
+        );
+        Error::new(ErrorKind::Changed, message)
     }
 
     /// Returns what tells this plan from another: the same for the same actions.

@@ -17,6 +17,8 @@
 //!
 //! A set without a journal is empty folders: of one that did not begin, or that has come to its end.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use storage::{Kind as What, ObjectPath, WritableStorage, create_directories, publish, publish_rename, remove_tree};
@@ -64,6 +66,8 @@ pub struct Move {
 struct Journal {
     version: u32,
     vm: String,
+    /// The digest of the plan.
+    plan: String,
     state: State,
     /// In the order in which they are moved.
     moves: Vec<Move>,
@@ -143,10 +147,12 @@ pub(super) fn discard(lock: &VmLock, digest: &str, moves: Vec<Move>) -> Result<S
     if read(storage, &id)?.is_some() {
         return Err(Error::new(ErrorKind::Exists, format!("'{set}' is there already: try again in a second")));
     }
-    for step in &moves {
-        create_directories(storage, &set.resolve(&step.path)?.parent())?;
+    let folders = moves.iter().map(|step| Ok(set.resolve(&step.path)?.parent())).collect::<Result<BTreeSet<_>>>()?;
+    for folder in folders {
+        create_directories(storage, &folder)?;
     }
-    let mut journal = Journal { version: VERSION, vm: lock.vm().as_str().to_owned(), state: State::Moving, moves };
+    let (vm, plan) = (lock.vm().as_str().to_owned(), digest.to_owned());
+    let mut journal = Journal { version: VERSION, vm, plan, state: State::Moving, moves };
     write(storage, &set, &journal)?;
     let moved = journal.moves.iter().try_for_each(|step| -> Result<()> {
         lock.check()?;
@@ -168,6 +174,17 @@ pub(super) fn discard(lock: &VmLock, digest: &str, moves: Vec<Move>) -> Result<S
         return Err(error);
     }
     Ok(id)
+}
+
+/// Returns the set that holds what this plan of the VM moved, if all of it was.
+pub(super) fn of_plan(lock: &VmLock, digest: &str) -> Result<Option<String>> {
+    let storage = &**lock.storage();
+    for set in list(storage)?.iter().filter(|set| set.vm == *lock.vm() && set.state == State::Moved) {
+        if read(storage, &set.id)?.is_some_and(|(journal, _)| journal.plan == digest) {
+            return Ok(Some(set.id.clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// Puts back what runs left of this VM that died while they moved things.
@@ -210,7 +227,7 @@ pub fn put_back(lock: &VmLock, id: &str) -> Result<PutBack> {
     for step in journal.moves.iter().rev() {
         let (place, there) = (ObjectPath::new(&step.path)?, set.resolve(&step.path)?);
         match (exists(storage, &there)?, exists(storage, &place)?) {
-            (true, true) if is_cache(&place) => {}
+            (true, true) | (false, false) if is_cache(&place) => {}
             (true, true) => {
                 let message = format!(
                     "'{place}' is there again, so what was moved to '{there}' cannot be put back: move one of them away; \
@@ -233,7 +250,9 @@ pub fn put_back(lock: &VmLock, id: &str) -> Result<PutBack> {
     }
     for (place, there) in left.iter().filter(|(place, _)| !(has_metadata && is_cache(place))) {
         lock.check()?;
-        create_directories(storage, &place.parent())?;
+        if !exists(storage, &place.parent())? {
+            create_directories(storage, &place.parent())?;
+        }
         publish_rename(storage, there, place)?;
         done.paths.push(place.to_string());
     }
