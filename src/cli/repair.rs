@@ -170,11 +170,11 @@ fn write_vm(text: &mut String, vm: &VmPlan) -> std::fmt::Result {
     writeln!(text, "{}  {}  good: {}", Shown(name), Shown(&vm.uuid), count(vm.good.len(), "backup"))?;
     for Explanation { kind, path, message, backups } in &vm.explanations {
         let touched = touched(backups);
-        writeln!(text, "  {}: {}: {}{touched}", name_of(*kind), Shown(path), Shown(message))?;
+        writeln!(text, "  {}: {}: {}{touched}", kind, Shown(path), Shown(message))?;
     }
     for action in &vm.actions {
         let touched = touched(&action.backups);
-        let (id, kind, reason) = (&action.id, name_of(action.kind), &action.reason);
+        let (id, kind, reason) = (&action.id, action.kind, &action.reason);
         writeln!(text, "  [{}] {kind}: {}{touched}", Shown(id), Shown(reason))?;
         let act = match action.act {
             Act::Trash => "to the trash",
@@ -190,9 +190,4 @@ fn write_vm(text: &mut String, vm: &VmPlan) -> std::fmt::Result {
 
 fn touched(backups: &[String]) -> String {
     if backups.is_empty() { String::new() } else { format!("; touches {}", Shown(&backups.join(", "))) }
-}
-
-/// Returns the name of a kind, as JSON writes it.
-pub fn name_of(kind: Kind) -> String {
-    serde_json::to_value(kind).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
 }

@@ -4,6 +4,8 @@
 //! A plan is no script. What it names is done only if looking again finds exactly the same things to do, resting on
 //! exactly the same facts: an action that somebody wrote by hand is never found again, and so never done.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, difference};
@@ -52,6 +54,12 @@ pub enum Kind {
     Busy,
     /// Something could not be read.
     Unread,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
 }
 
 /// What an action does.

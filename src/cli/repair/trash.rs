@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use storage::WritableStorage;
 
-use super::{RepairArgs, apply, name_of};
+use super::{RepairArgs, apply};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::print;
 use crate::cli::text::{Shown, count, size};
@@ -33,7 +33,7 @@ pub fn list(arguments: &RepairArgs, storage: &Arc<dyn WritableStorage>) -> Resul
         // Writing to a String cannot fail.
         let _ = writeln!(text, "{}  {}  {}{state}", Shown(&set.id), Shown(set.vm.as_str()), size(set.size));
         for step in &set.moves {
-            let _ = writeln!(text, "  {}: {}", name_of(step.kind), Shown(&step.path));
+            let _ = writeln!(text, "  {}: {}", step.kind, Shown(&step.path));
         }
     }
     let all: u64 = sets.iter().map(|set| set.size).sum();
