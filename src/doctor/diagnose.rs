@@ -252,6 +252,10 @@ impl<'a> Diagnosis<'a> {
             }
             return Ok(());
         }
+        if self.survey.images().any(|image| image.data.is_none()) {
+            // An alias that says nothing may have led to it.
+            unclaimed.dangling.clear();
+        }
         self.dead_ingests(lineage, &mut unclaimed)?;
         for group in unclaimed.take_orphans() {
             let names = first(group.iter().map(|image| image.name.file_name()));
@@ -513,12 +517,11 @@ impl<'a> Unclaimed<'a> {
                 _ => unclaimed.orphans.push(image),
             }
         }
-        let is_any_unknown = survey.images().any(|image| image.data.is_none());
         for seen in
             lineage.data.iter().flatten().filter(|seen| seen.name.ends_with(".vhd") && !seen.name.starts_with('.'))
         {
             let is_led_to = survey.images().any(|image| image.data.as_ref() == Some(&seen.path));
-            if !is_led_to && !is_any_unknown {
+            if !is_led_to {
                 unclaimed.dangling.push(seen.path.clone());
             }
         }
