@@ -63,15 +63,37 @@ pub fn forget(lock: &VmLock, choose: impl FnOnce(&Backups) -> Vec<Arc<Backup>>, 
     Run::new(lock, watch)?.forget(choose)
 }
 
-/// Finishes merges that have begun, of these state files, and nothing else.
+/// A merge that has begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begun {
+    /// Its state file.
+    pub state: ObjectPath,
+    /// The images it is of, from the base to the target, if the file does not say it.
+    pub chain: Vec<String>,
+}
+
+impl Begun {
+    /// Takes it up; see [`Merge::resume`].
+    ///
+    /// # Errors
+    /// As for that.
+    pub fn resume(&self, storage: &Arc<dyn WritableStorage>) -> vhd::Result<Merge> {
+        match self.chain.as_slice() {
+            [] => Merge::resume(storage, &self.state),
+            chain => Merge::resume_unsaid(storage, &self.state, chain.to_vec()),
+        }
+    }
+}
+
+/// Finishes merges that have begun, and does nothing else.
 ///
 /// # Errors
 /// As for [`forget`].
-pub fn finish(lock: &VmLock, states: &[ObjectPath], watch: &Watch) -> Result<Forgotten> {
+pub fn finish(lock: &VmLock, merges: Vec<Begun>, watch: &Watch) -> Result<Forgotten> {
     let mut run = Run::new(lock, watch)?;
     let backups = Repository::to_change(run.reader.clone(), 0).backups(lock.vm())?;
     run.check_all_is_known(&backups)?;
-    run.finish_merges(states, &backups)?;
+    run.finish_merges(merges, &backups)?;
     Ok(run.done)
 }
 
@@ -99,7 +121,8 @@ impl<'a> Run<'a> {
         let lineages = self.lineages()?;
         for lineage in &lineages {
             let states = Merge::unfinished(&*self.reader, lineage).map_err(of_vhd)?;
-            self.finish_merges(&states, &backups)?;
+            let begun = states.into_iter().map(|state| Begun { state, chain: Vec::new() });
+            self.finish_merges(begun.collect(), &backups)?;
         }
         if self.done.is_stopped {
             return Ok(self.done);
@@ -181,16 +204,16 @@ impl<'a> Run<'a> {
     }
 
     /// Finishes what was begun.
-    fn finish_merges(&mut self, states: &[ObjectPath], backups: &Backups) -> Result<()> {
-        for state in states {
-            match Merge::resume(&self.storage, state) {
+    fn finish_merges(&mut self, merges: Vec<Begun>, backups: &Backups) -> Result<()> {
+        for begun in merges {
+            match begun.resume(&self.storage) {
                 Ok(merge) => {
                     (self.watch.planned)(merge.blocks());
                     if !self.merge(&merge, 1, backups)? {
                         return Ok(());
                     }
                 }
-                Err(error) => self.done.problems.push((state.clone(), error.to_string())),
+                Err(error) => self.done.problems.push((begun.state, error.to_string())),
             }
         }
         Ok(())

@@ -534,11 +534,48 @@ fn a_merge_that_has_begun_is_finished_and_nothing_beside_it_is_touched() {
     world.check(&world.memory, "merged");
     let then = examine(&world.memory, ALL);
     assert!(sorts_of(&then).contains("orphan-disk") && !sorts_of(&then).contains("unfinished-merge"), "{then:#?}");
-    // One of which nobody knows how far it came.
-    world.put(&name, b"");
-    let plan = examine(&world.memory, ALL);
-    assert_eq!(plan.actions.iter().filter(in_folder).count(), 0, "{plan:#?}");
-    assert!(plan.explanations.iter().any(|said| said.kind == Sort::UnfinishedMerge && said.message.contains("empty")));
+}
+
+#[test]
+fn a_merge_whose_state_file_is_empty_is_finished_if_there_is_but_one_it_can_be() {
+    type Change = fn(&World);
+    let changes: [(&str, bool, Change); 5] = [
+        ("nothing was moved", true, |_| {}),
+        ("a block was moved", true, |world| {
+            let block = |number| format!("{FOLDER}/{GOOD}/data/{}.vhd/blocks/0/1", time(number));
+            world.memory.rename(&block(1), &block(0)).unwrap();
+        }),
+        ("a fork", false, |world| {
+            let parent = Some((uuid(0), format!("{}.alias.vhd", time(0))));
+            world.image(GOOD, "20260805T020003Z", uuid(9), parent, 1, 1);
+        }),
+        ("an image that cannot be opened", false, |world| {
+            world.put(&format!("{GOOD}/x.alias.vhd"), b"data/nothing.vhd");
+        }),
+        ("a block that is nowhere", false, |world| {
+            world.memory.remove(&format!("{FOLDER}/{GOOD}/data/{}.vhd/blocks/0/1", time(1))).unwrap();
+        }),
+    ];
+    for (what, is_finished, change) in changes {
+        let mut world = World::sound();
+        world.memory.remove(&format!("{FOLDER}/{}.json", time(0))).unwrap();
+        world.truths.remove(&time(0));
+        change(&world);
+        world.put(&format!("{GOOD}/.{}.alias.vhd.merge.json", time(0)), b"");
+        let plan = examine(&world.memory, ALL);
+        if !is_finished {
+            assert_eq!(plan.actions, [], "{what}");
+            let is_said =
+                |said: &doctor::Explanation| said.kind == Sort::UnfinishedMerge && said.message.contains("empty");
+            assert!(plan.explanations.iter().any(is_said), "{what}: {plan:#?}");
+            continue;
+        }
+        assert_eq!(sorts_of(&plan), BTreeSet::from(["unfinished-merge".to_owned()]), "{what}: {plan:#?}");
+        let applied = apply(world.memory.clone(), &plan).unwrap();
+        assert_eq!((applied.merges.merged, applied.merges.problems.len()), (1, 0), "{what}");
+        world.check(&world.memory, what);
+        assert_eq!(examine(&world.memory, ALL).actions, [], "{what}");
+    }
 }
 
 #[test]

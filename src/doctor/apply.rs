@@ -16,7 +16,7 @@ use storage::{ObjectPath, WritableStorage};
 use super::plan::{Act, Action, Include, VmPlan};
 use super::trash::{self, Move};
 use super::{Lock, examine_with};
-use crate::merge::{self, Forgotten, Watch};
+use crate::merge::{self, Begun, Forgotten, Watch};
 use crate::repository::{Repository, Result, Vm, VmLock};
 
 /// What was done to a VM.
@@ -53,10 +53,9 @@ pub fn apply(lock: &VmLock, plan: &VmPlan, include: Include, watch: &Watch) -> R
             applied.set = Some(trash::discard(lock, &digest, moves)?);
         }
     }
-    let states = merges.iter().flat_map(|action| &action.paths).map(|path| ObjectPath::new(path));
-    let states = states.collect::<storage::Result<Vec<_>>>()?;
-    if !states.is_empty() {
-        applied.merges = merge::finish(lock, &states, watch)?;
+    let begun = merges.into_iter().map(begun_of).collect::<Result<Vec<_>>>()?;
+    if !begun.is_empty() {
+        applied.merges = merge::finish(lock, begun, watch)?;
     }
     Ok(applied)
 }
@@ -64,4 +63,11 @@ pub fn apply(lock: &VmLock, plan: &VmPlan, include: Include, watch: &Watch) -> R
 fn moves_of(action: &Action) -> impl Iterator<Item = Move> {
     let (kind, reason) = (action.kind, &action.reason);
     action.paths.iter().map(move |path| Move { path: path.clone(), kind, reason: reason.clone() })
+}
+
+/// Returns the merge that an action names: its state file, and the images of it if the file does not say them.
+fn begun_of(action: &Action) -> Result<Begun> {
+    let paths = action.paths.iter().map(|path| ObjectPath::new(path)).collect::<storage::Result<Vec<_>>>()?;
+    let chain = paths.iter().skip(1).map(|path| path.file_name().to_owned()).collect();
+    Ok(Begun { state: paths.into_iter().next().unwrap_or_else(ObjectPath::root), chain })
 }

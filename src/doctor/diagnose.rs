@@ -22,6 +22,7 @@ use super::facts::{Fact, Facts};
 use super::plan::{Act, Action, Explanation, Include, Kind, VmPlan};
 use super::survey::{CACHE, Health, Image, Lineage, Seen, Survey, disks_of, is_metadata};
 use crate::ingest;
+use crate::merge::Begun;
 use crate::repository::{Backup, BackupTime, Mode, Result, Vm, VmFolder};
 
 /// Longest state file of a merge that is read (bytes).
@@ -289,17 +290,26 @@ impl<'a> Diagnosis<'a> {
         if lineage.merges.iter().any(|(_, found)| matches!(found, Some(Err(_)))) {
             self.dead_aliases_beside_merges(lineage)?;
         }
-        for (state, found) in &lineage.merges {
+        for (Begun { state, chain }, found) in &lineage.merges {
             let names = |backup: &&std::sync::Arc<Backup>| disks_of(backup).any(|disk| disk.parent() == lineage.path);
             let backups: Vec<String> =
                 self.survey.backups.iter().filter(names).map(|backup| backup.time.to_string()).collect();
             match found {
                 Some(Ok(blocks)) => {
+                    let unsaid = match chain.as_slice() {
+                        [] => String::new(),
+                        chain => format!(
+                            ". Its file is empty, as Xen Orchestra leaves it that is ended while it writes it; it can only be of {}",
+                            first(chain.iter().map(String::as_str))
+                        ),
+                    };
                     let reason = format!(
                         "a merge has begun here and not ended: it is finished ({blocks} blocks at most), which keeps every \
-                         backup, while Xen Orchestra may delete some"
+                         backup, while Xen Orchestra may delete some{unsaid}"
                     );
-                    self.plan(Kind::UnfinishedMerge, Act::FinishMerge, vec![state.clone()], reason, Vec::new())?;
+                    let chain = chain.iter().map(|name| lineage.path.join(name));
+                    let paths = std::iter::once(Ok(state.clone())).chain(chain).collect::<storage::Result<_>>()?;
+                    self.plan(Kind::UnfinishedMerge, Act::FinishMerge, paths, reason, Vec::new())?;
                 }
                 Some(Err(error)) => {
                     let message = format!(
@@ -323,10 +333,10 @@ impl<'a> Diagnosis<'a> {
     /// knows whether they are built on what the merge takes away.
     fn dead_aliases_beside_merges(&mut self, lineage: &'a Lineage) -> Result<()> {
         let mut states = String::new();
-        for (state, _) in &lineage.merges {
+        for (Begun { state, .. }, _) in &lineage.merges {
             states.push_str(&String::from_utf8_lossy(&self.storage.read(state, STATE_LIMIT)?));
         }
-        let is_readable = lineage.merges.iter().all(|(state, _)| states.contains(base_of(state)));
+        let is_readable = lineage.merges.iter().all(|(begun, _)| states.contains(base_of(&begun.state)));
         for image in lineage.images.iter().filter(|_| is_readable) {
             let is_dead = vhd::is_alias(image.name.file_name())
                 && image.links.as_ref().is_err_and(|error| error.kind() == vhd::ErrorKind::Missing)

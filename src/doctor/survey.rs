@@ -3,13 +3,14 @@
 //! A survey is complete or it is not made: whatever cannot be read for another reason than that it is damaged or absent
 //! makes it fail, and then nothing of the VM is judged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use storage::{Kind, ObjectPath, Stat, Storage, WritableStorage};
 use vhd::{Links, Merge};
 
 use super::facts::{Fact, Facts, What};
+use crate::merge::Begun;
 use crate::repository::{Backup, BackupDisk, BackupTime, Backups, DiskSource, Mode, Repository, Result, VM_FOLDER, Vm};
 
 /// The name of XO's listing cache.
@@ -49,7 +50,7 @@ pub(super) struct Lineage {
     pub data: Option<Vec<Seen>>,
     pub images: Vec<Image>,
     /// Merges that have begun in it: how many blocks there are to move, or why they cannot be gone on with.
-    pub merges: Vec<(ObjectPath, Option<vhd::Result<u64>>)>,
+    pub merges: Vec<(Begun, Option<vhd::Result<u64>>)>,
 }
 
 /// Whether a backup can be read.
@@ -97,8 +98,9 @@ impl Survey {
             let health = survey.health_of(repository, backup)?;
             survey.health.insert(backup.time, health);
         }
+        let named: BTreeSet<&ObjectPath> = backups.iter().flat_map(|backup| disks_of(backup)).collect();
         for path in lineages(storage.as_ref(), &folder)? {
-            let lineage = Lineage::read(storage, writable, path)?;
+            let lineage = Lineage::read(storage, writable, path, &named)?;
             survey.lineages.push(lineage);
         }
         survey.note(storage.as_ref())?;
@@ -200,7 +202,12 @@ impl Survey {
 }
 
 impl Lineage {
-    fn read(storage: &Arc<dyn Storage>, writable: Option<&Arc<dyn WritableStorage>>, path: ObjectPath) -> Result<Self> {
+    fn read(
+        storage: &Arc<dyn Storage>,
+        writable: Option<&Arc<dyn WritableStorage>>,
+        path: ObjectPath,
+        named: &BTreeSet<&ObjectPath>,
+    ) -> Result<Self> {
         let entries = seen(storage, &path)?;
         let data = match entries.iter().find(|seen| seen.name == "data" && seen.is_folder()) {
             Some(data) => Some(seen(storage, &data.path)?),
@@ -216,12 +223,42 @@ impl Lineage {
         }
         let mut merges = Vec::new();
         for state in Merge::unfinished(storage.as_ref(), &path).map_err(disk::Error::from)? {
-            let found = writable.map(|writable| Merge::resume(writable, &state).map(|merge| merge.blocks()));
-            let found = found.map(unless_unavailable).transpose()?;
-            merges.push((state, found));
+            let is_empty =
+                entries.iter().any(|seen| seen.path == state && seen.stat.is_some_and(|stat| stat.size == 0));
+            let chain = if is_empty { unsaid_chain(&images, &state, named) } else { Vec::new() };
+            let begun = Begun { state, chain };
+            let found = writable.map(|writable| begun.resume(writable).map(|merge| merge.blocks()));
+            merges.push((begun, found.map(unless_unavailable).transpose()?));
         }
         Ok(Self { path, entries, data, images, merges })
     }
+}
+
+/// Returns the chain that a merge is of whose state file is empty, by its base: from there to the one image that a backup
+/// names and that is built on it, by way of images that none names; none if that is not certain.
+///
+/// Parents are followed by name: the base may have the target's uuid already.
+fn unsaid_chain(images: &[Image], state: &ObjectPath, named: &BTreeSet<&ObjectPath>) -> Vec<String> {
+    let base =
+        state.file_name().strip_prefix('.').and_then(|name| name.strip_suffix(".merge.json")).unwrap_or_default();
+    let (mut chain, mut is_certain) = (Vec::new(), true);
+    let mut next = images.iter().find(|image| image.name.file_name() == base);
+    while let Some(image) = next.filter(|_| chain.len() < images.len()) {
+        chain.push(image.name.file_name().to_owned());
+        if named.contains(&image.name) {
+            break;
+        }
+        let is_child = |other: &&Image| {
+            other
+                .links
+                .as_ref()
+                .is_ok_and(|links| links.parent.is_some() && links.parent_name.as_ref() == Some(&image.name))
+        };
+        next = images.iter().find(is_child);
+        is_certain &= images.iter().filter(is_child).count() == 1;
+    }
+    let is_whole = is_certain && images.iter().all(|image| image.links.is_ok());
+    if is_whole && chain.len() > 1 { chain } else { Vec::new() }
 }
 
 /// Whether XO takes a file of a VM's folder for metadata.
