@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use support::{copy_of, fixture, scratch, xofs};
+use support::{copy_of, expected, fixture, scratch, write_key, xofs};
 use xofs::repository::{OpenOptions, Repository};
 
 /// Bytes read at a time.
@@ -92,15 +92,17 @@ fn hard() -> tempfile::TempDir {
     copy
 }
 
-fn plan_file() -> PathBuf {
+/// A folder for a plan, and the plan's path.
+fn plan_file() -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::Builder::new().prefix("plan-").tempdir_in(scratch()).expect("a folder");
-    folder.keep().join("plan.json")
+    let plan = folder.path().join("plan.json");
+    (folder, plan)
 }
 
 #[test]
 fn what_xen_orchestra_broke_is_repaired_without_changing_what_any_backup_reads_as() {
     let copy = hard();
-    let (repository, plan) = (copy.path(), plan_file());
+    let (repository, (_folder, plan)) = (copy.path(), plan_file());
     let before = (contents(repository), tree(repository));
     let (code, out, err) = repair(repository, &["--include", "broken-backups", "-o", plan.to_str().unwrap()]);
     assert!(code == 0 && out.ends_with(&format!("--apply {}\n", plan.display())), "{code}: {out}{err}");
@@ -136,13 +138,12 @@ fn what_xen_orchestra_broke_is_repaired_without_changing_what_any_backup_reads_a
     assert_eq!(code, 0, "{out}{err}");
     assert!(contents(repository) == before.0);
     assert_eq!(left(&json(repository, &["--include", "broken-backups"])), [""; 0]);
-    fs::remove_dir_all(plan.parent().unwrap()).unwrap();
 }
 
 #[test]
 fn what_was_moved_is_listed_put_back_and_purged() {
     let copy = hard();
-    let (repository, plan) = (copy.path(), plan_file());
+    let (repository, (_folder, plan)) = (copy.path(), plan_file());
     let before = tree(repository);
     let file = plan.to_str().unwrap();
     for vm in ["orphan01", "orphan02", "broken01", "cache01"] {
@@ -167,13 +168,12 @@ fn what_was_moved_is_listed_put_back_and_purged() {
     assert!(code == 1 && err.contains(&set), "{code}: {err}");
     assert_eq!(json(repository, &["--purge", &set])["set"], Value::from(set.as_str()));
     assert!(fs::read_dir(repository.join(".xofs-trash")).unwrap().next().is_none());
-    fs::remove_dir_all(plan.parent().unwrap()).unwrap();
 }
 
 #[test]
 fn a_plan_is_refused_once_anything_changed() {
     let copy = hard();
-    let (repository, plan) = (copy.path(), plan_file());
+    let (repository, (_folder, plan)) = (copy.path(), plan_file());
     let file = plan.to_str().unwrap();
     assert_eq!(repair(repository, &["orphan01", "--output", file]).0, 0);
     let planned: Value = serde_json::from_slice(&fs::read(&plan).unwrap()).unwrap();
@@ -184,13 +184,12 @@ fn a_plan_is_refused_once_anything_changed() {
     let (code, _, err) = repair(repository, &["--apply", file]);
     assert!(code == 1 && err.contains(orphan) && err.contains("nothing was changed"), "{code}: {err}");
     assert!(tree(repository) == before);
-    fs::remove_dir_all(plan.parent().unwrap()).unwrap();
 }
 
 #[test]
 fn a_lock_that_was_left_behind_is_watched_and_released() {
     let copy = hard();
-    let (repository, plan) = (copy.path(), plan_file());
+    let (repository, (_folder, plan)) = (copy.path(), plan_file());
     let lock = repository.join("xo-vm-backups/ed039cde-9999-4c84-a204-87e95e49d6c0.lock");
     fs::create_dir(&lock).unwrap();
     let (code, out, _) = repair(repository, &["orphan01"]);
@@ -205,7 +204,45 @@ fn a_lock_that_was_left_behind_is_watched_and_released() {
     let (code, out, err) = repair(repository, &["--apply", file, "--wait", "30"]);
     assert_eq!(code, 0, "{out}{err}");
     assert!(!lock.exists());
-    fs::remove_dir_all(plan.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn an_encrypted_repository_is_repaired_with_its_key_and_its_trash_is_encrypted() {
+    let fixture = fixture("encrypted-chacha20-poly1305");
+    let copy = copy_of(&fixture.join("repo"));
+    let (repository, (folder, plan)) = (copy.path(), plan_file());
+    let file = plan.to_str().unwrap();
+    let key = write_key(folder.path(), expected(&fixture)["remote"]["encryptionKey"].as_str().unwrap());
+    let repair = |arguments: &[&str]| {
+        let (code, out, err) =
+            run(xofs().args(["repair", "--password-file"]).arg(&key).arg(repository).args(arguments).arg("--json"));
+        assert_eq!(code, 0, "{arguments:?}: {out}{err}");
+        serde_json::from_str::<Value>(&out).unwrap()
+    };
+    // The newest incremental backup loses its metadata.
+    let vm = expected(&fixture)["vms"].as_array().unwrap().iter().find_map(|vm| {
+        let newest = vm["backups"].as_array()?.iter().rfind(|backup| backup["mode"] == "delta")?;
+        newest["metadata"].as_str().map(str::to_owned)
+    });
+    fs::remove_file(repository.join(vm.expect("an incremental backup"))).unwrap();
+    let before = tree(repository);
+    let planned = repair(&["--output", file]);
+    let kinds: Vec<&str> = planned["vms"][0]["actions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|action| action["kind"].as_str().unwrap())
+        .collect();
+    assert!(kinds.contains(&"orphan-disk") && kinds.contains(&"stale-cache"), "{kinds:?}");
+    let set = repair(&["--apply", file])["vms"][0]["set"].as_str().unwrap().to_owned();
+    let journal = fs::read(repository.join(".xofs-trash").join(&set).join("journal.json")).unwrap();
+    assert!(
+        !journal.windows(8).any(|bytes| bytes == b"orphan-d"),
+        "names are no secret, reasons are stored like metadata"
+    );
+    assert_eq!(repair(&["--list"])["sets"][0]["id"], Value::from(set.as_str()));
+    assert_eq!(repair(&["--undo"])["set"], Value::from(set));
+    assert!(tree(repository) == before);
 }
 
 #[test]

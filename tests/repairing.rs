@@ -500,7 +500,7 @@ fn nothing_is_judged_while_somebody_holds_the_lock() {
     let plan = examine(&world.memory, ALL);
     assert!(plan.actions.is_empty() && plan.explanations[0].kind == Sort::Busy, "{plan:#?}");
     drop(held);
-    // Times in memory begin in 1970: as old as a lock can be.
+    // In memory a folder that nobody has touched is as old as can be.
     world.memory.create_directory(&format!("{FOLDER}.lock")).unwrap();
     let plan = examine(&world.memory, ALL);
     assert_eq!((plan.actions[0].kind, plan.actions[0].act), (Sort::StaleLock, Act::TakeLock));
