@@ -452,7 +452,7 @@ fn a_plan_says_the_same_after_it_was_written_and_read() {
 #[test]
 fn orphans_stay_where_a_needed_image_is_missing_or_nobody_knows_what_is_needed() {
     type Change = fn(&World);
-    let changes: [(&str, Sort, Change); 5] = [
+    let changes: [(&str, Sort, Change); 6] = [
         ("a parent is missing", Sort::Unjudged, |world| {
             world.memory.remove(&format!("{FOLDER}/{GOOD}/{}.alias.vhd", time(1))).unwrap();
         }),
@@ -461,6 +461,11 @@ fn orphans_stay_where_a_needed_image_is_missing_or_nobody_knows_what_is_needed()
         }),
         ("a uuid comes twice", Sort::Unjudged, |world| world.image(GOOD, "20260812T020003Z", uuid(1), None, 0, 9)),
         ("metadata is cut off", Sort::UnknownMetadata, |world| world.put(&format!("{}.json", time(2)), b"{\"mode\":")),
+        ("disks are elsewhere", Sort::UnknownMetadata, |world| {
+            // What is in its folder 'data' would be taken for the images of a disk.
+            world.image("vdis/job", &time(8), uuid(400), None, 0, 1);
+            world.backup(8, "vdis/job");
+        }),
         ("no backup is left", Sort::NoBackups, |world| {
             for number in [0, 1, 2, 7] {
                 world.memory.remove(&format!("{FOLDER}/{}.json", time(number))).unwrap();

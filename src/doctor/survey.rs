@@ -122,9 +122,23 @@ impl Survey {
                 return Some((backup.metadata.clone(), why));
             }
         }
+        let is_surveyed = |disk: &ObjectPath| self.lineages.iter().any(|lineage| lineage.path == disk.parent());
+        let is_foreign = |disk: &ObjectPath| !self.is_place_of_disks(&disk.parent()) && !is_surveyed(disk);
+        for backup in self.backups.iter() {
+            if let Some(disk) = disks_of(backup).find(|disk| is_foreign(disk)) {
+                let why = format!("it names '{disk}', which is not where disks are: in 'vdis/<job>/<disk>' of its VM");
+                return Some((backup.metadata.clone(), why));
+            }
+        }
         let is_listed = |seen: &Seen| self.backups.iter().any(|backup| backup.metadata == seen.path);
         let odd = self.entries.iter().find(|seen| is_metadata(&seen.name) && !is_listed(seen))?;
         Some((odd.path.clone(), "it is not named by a time, as metadata of a backup is".to_owned()))
+    }
+
+    /// Whether a folder is one of those that are surveyed, if it is there.
+    fn is_place_of_disks(&self, folder: &ObjectPath) -> bool {
+        let below = folder.as_str().strip_prefix(self.folder.as_str()).and_then(|rest| rest.strip_prefix("/vdis/"));
+        below.is_some_and(|below| below.split('/').count() == 2)
     }
 
     fn health_of(&mut self, repository: &Repository, backup: &Backup) -> Result<Health> {
