@@ -452,12 +452,15 @@ fn a_plan_says_the_same_after_it_was_written_and_read() {
 #[test]
 fn orphans_stay_where_a_needed_image_is_missing_or_nobody_knows_what_is_needed() {
     type Change = fn(&World);
-    let changes: [(&str, Sort, Change); 6] = [
+    let changes: [(&str, Sort, Change); 7] = [
         ("a parent is missing", Sort::Unjudged, |world| {
             world.memory.remove(&format!("{FOLDER}/{GOOD}/{}.alias.vhd", time(1))).unwrap();
         }),
         ("a leaf is empty", Sort::Unjudged, |world| {
             world.memory.overwrite(&format!("{FOLDER}/{GOOD}/{}.alias.vhd", time(2)), b"").unwrap();
+        }),
+        ("an image is not understood", Sort::Unjudged, |world| {
+            world.put(&format!("{GOOD}/data/20260805T020003Z.vhd/chunk-filters.json"), b"[\"zstd\"]");
         }),
         ("a uuid comes twice", Sort::Unjudged, |world| world.image(GOOD, "20260812T020003Z", uuid(1), None, 0, 9)),
         ("metadata is cut off", Sort::UnknownMetadata, |world| world.put(&format!("{}.json", time(2)), b"{\"mode\":")),

@@ -9,9 +9,6 @@
 //! | no backup is left                            | nothing                                          |
 //! | a merge has begun in the folder of a disk    | nothing in that folder: the merge is finished    |
 //! | a needed image there is lost or is there twice | leftovers in that folder                       |
-//!
-//! What is needed is what a backup names and what that is built on, by uuid and by name, in any folder of the VM: where the
-//! two disagree, both are needed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,8 +16,10 @@ use storage::{ObjectPath, Storage, UNPUBLISHED};
 use uuid::Uuid;
 
 use super::facts::{Fact, Facts};
+use super::needed::{Needed, is_lost};
 use super::plan::{Act, Action, Explanation, Include, Kind, VmPlan};
 use super::survey::{CACHE, Health, Image, Lineage, Seen, Survey, disks_of, is_metadata};
+use super::unclaimed::{Unclaimed, is_there, paths_of};
 use crate::ingest;
 use crate::merge::Begun;
 use crate::repository::{Backup, BackupTime, Mode, Result, Vm, VmFolder};
@@ -58,76 +57,6 @@ pub(super) fn diagnose(storage: &dyn Storage, vm: &Vm, survey: &Survey, include:
         actions: diagnosis.actions,
         explanations: diagnosis.said,
     })
-}
-
-/// What backups need of the images of their VM.
-struct Needed<'a> {
-    names: BTreeSet<&'a ObjectPath>,
-    /// For each folder of a disk why nothing in it can be judged.
-    unjudged: BTreeMap<&'a ObjectPath, String>,
-    /// Whether something is built on what is nowhere.
-    is_any_absent: bool,
-}
-
-impl<'a> Needed<'a> {
-    fn of(survey: &'a Survey) -> Self {
-        Self::by(survey, |_| true)
-    }
-
-    /// What those backups need for which `is_counted` is true.
-    fn by(survey: &'a Survey, is_counted: impl Fn(&Backup) -> bool) -> Self {
-        let mut needed = Self { names: BTreeSet::new(), unjudged: BTreeMap::new(), is_any_absent: false };
-        let mut by_uuid: BTreeMap<Uuid, Vec<&Image>> = BTreeMap::new();
-        for image in survey.images() {
-            if let Ok(links) = &image.links {
-                by_uuid.entry(links.uuid).or_default().push(image);
-            }
-        }
-        for lineage in &survey.lineages {
-            let own = |image: &&&Image| image.name.parent() == lineage.path;
-            for same in by_uuid.values() {
-                if let [one, other, ..] = same.iter().filter(own).collect::<Vec<_>>().as_slice() {
-                    let why =
-                        format!("'{}' and '{}' have one uuid: nobody can say which is meant", one.name, other.name);
-                    needed.unjudged.insert(&lineage.path, why);
-                }
-            }
-        }
-        let counted = survey.backups.iter().filter(|backup| is_counted(backup));
-        let mut next: Vec<&ObjectPath> = counted.flat_map(|backup| disks_of(backup)).collect();
-        while let Some(name) = next.pop() {
-            if !needed.names.insert(name) {
-                continue;
-            }
-            let lineage = survey.lineages.iter().find(|lineage| lineage.path == name.parent());
-            let image = survey.images().find(|image| image.name == *name);
-            let mut refuse = |why: String| {
-                if let Some(lineage) = lineage {
-                    needed.unjudged.entry(&lineage.path).or_insert(why);
-                }
-            };
-            match image.map(|image| &image.links) {
-                None => refuse(format!("'{name}' is needed and is not there: nobody knows what it was built on")),
-                Some(Err(error)) => refuse(format!("{error}: nobody knows what it is built on")),
-                Some(Ok(links)) => {
-                    let Some(parent) = links.parent else { continue };
-                    let parents = by_uuid.get(&parent).map(Vec::as_slice).unwrap_or_default();
-                    if parents.is_empty() {
-                        refuse(format!("'{name}' is needed and is built on {parent}, which is not there"));
-                    }
-                    next.extend(parents.iter().map(|image| &image.name));
-                    let named: Vec<_> = survey
-                        .images()
-                        .map(|image| &image.name)
-                        .filter(|name| Some(*name) == links.parent_name.as_ref())
-                        .collect();
-                    needed.is_any_absent |= parents.is_empty() && named.is_empty();
-                    next.extend(named);
-                }
-            }
-        }
-        needed
-    }
 }
 
 struct Diagnosis<'a> {
@@ -242,7 +171,7 @@ impl<'a> Diagnosis<'a> {
         self.leftovers(&lineage.entries)?;
         self.leftovers(lineage.data.as_deref().unwrap_or_default())?;
         self.branches(lineage);
-        let mut unclaimed = Unclaimed::of(self, lineage);
+        let mut unclaimed = Unclaimed::of(self.survey, &self.needed, lineage);
         if let Some(why) = self.needed.unjudged.get(&lineage.path).cloned() {
             if !unclaimed.is_empty() {
                 let message = format!(
@@ -334,7 +263,12 @@ impl<'a> Diagnosis<'a> {
     fn dead_aliases_beside_merges(&mut self, lineage: &'a Lineage) -> Result<()> {
         let mut states = String::new();
         for (Begun { state, .. }, _) in &lineage.merges {
-            states.push_str(&String::from_utf8_lossy(&self.storage.read(state, STATE_LIMIT)?));
+            match self.storage.read(state, STATE_LIMIT) {
+                Ok(bytes) => states.push_str(&String::from_utf8_lossy(&bytes)),
+                Err(error) if error.kind().is_unavailable() => return Err(error.into()),
+                // It says nothing, as below.
+                Err(_) => {}
+            }
         }
         let is_readable = lineage.merges.iter().all(|(begun, _)| states.contains(base_of(&begun.state)));
         for image in lineage.images.iter().filter(|_| is_readable) {
@@ -407,14 +341,14 @@ impl<'a> Diagnosis<'a> {
     fn dead_ingests(&mut self, lineage: &Lineage, unclaimed: &mut Unclaimed<'a>) -> Result<()> {
         for seen in &lineage.entries {
             let Some(time) = ingest::time_of_intent(&seen.name) else { continue };
-            let mut paths = unclaimed.take_of_time(&time.stored(), lineage);
             let is_named =
                 |disk: &ObjectPath| disk.parent() == lineage.path && disk.file_name().starts_with(&time.stored());
             let is_complete = self.survey.backups.iter().any(|backup| disks_of(backup).any(is_named));
             let is_used = self.needed.names.iter().any(|name| is_named(name));
             let has_metadata = self.survey.backups.iter().any(|backup| backup.time.stored() == time.stored());
+            let mut paths = if is_complete { Vec::new() } else { unclaimed.take_of_time(&time.stored(), lineage) };
             if !is_complete && (is_used || has_metadata) {
-                // A merge has put what it names to another use, or its backup is another one.
+                // A merge has put what it names to another use, or its backup is another one: all of it stays.
                 continue;
             }
             let reason = if is_complete {
@@ -458,7 +392,9 @@ impl<'a> Diagnosis<'a> {
     fn broken_backups(&mut self) -> Result<()> {
         let survey = self.survey;
         let others = Needed::by(survey, |backup| !is_lost(survey, backup));
-        for backup in survey.backups.iter().filter(|backup| is_lost(survey, backup)) {
+        let mut planned = BTreeSet::new();
+        // The newest first: what is built on others before these.
+        for backup in survey.backups.iter().rev().filter(|backup| is_lost(survey, backup)) {
             if self.is_merging(backup) {
                 continue;
             }
@@ -477,133 +413,16 @@ impl<'a> Diagnosis<'a> {
             }
             let reason =
                 "nothing of this backup can be read; it is moved with the disks that no other backup needs".to_owned();
+            paths.retain(|path| planned.insert(path.clone()));
             self.plan(Kind::BrokenBackup, Act::Trash, paths, reason, vec![backup.time.to_string()])?;
         }
         Ok(())
     }
 }
 
-/// Whether nothing of a backup can be read, since something of it is absent or damaged by itself.
-fn is_lost(survey: &Survey, backup: &Backup) -> bool {
-    if !matches!(survey.health.get(&backup.time), Some(Health::Lost(_))) {
-        return false;
-    }
-    let needed = Needed::by(survey, |other| other.time == backup.time);
-    let is_sound = |name: &ObjectPath| survey.images().any(|image| image.name == *name && image.links.is_ok());
-    backup.mode == Mode::Full || needed.is_any_absent || !needed.names.iter().all(|name| is_sound(name))
-}
-
-impl Needed<'_> {
-    /// Whether a needed name leads to this data.
-    fn leads_to(&self, survey: &Survey, path: &ObjectPath) -> bool {
-        survey.images().any(|image| self.names.contains(&image.name) && image.data.as_ref() == Some(path))
-    }
-}
-
-/// What of a folder no backup needs.
-struct Unclaimed<'a> {
-    /// Images that can be moved with their data.
-    orphans: Vec<&'a Image>,
-    dead_aliases: Vec<&'a Image>,
-    /// Data that no alias leads to.
-    dangling: Vec<ObjectPath>,
-}
-
-impl<'a> Unclaimed<'a> {
-    fn of(diagnosis: &Diagnosis<'a>, lineage: &'a Lineage) -> Self {
-        let survey = diagnosis.survey;
-        let mut unclaimed = Self { orphans: Vec::new(), dead_aliases: Vec::new(), dangling: Vec::new() };
-        for image in lineage.images.iter().filter(|image| !diagnosis.needed.names.contains(&image.name)) {
-            let is_shared = |data: &ObjectPath| {
-                survey.images().any(|other| other.name != image.name && other.data.as_ref() == Some(data))
-            };
-            match &image.links {
-                // What is not understood may be sound.
-                Err(error) if error.kind() == vhd::ErrorKind::Unsupported => {}
-                Err(_) if image.data.as_ref().is_none_or(|data| !is_there(lineage, data)) => {
-                    unclaimed.dead_aliases.push(image);
-                }
-                _ if image.data.as_ref().is_some_and(is_shared) => {}
-                _ => unclaimed.orphans.push(image),
-            }
-        }
-        for seen in
-            lineage.data.iter().flatten().filter(|seen| seen.name.ends_with(".vhd") && !seen.name.starts_with('.'))
-        {
-            let is_led_to = survey.images().any(|image| image.data.as_ref() == Some(&seen.path));
-            if !is_led_to {
-                unclaimed.dangling.push(seen.path.clone());
-            }
-        }
-        unclaimed
-    }
-
-    fn is_empty(&self) -> bool {
-        self.paths().next().is_none()
-    }
-
-    fn paths(&self) -> impl Iterator<Item = &ObjectPath> {
-        let images = self.orphans.iter().chain(&self.dead_aliases).map(|image| &image.name);
-        images.chain(&self.dangling)
-    }
-
-    /// Takes out what has the names of a disk of this time: names before data.
-    fn take_of_time(&mut self, time: &str, lineage: &Lineage) -> Vec<ObjectPath> {
-        let is_of_time = |path: &ObjectPath| {
-            let name = path.file_name();
-            name == format!("{time}.vhd") || name == format!("{time}.alias.vhd")
-        };
-        let mut paths = Vec::new();
-        for images in [&mut self.orphans, &mut self.dead_aliases] {
-            let of_time: Vec<&Image> = images.iter().filter(|image| is_of_time(&image.name)).copied().collect();
-            paths.extend(of_time.iter().flat_map(|image| paths_of(image, lineage)));
-            images.retain(|image| !is_of_time(&image.name));
-        }
-        paths.extend(self.dangling.iter().filter(|path| is_of_time(path)).cloned());
-        self.dangling.retain(|path| !is_of_time(path));
-        paths
-    }
-
-    /// Takes out the orphans, those together that are built on each other: children first.
-    fn take_orphans(&mut self) -> Vec<Vec<&'a Image>> {
-        let orphans = std::mem::take(&mut self.orphans);
-        let uuid = |image: &Image| image.links.as_ref().ok().map(|links| links.uuid);
-        let parent_of = |image: &Image| {
-            let parent = image.links.as_ref().ok().and_then(|links| links.parent)?;
-            orphans.iter().copied().find(|other| uuid(other) == Some(parent))
-        };
-        // What is built on itself is as deep as anything can be.
-        let ancestors = |image: &'a Image| {
-            std::iter::successors(Some(image), |image| parent_of(image)).take(orphans.len() + 1).collect::<Vec<_>>()
-        };
-        let mut groups: BTreeMap<&ObjectPath, Vec<(usize, &'a Image)>> = BTreeMap::new();
-        for image in &orphans {
-            let line = ancestors(image);
-            let root = line.last().map_or(&image.name, |root| &root.name);
-            groups.entry(root).or_default().push((line.len(), image));
-        }
-        let sorted = groups.into_values().map(|mut group| {
-            group.sort_by(|a, b| (b.0, &a.1.name).cmp(&(a.0, &b.1.name)));
-            group.into_iter().map(|(_, image)| image).collect()
-        });
-        sorted.collect()
-    }
-}
-
 /// Returns the name of the image that a merge goes into, by the name of its state file.
 fn base_of(state: &ObjectPath) -> &str {
     state.file_name().trim_start_matches('.').trim_end_matches(".merge.json")
-}
-
-/// Returns what an image is made of: its name, then what the name leads to, if that is in its folder.
-fn paths_of<'a>(image: &'a Image, lineage: &'a Lineage) -> impl Iterator<Item = ObjectPath> + use<'a> {
-    let data = image.data.as_ref().filter(|data| **data != image.name && is_there(lineage, data));
-    [Some(&image.name), data].into_iter().flatten().cloned()
-}
-
-/// Whether something in the folder of a disk, or in its folder `data`, was seen.
-fn is_there(lineage: &Lineage, path: &ObjectPath) -> bool {
-    lineage.entries.iter().chain(lineage.data.iter().flatten()).any(|seen| seen.path == *path && seen.stat.is_some())
 }
 
 /// Whether a file has the name of one that is being written: `.<name>.xofs-new`, XO's `.<milliseconds>.<name>`, `<name>.tmp`.

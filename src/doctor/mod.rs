@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! survey ─► diagnose ─► plan (JSON, given back by the user) ─► apply ─► trash, merge
-//!    └ facts ─────────────┴────── looked at again ───────────────┘        └► put back, purge
+//!    │         └ needed, unclaimed      │                        │        └► put back, purge
+//!    └ facts ───────────────────────────┴─── looked at again ────┘
 //! ```
 //!
 //! Everything is done per VM. What is judged rests on a complete survey: an error while reading never leads to an action.
@@ -11,9 +12,11 @@
 mod apply;
 mod diagnose;
 mod facts;
+mod needed;
 mod plan;
 mod survey;
 mod trash;
+mod unclaimed;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -34,7 +37,7 @@ const LEFT_BEHIND: Duration = Duration::from_secs(15 * 60);
 
 /// The lock of a VM, looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lock {
+enum Lock {
     /// There is none, or it is ours.
     Free,
     /// Somebody holds it: when it was last renewed.
@@ -48,7 +51,7 @@ impl Lock {
     ///
     /// # Errors
     /// What the storage says.
-    pub fn look(repository: &Repository, vm: &VmId) -> Result<Self> {
+    fn look(repository: &Repository, vm: &VmId) -> Result<Self> {
         let path = lock_path(vm)?;
         let storage = repository.storage();
         // NFS answers a question for the time alone by what it knew; a listing asks the server.
