@@ -11,7 +11,7 @@
 //!
 //! | journal says | it stands for                                       | what may be done            |
 //! |--------------|-----------------------------------------------------|-----------------------------|
-//! | `moving`     | things are being moved, or who did so died          | put back                    |
+//! | `moving`     | things are being moved, or put back, or who did so died | put back                |
 //! | `moved`      | all are in the trash                                | put back, purge             |
 //! | `purging`    | the user had it emptied, and parts may be gone      | purge                       |
 //!
@@ -208,7 +208,7 @@ pub(super) fn recover(lock: &VmLock) -> Result<()> {
 pub fn put_back(lock: &VmLock, id: &str) -> Result<PutBack> {
     let storage = &**lock.storage();
     let set = ObjectPath::new(FOLDER)?.join(id)?;
-    let Some((journal, vm)) = read(storage, id)? else {
+    let Some((mut journal, vm)) = read(storage, id)? else {
         return Err(Error::new(ErrorKind::NotFound, format!("'{set}' is not there, or has no journal")));
     };
     if vm != *lock.vm() {
@@ -242,6 +242,12 @@ pub fn put_back(lock: &VmLock, id: &str) -> Result<PutBack> {
     }
     for (place, _) in &left {
         check_no_merge(storage, &place.parent())?;
+    }
+    if journal.state == State::Moved && !left.is_empty() {
+        // From here on it is neither what a plan moved nor anything to purge.
+        lock.check()?;
+        journal.state = State::Moving;
+        write(storage, &set, &journal)?;
     }
     let has_metadata =
         journal.moves.iter().any(|step| ObjectPath::new(&step.path).is_ok_and(|place| is_metadata(&place)));
