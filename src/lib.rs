@@ -2,12 +2,13 @@
 //!
 //! ```text
 //! cli ─┬► mount ──► tree ─┬► repository ──► vhd, xva, storage, disk
-//!      └► ingest, merge ──┘
+//!      └► doctor ─► ingest, merge ──┘
 //! ```
 //!
 //! Each module uses only those to its right.
 
 pub mod cli;
+pub mod doctor;
 pub mod ingest;
 pub mod merge;
 pub mod mount;

@@ -75,6 +75,40 @@ struct Planned {
     outcome: Option<Outcome>,
 }
 
+/// A merge that has begun.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Begun {
+    /// Its state file.
+    pub state: ObjectPath,
+    /// The images it is of, from the base to the target, if the file does not say it.
+    pub chain: Vec<String>,
+}
+
+impl Begun {
+    /// Takes it up; see [`Merge::resume`].
+    ///
+    /// # Errors
+    /// As for that.
+    pub fn resume(&self, storage: &Arc<dyn WritableStorage>) -> vhd::Result<Merge> {
+        match self.chain.as_slice() {
+            [] => Merge::resume(storage, &self.state),
+            chain => Merge::resume_unsaid(storage, &self.state, chain.to_vec()),
+        }
+    }
+}
+
+/// Finishes merges that have begun, and does nothing else.
+///
+/// # Errors
+/// As for [`forget`].
+pub fn finish(lock: &VmLock, merges: Vec<Begun>, watch: &Watch) -> Result<Forgotten> {
+    let mut run = Run::new(lock, watch)?;
+    let backups = Repository::to_change(run.reader.clone(), 0).backups(lock.vm())?;
+    run.check_all_is_known(&backups)?;
+    run.finish_merges(merges, &backups)?;
+    Ok(run.done)
+}
+
 struct Run<'a> {
     lock: &'a VmLock,
     watch: &'a Watch<'a>,
@@ -98,7 +132,9 @@ impl<'a> Run<'a> {
         self.check_all_is_known(&backups)?;
         let lineages = self.lineages()?;
         for lineage in &lineages {
-            self.finish_merges(lineage, &backups)?;
+            let states = Merge::unfinished(&*self.reader, lineage).map_err(of_vhd)?;
+            let begun = states.into_iter().map(|state| Begun { state, chain: Vec::new() });
+            self.finish_merges(begun.collect(), &backups)?;
         }
         if self.done.is_stopped {
             return Ok(self.done);
@@ -185,23 +221,23 @@ impl<'a> Run<'a> {
         Ok(folders)
     }
 
-    /// Finishes what was begun in a folder.
-    fn finish_merges(&mut self, lineage: &ObjectPath, backups: &Backups) -> Result<()> {
-        for state in Merge::unfinished(&*self.reader, lineage).map_err(of_vhd)? {
-            match Merge::resume(&self.storage, &state) {
+    /// Finishes what was begun.
+    fn finish_merges(&mut self, merges: Vec<Begun>, backups: &Backups) -> Result<()> {
+        for begun in merges {
+            match begun.resume(&self.storage) {
                 Ok(mut merge) => {
                     // Of those that it was begun for some may not have gone.
                     let named = self.names_of(backups, &[]);
                     merge.keep(|name| named.contains(name));
                     (self.watch.planned)(merge.blocks());
-                    let mut begun = Planned { images: 1, merge, outcome: None };
-                    self.merge(&mut begun)?;
-                    self.conclude(&begun, backups)?;
+                    let mut planned = Planned { images: 1, merge, outcome: None };
+                    self.merge(&mut planned)?;
+                    self.conclude(&planned, backups)?;
                     if self.done.is_stopped {
                         return Ok(());
                     }
                 }
-                Err(error) => self.done.problems.push((state, error.to_string())),
+                Err(error) => self.done.problems.push((begun.state, error.to_string())),
             }
         }
         Ok(())

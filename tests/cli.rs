@@ -436,6 +436,7 @@ fn every_name_that_json_has_is_documented() {
         &["info", "web01/latest"],
         &["info", "web01/latest/xvda"],
         &["check"],
+        &["repair"],
     ] {
         let Output { stdout, .. } = xofs()
             .arg(arguments[0])
@@ -474,7 +475,7 @@ fn completions_and_the_manual_come_from_the_parser() {
         assert!(succeed(xofs().args(["completions", shell])).contains("export"), "{shell}");
     }
     succeed(xofs().arg("man").arg(folder.path()));
-    for page in ["xofs", "xofs-mount", "xofs-export", "xofs-check", "xofs-forget"] {
+    for page in ["xofs", "xofs-mount", "xofs-export", "xofs-check", "xofs-repair", "xofs-forget"] {
         let page = fs::read_to_string(folder.path().join(format!("{page}.1"))).expect("a page");
         assert!(page.contains(".SH NAME") && page.contains("Example"));
     }

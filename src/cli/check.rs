@@ -1,8 +1,10 @@
-//! `xofs check`: what is damaged, and which backups suffer from it. Writes nothing but digests, if asked to.
+//! `xofs check`: what is damaged, which backups suffer from it and which stay good, and what lies around. Writes nothing but
+//! digests, if asked to.
 //!
 //! Structure: every disk of every backup is opened, which verifies its chain; of every flat layer the last sector of
 //! each stored block is read, which finds files cut short; of exploded layers the block files are listed. With
 //! `--data` every stored byte is read, decompressed and authenticated instead, and compared with its digest where one is known.
+//! What belongs to no backup or hinders Xen Orchestra is what [`doctor`] finds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -24,9 +26,10 @@ use super::export::ahead::{PIECE, THREADS, Times};
 use super::export::progress::Progress;
 use super::text::{Shown, count, size};
 use super::{Global, open, print};
+use crate::doctor::{self, Explanation, Include, Kind};
 use crate::repository::{
     Backup, BackupDisk, DiskSource, ErrorKind, Layout, LooseDisk, MissingBlock, Mode, ProblemKind, Repository,
-    Selection, VmId, VmLock,
+    Selection, Vm, VmId, VmLock,
 };
 
 const EXAMPLES: &str = "\
@@ -36,6 +39,8 @@ Examples:
 
 --data also compares blocks with the digests (SHA-256) that 'xofs ingest' stored beside them: a block that differs is not \
 what was written. --digest-missing makes the digests of what has none, as it is now; Xen Orchestra does not look at them.
+
+What belongs to no backup, or is left over, is no damage: it is listed, and xofs repair says what can be done about it.
 
 Ends with 13 if damage was found, else with 3 if something could not be checked. Writes nothing, but for --digest-missing.";
 
@@ -67,6 +72,12 @@ struct Findings {
     faults: Vec<Fault>,
     /// The paths that were told already, also those of children whose fault is that of a parent.
     told: BTreeSet<String>,
+    /// How often something was added that costs a disk or a backup.
+    costs: usize,
+    /// The backups that nothing is wrong with, and how many there are, by VM.
+    good: BTreeMap<String, (Vec<String>, usize)>,
+    /// What is no damage, and whether it is planned to do something about it.
+    others: Vec<(Explanation, bool)>,
     backups: usize,
     disks: usize,
     bytes: u64,
@@ -128,6 +139,7 @@ impl Findings {
             self.faults.push(Fault { path, reason, message, is_damage, disks, backups });
             self.faults.len() - 1
         });
+        self.costs += usize::from(!matches!(cost, Cost::Nobody));
         let fault = &mut self.faults[at];
         fault.is_damage |= is_damage;
         match cost {
@@ -182,6 +194,7 @@ pub fn run(global: &Global, arguments: &CheckArgs) -> Result<Exit> {
                 let backups = repository.backups(&vm.id)?;
                 check.all_disks = backups.iter().map(|backup| backup.disks.len()).sum();
                 backups.iter().for_each(|backup| check.backup(&vm.name, backup));
+                check.surroundings(&vm);
             }
             Selection::Backup(vm, backup) => {
                 check.all_disks = backup.disks.len();
@@ -224,6 +237,15 @@ fn report(repository: &str, findings: &mut Findings, arguments: &CheckArgs) -> R
             "notes": findings.digests.notes.iter().map(|(path, message)| json!({"path": path, "message": message}))
                 .collect::<Vec<_>>(),
             "faults": faults.collect::<Vec<_>>(),
+            "good": findings.good.iter().flat_map(|(vm, (good, _))| good.iter().map(move |time| format!("{vm}/{time}")))
+                .collect::<Vec<_>>(),
+            "findings": findings.others.iter().map(|(found, is_planned)| json!({
+                "kind": found.kind,
+                "path": found.path,
+                "message": found.message,
+                "backups": found.backups,
+                "isRepairable": is_planned,
+            })).collect::<Vec<_>>(),
         }))?;
     } else {
         for fault in &findings.faults {
@@ -234,10 +256,24 @@ fn report(repository: &str, findings: &mut Findings, arguments: &CheckArgs) -> R
         for (path, message) in &findings.digests.notes {
             print::text(&format!("note: {}: {}\n", Shown(path), Shown(message)))?;
         }
+        for (vm, (good, all)) in findings.good.iter().filter(|(_, (good, all))| good.len() < *all) {
+            let first = good.iter().take(8).map(String::as_str).collect::<Vec<_>>().join(", ");
+            let more = if good.len() > 8 { ", ..." } else { "" };
+            let which = if good.is_empty() { String::new() } else { format!(": {first}{more}") };
+            print::text(&format!("good: {}: {} of {}{which}\n", Shown(vm), good.len(), count(*all, "backup")))?;
+        }
+        for (found, _) in &findings.others {
+            print::text(&format!("{}: {}: {}\n", found.kind, Shown(&found.path), Shown(&found.message)))?;
+        }
+        let repairable = findings.others.iter().filter(|(_, is_planned)| *is_planned).count();
+        let others = match repairable {
+            0 => String::new(),
+            some => format!("; {some} to tidy up: xofs repair"),
+        };
         let mut read = if arguments.data { format!(", {} read", size(findings.bytes)) } else { String::new() };
         read += &findings.digests.to_text(arguments.digest_missing);
         print::text(&format!(
-            "{}, {}{read}: {}{}\n",
+            "{}, {}{read}: {}{}{others}\n",
             count(findings.backups, "backup"),
             count(findings.disks, "disk"),
             if damages == 0 { "no damage found".to_owned() } else { count(damages, "fault") },
@@ -277,6 +313,9 @@ impl Check<'_> {
                     self.findings.add(&folder, &error.to_string(), false, Cost::Nobody);
                 }
             }
+        }
+        if self.repository.layout() == Layout::Repository {
+            doctor::vms(self.repository)?.iter().for_each(|vm| self.surroundings(vm));
         }
         for disk in self.repository.loose_disks()?.iter() {
             self.loose(disk);
@@ -324,8 +363,35 @@ impl Check<'_> {
         Ok(())
     }
 
+    /// Notes what the doctor finds in the folder of a VM, unless it is told with the backups that suffer from it.
+    fn surroundings(&mut self, vm: &Vm) {
+        let plan = doctor::examine(self.repository, None, vm, Include::default());
+        for said in plan.explanations {
+            match said.kind {
+                Kind::BrokenBackup | Kind::DamagedBackup | Kind::UnknownMetadata => {}
+                Kind::Unread if self.findings.has(&said.path, &said.message) => {}
+                Kind::Unread => self.findings.add(&said.path, &said.message, false, Cost::Nobody),
+                _ => self.findings.others.push((said, false)),
+            }
+        }
+        for action in plan.actions {
+            let path = action.paths.into_iter().next().unwrap_or_default();
+            let (kind, message, backups) = (action.kind, action.reason, action.backups);
+            self.findings.others.push((Explanation { kind, path, message, backups }, true));
+        }
+    }
+
     fn backup(&mut self, vm: &str, backup: &Backup) {
         self.findings.backups += 1;
+        let costs = self.findings.costs;
+        self.backup_and_disks(vm, backup);
+        let is_good = self.findings.costs == costs && backup.problem.is_none();
+        let (good, all) = self.findings.good.entry(vm.to_owned()).or_default();
+        *all += 1;
+        good.extend(is_good.then(|| backup.time.to_string()));
+    }
+
+    fn backup_and_disks(&mut self, vm: &str, backup: &Backup) {
         for disk in &backup.disks {
             self.backup_disk(vm, backup, disk);
         }

@@ -1,7 +1,7 @@
 //! The commands of `xofs`: one file each, and the only place that prints.
 //!
 //! ```text
-//! main ─► mount · unmount · list · info · export · check · forget · ingest · repository · completions (and man)
+//! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · repository · completions (and man)
 //!           └─► open ─► address, config, password        what is named, to an open repository
 //! exit: how each ends      text, print: how values are written      logging, signals, daemon: the process
 //! ```
@@ -22,6 +22,7 @@ mod mount;
 mod open;
 mod password;
 mod print;
+mod repair;
 mod repository;
 mod signals;
 mod text;
@@ -92,6 +93,7 @@ enum Command {
     Info(info::InfoArgs),
     Export(export::ExportArgs),
     Check(check::CheckArgs),
+    Repair(repair::RepairArgs),
     Forget(forget::ForgetArgs),
     Ingest(Box<ingest::IngestArgs>),
     Repository(repository::RepositoryArgs),
@@ -126,6 +128,7 @@ pub fn main() -> ExitCode {
         Command::Info(arguments) => info::run(global, &arguments),
         Command::Export(arguments) => export::run(global, &arguments),
         Command::Check(arguments) => check::run(global, &arguments),
+        Command::Repair(arguments) => repair::run(global, &arguments),
         Command::Forget(arguments) => forget::run(global, &arguments),
         Command::Ingest(arguments) => ingest::run(global, &arguments),
         Command::Repository(arguments) => repository::run(global, &arguments),

@@ -27,6 +27,11 @@ const TEXT: &[u8] = b"xofs ingest writes, or wrote, the disk of this time\n";
 /// Longest alias that is read (bytes).
 const ALIAS_LIMIT: u64 = 4096;
 
+/// Returns the time of the disk that a file stands for; `None` if it is no intent.
+pub(crate) fn time_of(name: &str) -> Option<BackupTime> {
+    BackupTime::parse(name.strip_prefix('.')?.strip_suffix(SUFFIX)?)
+}
+
 /// The names of one disk of a backup, in the folder of its lineage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Names {

@@ -24,7 +24,7 @@ use flate2::{Compression, GzBuilder, read::MultiGzDecoder};
 use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
-use storage::{ObjectPath, UNPUBLISHED, WritableStorage, create_directories, publish};
+use storage::{ObjectPath, Storage, UNPUBLISHED, WritableStorage, create_directories, publish};
 
 use super::{BackupTime, Error, ErrorKind, METADATA_LIMIT, Result, VM_FOLDER, VmLock, cache};
 
@@ -197,7 +197,10 @@ impl<'a> VmFolder<'a> {
     }
 
     /// Removes the cache; one who died may have done so before, but not made it durable.
-    fn remove_cache(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Locked`] if the lock is lost; else what the storage says.
+    pub(crate) fn remove_cache(&self) -> Result<()> {
         self.lock.check()?;
         unless_gone(self.storage().remove(&self.cache_path()?))?;
         Ok(self.storage().sync(&self.path)?)
@@ -208,29 +211,43 @@ impl<'a> VmFolder<'a> {
         Ok(publish(self.storage(), &self.cache_path()?, packed)?)
     }
 
+    /// Says in what the listing cache of a VM's folder is wrong, where `names` are the metadata files there; `None` if it is
+    /// right, as far as names tell.
+    ///
+    /// # Errors
+    /// What the storage says if it cannot be read for another reason than that it is damaged.
+    pub(crate) fn fault_of_cache(
+        storage: &(impl Storage + ?Sized),
+        folder: &ObjectPath,
+        names: &BTreeSet<String>,
+    ) -> Result<Option<String>> {
+        let Some(text) = cache_text(storage, &folder.join(cache::NAME)?)? else {
+            return Ok(Some("cannot be unpacked".to_owned()));
+        };
+        let Some(entries) = entries(folder, &text) else { return Ok(Some("is none of this VM".to_owned())) };
+        if agrees(folder, &entries, names) {
+            return Ok(None);
+        }
+        let missing = names.iter().find(|name| !entries.contains_key(&format!("/{folder}/{name}")));
+        Ok(Some(match missing {
+            Some(name) => format!("lacks '{name}'"),
+            None => format!("names {} backups, and {} are there", entries.len(), names.len()),
+        }))
+    }
+
     /// Returns the text of the cache; `None` if there is none, or none that can be read.
     fn cache_text(&self) -> Result<Option<Vec<u8>>> {
-        let packed = match self.storage().read(&self.cache_path()?, cache::STORED_LIMIT) {
-            Ok(packed) => packed,
-            Err(error) if error.kind().is_unavailable() => return Err(error.into()),
-            Err(_) => return Ok(None),
-        };
-        let mut text = Vec::new();
-        let unpacked = MultiGzDecoder::new(&*packed).take(cache::PLAIN_LIMIT).read_to_end(&mut text);
-        Ok(unpacked.is_ok().then_some(text))
+        cache_text(self.storage(), &self.cache_path()?)
     }
 
     /// Parses the text of a cache; `None` if it is none of this folder.
     fn entries<'t>(&self, text: &'t [u8]) -> Option<Entries<'t>> {
-        let entries: Entries<'t> = serde_json::from_slice(text).ok()?;
-        let prefix = format!("/{}/", self.path);
-        entries.keys().all(|key| key.starts_with(&prefix)).then_some(entries)
+        entries(&self.path, text)
     }
 
     /// Whether a cache names exactly these files of the folder.
     fn agrees(&self, entries: &Entries, names: &BTreeSet<String>) -> bool {
-        let key = |name: &String| format!("/{}/{name}", self.path);
-        entries.len() == names.len() && names.iter().all(|name| entries.contains_key(&key(name)))
+        agrees(&self.path, entries, names)
     }
 
     /// Writes the cache anew with the entry of a backup that was published, if there was one that agreed.
@@ -268,6 +285,31 @@ impl<'a> VmFolder<'a> {
             tracing::warn!(%error, "listing cache not looked at after a change");
         }
     }
+}
+
+/// Returns the text of a cache; `None` if there is none, or none that can be read.
+fn cache_text(storage: &(impl Storage + ?Sized), path: &ObjectPath) -> Result<Option<Vec<u8>>> {
+    let packed = match storage.read(path, cache::STORED_LIMIT) {
+        Ok(packed) => packed,
+        Err(error) if error.kind().is_unavailable() => return Err(error.into()),
+        Err(_) => return Ok(None),
+    };
+    let mut text = Vec::new();
+    let unpacked = MultiGzDecoder::new(&*packed).take(cache::PLAIN_LIMIT).read_to_end(&mut text);
+    Ok(unpacked.is_ok().then_some(text))
+}
+
+/// Parses the text of a cache; `None` if it is none of this folder.
+fn entries<'t>(folder: &ObjectPath, text: &'t [u8]) -> Option<Entries<'t>> {
+    let entries: Entries<'t> = serde_json::from_slice(text).ok()?;
+    let prefix = format!("/{folder}/");
+    entries.keys().all(|key| key.starts_with(&prefix)).then_some(entries)
+}
+
+/// Whether a cache names exactly these files of the folder.
+fn agrees(folder: &ObjectPath, entries: &Entries, names: &BTreeSet<String>) -> bool {
+    let key = |name: &String| format!("/{folder}/{name}");
+    entries.len() == names.len() && names.iter().all(|name| entries.contains_key(&key(name)))
 }
 
 /// The key of a backup in the listing cache, by its metadata file.

@@ -26,6 +26,8 @@ pub enum ErrorKind {
     Exists,
     /// Another program works on the VM, or took its lock over.
     Locked,
+    /// Something is not as it was when it was decided about.
+    Changed,
 }
 
 /// An error with its kind and a sentence that names the object, what was expected and what was found.

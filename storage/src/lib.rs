@@ -12,6 +12,7 @@
 //!
 //! It never hears of VHD or backups.
 
+mod digest;
 mod encrypted;
 mod error;
 mod faulty;
@@ -25,6 +26,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+pub use digest::sha256;
 pub use encrypted::{EncryptedStorage, EncryptionKey};
 pub use error::{Error, ErrorKind, Result};
 pub use faulty::{Fault, FaultyStorage, Operation};

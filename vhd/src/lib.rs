@@ -3,7 +3,7 @@
 //! ```text
 //! open ─► disk (ChainDisk: table, reading, checking) ─► chain (names, merges, links) ─► layer ─► flat │ exploded
 //! by_name (when a disk without a backup has ended)
-//! Merge (fewer images, the same disk)
+//! Merge (fewer images, the same disk)                  links (what an image says of itself)
 //! create_layer ─► block_sink ─► flat_writer │ exploded_writer, then alias_writer     new_layer (what is to be written)
 //! digests (what blocks hold, known without reading them), digest
 //! VhdView (a disk as one VHD file)                       cache (blocks in memory), workers (that fill it ahead)
@@ -31,6 +31,7 @@ mod footer;
 mod geometry;
 mod header;
 mod layer;
+mod links;
 mod locator;
 mod memory;
 mod merge;
@@ -52,6 +53,7 @@ pub use footer::{DiskType, Footer};
 pub use geometry::{BlockIndex, BlockSize, BlockSpan, Chs, FileSector, SECTOR};
 pub use header::{Header, ParentLocator};
 pub use layer::Format;
+pub use links::{Links, data_path};
 pub use merge::{Control, ImageSummary, Lineage, Merge, Outcome, remove_image};
 pub use new_layer::{EncodedBlock, NewLayer, equivalent_size};
 pub use view::VhdView;

@@ -202,13 +202,47 @@ impl Merge {
         if chain.len() < 2 || chain[0] != base {
             return Err(damaged(format!("a chain from '{base}' to a younger disk was expected in it")));
         }
+        Self::go_on(storage, state, &found, chain)
+    }
+
+    /// Takes up a merge whose state file was being written when its writer ended, and says nothing: `chain` is what it must have
+    /// been of, file names from the base to the target. Changes nothing yet.
+    ///
+    /// No block is taken for moved unless it is where it would be then.
+    ///
+    /// # Errors
+    /// As for [`Merge::resume`]; [`ErrorKind::Damaged`] if the file says something.
+    pub fn resume_unsaid(storage: &Arc<dyn WritableStorage>, state: &ObjectPath, chain: Vec<String>) -> Result<Self> {
+        let reader = storage.clone().reader();
+        let damaged = |reason: &str| Error::new(ErrorKind::Damaged, state, reason);
+        if reader.stat(state)?.size != 0 {
+            return Err(damaged("an empty file was expected, of which nothing was written"));
+        }
+        if chain.len() < 2 || Some(chain[0].as_str()) != merge_state::parent_of(state.file_name()) {
+            return Err(damaged("a chain from the disk in its name to a younger one was expected"));
+        }
+        let target = Image::open(&reader, &state.parent().join(&chain[chain.len() - 1])?)?;
+        let child_uuid = Some(target.layer.footer.uuid);
+        let (current_block, step, parent_uuid, data) = (0, Step::MergeBlocks, None, None);
+        let unsaid = MergeState { chain: chain.clone(), current_block, step, child_uuid, parent_uuid, data };
+        Self::go_on(storage, state, &unsaid, chain)
+    }
+
+    /// Goes on with what a state file says.
+    fn go_on(
+        storage: &Arc<dyn WritableStorage>,
+        state: &ObjectPath,
+        found: &MergeState,
+        chain: Vec<String>,
+    ) -> Result<Self> {
+        let (reader, folder) = (storage.clone().reader(), state.parent());
         let data = match &found.data {
             Some(data) => data.iter().map(|data| plan::inside(&folder, data)).collect::<Result<_>>()?,
             None => plan::data_of_names(&reader, &folder, &chain)?,
         };
-        let stage = plan::stage(&reader, &folder, &chain, &found, state)?;
+        let stage = plan::stage(&reader, &folder, &chain, found, state)?;
         if let Stage::Blocks { base, children } = &stage {
-            plan::check(&reader, &folder, base, children, Some(&found))?;
+            plan::check(&reader, &folder, base, children, Some(found))?;
         }
         Ok(Self { storage: storage.clone(), reader, folder, chain, data, state: state.clone(), stage })
     }
