@@ -546,3 +546,67 @@ fn forget_wants_a_rule_a_scope_and_a_time_zone_that_exists() {
         assert!(code == expected && out.is_empty() && err.contains(reason), "{arguments:?}: {code} {out}{err}");
     }
 }
+
+#[test]
+fn forget_merges_the_disks_of_several_vms_at_a_time() {
+    let folder = folder();
+    let repository = folder.path().join("repository");
+    let (code, _, err) = run(xofs().args(["repository", "init"]).arg(&repository));
+    assert_eq!(code, 0, "{err}");
+    let vms = ["1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a51", "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a52"];
+    let make = |days: &[&str]| {
+        for day in days {
+            for vm in vms {
+                let mut ingest = xofs();
+                ingest.arg("ingest").arg(&repository).args(["--vm", vm, "--name", "web"]);
+                ingest.args(["--time", &format!("2026-08-{day}T02:00:00Z"), "--compression", "none"]);
+                for disk in ["xvda", "xvdb"] {
+                    let image = folder.path().join(format!("{vm}-{disk}.raw"));
+                    fs::write(&image, format!("{vm} {disk} {day}").repeat(100_000)).expect("writes");
+                    ingest.arg("--disk").arg(format!("{disk}={}", image.display()));
+                }
+                let (code, _, err) = run(&mut ingest);
+                assert_eq!(code, 0, "{err}");
+            }
+        }
+    };
+    let forget = |arguments: &[&str]| -> Value {
+        let mut forget = xofs();
+        forget.arg("forget").arg(&repository).args(["--all", "--keep-last=1", "--apply", "--json"]).args(arguments);
+        let (code, out, err) = run(&mut forget);
+        assert_eq!((code, err.as_str()), (0, ""));
+        serde_json::from_str::<Value>(&out).expect("--json writes JSON")["applied"].clone()
+    };
+    make(&["01", "02", "03"]);
+    let said = forget(&["--jobs", "3"]);
+    assert_eq!((&said["jobs"], &said["renameSeconds"]), (&Value::from(3), &Value::Null), "{said}");
+    make(&["04"]);
+    let probed = forget(&[]);
+    assert!(probed["renameSeconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{probed}");
+    for (applied, merged) in [(&said, 4), (&probed, 2)] {
+        let found: Vec<_> = applied["vms"].as_array().expect("VMs").iter().map(|vm| text(vm, "uuid")).collect();
+        assert_eq!(found, vms, "{applied}");
+        for vm in applied["vms"].as_array().expect("VMs") {
+            assert_eq!((&vm["mergedDisks"], &vm["problems"]), (&Value::from(merged), &Value::from(Vec::<u8>::new())));
+        }
+    }
+    let mut left: Vec<_> =
+        fs::read_dir(&repository).expect("lists").map(|entry| entry.expect("lists").file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["xo-vm-backups"]);
+    for vm in vms {
+        for disk in ["xvda", "xvdb"] {
+            let copy = folder.path().join("copy.raw");
+            let (code, _, err) = run(xofs()
+                .arg("export")
+                .arg(&repository)
+                .arg(format!("{vm}/latest/{disk}"))
+                .arg("-o")
+                .arg(&copy)
+                .arg("--force"));
+            assert_eq!(code, 0, "{err}");
+            let expected = fs::read(folder.path().join(format!("{vm}-{disk}.raw"))).expect("reads");
+            assert!(fs::read(&copy).expect("reads")[..expected.len()] == expected, "{vm} {disk}");
+        }
+    }
+}

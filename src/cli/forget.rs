@@ -2,6 +2,7 @@
 
 mod apply;
 mod expired;
+mod jobs;
 mod rules;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ use crate::repository::{
 };
 use apply::Manner;
 pub use expired::{Expired, forget_expired};
+use jobs::Jobs;
 pub use rules::RetentionArgs;
 
 const EXAMPLES: &str = "\
@@ -67,6 +69,9 @@ pub struct ForgetArgs {
     /// How long to wait for another program that writes a backup of the same VM
     #[arg(long, value_name = "SECONDS", default_value_t = 60, requires = "apply")]
     wait: u64,
+    /// Disks that are merged at a time [default: by how long a rename takes, 1 on disks that turn and slow networks, up to 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64), requires = "apply")]
+    jobs: Option<u32>,
     /// Says how far it is every ten seconds, where there is no terminal
     #[arg(long, requires = "apply")]
     progress: bool,
@@ -110,9 +115,17 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
                 let decided = decide(backups, &rules, &protection, named.as_ref());
                 decided.into_iter().filter(|row| !row.decision.is_keep()).map(|row| row.backup).collect()
             };
-            let manner = Manner { wait: Duration::from_secs(arguments.wait), progress: arguments.progress };
-            let vms = judged.iter().map(|judged| &judged.vm);
-            Some(apply::run(&manner, &storage, vms, &choose, is_stopped).or_its_error()?)
+            // Where nothing goes there is nothing to be merged, but for what was begun earlier.
+            let is_any_going = judged.iter().flat_map(Judged::rows).any(|row| !row.decision.is_keep());
+            let jobs = Jobs::new(arguments.jobs.or((!is_any_going).then_some(1)), &*storage);
+            if let Some(rename) = jobs.rename.filter(|_| !arguments.json) {
+                let milliseconds = rename.as_secs_f64() * 1000.0;
+                eprintln!("xofs: {} at a time: a rename takes {milliseconds:.1} ms here", count(jobs.count, "merge"));
+            }
+            let (wait, progress) = (Duration::from_secs(arguments.wait), arguments.progress);
+            let manner = Manner { wait, progress, jobs: jobs.count };
+            let vms: Vec<&Vm> = judged.iter().map(|judged| &judged.vm).collect();
+            Some((apply::run(&manner, &storage, &vms, &choose, &is_stopped).or_its_error()?, jobs))
         }
         None => None,
     };
@@ -125,16 +138,21 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
             "vms": judged.iter().map(Judged::to_json).collect::<Vec<_>>(),
             "keep": kept,
             "forget": all - kept,
-            "applied": applied.as_ref().map(apply::Applied::to_json),
+            "applied": applied.as_ref().map(|(applied, jobs)| {
+                let mut told = applied.to_json();
+                told["jobs"] = json!(jobs.count);
+                told["renameSeconds"] = json!(jobs.rename.map(|rename| rename.as_secs_f64()));
+                told
+            }),
         }))?;
     } else {
         match &applied {
-            Some(applied) => print::text(&applied.to_text())?,
+            Some((applied, _)) => print::text(&applied.to_text())?,
             None => print::text(&to_text(&judged, zone.as_deref(), "; nothing was changed"))?,
         }
     }
     let is_listed = judged.iter().all(|vm| vm.rows.is_ok());
-    Ok(match applied.map_or(Exit::Done, |applied| applied.exit()) {
+    Ok(match applied.map_or(Exit::Done, |(applied, _)| applied.exit()) {
         Exit::Done if !is_listed => Exit::Partial,
         exit => exit,
     })

@@ -55,6 +55,14 @@ impl Progress {
         self.advance(0, Times { reading: Duration::MAX, ..Times::default() });
     }
 
+    /// Says that `bytes` more are to be done than was known.
+    pub fn expect(&mut self, bytes: u64) {
+        self.total += bytes;
+        if let Shown::Bar(Some(bar)) = &self.shown {
+            bar.set_length(self.total);
+        }
+    }
+
     /// Says that `bytes` more are done.
     pub fn advance(&mut self, bytes: u64, times: Times) {
         self.advance_waiting(bytes, if times.reading > times.writing { "repository" } else { "output" });

@@ -1,8 +1,10 @@
-//! `xofs forget --apply`: one VM after the other, each under its lock.
+//! `xofs forget --apply`: the VMs, a few at a time, each under its lock.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -29,7 +31,12 @@ pub struct Manner {
     pub wait: Duration,
     /// Whether it says how far it is where there is no terminal.
     pub progress: bool,
+    /// Merges at a time.
+    pub jobs: usize,
 }
+
+/// Returns which of a VM's backups are to go.
+pub type Choose<'a> = dyn Fn(&Backups) -> Vec<Arc<Backup>> + Sync + 'a;
 
 /// What was done.
 pub struct Applied {
@@ -46,31 +53,46 @@ pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 }
 
 /// Forgets what `choose` names of each VM's backups.
-pub fn run<'a>(
+pub fn run(
     manner: &Manner,
     storage: &Arc<dyn WritableStorage>,
-    vms: impl Iterator<Item = &'a Vm>,
-    choose: &dyn Fn(&Backups) -> Vec<Arc<Backup>>,
-    is_stopped: Arc<AtomicBool>,
+    vms: &[&Vm],
+    choose: &Choose,
+    is_stopped: &AtomicBool,
 ) -> Applied {
     let progress = Mutex::new(Progress::new("merge", 0, manner.progress));
-    let mut applied = Applied { vms: Vec::new(), is_stopped: false };
-    for vm in vms {
-        if is_stopped.load(Ordering::Relaxed) {
-            break;
+    let at_a_time = manner.jobs.clamp(1, vms.len().max(1));
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let work = || {
+        while let Some((number, vm)) =
+            Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|at| Some((at, vms.get(at)?)))
+        {
+            if is_stopped.load(Ordering::Relaxed) {
+                return;
+            }
+            let forgotten = forget(manner, manner.jobs / at_a_time, storage, vm, choose, is_stopped, &progress);
+            done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, ((*vm).clone(), forgotten));
         }
-        let done = forget(manner, storage, vm, choose, &is_stopped, &progress);
-        applied.vms.push((vm.clone(), done));
-    }
-    applied.is_stopped = is_stopped.load(Ordering::Relaxed);
-    applied
+    };
+    thread::scope(|scope| {
+        for _ in 1..at_a_time {
+            // Where the system refuses another thread, there are fewer.
+            if thread::Builder::new().name("xofs-forget".to_owned()).spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
+    let vms = done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect();
+    Applied { vms, is_stopped: is_stopped.load(Ordering::Relaxed) }
 }
 
 fn forget(
     manner: &Manner,
+    jobs: usize,
     storage: &Arc<dyn WritableStorage>,
     vm: &Vm,
-    choose: &dyn Fn(&Backups) -> Vec<Arc<Backup>>,
+    choose: &Choose,
     is_stopped: &AtomicBool,
     progress: &Mutex<Progress>,
 ) -> Result<Forgotten> {
@@ -84,11 +106,10 @@ fn forget(
     })?;
     let threads = if storage.capabilities().is_remote { THREADS_REMOTE } else { THREADS_LOCAL };
     let with_progress = |act: &dyn Fn(&mut Progress)| act(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
-    let what = format!("merge of {}", Shown(name));
     let watch = Watch {
         threads,
-        jobs: 1,
-        planned: &|blocks| with_progress(&|progress| progress.next(&what, blocks * BLOCK)),
+        jobs,
+        planned: &|blocks| with_progress(&|progress| progress.expect(blocks * BLOCK)),
         moved: &|blocks| {
             let times = Times { reading: Duration::MAX, ..Times::default() };
             with_progress(&|progress| progress.advance(blocks * BLOCK, times));

@@ -50,7 +50,8 @@ pub fn forget_expired(
         let decided = decide(backups, expired.rules, &protection, Some(&named));
         decided.into_iter().filter(|row| !row.decision.is_keep()).map(|row| row.backup).collect()
     };
-    let manner = Manner { wait: expired.wait, progress: expired.progress };
-    let applied = apply::run(&manner, storage, std::iter::once(expired.vm), &choose, is_stopped);
+    // Of one VM there is little to be merged at a time.
+    let manner = Manner { wait: expired.wait, progress: expired.progress, jobs: 1 };
+    let applied = apply::run(&manner, storage, &[expired.vm], &choose, &is_stopped);
     Ok((applied.exit(), applied.to_text(), applied.to_json()))
 }
