@@ -118,7 +118,9 @@ fn what_is_ingested_into_an_encrypted_repository_comes_back_and_stands_nowhere_i
         let mut command = xofs();
         command.arg("ingest").arg(&plain).arg("--to").arg(&secret).args(["--vm", VM, "--name", "web01", "--json"]);
         command.args(["--compression", "none", "--disk"]).arg(format!("xvda={}", image.display()));
-        let told: Value = serde_json::from_str(&succeed(command.env("XOFS_PASSWORD", KEY))).expect("JSON");
+        // It is for the one that needs it.
+        command.arg("--password-file").arg(write_key(folder.path(), KEY));
+        let told: Value = serde_json::from_str(&succeed(&mut command)).expect("JSON");
         for repository in told["repositories"].as_array().expect("repositories") {
             assert_eq!(repository["disks"][0]["isKey"], round == 0, "{told}");
         }

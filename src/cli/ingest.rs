@@ -157,6 +157,8 @@ fn parse_backup_time(text: &str) -> std::result::Result<BackupTime, String> {
 /// # Errors
 /// If no repository has the backup in the end.
 pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
+    let shares_key = arguments.from.is_some() || !arguments.to.is_empty();
+    let global = &Global { shares_key, ..global.clone() };
     let layout = layout(arguments)?;
     let rules = expired::rules(arguments)?;
     // Before other threads are started; nothing is watched yet.

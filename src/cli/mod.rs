@@ -76,6 +76,9 @@ pub struct Global {
     /// Command that prints the encryption key
     #[arg(long, global = true, value_name = "COMMAND")]
     password_command: Option<String>,
+    /// Whether several repositories are named: then a key that is given is for those that need one and have none of their own.
+    #[arg(skip)]
+    shares_key: bool,
     /// Logs more; XOFS_LOG says exactly what
     #[arg(short, long, global = true)]
     verbose: bool,

@@ -100,12 +100,18 @@ fn or_asking<T>(global: &Global, place: &Place, open: impl Fn(Option<EncryptionK
 }
 
 fn source(global: &Global, place: &Place) -> Option<Source> {
-    Source::choose(
+    let own = || Source::choose(None, None, |_| None, place.entry.as_ref());
+    if let Some(own) = own().filter(|_| global.shares_key) {
+        return Some(own);
+    }
+    let mut source = Source::choose(
         global.password_file.as_deref(),
         global.password_command.as_deref(),
         |name| std::env::var(name).ok(),
         place.entry.as_ref(),
-    )
+    )?;
+    source.is_ambient |= global.shares_key;
+    Some(source)
 }
 
 /// Opens with the key of `source`. One of the environment is meant for whatever needs it: a plain repository is opened

@@ -222,7 +222,7 @@ impl Repository {
         if !entries.iter().any(|entry| MARKERS.contains(&entry.name.as_str())) {
             let message = format!(
                 "'{}' is no backup repository: a folder with '{VM_FOLDER}' was expected; check the path, and that the share \
-                 is mounted",
+                 is mounted; 'xofs repository init' makes a new one",
                 path.display()
             );
             return Err(Error::new(ErrorKind::NoSuchRepository, message));
