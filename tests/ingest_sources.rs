@@ -302,7 +302,7 @@ fn a_dirty_bitmap_limits_what_is_compared_and_is_not_believed_where_it_cannot_be
         "{code} {err}"
     );
     let whole: Value = serde_json::from_str(&out).unwrap();
-    assert_eq!(compared(&whole), 32, "{whole}");
+    assert_eq!(compared(&whole), 16, "{whole}");
     assert!(newest(&place) == raw_of("qcow2", &image));
     // Begun too late: what it calls clean is not.
     qemu_io("qcow2", &image, &["write -P 1 0 32M"]);
