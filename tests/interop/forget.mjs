@@ -6,7 +6,7 @@
 // 1. XO lists what is left, its cleaner has nothing to do or to say, and every disk reads as it was.
 // 2. XO adds a backup to the merged chain and merges in its turn.
 // 3. XO begins a merge and is killed; `xofs forget` finishes it.
-// 4. `xofs forget` dies after a change of the repository, the first, the eighth and so on (XOFS_EVERY=1: after each); XO's
+// 4. `xofs forget` dies after a change of the repository, the first, the twelfth and so on (XOFS_EVERY=1: after each); XO's
 //    cleaner finishes it, or the next `xofs forget`.
 
 import { cp, mkdir, readdir, readFile, rm } from 'node:fs/promises'
@@ -25,7 +25,7 @@ const [xofs, forgetUntil, work] = process.argv.slice(2).map(path => resolve(path
 const NIGHT = 86_400_000
 const EPOCH = Date.UTC(2026, 7, 1, 2, 0, 3)
 const DIED = 7
-const EVERY = Number(process.env.XOFS_EVERY ?? 7)
+const EVERY = Number(process.env.XOFS_EVERY ?? 11)
 
 let failures = 0
 const fail = message => {
