@@ -84,6 +84,8 @@ pub enum Fault {
     Stall,
     /// Of bytes to be written the first half is, then it fails with this error number; anything else just fails so.
     Half(i32),
+    /// Of bytes that are read only the first half comes, as of a file that was cut short; anything else is as ever.
+    Short,
 }
 
 type Rule = Box<dyn Fn(Operation, &ObjectPath) -> Option<Fault> + Send>;
@@ -164,6 +166,13 @@ impl<S: Storage + ?Sized> FaultyStorage<S> {
     }
 }
 
+/// How much of what is read comes.
+#[derive(PartialEq, Eq)]
+enum Come {
+    All,
+    Half,
+}
+
 impl Control {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -171,7 +180,13 @@ impl Control {
 
     /// Counts an operation and lets it meet its fault.
     fn begin(&self, operation: Operation, act: &'static str, path: &ObjectPath) -> Result<()> {
-        self.begin_or_half(operation, act, path, || {})
+        self.begin_or_half(operation, act, path, || {}).map(drop)
+    }
+
+    /// The same of a read of `len` bytes in an object; returns how many of them come.
+    fn begin_read(&self, path: &ObjectPath, len: usize) -> Result<usize> {
+        let come = self.begin_or_half(Operation::ReadAt, "read", path, || {})?;
+        Ok(if come == Come::Half { len / 2 } else { len })
     }
 
     /// The same of a write, of which `half` does the first half.
@@ -181,13 +196,14 @@ impl Control {
         act: &'static str,
         path: &ObjectPath,
         half: impl FnOnce(),
-    ) -> Result<()> {
+    ) -> Result<Come> {
         let mut state = self.state();
         *state.counts.entry(operation).or_default() += 1;
         match (state.rule)(operation, path) {
-            None => Ok(()),
+            None => Ok(Come::All),
             Some(Fault::Error(kind)) => Err(Error::new(kind, act, path, "a fault was asked for")),
             Some(Fault::Errno(number)) => Err(of_errno(number, act, path)),
+            Some(Fault::Short) => Ok(Come::Half),
             Some(Fault::Half(number)) => {
                 drop(state);
                 half();
@@ -196,7 +212,7 @@ impl Control {
             Some(Fault::Delay(delay)) => {
                 drop(state);
                 std::thread::sleep(delay);
-                Ok(())
+                Ok(Come::All)
             }
             Some(Fault::Stall) => {
                 let releases = state.releases;
@@ -205,7 +221,7 @@ impl Control {
                 while state.releases == releases {
                     state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
-                Ok(())
+                Ok(Come::All)
             }
         }
     }
@@ -223,8 +239,12 @@ impl<S: Storage + ?Sized> Storage for FaultyStorage<S> {
     }
 
     fn read(&self, path: &ObjectPath, limit: u64) -> Result<Vec<u8>> {
-        self.control.begin(Operation::Read, "read", path)?;
-        self.inner.read(path, limit)
+        let come = self.control.begin_or_half(Operation::Read, "read", path, || {})?;
+        let mut bytes = self.inner.read(path, limit)?;
+        if come == Come::Half {
+            bytes.truncate(bytes.len() / 2);
+        }
+        Ok(bytes)
     }
 
     fn list(&self, path: &ObjectPath) -> Result<Vec<Entry>> {
@@ -254,8 +274,8 @@ struct FaultyObject {
 
 impl Object for FaultyObject {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        self.control.begin(Operation::ReadAt, "read", &self.path)?;
-        self.inner.read_at(offset, buffer)
+        let len = self.control.begin_read(&self.path, buffer.len())?;
+        self.inner.read_at(offset, &mut buffer[..len])
     }
 
     fn stat(&self) -> Result<Stat> {
@@ -352,8 +372,8 @@ struct FaultyWriter {
 
 impl Object for FaultyWriter {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        self.control.begin(Operation::ReadAt, "read", &self.path)?;
-        self.inner.read_at(offset, buffer)
+        let len = self.control.begin_read(&self.path, buffer.len())?;
+        self.inner.read_at(offset, &mut buffer[..len])
     }
 
     fn stat(&self) -> Result<Stat> {
