@@ -1,6 +1,6 @@
-"""Measures reading mounted backups, beside other ways to read the same bytes. See docs/performance.md.
+"""Measures reading mounted backups and writing them, beside other ways to do the same. See docs/performance.md.
 
-usage: bench.py PROGRAMS FOLDER [GROUP...] [--rounds N] [--seconds N] [--json FILE]
+usage: bench.py PROGRAMS FOLDER [GROUP...] [--rounds N] [--seconds N] [--ingest GIB] [--json FILE]
 
 PROGRAMS is the folder of the release binaries; FOLDER keeps the disks that are read.
 """
@@ -8,7 +8,7 @@ import argparse, hashlib, os, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import big, disk, reading, repository
+import big, disk, reading, repository, writing
 from reading import drop, warm
 from report import Report
 from targets import Work, plain
@@ -34,7 +34,7 @@ def use_memory(file, size):
 class Bench:
     def __init__(self, args, work):
         self.args, self.work, self.report = args, work, Report()
-        self.disks = args.folder
+        self.disks, self.writing = args.folder, None
 
     def add(self, group, test, unit, target, value, is_speed=True):
         self.report.add(group, test, unit, target, value, is_speed)
@@ -349,6 +349,11 @@ class Bench:
         big.main([str(self.args.programs / 'xofs'), str(self.args.programs / 'passthrough'), str(self.disks / 'big'),
                   '--rounds', str(self.args.rounds)])
 
+    def write(self):
+        """merging by rename, merging VHD files, ingest, beside their limits and Xen Orchestra"""
+        self.writing = writing.Writing(self)
+        self.writing.run()
+
     # What they share
 
     @contextmanager
@@ -408,7 +413,7 @@ class Bench:
         slow = f'Sequential, 1 MiB, {DELAY_MS} ms per operation, exploded plain'
         goals.append((f'{DELAY_MS} ms per operation, exploded plain, of one at a time', 8,
                       ratio('slow', slow, 'xofs', 'one at a time')))
-        return goals
+        return goals + (self.writing.goals() if self.writing else [])
 
 
 def digest(target):
@@ -422,7 +427,7 @@ def check(truth, targets):
         sys.exit(f'bench: {", ".join(wrong)} reads other bytes than the plain file: nothing to compare')
 
 
-GROUPS = ['read', 'sizes', 'formats', 'tools', 'open', 'list', 'memory', 'slow', 'big']
+GROUPS = ['read', 'sizes', 'formats', 'tools', 'open', 'list', 'memory', 'slow', 'big', 'write']
 
 
 def interrupted(*_):
@@ -441,6 +446,7 @@ def main():
     parser.add_argument('groups', nargs='*', metavar='group')
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--seconds', type=float, default=1, help='of each random measurement (default: 1)')
+    parser.add_argument('--ingest', type=int, default=1, metavar='GIB', help='size of the image of `write` (default: 1)')
     parser.add_argument('--json', type=Path, help='also write all figures to this file')
     args = parser.parse_args()
     args.folder = args.folder.resolve()

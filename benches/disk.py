@@ -187,6 +187,14 @@ def make_formats(folder):
 
 
 @once
+def make_image(folder):
+    """image.raw, of as many GiB as the folder's name says; all of it holds data."""
+    with open(folder / 'image.raw', 'wb') as out:
+        for block in range((int(folder.name) << 30) // BLOCK):
+            out.write(content(0, block))
+
+
+@once
 def make_guest(folder):
     """plain.raw, ext4 with large and small files, and the same as one/one.vhd."""
     files = folder / 'files'

@@ -1,5 +1,5 @@
 """The ways to read a disk that are compared, and the processes behind them."""
-import os, subprocess, sys, time
+import os, socket, subprocess, sys, time
 from pathlib import Path
 
 TICKS = os.sysconf('SC_CLK_TCK')
@@ -35,6 +35,20 @@ class Target:
         """The most memory its servers had, in MiB: the peak of the resident set, pages of files included."""
         lines = [line for pid in self.servers for line in Path(f'/proc/{pid}/status').read_text().splitlines()]
         return sum(int(line.split()[1]) for line in lines if line.startswith('VmHWM')) / 1024
+
+
+class SlowPath(Target):
+    """A folder passed through by tests/passthrough, whose commands are at the top of its source."""
+
+    def ask(self, command):
+        with socket.socket(socket.AF_UNIX) as connection, connection.makefile('rw') as lines:
+            connection.connect(os.fspath(self.control))
+            lines.write(f'{command}\n')
+            lines.flush()
+            answer = lines.readline().strip()
+        if answer.startswith('error'):
+            sys.exit(f'bench: passthrough: {command}: {answer}')
+        return answer
 
 
 def start(command, **options):
@@ -160,10 +174,11 @@ class Work:
             raise
         return Target('vhdimount', leaf, [vhd.parent], serving(mount), lambda: detach(mount))
 
-    def slow(self, source, delay_ms):
-        """A folder seen as over a network whose every operation takes so long."""
+    def slow(self, source, delay_ms, operations=()):
+        """A folder seen as over a network whose every operation, or only those named, takes so long."""
         mount = self.new()
-        server = start([self.passthrough_program, source, mount, '--delay', str(delay_ms), '--valid', '60000'],
+        control = mount.with_suffix('.control')
+        server = start([self.passthrough_program, source, mount, '--control', control, '--valid', '60000'],
                        stdout=subprocess.PIPE)
 
         def stop():
@@ -173,7 +188,10 @@ class Work:
         if server.stdout.readline() != b'ready\n':
             stop()
             sys.exit('bench: passthrough did not mount')
-        return Target('slow', mount, [source], [server.pid], stop)
+        target = SlowPath('slow', mount, [source], [server.pid], stop)
+        target.control = control
+        target.ask(f'delay {delay_ms} * ops={",".join(operations)}')
+        return target
 
 
 def children(pid):

@@ -1,96 +1,102 @@
-//! How fast a merge moves blocks, beside a loop of rename(2) over as many files that ends with as many syncs.
+//! Makes two images, one built on the other, and merges them: `benches/writing.py` compares how long that takes with others.
 //!
-//! usage: merge FOLDER [BLOCKS] [THREADS]      makes and removes its files in FOLDER; prints blocks per second
+//! ```text
+//! merge make FOLDER exploded|file BLOCKS     makes them in FOLDER, which must be empty; both hold every block of the disk
+//! merge run FOLDER                           merges them; prints the seconds until all of it is durable
+//! merge count FOLDER                         merges them; prints how often that synced
+//! ```
 //!
-//! The block files are empty: a merge does not look into them.
+//! The block files of exploded images are empty: a merge does not look into them.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use storage::{
-    Existing, FaultyStorage, LocalStorage, ObjectPath, Operation, WritableStorage, create_directories, remove_tree,
-};
+use storage::{Existing, FaultyStorage, LocalStorage, ObjectPath, Operation, WritableStorage, create_directories};
 use uuid::Uuid;
-use vhd::{Control, Filter, Format, Merge, NewLayer, create_layer, write_alias};
+use vhd::{BlockIndex, BlockSize, Control, Filter, Format, Merge, NewLayer, create_layer, write_alias};
 
-type Error = Box<dyn std::error::Error>;
+type Failure = Box<dyn std::error::Error>;
 
-fn main() -> Result<(), Error> {
+const USAGE: &str = "usage: merge make FOLDER exploded|file BLOCKS, or merge run FOLDER, or merge count FOLDER";
+
+fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let folder = arguments.first().ok_or("usage: merge FOLDER [BLOCKS] [THREADS]")?;
-    let number = |at: usize, otherwise: u32| arguments.get(at).map_or(Ok(otherwise), |text| text.parse::<u32>());
-    let (blocks, threads) = (number(1, 20_000)?, number(2, 4)?);
-    let local: Arc<dyn WritableStorage> = Arc::new(LocalStorage::open(Path::new(folder))?);
-    let counted = Arc::new(FaultyStorage::new(local.clone()));
-    let storage: Arc<dyn WritableStorage> = counted.clone();
-    let root = ObjectPath::new("merge")?;
-    remove_tree(&*storage, &root)?;
-
-    let lineage = root.join("lineage")?;
-    make(&storage, &lineage, blocks)?;
-    let mut merge = Merge::new(&storage, &lineage, &["1.alias.vhd".to_owned(), "2.alias.vhd".to_owned()])?;
-    counted.reset_counts();
-    let start = Instant::now();
-    let control = Control { threads: threads as usize, barrier: &|| Ok(()), moved: &|_| {}, is_stopped: &|| false };
-    merge.run(&control)?;
-    merge.forget()?;
-    let merged = start.elapsed();
-    let syncs = counted.count(Operation::Sync);
-
-    let plain = root.join("plain")?;
-    make(&storage, &plain, blocks)?;
-    let (from, to) = (plain.join("data")?.join("2.vhd")?, plain.join("data")?.join("1.vhd")?);
-    for thousand in 0..blocks.div_ceil(1000) {
-        create_directories(&*local, &to.resolve(&format!("blocks/{thousand}"))?)?;
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let open = |folder: &str| LocalStorage::open(Path::new(folder)).map(Arc::new);
+    match arguments[..] {
+        ["make", folder, "exploded", blocks] => make(open(folder)?, Format::Exploded(Filter::None), blocks.parse()?),
+        ["make", folder, "file", blocks] => make(open(folder)?, Format::File, blocks.parse()?),
+        ["run", folder] => {
+            println!("{}", merge(&(open(folder)? as Arc<dyn WritableStorage>))?.as_secs_f64());
+            Ok(())
+        }
+        ["count", folder] => {
+            let counted = Arc::new(FaultyStorage::new(open(folder)? as Arc<dyn WritableStorage>));
+            merge(&(counted.clone() as Arc<dyn WritableStorage>))?;
+            println!("{}", counted.count(Operation::Sync));
+            Ok(())
+        }
+        _ => Err(USAGE.into()),
     }
-    let root_path = Path::new(folder);
-    let start = Instant::now();
-    for block in 0..blocks {
-        let name = format!("blocks/{}/{}", block / 1000, block % 1000);
-        std::fs::rename(root_path.join(from.resolve(&name)?.as_str()), root_path.join(to.resolve(&name)?.as_str()))?;
-    }
-    for _ in 0..syncs {
-        local.write(&plain.join("file")?, b"1", Existing::Replace)?;
-        local.sync(&plain.join("file")?)?;
-    }
-    remove_tree(&*local, &from)?;
-    let renamed = start.elapsed();
-    remove_tree(&*storage, &root)?;
-    let rate = |elapsed: std::time::Duration| f64::from(blocks) / elapsed.as_secs_f64();
-    println!(
-        "{blocks} blocks, {syncs} syncs: merged {:.0}/s, rename(2) and as many syncs {:.0}/s, {:.2} of it",
-        rate(merged),
-        rate(renamed),
-        rate(merged) / rate(renamed)
-    );
-    Ok(())
 }
 
-/// Makes an empty image and a child of it that holds every block.
-fn make(storage: &Arc<dyn WritableStorage>, lineage: &ObjectPath, blocks: u32) -> Result<(), Error> {
-    create_directories(&**storage, &lineage.join("data")?)?;
-    let format = Format::Exploded(Filter::None);
-    let size = u64::from(blocks) << 21;
+/// Merges all images of the folder into the youngest, with as many threads as `xofs forget --apply` has.
+fn merge(storage: &Arc<dyn WritableStorage>) -> Result<Duration, Failure> {
+    let root = ObjectPath::root();
+    let mut chain: Vec<String> = storage.list(&root)?.into_iter().map(|entry| entry.name).collect();
+    chain.retain(|name| name.ends_with(".vhd"));
+    chain.sort();
+    let threads = if storage.capabilities().is_remote { 16 } else { 4 };
+    let start = Instant::now();
+    let mut merge = Merge::new(storage, &root, &chain)?;
+    merge.run(&Control { threads, barrier: &|| Ok(()), moved: &|_| {}, is_stopped: &|| false })?;
+    merge.forget()?;
+    Ok(start.elapsed())
+}
+
+fn make(storage: Arc<LocalStorage>, format: Format, blocks: u32) -> Result<(), Failure> {
+    let storage: Arc<dyn WritableStorage> = storage;
     let uuid = |number: u128| Uuid::from_u128(0x1111_1111_1111_4111_8111_0000_0000_0000 + number);
-    let layer = |number| NewLayer::new(uuid(number), size, 0).map_err(|error| error.reason);
-    let child = layer(2)?.child_of(uuid(1), "1.alias.vhd").map_err(|error| error.reason)?;
-    let layers = [layer(1)?, child];
-    for (number, layer) in (1..).zip(layers) {
-        let data = lineage.join("data")?.join(&format!("{number}.vhd"))?;
-        create_layer(storage.clone(), format, data.clone(), layer)?.finish()?;
-        write_alias(&**storage, &lineage.join(&format!("{number}.alias.vhd"))?, &data)?;
+    let layer = |number| {
+        NewLayer::new(uuid(number), BlockSize::DEFAULT.bytes() * u64::from(blocks), 0).map_err(|error| error.reason)
+    };
+    let name = |number: u32| match format {
+        Format::File => format!("{number}.vhd"),
+        Format::Exploded(_) => format!("{number}.alias.vhd"),
+    };
+    let child = layer(2)?.child_of(uuid(1), &name(1)).map_err(|error| error.reason)?;
+    for (number, layer) in (1..).zip([layer(1)?, child]) {
+        let path = ObjectPath::new(&name(number))?;
+        if let Format::Exploded(_) = format {
+            let data = ObjectPath::new(&format!("data/{number}.vhd"))?;
+            create_directories(&*storage, &data.parent())?;
+            create_layer(storage.clone(), format, data.clone(), layer)?.finish()?;
+            write_alias(&*storage, &path, &data)?;
+            fill(&*storage, &data, blocks)?;
+        } else {
+            let sink = create_layer(storage.clone(), format, path, layer.clone())?;
+            let data = vec![u8::try_from(number)?; BlockSize::DEFAULT.len()];
+            for block in (0..blocks).map(BlockIndex) {
+                sink.store(&layer.encode(format, block, &data).map_err(|error| error.reason)?)?;
+            }
+            sink.finish()?;
+        }
     }
-    let child = lineage.join("data")?.join("2.vhd")?;
+    Ok(storage.sync_tree(&ObjectPath::root())?)
+}
+
+/// Has an empty exploded image hold every block, an empty file each.
+fn fill(storage: &dyn WritableStorage, data: &ObjectPath, blocks: u32) -> Result<(), Failure> {
     for block in 0..blocks {
-        let folder = child.join("blocks")?.join(&(block / 1000).to_string())?;
+        let folder = data.resolve(&format!("blocks/{}", block / 1000))?;
         if block % 1000 == 0 {
-            create_directories(&**storage, &folder)?;
+            create_directories(storage, &folder)?;
         }
         storage.write(&folder.join(&(block % 1000).to_string())?, b"", Existing::Refuse)?;
     }
-    let bits = vec![0xff; usize::try_from(blocks / 8)?];
-    let table = [bits, vec![0; usize::try_from(blocks - blocks / 8)?]].concat();
-    storage.write(&child.join("bat")?, &table, Existing::Replace)?;
-    Ok(storage.sync_tree(lineage)?)
+    // As Xen Orchestra does, a byte of room for each bit.
+    let mut table = vec![0; usize::try_from(blocks)?];
+    (0..table.len()).for_each(|block| table[block / 8] |= 0x80 >> (block % 8));
+    Ok(storage.write(&data.join("bat")?, &table, Existing::Replace)?)
 }
