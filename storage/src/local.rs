@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
@@ -24,6 +26,8 @@ use crate::{
     WritableObject, WritableStorage,
 };
 
+/// Files that are synced at the same time where each has to be asked of a server.
+const SYNCS_AT_ONCE: usize = 16;
 /// What a new file may be used for, less what the process's mask takes away.
 const FILE_MODE: u32 = 0o666;
 /// The same of a folder: as Xen Orchestra makes them (`dirMode`), since what is in them tells passwords.
@@ -53,6 +57,24 @@ impl LocalStorage {
         let place = rustix::fs::fstatfs(&fd).map_or(Place::Local, |stat| place(stat.f_type));
         let (is_remote, syncs_at_once) = (place != Place::Local, place != Place::OtherServer);
         Ok(Self { root: fd, shown: root.to_path_buf(), is_remote, syncs_at_once })
+    }
+
+    /// Syncs files, several at once: a server has to be asked three times for each.
+    fn sync_each(&self, files: &[ObjectPath]) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(path) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.sync(path)?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            // This thread works too, so that where the system refuses others nothing is left undone.
+            let start = |_| thread::Builder::new().name("xofs-sync".to_owned()).spawn_scoped(scope, work).ok();
+            let threads: Vec<_> = (1..files.len().min(SYNCS_AT_ONCE)).map_while(start).collect();
+            let joined = threads.into_iter().map(|thread| thread.join().expect("syncing does not panic"));
+            joined.fold(work(), Result::and)
+        })
     }
 
     fn open_fd(&self, path: &ObjectPath, act: &'static str, flags: OFlags) -> Result<OwnedFd> {
@@ -345,10 +367,12 @@ impl WritableStorage for LocalStorage {
         }
         let mut folders = vec![path.clone()];
         while let Some(folder) = folders.pop() {
+            let mut files = Vec::new();
             for entry in self.list(&folder)? {
                 let path = folder.join(&entry.name)?;
-                if entry.is_directory { folders.push(path) } else { self.sync(&path)? }
+                if entry.is_directory { folders.push(path) } else { files.push(path) }
             }
+            self.sync_each(&files)?;
             self.sync(&folder)?;
         }
         Ok(())
