@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import big, disk, reading, repository, writing
-from reading import drop, warm
+from reading import drop, use_memory, warm
 from report import Report
 from targets import Work, plain
 
@@ -22,13 +22,6 @@ WARM_RANDOM = 'Random 4 KiB, 1 reader, within 128 MiB in the cache'
 
 def size_name(size):
     return f'{size} B' if size < 1024 else f'{size >> 10} KiB' if size < MIB else f'{size >> 20} MiB'
-
-
-def use_memory(file, size):
-    """Has the memory that the next program gets be in use just before: a virtual machine may have given it away."""
-    with open(file, 'wb') as out:
-        os.posix_fallocate(out.fileno(), 0, size)
-    file.unlink()
 
 
 class Bench:

@@ -144,6 +144,13 @@ def drop(*paths):
                     os.close(fd)
 
 
+def use_memory(file, size):
+    """Has the memory that the next program gets be in use just before: a virtual machine may have given it away."""
+    with open(file, 'wb') as out:
+        os.posix_fallocate(out.fileno(), 0, size)
+    file.unlink()
+
+
 def warm(*paths):
     """Has the kernel cache files, and all files below folders."""
     for path in map(Path, paths):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import disk
-from reading import warm
+from reading import use_memory, warm
 from targets import Target
 
 MIB = 1 << 20
@@ -17,7 +17,7 @@ BLOCKS = 20_000
 SLOW_BLOCKS = 2_000
 SLOW_MS = 1
 FILE_BLOCKS = 256
-SLOW_FILE_BLOCKS = 64
+SLOW_FILE_BLOCKS = 128
 METADATA_MS = 10
 # Bytes of a block in a VHD file: its sector bitmap and its data.
 FULL_BLOCK = disk.SECTOR + disk.BLOCK
@@ -26,6 +26,7 @@ METADATA = ('create', 'flush', 'fsync', 'fsyncdir', 'getattr', 'link', 'lookup',
             'readlink', 'rename', 'setattr', 'statfs', 'symlink', 'unlink')
 FORMATS = ('none', 'gzip', 'brotli')
 WRITERS = 4
+RENAMERS = 16
 VM = '1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b'
 XO_MERGE = Path(__file__).parent.parent / 'tests/interop/merge.mjs'
 
@@ -103,7 +104,7 @@ class Writing:
         self.measure(RENAMED, 'blocks/s', BLOCKS, ways, ('exploded', BLOCKS))
 
     def merge_by_rename_slowly(self):
-        ways = [('xofs', self.merge), ('Xen Orchestra', self.xo_merge)]
+        ways = [('xofs', self.merge), (f'rename(2), {RENAMERS} threads', rename_at_once), ('Xen Orchestra', self.xo_merge)]
         self.measure(RENAMED_SLOW, 'blocks/s', SLOW_BLOCKS, ways, ('exploded', SLOW_BLOCKS), [SLOW_MS])
 
     def merge_files(self):
@@ -136,6 +137,7 @@ class Writing:
             (repository / 'xo-vm-backups').mkdir()
             sync(repository)
             try:
+                self.use_memory(size)
                 start = time.perf_counter()
                 found, peak = watched([self.work.xofs_program, 'ingest', repository, '--vm', VM, '--name', 'bench', '--disk',
                                        f'xvda={image}', '--compression', name, '--full', '--json'])
@@ -146,6 +148,8 @@ class Writing:
             finally:
                 shutil.rmtree(repository)
                 sync(self.work.folder)
+            if name == 'none':
+                self.add(test, 'MB/s', 'cp, sync', megabytes / self.copy_image(image))
             limit = float(subprocess.check_output([self.examples / 'encode', name, image]))
             self.add(test, 'MB/s', ENCODING, limit)
             self.add(test, 'MB/s', WRITING, megabytes / self.write_files(sizes))
@@ -153,6 +157,18 @@ class Writing:
             self.bench.report.print_test('write', ingest_test(name))
             print(f'\nbottleneck, as `--json` says: {", ".join(said[name])}', flush=True)
         self.bench.report.print_test('write', PEAK)
+
+    def copy_image(self, image):
+        copy = self.work.new() / 'image.raw'
+        try:
+            self.use_memory(self.bench.args.ingest)
+            start = time.perf_counter()
+            subprocess.run(['cp', '--reflink=never', image, copy], check=True)
+            sync(copy)
+            return time.perf_counter() - start
+        finally:
+            copy.unlink(missing_ok=True)
+            sync(self.work.folder)
 
     def write_files(self, sizes):
         """Returns the seconds it takes to write files of these sizes, and to sync them."""
@@ -163,6 +179,7 @@ class Writing:
                 assert out.write(memoryview(data)[:sizes[number]]) == sizes[number]
 
         try:
+            self.use_memory(self.bench.args.ingest)
             start = time.perf_counter()
             with concurrent.futures.ThreadPoolExecutor(WRITERS) as pool:
                 list(pool.map(write, range(len(sizes))))
@@ -171,6 +188,13 @@ class Writing:
         finally:
             shutil.rmtree(folder)
             sync(self.work.folder)
+
+    @staticmethod
+    def use_memory(gibibytes):
+        """Also those that are written take the memory that a virtual machine may have given away."""
+        room = Path('/dev/shm')
+        size = min(gibibytes + 1 << 30, shutil.disk_usage(room).free // 2)
+        use_memory(room / f'xofs-bench-{os.getpid()}.memory', size)
 
     # Goals
 
@@ -194,11 +218,23 @@ class Writing:
         return goals
 
 
+def block_names(folder, count):
+    """The names of the blocks of the child, and what they are to be called in the base."""
+    for block in range(count):
+        yield tuple(f'{folder}/data/{image}.vhd/blocks/{block // 1000}/{block % 1000}' for image in (2, 1))
+
+
+def rename_at_once(folder):
+    """Only the renames of a merge, nothing synced."""
+    start = time.perf_counter()
+    with concurrent.futures.ThreadPoolExecutor(RENAMERS) as pool:
+        list(pool.map(lambda names: os.rename(*names), block_names(folder, SLOW_BLOCKS)))
+    return time.perf_counter() - start
+
+
 def rename_all(folder, syncs):
     """Does what a merge cannot do without: renames, syncs, and removes what is left."""
-    base, child = folder / 'data/1.vhd', folder / 'data/2.vhd'
-    names = [(os.fspath(path), os.fspath(base / path.relative_to(child)))
-             for path in sorted(child.glob('blocks/*/*'))]
+    names = list(block_names(folder, BLOCKS))
     start = time.perf_counter()
     for old, new in names:
         os.rename(old, new)
@@ -207,7 +243,7 @@ def rename_all(folder, syncs):
             out.write(b'1')
             out.flush()
             os.fsync(out.fileno())
-    shutil.rmtree(child)
+    shutil.rmtree(folder / 'data/2.vhd')
     return time.perf_counter() - start
 
 

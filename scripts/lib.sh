@@ -51,6 +51,16 @@ leftovers() {
   } | sort
 }
 
+# Installs what tests/interop needs of npm, if its lock changed since. npm writes the file last that is asked for.
+node_packages() {
+  (
+    cd "$root/tests/interop"
+    [ node_modules/.package-lock.json -nt package-lock.json ] && exit
+    npm ci --ignore-scripts --no-audit --no-fund
+    touch node_modules/.package-lock.json
+  )
+}
+
 # Unpacks a fixture once into the target folder and prints where: <there>/repo and <there>/expected.
 unpack_fixture() {
   local archive=$root/tests/fixtures/$1.tar.zst there=$target/fixtures/$1 fresh
