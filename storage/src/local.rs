@@ -510,4 +510,22 @@ mod tests {
         std::fs::remove_file(folder.path().join("a")).unwrap();
         assert_eq!((object.stat().unwrap().size, object.stat().unwrap().links), (3, 0));
     }
+
+    #[test]
+    fn a_file_of_a_tree_that_cannot_be_synced_is_told_whichever_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = LocalStorage { syncs_at_once: false, ..LocalStorage::open(folder.path()).unwrap() };
+        let path = ObjectPath::new("tree").unwrap();
+        std::fs::create_dir_all(folder.path().join("tree/below")).unwrap();
+        for number in 0..3 * SYNCS_AT_ONCE {
+            std::fs::write(folder.path().join(format!("tree/below/{number:03}")), "").unwrap();
+        }
+        storage.sync_tree(&path).unwrap();
+        for name in ["a", "000a", "020a", "zzz"] {
+            let link = folder.path().join("tree/below").join(name);
+            std::os::unix::fs::symlink("nowhere", &link).unwrap();
+            assert_eq!(storage.sync_tree(&path).unwrap_err().kind(), ErrorKind::NotFound, "{name}");
+            std::fs::remove_file(link).unwrap();
+        }
+    }
 }
