@@ -34,9 +34,8 @@ fn can_meet(fault: Fault, operation: Operation) -> bool {
     match fault {
         Fault::Half(_) => matches!(operation, Operation::Write | Operation::WriteAt),
         Fault::Short => matches!(operation, Operation::Read | Operation::ReadAt),
-        // TODO: a rename, too, once a merge sees that no block stays behind that a rename said to be gone: it takes it for one
-        // that was moved before, and an older block of the base for it.
-        Fault::Error(_) => matches!(operation, Operation::Open | Operation::ReadAt),
+        // A folder that is there is not said to be gone, and what is made new cannot be.
+        Fault::Error(_) => matches!(operation, Operation::Open | Operation::ReadAt | Operation::Rename),
         _ => true,
     }
 }

@@ -34,6 +34,14 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
         return Ok(Outcome::Stopped);
     }
     storage.sync_tree(&merge.folder)?;
+    // Where it was said to be gone and is not, an older one of the base would be taken for it.
+    for (number, child) in children.iter().enumerate() {
+        let left = Exploded::listed(&child.layer, &merge.reader)?;
+        if let Some(block) = tops.held_by(number).find(|block| left.contains(block)) {
+            let reason = "its file was said to be gone when it was to be moved, but is there: run it again";
+            return Err(child.layer.block_error(ErrorKind::Unavailable, block, reason));
+        }
+    }
     let there = Exploded::listed(&base.layer, &merge.reader)?;
     if let Some(block) = tops.all().find(|block| !there.contains(block)) {
         return Err(base.layer.block_error(ErrorKind::Missing, block, "it was moved here, but its file is missing"));
@@ -145,7 +153,7 @@ impl<'a> Folders<'a> {
     }
 }
 
-/// What is not there was moved before; that all are there is seen in the end.
+/// What is not there was moved before; that all are there, and none stayed, is seen in the end.
 fn unless_gone<T>(result: storage::Result<T>, block: BlockIndex) -> Result<Option<T>> {
     match result {
         Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(None),
