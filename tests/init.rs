@@ -107,7 +107,7 @@ fn a_key_is_taken_as_by_other_commands_and_opens_what_was_made() {
 fn what_is_ingested_into_an_encrypted_repository_comes_back_and_stands_nowhere_in_plain() {
     let folder = folder();
     let (plain, secret) = (folder.path().join("plain"), folder.path().join("secret"));
-    let image = folder.path().join("disk.raw");
+    let (image, key) = (folder.path().join("disk.raw"), write_key(folder.path(), KEY));
     succeed(&mut init(&plain));
     succeed(init(&secret).arg("--encrypted").env("XOFS_PASSWORD", KEY));
     for round in 0..2_u8 {
@@ -119,7 +119,7 @@ fn what_is_ingested_into_an_encrypted_repository_comes_back_and_stands_nowhere_i
         command.arg("ingest").arg(&plain).arg("--to").arg(&secret).args(["--vm", VM, "--name", "web01", "--json"]);
         command.args(["--compression", "none", "--disk"]).arg(format!("xvda={}", image.display()));
         // It is for the one that needs it.
-        command.arg("--password-file").arg(write_key(folder.path(), KEY));
+        command.arg("--password-file").arg(&key);
         let told: Value = serde_json::from_str(&succeed(&mut command)).expect("JSON");
         for repository in told["repositories"].as_array().expect("repositories") {
             assert_eq!(repository["disks"][0]["isKey"], round == 0, "{told}");

@@ -124,7 +124,10 @@ impl World {
         let is_flat = self.layout[1] == "vhd";
         let end = if is_flat { "vhd" } else { "alias.vhd" };
         let images = times.iter().map(|time| format!("{time}.{end}"));
-        assert_eq!(names(&disks[0]), images.chain(["data".to_owned()]).collect::<Vec<_>>(), "{when}");
+        // A VHD file has its digests beside it, if they could be written.
+        let digests: Vec<String> = times.iter().map(|time| format!(".{time}.{end}.xofs-digests")).collect();
+        let found: Vec<String> = names(&disks[0]).into_iter().filter(|name| !digests.contains(name)).collect();
+        assert_eq!(found, images.chain(["data".to_owned()]).collect::<Vec<_>>(), "{when}");
         assert_eq!(names(&disks[0].join("data")).len(), if is_flat { 0 } else { KEPT }, "{when}");
     }
 }
