@@ -130,7 +130,7 @@ impl<'a> Run<'a> {
     fn forget(mut self, choose: impl FnOnce(&Backups) -> Vec<Arc<Backup>>) -> Result<Forgotten> {
         let backups = Repository::to_change(self.reader.clone(), 0).backups(self.lock.vm())?;
         self.check_all_is_known(&backups)?;
-        let lineages = self.lineages()?;
+        let lineages = lineages(&*self.reader, &self.folder)?;
         for lineage in &lineages {
             let states = Merge::unfinished(&*self.reader, lineage).map_err(of_vhd)?;
             let begun = states.into_iter().map(|state| Begun { state, chain: Vec::new() });
@@ -197,28 +197,6 @@ impl<'a> Run<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Returns the folders of the VM's disks: `vdis/<job>/<vdi>`.
-    fn lineages(&self) -> Result<Vec<ObjectPath>> {
-        let mut folders = vec![self.folder.join("vdis")?];
-        for _ in 0..2 {
-            let mut below = Vec::new();
-            for folder in folders {
-                match self.reader.list(&folder) {
-                    Ok(entries) => {
-                        for entry in entries.into_iter().filter(|entry| entry.is_directory) {
-                            below.push(folder.join(&entry.name)?);
-                        }
-                    }
-                    Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            folders = below;
-        }
-        folders.sort();
-        Ok(folders)
     }
 
     /// Finishes what was begun.
@@ -466,7 +444,33 @@ impl<'a> Run<'a> {
     }
 }
 
-fn disks_of(backup: &Backup) -> impl Iterator<Item = &ObjectPath> {
+/// Returns the folders of a VM's disks, `vdis/<job>/<vdi>` in its `folder`, sorted.
+///
+/// # Errors
+/// What the storage says.
+pub(crate) fn lineages(storage: &dyn Storage, folder: &ObjectPath) -> Result<Vec<ObjectPath>> {
+    let mut folders = vec![folder.join("vdis")?];
+    for _ in 0..2 {
+        let mut below = Vec::new();
+        for folder in folders {
+            match storage.list(&folder) {
+                Ok(entries) => {
+                    for entry in entries.into_iter().filter(|entry| entry.is_directory) {
+                        below.push(folder.join(&entry.name)?);
+                    }
+                }
+                Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        folders = below;
+    }
+    folders.sort();
+    Ok(folders)
+}
+
+/// Returns the disks that a backup names.
+pub(crate) fn disks_of(backup: &Backup) -> impl Iterator<Item = &ObjectPath> {
     backup.disks.iter().filter_map(|disk| match &disk.source {
         DiskSource::Vhd(path) => Some(path),
         DiskSource::Xva { .. } | DiskSource::Unusable(_) => None,

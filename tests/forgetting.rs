@@ -1,15 +1,17 @@
 //! Forgetting backups: whenever it is cut off, every backup that is listed reads right, the kept ones are all listed, and the next
 //! run ends where an undisturbed one ends, with nothing left over.
 
+mod cut;
 #[path = "../vhd/tests/seeds/mod.rs"]
 mod seeds;
 mod world;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
+use cut::until;
 use seeds::Random;
-use storage::{Fault, FaultyStorage, Loss, MemoryStorage, WritableStorage};
+use storage::{Loss, WritableStorage};
 use uuid::Uuid;
 use vhd::{BlockSize, Filter, Format, NewLayer, create_layer, write_alias};
 use world::{BLOCK, JOB, VM, World, path, time};
@@ -17,24 +19,6 @@ use xofs::repository::ErrorKind;
 
 /// How many are tried where `XOFS_SEEDS` does not say it.
 const SEEDS: u64 = 6;
-/// What EIO is for the tests: the machine is gone.
-const GONE: i32 = 5;
-
-/// The storage until `count` changes were made; then nothing works any more. Signs of life of the lock do not count.
-fn until(memory: &Arc<MemoryStorage>, count: u64) -> (Arc<dyn WritableStorage>, Arc<AtomicBool>) {
-    let faulty = FaultyStorage::new(memory.clone());
-    let (done, is_cut) = (AtomicU64::new(0), Arc::new(AtomicBool::new(false)));
-    let cut = is_cut.clone();
-    faulty.set_rule(move |operation, path| {
-        let is_counted = operation.is_change() && !path.as_str().ends_with(".lock");
-        if is_counted && done.fetch_add(1, Ordering::SeqCst) == count {
-            cut.store(true, Ordering::SeqCst);
-            return Some(Fault::Half(GONE));
-        }
-        cut.load(Ordering::SeqCst).then_some(Fault::Errno(GONE))
-    });
-    (Arc::new(faulty), is_cut)
-}
 
 fn cut_everywhere(seed: u64) {
     let mut random = Random::new(seed.wrapping_add(1 << 32));

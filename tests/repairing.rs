@@ -3,14 +3,16 @@
 //!
 //! Each seed is a VM with some of all faults. `XOFS_SEEDS=100` tries more of them, `XOFS_SEED=17` that one alone.
 
+mod cut;
 #[path = "../vhd/tests/seeds/mod.rs"]
 mod seeds;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use cut::{GONE, until};
 use seeds::Random;
 use serde_json::{Value, json};
 use storage::{
@@ -30,8 +32,6 @@ const LOST: &str = "vdis/job/0a1b2c3d-0000-4000-8000-0000000000d1";
 const BLOCK: usize = 512;
 /// How many are tried where `XOFS_SEEDS` does not say it.
 const SEEDS: u64 = 1;
-/// What EIO is for the tests: the machine is gone.
-const GONE: i32 = 5;
 const ALL: Include = Include { broken_backups: true };
 
 fn path(text: &str) -> ObjectPath {
@@ -228,22 +228,6 @@ fn undo(storage: Arc<dyn WritableStorage>) -> xofs::repository::Result<()> {
         assert_eq!(done.missing, Vec::<String>::new());
     }
     Ok(())
-}
-
-/// The storage until `count` changes were made; then nothing works any more. Signs of life of the lock do not count.
-fn until(memory: &Arc<MemoryStorage>, count: u64) -> (Arc<dyn WritableStorage>, Arc<AtomicBool>) {
-    let faulty = FaultyStorage::new(memory.clone());
-    let (done, is_cut) = (AtomicU64::new(0), Arc::new(AtomicBool::new(false)));
-    let cut = is_cut.clone();
-    faulty.set_rule(move |operation, path| {
-        let is_counted = operation.is_change() && !path.as_str().ends_with(".lock");
-        if is_counted && done.fetch_add(1, Ordering::SeqCst) == count {
-            cut.store(true, Ordering::SeqCst);
-            return Some(Fault::Half(GONE));
-        }
-        cut.load(Ordering::SeqCst).then_some(Fault::Errno(GONE))
-    });
-    (Arc::new(faulty), is_cut)
 }
 
 fn sorts_of(plan: &VmPlan) -> BTreeSet<String> {

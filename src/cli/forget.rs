@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::exit::{Exit, Failure};
 use super::text::{Shown, count};
-use super::{Global, open, print};
+use super::{Global, open, print, signals};
 use crate::repository::{
     Backup, Backups, Decision, Error, ErrorKind, Layout, Mode, Protection, Reason, Repository, Rules, Selection, Vm,
 };
@@ -92,7 +92,7 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
     }
     let (rules, zone) = arguments.retention.rules()?;
     // Before there are other threads.
-    let is_stopped = if arguments.apply { Some(apply::stop_on_signals()?) } else { None };
+    let is_stopped = if arguments.apply { Some(signals::stop_on_signals()?) } else { None };
     let place = open::place(global, arguments.address.as_deref())?;
     let repository = open::repository(global, &place, open::SMALL_CACHE)?;
     if repository.layout() == Layout::Disks {

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use storage::{EncryptionKey, WritableStorage};
@@ -12,7 +13,8 @@ use super::address::Place;
 use super::config::Config;
 use super::exit::{Exit, Failure};
 use super::password::{self, Source};
-use crate::repository::{ErrorKind, OpenOptions, Repository};
+use super::text::Shown;
+use crate::repository::{ErrorKind, OpenOptions, Repository, VmId, VmLock};
 
 /// Memory for decoded blocks of commands that read every block once (bytes).
 pub const SMALL_CACHE: u64 = 64 << 20;
@@ -84,6 +86,20 @@ pub fn initialize(global: &Global, place: &Place, is_encrypted: bool) -> Result<
         _ => None,
     };
     Ok(Repository::initialize(&absolute(place)?, key.as_ref())?)
+}
+
+/// Takes the lock of a VM, which is called `name`; says once if it is waited for.
+///
+/// # Errors
+/// As for [`VmLock::take`].
+pub fn lock(storage: &Arc<dyn WritableStorage>, vm: &VmId, name: &str, patience: Duration) -> Result<VmLock> {
+    let mut is_said = false;
+    Ok(VmLock::take(storage.clone(), vm, patience, |age| {
+        if !std::mem::replace(&mut is_said, true) {
+            let seconds = age.as_secs();
+            eprintln!("xofs: {}: waiting for another program that writes it (last sign {seconds} s ago)", Shown(name));
+        }
+    })?)
 }
 
 /// Opens with the key that is given somewhere, else asks for one if it is needed.

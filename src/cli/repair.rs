@@ -13,7 +13,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 
 use super::exit::{Exit, Failure};
 use super::text::{Shown, count};
-use super::{Global, open, print};
+use super::{Global, open, print, signals};
 use crate::doctor::{self, Act, Explanation, Include, Kind, Plan, VmPlan};
 use crate::repository::{Layout, Repository, Selection};
 
@@ -83,7 +83,7 @@ pub fn run(global: &Global, arguments: &RepairArgs) -> Result<Exit> {
         return Err(Failure::usage("a VM is named for a plan only; a plan, and the trash, say themselves which").into());
     }
     // Before there are other threads.
-    let is_stopped = arguments.apply.is_some().then(apply::stop_on_signals).transpose()?;
+    let is_stopped = arguments.apply.is_some().then(signals::stop_on_signals).transpose()?;
     let place = open::place(global, address)?;
     let plan = arguments.apply.as_deref().map(read_plan).transpose()?;
     let storage = open::writable(global, &place)?;

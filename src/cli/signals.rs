@@ -3,7 +3,11 @@
 #![expect(unsafe_code, reason = "masking signals and waiting for them are system calls without a safe wrapper here")]
 
 use std::mem::MaybeUninit;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::{io, ptr, thread};
+
+use anyhow::Context;
 
 /// The signals that ask to end.
 const ENDING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
@@ -33,6 +37,17 @@ pub fn handle(mut act: impl FnMut() + Send + 'static) -> io::Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Has the ending signals set what is returned, from now on; see [`handle`].
+///
+/// # Errors
+/// What the system says.
+pub fn stop_on_signals() -> anyhow::Result<Arc<AtomicBool>> {
+    let is_stopped = Arc::new(AtomicBool::new(false));
+    let stop = is_stopped.clone();
+    handle(move || stop.store(true, Ordering::Relaxed)).context("wait for signals")?;
+    Ok(is_stopped)
 }
 
 fn ending_set() -> libc::sigset_t {

@@ -18,10 +18,10 @@ use uuid::Uuid;
 use super::facts::{Fact, Facts};
 use super::needed::{Needed, is_lost};
 use super::plan::{Act, Action, Explanation, Include, Kind, VmPlan};
-use super::survey::{CACHE, Health, Image, Lineage, Seen, Survey, disks_of, is_metadata};
+use super::survey::{CACHE, Health, Image, Lineage, Seen, Survey, is_metadata};
 use super::unclaimed::{Unclaimed, is_there, paths_of};
 use crate::ingest;
-use crate::merge::Begun;
+use crate::merge::{Begun, disks_of};
 use crate::repository::{Backup, BackupTime, Mode, Result, Vm, VmFolder};
 
 /// Longest state file of a merge that is read (bytes).

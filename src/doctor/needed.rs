@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use storage::ObjectPath;
 use uuid::Uuid;
 
-use super::survey::{Health, Image, Survey, disks_of};
+use super::survey::{Health, Image, Survey};
+use crate::merge::disks_of;
 use crate::repository::{Backup, Mode};
 
 /// What backups need of the images of their VM.

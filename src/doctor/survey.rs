@@ -10,7 +10,7 @@ use storage::{Kind, ObjectPath, Stat, Storage, WritableStorage};
 use vhd::{Links, Merge};
 
 use super::facts::{Fact, Facts, What};
-use crate::merge::Begun;
+use crate::merge::{Begun, disks_of, lineages};
 use crate::repository::{Backup, BackupDisk, BackupTime, Backups, DiskSource, Mode, Repository, Result, VM_FOLDER, Vm};
 
 /// The name of XO's listing cache.
@@ -280,14 +280,6 @@ pub(super) fn is_metadata(name: &str) -> bool {
     name.ends_with(".json") && !name.starts_with('.')
 }
 
-/// Returns the disks that a backup names.
-pub(super) fn disks_of(backup: &Backup) -> impl Iterator<Item = &ObjectPath> {
-    backup.disks.iter().filter_map(|disk| match &disk.source {
-        DiskSource::Vhd(path) => Some(path),
-        DiskSource::Xva { .. } | DiskSource::Unusable(_) => None,
-    })
-}
-
 fn folder_of(names: Vec<String>) -> Fact {
     let (size, modified, sha256, uuid, parent, error) = Default::default();
     Fact { what: What::Folder, size, modified, sha256, names: Some(names), uuid, parent, error }
@@ -308,28 +300,6 @@ fn seen(storage: &Arc<dyn Storage>, folder: &ObjectPath) -> Result<Vec<Seen>> {
     }
     all.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(all)
-}
-
-/// Returns the folders of a VM's disks.
-fn lineages(storage: &dyn Storage, folder: &ObjectPath) -> Result<Vec<ObjectPath>> {
-    let mut folders = vec![folder.join("vdis")?];
-    for _ in 0..2 {
-        let mut below = Vec::new();
-        for folder in folders {
-            match storage.list(&folder) {
-                Ok(entries) => {
-                    for entry in entries.into_iter().filter(|entry| entry.is_directory) {
-                        below.push(folder.join(&entry.name)?);
-                    }
-                }
-                Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        folders = below;
-    }
-    folders.sort();
-    Ok(folders)
 }
 
 /// Keeps an error that says something of the image, and fails with one that does not.

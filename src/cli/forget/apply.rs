@@ -7,17 +7,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 use storage::WritableStorage;
 
 use crate::cli::exit::{self, Exit};
 use crate::cli::export::ahead::Times;
 use crate::cli::export::progress::Progress;
-use crate::cli::signals;
+use crate::cli::open;
 use crate::cli::text::{Shown, count};
 use crate::merge::{self, Forgotten, Watch};
-use crate::repository::{Backup, Backups, Vm, VmLock};
+use crate::repository::{Backup, Backups, Vm};
 
 /// Blocks that are moved at a time over a network, where each waits for the server, and on a disk of this machine.
 const THREADS_REMOTE: usize = 16;
@@ -42,14 +42,6 @@ pub type Choose<'a> = dyn Fn(&Backups) -> Vec<Arc<Backup>> + Sync + 'a;
 pub struct Applied {
     vms: Vec<(Vm, Result<Forgotten>)>,
     is_stopped: bool,
-}
-
-/// Has the signals that end the process set what is returned, from now on.
-pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let is_stopped = Arc::new(AtomicBool::new(false));
-    let stop = is_stopped.clone();
-    signals::handle(move || stop.store(true, Ordering::Relaxed)).context("wait for signals")?;
-    Ok(is_stopped)
 }
 
 /// Forgets what `choose` names of each VM's backups.
@@ -97,13 +89,7 @@ fn forget(
     progress: &Mutex<Progress>,
 ) -> Result<Forgotten> {
     let name = if vm.name.is_empty() { vm.id.as_str() } else { &vm.name };
-    let mut is_said = false;
-    let lock = VmLock::take(storage.clone(), &vm.id, manner.wait, |age| {
-        if !std::mem::replace(&mut is_said, true) {
-            let seconds = age.as_secs();
-            eprintln!("xofs: {}: waiting for another program that writes it (last sign {seconds} s ago)", Shown(name));
-        }
-    })?;
+    let lock = open::lock(storage, &vm.id, name, manner.wait)?;
     let threads = if storage.capabilities().is_remote { THREADS_REMOTE } else { THREADS_LOCAL };
     let with_progress = |act: &dyn Fn(&mut Progress)| act(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
     let watch = Watch {

@@ -5,28 +5,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Value, json};
 use storage::WritableStorage;
 
 use super::RepairArgs;
 use crate::cli::exit::{self, Exit, Failure};
 use crate::cli::text::{Shown, count};
-use crate::cli::{print, signals};
+use crate::cli::{open, print};
 use crate::doctor::{self, Applied, Plan, VmPlan};
 use crate::merge::Watch;
 use crate::repository::{VmId, VmLock};
 
 /// Blocks that are moved at a time by merges.
 const THREADS: usize = 4;
-
-/// Has the signals that end the process set what is returned, from now on.
-pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
-    let is_stopped = Arc::new(AtomicBool::new(false));
-    let stop = is_stopped.clone();
-    signals::handle(move || stop.store(true, Ordering::Relaxed)).context("wait for signals")?;
-    Ok(is_stopped)
-}
 
 /// Does what a plan says.
 ///
@@ -87,12 +79,7 @@ fn apply(
 
 /// Takes the lock of a VM, as patiently as is asked for.
 pub fn lock(arguments: &RepairArgs, storage: &Arc<dyn WritableStorage>, vm: &VmId) -> Result<VmLock> {
-    let mut is_said = false;
-    Ok(VmLock::take(storage.clone(), vm, Duration::from_secs(arguments.wait), |age| {
-        if !std::mem::replace(&mut is_said, true) {
-            eprintln!("xofs: {vm}: waiting for another program that writes it (last sign {} s ago)", age.as_secs());
-        }
-    })?)
+    open::lock(storage, vm, vm.as_str(), Duration::from_secs(arguments.wait))
 }
 
 fn to_text(all: &[(&VmPlan, Result<Applied>)]) -> String {
