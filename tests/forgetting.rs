@@ -11,10 +11,11 @@ use std::sync::atomic::Ordering;
 
 use cut::until;
 use seeds::Random;
-use storage::{Loss, WritableStorage};
+use serde_json::json;
+use storage::{Loss, Storage, WritableStorage};
 use uuid::Uuid;
 use vhd::{BlockSize, Filter, Format, NewLayer, create_layer, write_alias};
-use world::{BLOCK, JOB, VM, World, path, time};
+use world::{BLOCK, FULL, JOB, VM, World, path, time};
 use xofs::repository::ErrorKind;
 
 /// How many are tried where `XOFS_SEEDS` does not say it.
@@ -29,7 +30,7 @@ fn cut_everywhere(seed: u64) {
         let forgotten = world.forget(storage);
         if !is_cut.load(Ordering::SeqCst) {
             let forgotten = forgotten.unwrap_or_else(|error| panic!("{when}: {error}"));
-            assert_eq!(forgotten.backups.len(), world.truths.len() - world.kept.len(), "{when}");
+            assert_eq!(forgotten.backups.len(), world.truths.len() + 1 - world.kept.len(), "{when}");
             assert_eq!(world.check(&world.memory, &when, true), world.kept, "{when}");
             return;
         }
@@ -54,7 +55,7 @@ fn what_is_cut_off_anywhere_loses_no_backup_and_is_finished_by_the_next_run() {
 fn nothing_goes_while_a_backup_of_the_vm_cannot_be_read() {
     let world = World::new(1);
     for (name, bytes) in
-        [("20260731T020003Z.json", "{\"mode\":"), ("20261399T020003Z.json", "{}"), ("other.json", "{}")]
+        [("20260730T020003Z.json", "{\"mode\":"), ("20261399T020003Z.json", "{}"), ("other.json", "{}")]
     {
         let metadata = format!("xo-vm-backups/{VM}/{name}");
         world.memory.put(&metadata, bytes).unwrap();
@@ -68,8 +69,10 @@ fn nothing_goes_while_a_backup_of_the_vm_cannot_be_read() {
 
 #[test]
 fn a_backup_stays_that_another_chain_is_built_on() {
-    let mut world = World::new(3);
-    world.kept = world.truths.keys().next_back().into_iter().cloned().collect();
+    // One whose second disk has one chain.
+    let is_fit = |world: &World| world.truths.len() > 2 && world.keys[1].len() == 1;
+    let mut world = (0..).map(World::new).find(is_fit).unwrap();
+    world.kept = world.truths.keys().next_back().into_iter().cloned().chain([FULL.to_owned()]).collect();
     let lineage = format!("xo-vm-backups/{VM}/vdis/{JOB}/0a1b2c3d-0000-4000-8000-0000000000d1");
     let storage: Arc<dyn WritableStorage> = world.memory.clone();
     // A second child of the first backup's disk, which no metadata names.
@@ -86,5 +89,58 @@ fn a_backup_stays_that_another_chain_is_built_on() {
     assert_eq!(refused.len(), world.truths.len() - 1, "{done:?}");
     assert!(done.refused.iter().all(|(_, reason)| reason.contains("is built on it, too")), "{done:?}");
     assert_eq!(done.backups, []);
-    assert_eq!(world.check(&world.memory, "refused", true).len(), world.truths.len());
+    assert_eq!(world.check(&world.memory, "refused", true).len(), world.truths.len() + 1);
+}
+
+#[test]
+fn a_note_of_what_was_to_go_takes_nothing_that_a_backup_needs_and_nothing_elsewhere() {
+    let mut world = World::new(5);
+    world.kept = world.truths.keys().cloned().chain([FULL.to_owned()]).collect();
+    let folder = format!("xo-vm-backups/{VM}");
+    let lineage = format!("vdis/{JOB}/0a1b2c3d-0000-4000-8000-0000000000d0");
+    let other = "xo-vm-backups/0a1b2c3d-0000-4000-8000-000000000002";
+    world.memory.put(&format!("{other}/{FULL}.xva"), "xva").unwrap();
+    world.memory.put(&format!("{other}/vdis/{JOB}/d/data/a.vhd/bat"), "bat").unwrap();
+    world.memory.put(&format!("{folder}/notes.txt"), "notes").unwrap();
+    let note_path = format!("xo-vm-backups/.{VM}.xofs-forget");
+    let named = |name: &str, data: &str| json!({ "disks": { name: data }, "files": [] });
+    let data = format!("{lineage}/data/{}.vhd", time(0));
+    let notes = [
+        ("a disk of a backup", named(&format!("{lineage}/{}.alias.vhd", time(0)), &data)),
+        ("its data by another name", named(&format!("{lineage}/20250101T020003Z.alias.vhd"), &data)),
+        ("the XVA of a backup", json!({ "disks": {}, "files": [format!("{FULL}.xva"), format!("{FULL}.json")] })),
+        ("no archive", json!({ "disks": {}, "files": ["notes.txt", "vdis"] })),
+    ];
+    for (what, note) in notes {
+        world.memory.put(&note_path, note.to_string()).unwrap();
+        let done = world.forget(world.memory.clone()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(done.backups.is_empty() && done.problems.is_empty(), "{what}: {done:?}");
+        assert_eq!(world.check(&world.memory, what, true), world.kept, "{what}");
+        for kept in [
+            format!("{other}/{FULL}.xva"),
+            format!("{other}/vdis/{JOB}/d/data/a.vhd/bat"),
+            format!("{folder}/notes.txt"),
+        ] {
+            assert!(world.memory.stat(&path(&kept)).is_ok(), "{what}: {kept}");
+        }
+        let left = world.memory.stat(&path(&note_path));
+        assert_eq!(left.unwrap_err().kind(), storage::ErrorKind::NotFound, "{what}");
+    }
+    let elsewhere = format!("../{}", &other[14..]);
+    let damaged = [
+        named(&format!("{elsewhere}/vdis/{JOB}/d/a.alias.vhd"), &format!("{elsewhere}/vdis/{JOB}/d/data/a.vhd"))
+            .to_string(),
+        named(&format!("{lineage}/a.alias.vhd"), &format!("{elsewhere}/vdis/{JOB}/d/data/a.vhd")).to_string(),
+        json!({ "disks": {}, "files": [format!("{elsewhere}/{FULL}.xva")] }).to_string(),
+        "{".to_owned(),
+    ];
+    for note in damaged {
+        world.memory.put(&note_path, note.clone()).unwrap();
+        let done = world.forget(world.memory.clone()).unwrap();
+        let [(problem, why)] = done.problems.as_slice() else { panic!("{note}: {done:?}") };
+        assert!(problem.as_str() == note_path && why.contains("xofs repair"), "{note}: {why}");
+        for kept in [format!("{other}/{FULL}.xva"), format!("{other}/vdis/{JOB}/d/data/a.vhd/bat")] {
+            assert!(world.memory.stat(&path(&kept)).is_ok(), "{note}: {kept}");
+        }
+    }
 }

@@ -127,6 +127,10 @@ impl World {
             world.image(GOOD, "20260807T020003Z", uuid(103), last(), 1, 0xdd);
             world.put(&format!("{GOOD}/.20260807T020003Z.xofs-ingest"), b"intent");
         }
+        if has("dead-forget") {
+            let note = r#"{"disks":{},"files":["20260701T020003Z.xva"]}"#;
+            world.memory.put(&format!("xo-vm-backups/.{VM}.xofs-forget"), note).unwrap();
+        }
         if has("dead-alias") {
             world.put(&format!("{GOOD}/20260808T020003Z.alias.vhd"), b"data/nothing.vhd");
         }

@@ -21,7 +21,7 @@ use super::plan::{Act, Action, Explanation, Include, Kind, VmPlan};
 use super::survey::{CACHE, Health, Image, Lineage, Seen, Survey, is_metadata};
 use super::unclaimed::{Unclaimed, is_there, paths_of};
 use crate::ingest;
-use crate::merge::{Begun, disks_of};
+use crate::merge::{Begun, disks_of, note_of};
 use crate::repository::{Backup, BackupTime, Mode, Result, Vm, VmFolder};
 
 /// Longest state file of a merge that is read (bytes).
@@ -366,6 +366,16 @@ impl<'a> Diagnosis<'a> {
     fn folder(&mut self) -> Result<()> {
         let survey = self.survey;
         self.leftovers(&survey.entries)?;
+        let note = note_of(&survey.folder);
+        match self.storage.stat(&note) {
+            Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+            Ok(_) => {
+                let reason = "a forget noted here what was to go with its backups, and died; the next 'xofs forget --apply' of \
+                              this VM removes that, and what no backup needs of it is planned for here, too";
+                self.trash(Kind::DeadForget, vec![note], reason)?;
+            }
+        }
         let by_time = survey.backups.iter().map(|backup| format!("{}.xva", backup.time.stored()));
         let named = survey.xvas.values().map(|path| path.file_name().to_owned());
         let claimed: BTreeSet<String> = by_time.chain(named).collect();

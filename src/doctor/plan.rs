@@ -24,6 +24,8 @@ pub enum Kind {
     Leftover,
     /// What a run of `xofs ingest` left that died.
     DeadIngest,
+    /// What a run of `xofs forget` noted that died.
+    DeadForget,
     /// An alias that leads nowhere, or says nothing.
     DeadAlias,
     /// Images that no backup names and nothing needed is built on.

@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use storage::{Kind as What, ObjectPath, WritableStorage, create_directories, publish, publish_rename, remove_tree};
 
 use super::plan::Kind;
+use crate::merge::note_of;
 use crate::repository::{Error, ErrorKind, Result, VmFolder, VmId, VmLock};
 
 /// Where it is.
@@ -367,9 +368,10 @@ fn read(storage: &dyn WritableStorage, id: &str) -> Result<Option<(Journal, VmId
         return Err(damaged("it is of another version of xofs"));
     }
     let vm = VmId::new(&journal.vm).ok_or_else(|| damaged("it names no VM"))?;
+    let folder = ObjectPath::new(crate::repository::VM_FOLDER)?.join(vm.as_str())?;
     for step in &journal.moves {
         let place = ObjectPath::new(&step.path)?;
-        if !place.is_beneath(&ObjectPath::new(crate::repository::VM_FOLDER)?.join(vm.as_str())?) {
+        if !place.is_beneath(&folder) && place != note_of(&folder) {
             return Err(damaged("it names a place that is not its VM's"));
         }
     }

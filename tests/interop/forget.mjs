@@ -9,7 +9,7 @@
 // 4. `xofs forget` dies after a change of the repository, the first, the twelfth and so on (XOFS_EVERY=1: after each); XO's
 //    cleaner finishes it, or the next `xofs forget`.
 
-import { cp, mkdir, readdir, readFile, rm } from 'node:fs/promises'
+import { cp, mkdir, readdir, readFile, rm, writeFile } from 'node:fs/promises'
 import { execFile } from 'node:child_process'
 import { join, resolve } from 'node:path'
 import { isDeepStrictEqual, promisify } from 'node:util'
@@ -207,11 +207,15 @@ for (const kind of KINDS) {
   if (listed.length !== 2) {
     fail(`${kind.name}: XO lists ${listed}`)
   }
+  // what a forget that died notes
+  const note = join(repo, vm.dir, `../.${vm.uuid}.xofs-forget`)
+  await writeFile(note, '{"disks":{},"files":[]}')
   const before = await tree(repo)
   const said = await clean(repo, vm)
   if (said.length !== 0 || !isDeepStrictEqual(await tree(repo), before)) {
     fail(`${kind.name}: XO's cleaner has something to do: ${said}`)
   }
+  await rm(note)
 
   // 2
   vm.backups = vm.backups.filter(({ metadata }) => listed.includes(metadata))

@@ -16,6 +16,8 @@ use crate::seeds::Random;
 pub const VM: &str = "0a1b2c3d-0000-4000-8000-000000000001";
 pub const JOB: &str = "0a1b2c3d-0000-4000-8000-00000000000b";
 pub const BLOCK: usize = 512;
+/// The time of the full backup.
+pub const FULL: &str = "20260731T020003Z";
 
 pub fn path(text: &str) -> ObjectPath {
     ObjectPath::new(text).unwrap()
@@ -25,10 +27,12 @@ pub fn time(number: usize) -> String {
     format!("2026080{}T020003Z", number + 1)
 }
 
-/// A VM with backups of two disks each: what these read as, by the time of the backup.
+/// A VM with backups of two disks each: what these read as, by the time of the backup; and with a full backup.
 pub struct World {
     pub memory: Arc<MemoryStorage>,
     pub truths: BTreeMap<String, Vec<Vec<u8>>>,
+    /// By disk the backups of which it is built on nothing, by number.
+    pub keys: [BTreeSet<usize>; 2],
     pub kept: BTreeSet<String>,
     /// Whether digests were written, or read, in vain: an error there keeps nothing else from being done.
     pub may_lose_digests: bool,
@@ -45,7 +49,13 @@ impl World {
         let folder = format!("xo-vm-backups/{VM}");
         let mut disks = vec![vec![0; BLOCK * 6]; 2];
         let mut uuids: Vec<Option<Uuid>> = vec![None; 2];
-        let mut world = Self { memory, truths: BTreeMap::new(), kept: BTreeSet::new(), may_lose_digests: false };
+        let mut world = Self {
+            memory,
+            truths: BTreeMap::new(),
+            keys: [BTreeSet::new(), BTreeSet::new()],
+            kept: BTreeSet::new(),
+            may_lose_digests: false,
+        };
         for number in 0..backups {
             if is_mixed {
                 filter = any_filter(random);
@@ -58,19 +68,26 @@ impl World {
                 let uuid = Uuid::from_u128(0x1111_1111_1111_4111_8111_0000_0000_0000 + (number * 2 + disk) as u128);
                 let mut layer = NewLayer::new(uuid, content.len() as u64, 1_785_549_603).unwrap();
                 layer = layer.with_block_size(BlockSize::new(u32::try_from(BLOCK).unwrap()).unwrap()).unwrap();
-                if let Some(parent) = uuids[disk] {
+                // Now and then a chain ends, as that of a disk that grew does.
+                let parent = uuids[disk].filter(|_| random.below(4) > 0);
+                if parent.is_none() {
+                    world.keys[disk].insert(number);
+                }
+                if let Some(parent) = parent {
                     layer = layer.child_of(parent, &format!("{}.alias.vhd", time(number - 1))).unwrap();
                 }
                 let data = lineage.join("data").unwrap().join(&format!("{}.vhd", time(number))).unwrap();
                 let sink =
                     create_layer(storage.clone(), Format::Exploded(filter), data.clone(), layer.clone()).unwrap();
-                for block in 0..content.len() / BLOCK {
-                    if random.below(2) == 0 {
-                        let bytes = vec![u8::try_from(1 + number * 16 + block).unwrap(); BLOCK];
-                        content[block * BLOCK..][..BLOCK].copy_from_slice(&bytes);
+                for (block, bytes) in content.chunks_mut(BLOCK).enumerate() {
+                    let is_changed = random.below(2) == 0;
+                    if is_changed {
+                        bytes.fill(u8::try_from(1 + number * 16 + block).unwrap());
+                    }
+                    if is_changed || parent.is_none() && bytes[0] != 0 {
                         let index = BlockIndex(u32::try_from(block).unwrap());
-                        let block = layer.encode(Format::Exploded(filter), index, &bytes).unwrap();
-                        sink.store(&block.with_digest(Digest::of(&bytes, layer.block_size()))).unwrap();
+                        let block = layer.encode(Format::Exploded(filter), index, bytes).unwrap();
+                        sink.store(&block.with_digest(Digest::of(bytes, layer.block_size()))).unwrap();
                     }
                 }
                 sink.finish().unwrap();
@@ -92,6 +109,16 @@ impl World {
                 world.kept.insert(time(number));
             }
         }
+        let metadata = json!({
+            "mode": "full", "jobId": JOB, "scheduleId": "s", "timestamp": 1_785_463_203_000_u64, "xva": format!("./{FULL}.xva"),
+            "vm": { "name_label": "web01" }, "size": 3,
+        });
+        world.memory.put(&format!("{folder}/{FULL}.json"), metadata.to_string()).unwrap();
+        world.memory.put(&format!("{folder}/{FULL}.xva"), "xva").unwrap();
+        world.memory.put(&format!("{folder}/{FULL}.xva.checksum"), "$1$$0").unwrap();
+        if random.below(2) == 0 {
+            world.kept.insert(FULL.to_owned());
+        }
         storage.sync_tree(&ObjectPath::root()).unwrap();
         world
     }
@@ -102,7 +129,14 @@ impl World {
         let options = OpenOptions { key: None, cache_bytes: 0 };
         let repository = Repository::with_storage(storage.clone(), options).unwrap();
         let backups = repository.backups(&VmId::new(VM).unwrap()).unwrap_or_else(|error| panic!("{when}: {error}"));
+        let full = format!("xo-vm-backups/{VM}/{FULL}");
         for backup in backups.iter() {
+            if backup.time.stored() == FULL {
+                for file in ["xva", "xva.checksum"] {
+                    assert!(storage.stat(&path(&format!("{full}.{file}"))).is_ok(), "{when}: {file}");
+                }
+                continue;
+            }
             assert_eq!(backup.problem, None, "{when}");
             for (number, truth) in self.truths[&backup.time.stored()].iter().enumerate() {
                 let disk = &backup.disks[number];
@@ -160,22 +194,31 @@ impl World {
         let vms: Vec<_> = names("xo-vm-backups").into_iter().filter(|name| !is_of_lock(name)).collect();
         assert_eq!(vms, [VM], "{when}");
         let folder = format!("xo-vm-backups/{VM}");
-        let metadata: Vec<_> = self.kept.iter().map(|time| format!("{time}.json")).chain(["vdis".to_owned()]).collect();
-        assert_eq!(names(&folder), metadata, "{when}");
+        let mut files: Vec<_> =
+            self.kept.iter().map(|time| format!("{time}.json")).chain(["vdis".to_owned()]).collect();
+        if self.kept.contains(FULL) {
+            files.splice(1..1, ["xva", "xva.checksum"].map(|file| format!("{FULL}.{file}")));
+        }
+        assert_eq!(names(&folder), files, "{when}");
+        let kept: BTreeSet<&String> = self.kept.iter().filter(|time| *time != FULL).collect();
         for disk in names(&format!("{folder}/vdis/{JOB}")) {
             let lineage = format!("{folder}/vdis/{JOB}/{disk}");
-            let aliases: Vec<_> = self.kept.iter().map(|time| format!("{time}.alias.vhd")).collect();
+            let aliases: Vec<_> = kept.iter().map(|time| format!("{time}.alias.vhd")).collect();
             assert_eq!(names(&lineage), [aliases, vec!["data".to_owned()]].concat(), "{when}");
-            assert_eq!(names(&format!("{lineage}/data")).len(), self.kept.len(), "{when}");
+            assert_eq!(names(&format!("{lineage}/data")).len(), kept.len(), "{when}");
         }
-        for time in &self.kept {
-            let metadata = storage.read(&path(&format!("{folder}/{time}.json")), 1 << 20).unwrap();
+        let times: Vec<String> = self.truths.keys().cloned().collect();
+        for stored in kept {
+            let metadata = storage.read(&path(&format!("{folder}/{stored}.json")), 1 << 20).unwrap();
             let metadata: Value = serde_json::from_slice(&metadata).unwrap();
-            let is_first = Some(time) == self.kept.first();
-            let flags: Vec<_> =
-                metadata["isVhdDifferencing"].as_object().into_iter().flatten().map(|(_, it)| it).collect();
             // What was not merged into says what it said.
-            assert!(flags.iter().all(|flag| **flag == Value::Bool(!is_first)), "{when}: {metadata}");
+            let Some(flags) = metadata["isVhdDifferencing"].as_object() else { continue };
+            let number = times.iter().position(|time| time == stored).unwrap();
+            for (keys, (_, flag)) in self.keys.iter().zip(flags) {
+                let key = *keys.range(..=number).next_back().unwrap();
+                let is_built_on_one = times[key..number].iter().any(|time| self.kept.contains(time));
+                assert_eq!(*flag, is_built_on_one, "{when}: {metadata}");
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use storage::{ObjectPath, UNPUBLISHED, WritableStorage, remove_tree};
+use storage::{ObjectPath, Storage, UNPUBLISHED, WritableStorage, remove_tree};
 
 use super::{Control, Merge};
 use crate::chain;
@@ -29,12 +29,18 @@ pub(super) fn run(merge: &Merge, control: &Control) -> Result<()> {
 /// Removes what the names led to, and no name leads to any more.
 pub(super) fn remove_unnamed(merge: &Merge, control: &Control) -> Result<()> {
     let storage = &*merge.storage;
-    let named = named_data(merge)?;
-    for data in merge.data.iter().filter(|data| !named.contains(data)) {
+    let named = named_data(&merge.reader, &merge.folder)?;
+    let target = merge.target();
+    if !named.iter().any(|(name, _)| *name == target) {
+        let reason = "it was merged, but no name leads to the result; nothing more is removed";
+        return Err(Error::new(ErrorKind::Damaged, &target, reason));
+    }
+    let is_named = |data: &&ObjectPath| named.iter().any(|(_, led_to)| led_to == *data);
+    for data in merge.data.iter().filter(|data| !is_named(data)) {
         (control.barrier)()?;
         remove_tree(storage, data)?;
     }
-    let kept = merge.data.iter().filter(|data| named.contains(data)).cloned();
+    let kept = merge.data.iter().filter(is_named).cloned();
     for folder in kept.chain([merge.folder.clone()]) {
         remove_unpublished(merge, &folder)?;
     }
@@ -48,17 +54,13 @@ pub(super) fn remove_unnamed(merge: &Merge, control: &Control) -> Result<()> {
 }
 
 /// Removes an image that nothing is built on and that no backup names: its name, and what it led to.
-pub(super) fn remove_image(storage: &Arc<dyn WritableStorage>, name: &ObjectPath) -> Result<()> {
-    let reader = storage.clone().reader();
-    let data = match chain::data_path(&reader, name) {
-        Err(error) if error.kind() == ErrorKind::Missing => return Ok(()),
-        other => other?,
-    };
+pub(super) fn remove_image(storage: &Arc<dyn WritableStorage>, name: &ObjectPath, data: &ObjectPath) -> Result<()> {
     let folder = name.parent();
     if !data.is_beneath(&folder) {
         let reason = format!("it leads to '{data}', which is not in its folder: it is not removed");
         return Err(Error::new(ErrorKind::Escape, name, reason));
     }
+    let named = named_data(&storage.clone().reader(), &folder)?;
     for name in [name, &folder.join(&digests_name(name.file_name()))?] {
         match storage.remove(name) {
             Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
@@ -66,8 +68,14 @@ pub(super) fn remove_image(storage: &Arc<dyn WritableStorage>, name: &ObjectPath
         }
     }
     storage.sync(&folder)?;
-    remove_tree(&**storage, &data)?;
-    Ok(storage.sync(&data.parent())?)
+    if named.iter().any(|(other, led_to)| other != name && led_to == data) {
+        return Ok(());
+    }
+    remove_tree(&**storage, data)?;
+    match storage.sync(&data.parent()) {
+        Err(error) if error.kind() != storage::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Removes what an earlier attempt wrote and did not publish.
@@ -83,20 +91,13 @@ fn remove_unpublished(merge: &Merge, folder: &ObjectPath) -> Result<()> {
     Ok(())
 }
 
-/// Returns what the names in the folder lead to; that of the target must be among them.
-fn named_data(merge: &Merge) -> Result<Vec<ObjectPath>> {
-    let target = merge.target();
-    let (mut named, mut is_target_there) = (Vec::new(), false);
-    for entry in merge.reader.list(&merge.folder)? {
-        if entry.name.ends_with(".vhd") {
-            let path = merge.folder.join(&entry.name)?;
-            is_target_there |= path == target;
-            named.push(chain::data_path(&merge.reader, &path)?);
-        }
+/// Returns the names in a folder of disks, and what they lead to.
+fn named_data(reader: &Arc<dyn Storage>, folder: &ObjectPath) -> Result<Vec<(ObjectPath, ObjectPath)>> {
+    let mut named = Vec::new();
+    for entry in reader.list(folder)?.into_iter().filter(|entry| entry.name.ends_with(".vhd")) {
+        let name = folder.join(&entry.name)?;
+        let data = chain::data_path(reader, &name)?;
+        named.push((name, data));
     }
-    if is_target_there {
-        return Ok(named);
-    }
-    let reason = "it was merged, but no name leads to the result; nothing more is removed";
-    Err(Error::new(ErrorKind::Damaged, &target, reason))
+    Ok(named)
 }

@@ -413,12 +413,13 @@ impl Image {
     }
 }
 
-/// Removes an image that nothing is built on and that no backup names: its name first, then what it led to.
+/// Removes an image that nothing is built on and that no backup names: its name first, then the `data` it led to, unless
+/// another name there leads to it. Either may be gone already.
 ///
 /// # Errors
-/// [`ErrorKind::Escape`] if it leads out of its folder; else what the storage says.
-pub fn remove_image(storage: &Arc<dyn WritableStorage>, name: &ObjectPath) -> Result<()> {
-    cleanup::remove_image(storage, name)
+/// [`ErrorKind::Escape`] if the data is not in the folder of the name; else what the storage says.
+pub fn remove_image(storage: &Arc<dyn WritableStorage>, name: &ObjectPath, data: &ObjectPath) -> Result<()> {
+    cleanup::remove_image(storage, name, data)
 }
 
 /// What the metadata of a backup says of a disk's own image.

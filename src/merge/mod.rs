@@ -5,12 +5,15 @@
 //! under the lock of the VM
 //! 1  finish the merges that were begun earlier, by us or by XO
 //! 2  see that everything that would be merged can be; a backup that cannot go stays; write anew what fits nothing
-//! 3  remove the metadata of those that go, newest first; from here on they do not exist
-//! 4  merge each chain (vhd::Merge), those of several disks at a time; then write what changed into the metadata of the targets
-//! 5  remove what belonged to those that went alone: disks nothing is built on, XVAs
+//! 3  note what goes with them alone (alone.rs): XVAs, disks nothing that stays is built on
+//! 4  remove the metadata of those that go, newest first; from here on they do not exist; then their XVAs
+//! 5  merge each chain (vhd::Merge), those of several disks at a time; then write what changed into the metadata of the targets
+//! 6  remove the disks that go alone, then the note
 //! ```
 //!
-//! What is interrupted after step 3 is found by its disks, which no metadata names, and merged the next time.
+//! What is interrupted after step 4 is found the next time by its disks, which no metadata names, and by the note.
+
+mod alone;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +23,10 @@ use std::thread;
 use serde_json::value::{RawValue, to_raw_value};
 use storage::{ObjectPath, Storage, WritableStorage};
 use vhd::{Control, ImageSummary, Merge, Outcome};
+
+pub(crate) use alone::note_of;
+
+use alone::Alone;
 
 use crate::repository::{
     Backup, BackupDisk, BackupTime, Backups, DiskSource, Error, ErrorKind, Mode, Repository, Result, VM_FOLDER,
@@ -140,7 +147,8 @@ impl<'a> Run<'a> {
             return Ok(self.done);
         }
         let mut going = choose(&backups);
-        let mut merges = self.plan(&backups, &mut going, &lineages)?;
+        let mut alone = self.left_alone()?;
+        let mut merges = self.plan(&backups, &mut going, &lineages, &mut alone)?;
         (self.watch.planned)(merges.iter().map(|planned| planned.merge.blocks()).sum());
         self.each_merge(&mut merges, |run, merge| run.prepare(merge))?;
         if self.done.is_stopped {
@@ -149,19 +157,18 @@ impl<'a> Run<'a> {
         let folder = VmFolder::new(self.lock)?;
         going.sort_by_key(|backup| std::cmp::Reverse(backup.time));
         for backup in &going {
+            alone.files.extend(self.archive(&folder, backup)?);
+        }
+        alone.note(&*self.storage, &self.folder)?;
+        for backup in &going {
             if (self.watch.is_stopped)() {
                 self.done.is_stopped = true;
                 return Ok(self.done);
             }
-            let xva = self.xva(&folder, backup)?;
             folder.remove(backup.time)?;
             self.done.backups.push(backup.time);
-            if let Some(xva) = xva {
-                self.remove_file(&xva)?;
-                self.remove_file(&xva.parent().join(&format!("{}.checksum", xva.file_name()))?)?;
-                self.storage.sync(&self.folder)?;
-            }
         }
+        self.remove_files(&folder, &backups, &going, &alone)?;
         self.each_merge(&mut merges, |run, merge| run.merge(merge))?;
         for merge in &merges {
             self.conclude(merge, &backups)?;
@@ -169,7 +176,9 @@ impl<'a> Run<'a> {
         if self.done.is_stopped {
             return Ok(self.done);
         }
-        self.remove_unneeded(&backups, &going)?;
+        if self.remove_disks(&backups, &going, &alone, &lineages)? {
+            alone.forget(&*self.storage, &self.folder)?;
+        }
         Ok(self.done)
     }
 
@@ -221,26 +230,53 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Finds what is to be merged; takes out of `going` the backups of which a disk cannot be.
+    /// Reads what a run noted that died.
+    fn left_alone(&mut self) -> Result<Alone> {
+        match Alone::read(&*self.reader, &self.folder) {
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                self.done.problems.push((note_of(&self.folder), error.to_string()));
+                Ok(Alone::default())
+            }
+            read => read,
+        }
+    }
+
+    /// Finds what is to be merged, and what is not since it goes alone; takes out of `going` the backups of which a disk
+    /// cannot be merged.
     fn plan(
         &mut self,
         backups: &Backups,
         going: &mut Vec<Arc<Backup>>,
         lineages: &[ObjectPath],
+        alone: &mut Alone,
     ) -> Result<Vec<Planned>> {
         loop {
             let kept = self.names_of(backups, going);
-            let mut merges = Vec::new();
+            let went: BTreeSet<&ObjectPath> = going.iter().flat_map(|backup| disks_of(backup)).collect();
+            let (mut merges, mut disks) = (Vec::new(), BTreeMap::new());
             let mut problems = Vec::new();
             for lineage in lineages {
-                let chains = match Merge::lineage(&self.reader, lineage, |path| kept.contains(path)) {
-                    Ok(found) => found.chains,
+                let found = match Merge::lineage(&self.reader, lineage, |path| kept.contains(path)) {
+                    Ok(found) => found,
                     Err(error) => {
                         problems.push((lineage.clone(), error.to_string()));
                         continue;
                     }
                 };
-                for chain in chains {
+                for name in &found.unneeded {
+                    let name = lineage.join(name)?;
+                    if !went.contains(&name) {
+                        continue;
+                    }
+                    let data = vhd::data_path(&self.reader, &name).map_err(of_vhd)?;
+                    if data.is_beneath(lineage) {
+                        disks.insert(name, data);
+                    } else {
+                        let reason = format!("it leads to '{data}', which is not in its folder: it cannot be removed");
+                        problems.push((name, reason));
+                    }
+                }
+                for chain in found.chains {
                     match Merge::new(&self.storage, lineage, &chain) {
                         Ok(merge) => merges.push(Planned { images: chain.len() as u64 - 1, merge, outcome: None }),
                         Err(error) => problems.push((lineage.join(&chain[0])?, error.to_string())),
@@ -263,6 +299,7 @@ impl<'a> Run<'a> {
             }
             if going.len() == before {
                 self.done.problems.extend(problems);
+                alone.disks.extend(disks);
                 return Ok(merges);
             }
         }
@@ -270,8 +307,11 @@ impl<'a> Run<'a> {
 
     /// Returns the disks that the backups that stay name.
     fn names_of(&self, backups: &Backups, going: &[Arc<Backup>]) -> BTreeSet<ObjectPath> {
-        let stays = |backup: &&Arc<Backup>| !going.iter().any(|other| other.time == backup.time);
-        backups.iter().filter(stays).flat_map(|backup| disks_of(backup).cloned()).collect()
+        Self::staying(backups, going).flat_map(|backup| disks_of(backup).cloned()).collect()
+    }
+
+    fn staying<'b>(backups: &'b Backups, going: &'b [Arc<Backup>]) -> impl Iterator<Item = &'b Arc<Backup>> {
+        backups.iter().filter(|backup| !going.iter().any(|other| other.time == backup.time))
     }
 
     /// Has `act` done to each merge until one fails or it is stopped; those of one disk one after the other, since they look
@@ -397,49 +437,81 @@ impl<'a> Run<'a> {
         folder.rewrite(backup.time, &metadata)
     }
 
-    /// Removes the disks of backups that went which nothing is built on.
-    fn remove_unneeded(&mut self, backups: &Backups, going: &[Arc<Backup>]) -> Result<()> {
+    /// Removes the files that went with backups and that none that stays has.
+    fn remove_files(&self, folder: &VmFolder, backups: &Backups, going: &[Arc<Backup>], alone: &Alone) -> Result<()> {
+        if alone.files.is_empty() {
+            return Ok(());
+        }
+        let mut kept = BTreeSet::new();
+        for backup in Self::staying(backups, going) {
+            kept.extend(self.archive(folder, backup)?);
+        }
+        let is_archive = |path: &&ObjectPath| {
+            let name = path.file_name();
+            path.parent() == self.folder && (name.ends_with(".xva") || name.ends_with(".xva.checksum"))
+        };
+        for path in alone.files.difference(&kept).filter(is_archive) {
+            self.lock.check()?;
+            match self.storage.remove(path) {
+                Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+        }
+        Ok(self.storage.sync(&self.folder)?)
+    }
+
+    /// Removes the disks that went with backups and that nothing that stays is built on. Returns whether none of them is left.
+    fn remove_disks(
+        &mut self,
+        backups: &Backups,
+        going: &[Arc<Backup>],
+        alone: &Alone,
+        lineages: &[ObjectPath],
+    ) -> Result<bool> {
         let kept = self.names_of(backups, going);
-        let went: BTreeSet<&ObjectPath> = going.iter().flat_map(|backup| disks_of(backup)).collect();
-        let folders: BTreeSet<ObjectPath> = went.iter().map(|disk| disk.parent()).collect();
-        for folder in folders {
-            let unneeded = match Merge::lineage(&self.reader, &folder, |path| kept.contains(path)) {
+        let went = going.iter().flat_map(|backup| disks_of(backup)).chain(alone.disks.keys());
+        let folders: BTreeSet<ObjectPath> = went.map(ObjectPath::parent).collect();
+        let mut is_whole = true;
+        for folder in folders.iter().filter(|folder| lineages.contains(folder)) {
+            let unneeded = match Merge::lineage(&self.reader, folder, |path| kept.contains(path)) {
                 Ok(lineage) => lineage.unneeded,
                 Err(error) => {
-                    self.done.problems.push((folder, error.to_string()));
+                    self.done.problems.push((folder.clone(), error.to_string()));
+                    is_whole = false;
                     continue;
                 }
             };
-            for name in unneeded {
-                let path = folder.join(&name)?;
-                // What is built on it and did not go with it is nobody's, and for a repair to judge.
-                if !went.contains(&path) {
-                    self.done.problems.push((path, "no backup names it: see xofs check".to_owned()));
-                    break;
-                }
+            let mut unneeded = unneeded.iter().map(|name| folder.join(name)).collect::<storage::Result<Vec<_>>>()?;
+            // What is built on it and did not go with it is nobody's, and for a repair to judge.
+            if let Some(position) = unneeded.iter().position(|name| !alone.disks.contains_key(name)) {
+                let problem = (unneeded[position].clone(), "no backup names it: see xofs check".to_owned());
+                self.done.problems.push(problem);
+                is_whole = false;
+                unneeded.truncate(position);
+            }
+            // Of some only the name went the last time.
+            let there = self.reader.list(folder)?;
+            let is_nameless = |name: &&ObjectPath| !there.iter().any(|entry| entry.name == name.file_name());
+            let nameless = alone.disks.keys().filter(|name| name.parent() == *folder).filter(is_nameless);
+            for name in unneeded.iter().chain(nameless) {
                 self.lock.check()?;
-                vhd::remove_image(&self.storage, &path).map_err(of_vhd)?;
+                vhd::remove_image(&self.storage, name, &alone.disks[name]).map_err(of_vhd)?;
             }
         }
-        Ok(())
+        Ok(is_whole)
     }
 
-    /// Returns the XVA of a full backup; `None` if it is no file of its own.
-    fn xva(&self, folder: &VmFolder, backup: &Backup) -> Result<Option<ObjectPath>> {
+    /// Returns the files of a full backup, its XVA and the checksum of this; nothing if the XVA is no file of its own.
+    fn archive(&self, folder: &VmFolder, backup: &Backup) -> Result<Vec<ObjectPath>> {
         if backup.mode != Mode::Full {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let metadata = folder.metadata(backup.time)?;
         let name = metadata.get("xva").and_then(|xva| serde_json::from_str::<String>(xva.get()).ok());
         let path = name.map(|name| self.folder.resolve(&name)).transpose()?;
-        Ok(path.filter(|path| path.parent() == self.folder && path.file_name().ends_with(".xva")))
-    }
-
-    fn remove_file(&self, path: &ObjectPath) -> Result<()> {
-        self.lock.check()?;
-        match self.storage.remove(path) {
-            Err(error) if error.kind() != storage::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
+        match path.filter(|path| path.parent() == self.folder && path.file_name().ends_with(".xva")) {
+            Some(xva) => Ok(vec![self.folder.join(&format!("{}.checksum", xva.file_name()))?, xva]),
+            None => Ok(Vec::new()),
         }
     }
 }
