@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -14,9 +15,9 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec, Timestamps, UTIME_NOW,
-    UTIME_OMIT, copy_file_range, fstatvfs, futimens, mkdirat, openat, openat2, renameat, renameat_with, statat, statx,
-    syncfs, unlinkat,
+    Advice, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec, Timestamps,
+    UTIME_NOW, UTIME_OMIT, copy_file_range, fadvise, fstatvfs, futimens, mkdirat, openat, openat2, renameat,
+    renameat_with, statat, statx, syncfs, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -28,6 +29,8 @@ use crate::{
 
 /// Files that are synced at the same time where each has to be asked of a server.
 const SYNCS_AT_ONCE: usize = 16;
+/// From how many bytes on that were written at once the system is asked to begin with them.
+const WRITE_BACK_BYTES: usize = 64 << 10;
 /// What a new file may be used for, less what the process's mask takes away.
 const FILE_MODE: u32 = 0o666;
 /// The same of a folder: as Xen Orchestra makes them (`dirMode`), since what is in them tells passwords.
@@ -132,6 +135,7 @@ impl LocalStorage {
         };
         let mut file = File::from(self.open_fd(path, "write", flags | TO_WRITE)?);
         io::Write::write_all(&mut file, bytes).map_err(|error| Error::from_io("write", path, error))?;
+        write_back(&file, 0, bytes.len());
         Ok(file)
     }
 
@@ -437,6 +441,15 @@ impl Moves for LocalMoves {
     }
 }
 
+/// Has the system begin to write to the disk what was just written, as it does soon anyway: else the disk is idle until all of it
+/// is to be synced. Advice of this kind starts that, and lets go of what is written already, which nobody reads soon.
+fn write_back(file: &File, offset: u64, len: usize) {
+    if len >= WRITE_BACK_BYTES {
+        // What is not begun now is begun at the sync, which also tells of errors.
+        let _ = fadvise(file, offset, NonZeroU64::new(len as u64), Advice::DontNeed);
+    }
+}
+
 /// Renames a file over another one, or a folder where nothing is: rename(2) would have an empty folder replaced.
 fn rename_at(old_parent: &OwnedFd, name: &str, parent: &OwnedFd, new_name: &str) -> rustix::io::Result<()> {
     match renameat_with(old_parent, name, parent, new_name, RenameFlags::NOREPLACE) {
@@ -472,7 +485,9 @@ fn copy_by_system(source: BorrowedFd<'_>, file: &File, mut from: u64, mut to: u6
 
 impl WritableObject for LocalObject {
     fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.file.write_all_at(bytes, offset).map_err(|error| Error::from_io("write", &self.path, error))
+        self.file.write_all_at(bytes, offset).map_err(|error| Error::from_io("write", &self.path, error))?;
+        write_back(&self.file, offset, bytes.len());
+        Ok(())
     }
 
     fn copy_from(&self, source: &dyn Object, from: u64, to: u64, len: u64) -> Result<u64> {
