@@ -4,6 +4,7 @@
 //! allows, whatever the stored bytes claim. Streams that Node's zlib accepts are accepted; of others at most those of gzip
 //! whose length and checksum are right nevertheless, so that their bytes are.
 
+use std::cell::RefCell;
 use std::io::Read;
 
 use brotli::enc::StandardAlloc;
@@ -148,14 +149,28 @@ impl Filter {
     }
 }
 
+thread_local! {
+    /// What the blocks that a thread encodes are encoded into: fresh memory for each would have to be cleared, twice.
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Has `encode` write up to `bound` bytes; returns as many as it says it wrote.
+///
+/// They take no more room than they need: what is encoded may wait to be written.
+fn encoded(bound: usize, encode: impl FnOnce(&mut [u8]) -> usize) -> Vec<u8> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.len() < bound {
+            scratch.resize(bound, 0);
+        }
+        let len = encode(&mut scratch[..bound]);
+        scratch[..len].to_vec()
+    })
+}
+
 fn gzip(plain: &[u8]) -> Vec<u8> {
     let mut compressor = Compressor::new(CompressionLvl::new(GZIP_LEVEL).expect("libdeflate has this level"));
-    let mut out = vec![0; compressor.gzip_compress_bound(plain.len())];
-    let len = compressor.gzip_compress(plain, &mut out).expect("the bound is never exceeded");
-    out.truncate(len);
-    // What is encoded may wait to be written: it must not take the room of what it came from.
-    out.shrink_to_fit();
-    out
+    let bound = compressor.gzip_compress_bound(plain.len());
+    encoded(bound, |out| compressor.gzip_compress(plain, out).expect("the bound is never exceeded"))
 }
 
 /// With the encoder in C: the one in Rust is half as fast.
@@ -163,12 +178,10 @@ fn brotli(plain: &[u8]) -> Vec<u8> {
     // The bound holds at any quality: what would be longer is stored uncompressed.
     let bound = brotlic::compress_bound(plain.len(), Quality::best()).expect("there is one from quality 2 on");
     let window = WindowSize::new(BROTLI_WINDOW_BITS).expect("brotli has windows of 10 to 24 bits");
-    let mut out = vec![0; bound];
-    let len = brotlic::compress(plain, &mut out, Quality::worst(), window, CompressionMode::Generic)
-        .expect("the bound is never exceeded");
-    out.truncate(len);
-    out.shrink_to_fit();
-    out
+    encoded(bound, |out| {
+        let compressed = brotlic::compress(plain, out, Quality::worst(), window, CompressionMode::Generic);
+        compressed.expect("the bound is never exceeded")
+    })
 }
 
 fn check_len(found: usize, expected: usize) -> Result<(), FormatError> {
