@@ -43,7 +43,6 @@ pub(crate) use intent::time_of as time_of_intent;
 pub use mirror::Origin;
 pub use nbd::NbdDisk;
 pub use probe::{Probe, Reading};
-pub use room::Estimate;
 pub use source::{ImageOptions, RawFile, Source};
 
 use crate::repository::{self, BackupTime, Repository, VmId, is_device_name};
@@ -471,7 +470,7 @@ fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt
             target.believe_changes(wanted, &|sentence| watch.say(&format!("{name}: {sentence}")))?;
             watch.check()?;
             let is_exploded = target.plans.iter().any(|plan| matches!(plan.format, Format::Exploded(_)));
-            target.check_room(room::estimate(&sources, &target.plans)?, wanted.reserve, is_exploded)
+            target.check_room(&sources, wanted.reserve, is_exploded)
         });
     }
     watch.check()?;

@@ -1,8 +1,10 @@
 //! Whether there is room, before anything is written.
 //!
-//! Blocks spread over each disk are read, compared and encoded as they would be; what they take stands for the rest. So it is
-//! an estimate: what turns out to need more ends with a full disk, and then what was written is removed.
+//! If there is not enough for all blocks as they are, some that are spread over each disk are read, compared and encoded as they
+//! would be; what they take stands for the rest. So it is an estimate: what turns out to need more ends with a full disk, and
+//! then what was written is removed.
 
+use disk::Disk;
 use storage::WritableStorage;
 use vhd::{BlockIndex, BlockSize, Format};
 
@@ -13,6 +15,8 @@ use super::source::Source;
 
 /// Blocks of a disk that are looked at.
 const SAMPLES: u64 = 16;
+/// Bytes of a block, as it is stored, at most: what cannot be compressed becomes longer by some headers.
+const BLOCK_AT_MOST: u64 = (2 << 20) + 4096;
 /// What is left free unless it is said otherwise: a part of what is free, at most this many bytes.
 const RESERVE: u64 = 1 << 30;
 const RESERVE_PART: u64 = 20;
@@ -21,7 +25,7 @@ const RESERVE_INODES: u64 = 1000;
 
 /// What a backup will take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Estimate {
+pub(super) struct Estimate {
     /// Blocks that are stored.
     pub blocks: u64,
     /// Bytes of files.
@@ -56,38 +60,66 @@ impl Quota {
     }
 }
 
-/// Estimates what the disks will take; nothing for a stream, of which nothing is known.
-pub(super) fn estimate(sources: &[&Source], plans: &[DiskPlan]) -> Result<Estimate> {
-    let mut sum = Estimate::default();
-    for (source, plan) in sources.iter().zip(plans) {
-        let Source::Disk(disk) = source else { continue };
-        let all = copy::candidates(disk.as_ref(), &[plan])?;
-        let every = (all.len() as u64).div_ceil(SAMPLES).max(1);
-        let (mut looked, mut stored, mut bytes) = (0, 0, 0);
-        for block in all.iter().step_by(usize::try_from(every).unwrap_or(usize::MAX)) {
-            looked += 1;
-            if let Some(encoded) = copy::encoded(disk.as_ref(), plan, BlockIndex(*block))? {
-                stored += 1;
-                bytes += encoded.bytes().len() as u64;
-            }
+/// The blocks that disks may have to store; none of a stream, of which nothing is known.
+pub(super) struct Needs<'a>(Vec<(&'a dyn Disk, &'a DiskPlan, Vec<u32>)>);
+
+impl<'a> Needs<'a> {
+    pub fn of(sources: &[&'a Source], plans: &'a [DiskPlan]) -> Result<Self> {
+        let mut needs = Vec::with_capacity(plans.len());
+        for (source, plan) in sources.iter().zip(plans) {
+            let Source::Disk(disk) = source else { continue };
+            needs.push((disk.as_ref(), plan, copy::candidates(disk.as_ref(), &[plan])?));
         }
-        let scale = |sampled: u64| sampled * all.len() as u64 / looked.max(1);
-        let (blocks, bytes) = (scale(stored), scale(bytes));
+        Ok(Self(needs))
+    }
+
+    /// What they will take if each block has to be stored, and none can be compressed.
+    pub fn at_most(&self) -> Estimate {
+        let mut sum = Estimate::default();
+        for (_, plan, candidates) in &self.0 {
+            let blocks = candidates.len() as u64;
+            sum.add(plan, blocks, blocks * BLOCK_AT_MOST);
+        }
+        sum
+    }
+
+    /// What they will take, as far as some of the blocks tell.
+    pub fn estimate(&self) -> Result<Estimate> {
+        let mut sum = Estimate::default();
+        for (disk, plan, candidates) in &self.0 {
+            let all = candidates.len() as u64;
+            let every = all.div_ceil(SAMPLES).max(1);
+            let (mut looked, mut stored, mut bytes) = (0, 0, 0);
+            for block in candidates.iter().step_by(usize::try_from(every).unwrap_or(usize::MAX)) {
+                looked += 1;
+                if let Some(encoded) = copy::encoded(*disk, plan, BlockIndex(*block))? {
+                    stored += 1;
+                    bytes += encoded.bytes().len() as u64;
+                }
+            }
+            let scale = |sampled: u64| sampled * all / looked.max(1);
+            sum.add(plan, scale(stored), scale(bytes));
+        }
+        Ok(sum)
+    }
+}
+
+impl Estimate {
+    fn add(&mut self, plan: &DiskPlan, blocks: u64, bytes: u64) {
         let table = u64::from(plan.layer.block_count()) * 4 + 4096;
-        sum.blocks += blocks;
+        self.blocks += blocks;
         match plan.format {
             Format::File => {
-                sum.bytes += bytes + table;
-                sum.inodes += 4;
+                self.bytes += bytes + table;
+                self.inodes += 4;
             }
             Format::Exploded(_) => {
                 // A file takes whole pages, and its inode some room.
-                sum.bytes += bytes + blocks * 4096 + table;
-                sum.inodes += blocks + u64::from(plan.layer.block_count()).div_ceil(1000).min(blocks) + 12;
+                self.bytes += bytes + blocks * 4096 + table;
+                self.inodes += blocks + u64::from(plan.layer.block_count()).div_ceil(1000).min(blocks) + 12;
             }
         }
     }
-    Ok(sum)
 }
 
 /// Refuses what the storage has no room for.

@@ -22,7 +22,7 @@ use super::intent;
 use super::plan::{DiskPlan, History};
 use super::probe::Probe;
 use super::record::Template;
-use super::room::{self, Estimate, Quota};
+use super::room::{self, Estimate, Needs, Quota};
 use super::source::Source;
 use super::{Destination, Wanted, Watch};
 use crate::repository::{self, Backup, BackupTime, Document, Mode, VmFolder, VmId, VmLock};
@@ -123,13 +123,19 @@ impl<'a> Target<'a> {
     }
 
     /// Refuses what there is no room for.
-    pub fn check_room(&mut self, estimate: Estimate, reserve: Option<u64>, is_exploded: bool) -> Result<()> {
-        room::check(&*self.destination.storage, estimate, reserve, is_exploded)?;
-        let Some(limit) = self.destination.quota else { return Ok(()) };
-        let quota = Quota { limit, used: self.destination.repository.used_bytes()? };
-        quota.check(estimate.bytes, "are to come")?;
-        self.quota = Some(quota);
-        Ok(())
+    pub fn check_room(&mut self, sources: &[&Source], reserve: Option<u64>, is_exploded: bool) -> Result<()> {
+        let used = self.destination.quota.map(|_| self.destination.repository.used_bytes()).transpose()?;
+        self.quota = self.destination.quota.zip(used).map(|(limit, used)| Quota { limit, used });
+        let check = |estimate: Estimate| {
+            room::check(&*self.destination.storage, estimate, reserve, is_exploded)?;
+            self.quota.map_or(Ok(()), |quota| quota.check(estimate.bytes, "are to come"))
+        };
+        let needs = Needs::of(sources, &self.plans)?;
+        match check(needs.at_most()) {
+            // Perhaps all the same.
+            Err(error) if error.kind() == ErrorKind::NoRoom => check(needs.estimate()?),
+            checked => checked,
+        }
     }
 
     /// Says durably which disks are about to be written.
