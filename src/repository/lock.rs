@@ -27,6 +27,10 @@
 //! abandoned at the same time may not be done yet. What is left: XO takes over without such care, and a program that
 //! stands still for ten seconds just between a check and what follows it is past any lock.
 //!
+//! Who dies after the rename leaves what it moved aside, an empty folder `.<vm>.lock.<16 digits>`. Who takes the lock next
+//! removes it, at once and whoever may still be at it: it was listed before the lock was made, so it is not this lock;
+//! and while this one is there, no other is put back in its place, so what lies aside is nobody's any more.
+//!
 //! XO locks the place that a VM's folder really is at: one that is a symbolic link is locked elsewhere by XO, and must not
 //! be changed while XO runs.
 //!
@@ -38,7 +42,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use storage::{ObjectPath, WritableStorage, create_directories};
+use storage::{ObjectPath, Storage, WritableStorage, create_directories};
 
 use super::{Error, ErrorKind, Result, VM_FOLDER, VmId};
 
@@ -118,11 +122,31 @@ impl VmLock {
         storage: Arc<dyn WritableStorage>,
         vm: &VmId,
         patience: Duration,
-        mut waiting: impl FnMut(Duration),
+        waiting: impl FnMut(Duration),
     ) -> Result<Self> {
         let folder = ObjectPath::new(VM_FOLDER)?;
         create_directories(&*storage, &folder)?;
-        let place = Place { path: folder.join(&format!("{vm}.lock"))?, storage };
+        let aside = Self::set_aside(&*storage, vm)?;
+        let place = Place { path: Self::path(vm)?, storage };
+        let lock = Self::take_place(pace, &place, vm, patience, waiting)?;
+        for path in aside {
+            match place.remove_aside(&path) {
+                Ok(()) => tracing::info!(%path, "removed what a program left that died while it removed a lock"),
+                Err(error) => {
+                    tracing::warn!(%error, "what a program left that died while it removed a lock stays there")
+                }
+            }
+        }
+        Ok(lock)
+    }
+
+    fn take_place(
+        pace: Pace,
+        place: &Place,
+        vm: &VmId,
+        patience: Duration,
+        mut waiting: impl FnMut(Duration),
+    ) -> Result<Self> {
         let start = Instant::now();
         let mut watched: Option<(Sign, Instant)> = None;
         let mut is_taken_over = false;
@@ -161,6 +185,33 @@ impl VmLock {
             waiting(age);
             std::thread::sleep(pace.poll.min(left));
         }
+    }
+
+    /// Returns where the lock of a VM is.
+    ///
+    /// # Errors
+    /// None that a [`VmId`] allows.
+    pub(crate) fn path(vm: &VmId) -> Result<ObjectPath> {
+        Ok(ObjectPath::new(VM_FOLDER)?.join(&format!("{vm}.lock"))?)
+    }
+
+    /// Returns the locks of a VM that somebody moved aside to remove them, and is about to, or has died.
+    ///
+    /// # Errors
+    /// What the storage says if the folder of all VMs cannot be listed.
+    pub(crate) fn set_aside(storage: &(impl Storage + ?Sized), vm: &VmId) -> Result<Vec<ObjectPath>> {
+        let folder = ObjectPath::new(VM_FOLDER)?;
+        let mut aside = Vec::new();
+        for entry in storage.list(&folder)?.iter().filter(|entry| vm_of_aside(&entry.name).as_ref() == Some(vm)) {
+            aside.push(folder.join(&entry.name)?);
+        }
+        aside.sort();
+        Ok(aside)
+    }
+
+    /// Returns the VM of a lock, also of one that was moved aside, by its name in the folder of all VMs.
+    pub(crate) fn vm_of(name: &str) -> Option<VmId> {
+        name.strip_suffix(".lock").and_then(VmId::new).or_else(|| vm_of_aside(name))
     }
 
     /// Begins to renew a lock that was made, at `renewed` or later.
@@ -227,6 +278,19 @@ fn locked_by_another(pace: Pace, path: &ObjectPath, age: Duration) -> Error {
     Error::new(ErrorKind::Locked, message)
 }
 
+/// Returns the name that a lock is moved to, of the file name of the lock; no other one has it.
+fn name_aside(lock: &str) -> String {
+    let random = RandomState::new().build_hasher().finish();
+    format!(".{lock}.{random:016x}")
+}
+
+/// Returns the VM of a lock that was moved aside, by its name.
+fn vm_of_aside(name: &str) -> Option<VmId> {
+    let (lock, random) = name.strip_prefix('.')?.rsplit_once('.')?;
+    let is_random = random.len() == 16 && random.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    lock.strip_suffix(".lock").filter(|_| is_random).and_then(VmId::new)
+}
+
 /// Where a lock is.
 #[derive(Clone)]
 struct Place {
@@ -269,35 +333,42 @@ impl Place {
     /// 2. What was renamed is looked at: another may have removed and made the lock since it was looked at last.
     /// 3. It is removed; what is not the right one is put back, unless a third one made the lock meanwhile.
     ///
-    /// What a crash leaves in between is an empty folder with a dot before its name, which nobody looks at.
+    /// What a crash leaves in between, who takes the lock next removes; it may be gone here too, therefore, at any time.
     fn remove_what_shows(&self, sign: Sign) -> storage::Result<bool> {
         if self.look()? != Some(sign) {
             return Ok(false);
         }
-        let random = RandomState::new().build_hasher().finish();
-        let aside = self.path.parent().join(&format!(".{}.{random:016x}", self.path.file_name()))?;
+        let aside = self.path.parent().join(&name_aside(self.path.file_name()))?;
         match self.storage.rename(&self.path, &aside) {
             Err(error) if error.kind() == storage::ErrorKind::NotFound => return Ok(false),
             renamed => renamed?,
         }
         let removed = match self.look_at(&aside) {
-            Ok(Some(found)) if found == sign => self.storage.remove_directory(&aside).map(|()| true),
+            Ok(Some(found)) if found == sign => self.remove_aside(&aside).map(|()| true),
+            // Who removed it has the lock now, or had it since.
+            Ok(None) => return Ok(false),
             other => other.map(|_| false),
         };
         if !matches!(removed, Ok(true)) {
             match self.look() {
                 Ok(None) => match self.storage.rename(&aside, &self.path) {
                     // A third one made it since.
-                    Err(error) if error.kind() == storage::ErrorKind::Exists => {
-                        drop(self.storage.remove_directory(&aside));
-                    }
+                    Err(error) if error.kind() == storage::ErrorKind::Exists => drop(self.remove_aside(&aside)),
+                    Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
                     renamed => renamed?,
                 },
                 // Whose lock it was finds it lost.
-                _ => drop(self.storage.remove_directory(&aside)),
+                _ => drop(self.remove_aside(&aside)),
             }
         }
         removed
+    }
+
+    fn remove_aside(&self, aside: &ObjectPath) -> storage::Result<()> {
+        match self.storage.remove_directory(aside) {
+            Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
     }
 }
 

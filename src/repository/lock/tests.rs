@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 
@@ -100,7 +101,7 @@ fn a_lock_is_renewed_as_long_as_it_is_held() {
     let storage = memory();
     let pace = Pace { renewal: Duration::from_millis(1), ..Pace::PATIENT };
     let lock = take(pace, &storage, Duration::ZERO).unwrap();
-    let (start, mut times) = (Instant::now(), std::collections::BTreeSet::new());
+    let (start, mut times) = (Instant::now(), BTreeSet::new());
     while times.len() < 4 {
         assert!(start.elapsed() < PATIENCE, "it is not renewed");
         times.insert(storage.stat(&path()).unwrap().modified);
@@ -269,6 +270,102 @@ fn what_cannot_be_put_back_is_lost_and_the_third_has_it_alone() {
         drop(second);
         third.check().unwrap();
         assert_eq!(names(&*storage), [format!("{VM}.lock")]);
+    });
+}
+
+#[test]
+fn what_a_dead_program_left_aside_is_removed_by_who_takes_the_lock_next() {
+    let other = VmId::new("other").unwrap();
+    let left = format!(".{VM}.lock.0123456789abcdef");
+    let kept = [
+        format!(".{other}.lock.0123456789abcdef"),
+        format!(".{VM}.lock.0123456789ABCDEF"),
+        format!(".{VM}.lock.123456789abcdef"),
+        format!(".{VM}.lock"),
+        format!("{VM}.0123456789abcdef"),
+    ];
+    let memory = Arc::new(MemoryStorage::new());
+    for name in kept.iter().chain([&left]) {
+        memory.create_directory(&format!("{VM_FOLDER}/{name}")).unwrap();
+    }
+    // Of which no lock is made.
+    let with_a_file = format!(".{VM}.lock.fedcba9876543210");
+    memory.put(&format!("{VM_FOLDER}/{with_a_file}/file"), b"").unwrap();
+    let storage: Arc<dyn WritableStorage> = memory.clone();
+    let path_of = |name: &str| ObjectPath::new(&format!("{VM_FOLDER}/{name}")).unwrap();
+    assert_eq!(VmLock::set_aside(&*storage, &vm()).unwrap(), [path_of(&left), path_of(&with_a_file)]);
+    assert_eq!(VmLock::vm_of(&left), Some(vm()));
+    assert_eq!(VmLock::vm_of(&format!("{VM}.lock")), Some(vm()));
+    assert!(kept[1..].iter().all(|name| VmLock::vm_of(name).is_none()));
+
+    let held = take(Pace::PATIENT, &storage, Duration::ZERO).unwrap();
+    let mut expected: BTreeSet<String> = kept.into_iter().chain([with_a_file]).collect();
+    expected.insert(format!("{VM}.lock"));
+    assert_eq!(names(&*storage).into_iter().collect::<BTreeSet<_>>(), expected);
+    // Who does not get the lock removes nothing: it may be put back.
+    memory.create_directory(&format!("{VM_FOLDER}/{left}")).unwrap();
+    take(Pace::PATIENT, &storage, Duration::ZERO).err().unwrap();
+    assert!(names(&*storage).contains(&left));
+    held.check().unwrap();
+}
+
+#[test]
+fn who_finds_gone_what_it_moved_aside_goes_on_without_harm() {
+    // Each question it asks once it has moved the abandoned lock aside.
+    for operation in [Operation::List, Operation::Stat, Operation::Remove] {
+        let storage = memory_with_a_lock();
+        let faulty = Arc::new(FaultyStorage::<dyn WritableStorage>::new(storage.clone()));
+        faulty.set_rule(move |asked, path| {
+            (asked == operation && path.file_name().starts_with('.')).then_some(Fault::Stall)
+        });
+        std::thread::scope(|scope| {
+            let late = scope.spawn(|| {
+                let storage: Arc<dyn WritableStorage> = faulty.clone();
+                take(Pace::HASTY, &storage, PATIENCE).map(|lock| lock.check().unwrap())
+            });
+            assert!(faulty.wait_for_stalled(1, PATIENCE));
+            let (seen, checked) = {
+                let lock = take(Pace::PATIENT, &storage, Duration::ZERO).unwrap();
+                (names(&*storage), lock.check())
+            };
+            faulty.release();
+            assert_eq!(seen, [format!("{VM}.lock")]);
+            checked.unwrap();
+            late.join().unwrap().unwrap_or_else(|error| panic!("{operation:?}: {error}"));
+            assert_eq!(names(&*storage), [""; 0], "{operation:?}");
+        });
+    }
+}
+
+#[test]
+fn a_lock_that_was_moved_aside_by_mistake_is_not_put_back_once_another_had_it() {
+    let storage = memory_with_a_lock();
+    let faulty = Arc::new(FaultyStorage::<dyn WritableStorage>::new(storage.clone()));
+    let (arrived, arrival) = mpsc::channel();
+    let (go, gone) = mpsc::channel::<()>();
+    let gone = std::sync::Mutex::new(gone);
+    faulty.set_rule(move |operation, path| {
+        let is_aside = path.file_name().starts_with('.');
+        if operation == Operation::Rename || (operation == Operation::List && is_aside) {
+            arrived.send(operation).unwrap();
+            let _ = gone.lock().unwrap().recv();
+        }
+        None
+    });
+    std::thread::scope(|scope| {
+        let late = scope.spawn(|| {
+            let storage: Arc<dyn WritableStorage> = faulty.clone();
+            take(Pace::HASTY, &storage, Duration::ZERO).map(drop)
+        });
+        assert_eq!(arrival.recv_timeout(PATIENCE).unwrap(), Operation::Rename);
+        let second = take(Pace::HASTY, &storage, PATIENCE).unwrap();
+        go.send(()).unwrap();
+        assert_eq!(arrival.recv_timeout(PATIENCE).unwrap(), Operation::List);
+        // While the second one's lock lies aside, a third one comes and goes.
+        drop(take(Pace::PATIENT, &storage, Duration::ZERO).unwrap());
+        drop(go);
+        drop(late.join().unwrap());
+        assert_eq!(second.check().unwrap_err().kind(), ErrorKind::Locked, "it was not alone");
     });
 }
 
