@@ -207,6 +207,29 @@ fn a_lock_that_was_left_behind_is_watched_and_released() {
 }
 
 #[test]
+fn a_lock_of_a_vm_that_is_gone_is_found_by_check_and_released() {
+    let copy = hard();
+    let (repository, (_folder, plan)) = (copy.path(), plan_file());
+    let gone = "00000000-9999-4c84-a204-87e95e49d6c0";
+    let lock = repository.join(format!("xo-vm-backups/{gone}.lock"));
+    let aside = repository.join(format!("xo-vm-backups/.{gone}.lock.0123456789abcdef"));
+    for folder in [&lock, &aside] {
+        fs::create_dir(folder).unwrap();
+    }
+    let hour = std::time::Duration::from_secs(3600);
+    fs::File::open(&lock).unwrap().set_modified(std::time::SystemTime::now() - hour).unwrap();
+    let (_, out, err) = run(xofs().arg("check").arg(repository));
+    assert!(out.contains(&format!("{gone}.lock")) && out.contains("no folder any more"), "{out}{err}");
+    let mut planned = json(repository, &[]);
+    planned["vms"].as_array_mut().unwrap().retain(|vm| vm["uuid"] == gone);
+    assert_eq!(planned["vms"][0]["actions"][0]["kind"], "stale-lock", "{planned:#}");
+    fs::write(&plan, planned.to_string()).unwrap();
+    let (code, out, err) = repair(repository, &["--apply", plan.to_str().unwrap(), "--wait", "30"]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(!lock.exists() && !aside.exists());
+}
+
+#[test]
 fn an_encrypted_repository_is_repaired_with_its_key_and_its_trash_is_encrypted() {
     let fixture = fixture("encrypted-chacha20-poly1305");
     let copy = copy_of(&fixture.join("repo"));

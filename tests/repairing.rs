@@ -510,6 +510,49 @@ fn nothing_is_judged_while_somebody_holds_the_lock() {
 }
 
 #[test]
+fn what_is_left_of_locks_is_found_also_of_a_vm_that_is_gone_and_goes_when_the_plan_is_applied() {
+    const GONE_VM: &str = "0a1b2c3d-0000-4000-8000-000000000009";
+    let names = |storage: &MemoryStorage| -> Vec<String> {
+        let mut names: Vec<_> =
+            storage.list(&path("xo-vm-backups")).unwrap().into_iter().map(|entry| entry.name).collect();
+        names.sort();
+        names
+    };
+    let aside = |vm: &str| format!("xo-vm-backups/.{vm}.lock.0123456789abcdef");
+    for (vm, name, good) in [(VM, "web01", 3), (GONE_VM, "", 0)] {
+        let world = World::sound();
+        let writable: Arc<dyn WritableStorage> = world.memory.clone();
+        let found = || {
+            let repository = Repository::to_change(world.memory.clone(), 0);
+            let vms = doctor::vms(&repository).unwrap();
+            let vm = vms.into_iter().find(|found| found.id.as_str() == vm);
+            vm.map(|vm| doctor::examine(&repository, Some(&writable), &vm, ALL))
+        };
+        world.memory.create_directory(&format!("xo-vm-backups/{vm}.lock")).unwrap();
+        let plan = found().unwrap();
+        assert_eq!(plan.actions[0].paths, [format!("xo-vm-backups/{vm}.lock")]);
+        assert_eq!(plan.actions[0].reason.contains("its VM has no folder any more"), vm == GONE_VM, "{plan:#?}");
+        world.memory.create_directory(&aside(vm)).unwrap();
+        assert_eq!(found().unwrap().actions[0].paths, [format!("xo-vm-backups/{vm}.lock"), aside(vm)]);
+
+        world.memory.remove(&format!("xo-vm-backups/{vm}.lock")).unwrap();
+        let plan = found().unwrap();
+        let [action] = plan.actions.as_slice() else { panic!("{plan:#?}") };
+        assert_eq!((action.kind, action.act, &action.paths), (Sort::StaleLock, Act::TakeLock, &vec![aside(vm)]));
+        assert_eq!((plan.explanations.len(), plan.good.len(), plan.name.as_str()), (0, good, name));
+        let lock = VmLock::take(world.memory.clone(), &VmId::new(vm).unwrap(), Duration::ZERO, |_| {}).unwrap();
+        if vm == GONE_VM {
+            assert_eq!(found().unwrap().explanations[0].kind, Sort::Busy);
+        }
+        let watch = Watch { threads: 1, jobs: 1, planned: &|_| {}, moved: &|_| {}, is_stopped: &|| false };
+        assert_eq!(doctor::apply(&lock, &plan, ALL, &watch).unwrap().moved, 0);
+        drop(lock);
+        assert_eq!(names(&world.memory), [VM]);
+        assert_eq!(found().map(|plan| plan.actions.len()), (vm == VM).then_some(0));
+    }
+}
+
+#[test]
 fn a_merge_that_has_begun_is_finished_and_nothing_beside_it_is_touched() {
     let (world, _) = World::with_faults(0);
     world.memory.remove(&format!("{FOLDER}/{}.json", time(0))).unwrap();

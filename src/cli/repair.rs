@@ -179,7 +179,7 @@ fn write_vm(text: &mut String, vm: &VmPlan) -> std::fmt::Result {
         let act = match action.act {
             Act::Trash => "to the trash",
             Act::FinishMerge => "finish",
-            Act::TakeLock => "take over",
+            Act::TakeLock => "release",
         };
         for path in &action.paths {
             writeln!(text, "      {act}: {}", Shown(path))?;

@@ -13,9 +13,9 @@ use std::sync::Arc;
 
 use storage::{ObjectPath, WritableStorage};
 
+use super::judge;
 use super::plan::{Act, Action, Include, VmPlan};
 use super::trash::{self, Move};
-use super::{Lock, examine_with};
 use crate::merge::{self, Begun, Forgotten, Watch};
 use crate::repository::{Repository, Result, Vm, VmLock};
 
@@ -33,15 +33,15 @@ pub struct Applied {
 /// Does what a plan says.
 ///
 /// # Errors
-/// [`crate::repository::ErrorKind::Changed`] if anything is not as it was when the plan was made, or cannot be read;
-/// [`crate::repository::ErrorKind::Locked`] if the lock is lost; else what the storage says. What was moved is back in its
-/// place then, or the next run puts it there.
+/// [`crate::repository::ErrorKind::Changed`] if anything is not as it was when the plan was made;
+/// [`crate::repository::ErrorKind::Locked`] if the lock is lost; else what the storage says, also if it cannot all be read.
+/// What was moved is back in its place then, or the next run puts it there.
 pub fn apply(lock: &VmLock, plan: &VmPlan, include: Include, watch: &Watch) -> Result<Applied> {
     trash::recover(lock)?;
     let storage: &Arc<dyn WritableStorage> = lock.storage();
     let vm = Vm { id: lock.vm().clone(), name: plan.name.clone() };
     let repository = Repository::to_change(storage.clone().reader(), 0);
-    let now = examine_with(&repository, Some(storage), &vm, include, Lock::Free);
+    let now = judge(&repository, Some(storage), &vm, include)?;
     let merges = plan.checked(Act::FinishMerge, &now)?;
     let digest = plan.digest();
     let mut applied = Applied { set: trash::of_plan(lock, &digest)?, ..Applied::default() };

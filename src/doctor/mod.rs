@@ -18,6 +18,7 @@ mod survey;
 mod trash;
 mod unclaimed;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -28,7 +29,7 @@ pub use facts::{Fact, Facts, What};
 pub use plan::{Act, Action, Explanation, Include, Kind, Plan, VmPlan};
 pub use trash::{Move, PutBack, Set, State, find, list, purge, put_back};
 
-use crate::repository::{Repository, Result, VM_FOLDER, Vm, VmId};
+use crate::repository::{Repository, Result, VM_FOLDER, Vm, VmId, VmLock};
 use survey::Survey;
 
 /// A lock whose last sign is older than this was left behind, as far as clocks tell. Xen Orchestra takes one over after ten
@@ -52,7 +53,7 @@ impl Lock {
     /// # Errors
     /// What the storage says.
     fn look(repository: &Repository, vm: &VmId) -> Result<Self> {
-        let path = lock_path(vm)?;
+        let path = VmLock::path(vm)?;
         let storage = repository.storage();
         // NFS answers a question for the time alone by what it knew; a listing asks the server.
         match storage.list(&path).and_then(|_| storage.stat(&path)) {
@@ -66,11 +67,8 @@ impl Lock {
     }
 }
 
-fn lock_path(vm: &VmId) -> Result<ObjectPath> {
-    Ok(ObjectPath::new(VM_FOLDER)?.join(&format!("{vm}.lock"))?)
-}
-
-/// Returns every VM that has a folder, also those without a backup, by name and uuid.
+/// Returns every VM that has a folder, also those without a backup, and those of which only a lock is left, by name and
+/// uuid.
 ///
 /// # Errors
 /// What the storage says if the folder of all VMs cannot be listed.
@@ -84,8 +82,9 @@ pub fn vms(repository: &Repository) -> Result<Vec<Vm>> {
         Some(vm) => vm.clone(),
         None => Vm { id, name: String::new() },
     };
-    let folders = entries.into_iter().filter(|entry| entry.is_directory);
-    let mut vms: Vec<Vm> = folders.filter_map(|entry| VmId::new(&entry.name)).map(named).collect();
+    let folders = entries.iter().filter(|entry| entry.is_directory).map(|entry| &entry.name);
+    let ids: BTreeSet<VmId> = folders.filter_map(|name| VmId::new(name).or_else(|| VmLock::vm_of(name))).collect();
+    let mut vms: Vec<Vm> = ids.into_iter().map(named).collect();
     vms.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
     Ok(vms)
 }
@@ -99,15 +98,29 @@ pub fn examine(
     vm: &Vm,
     include: Include,
 ) -> VmPlan {
-    let before = Lock::look(repository, &vm.id);
-    let plan = before.as_ref().map(|lock| examine_with(repository, writable, vm, include, *lock));
-    match (plan, Lock::look(repository, &vm.id)) {
-        (Ok(plan), Ok(after)) if before.as_ref().is_ok_and(|before| *before == after) => plan,
+    let before = match Lock::look(repository, &vm.id) {
+        Ok(Lock::Held(modified)) => return only_said(vm, Kind::Busy, &busy(modified)),
+        Ok(lock) => lock,
+        Err(error) => return only_said(vm, Kind::Unread, &error.to_string()),
+    };
+    let mut plan = match judge(repository, writable, vm, include) {
+        Ok(plan) => plan,
+        Err(error) => return only_said(vm, Kind::Unread, &format!("{error}; nothing of this VM is judged")),
+    };
+    let looked = Lock::look(repository, &vm.id);
+    let aside = VmLock::set_aside(repository.storage().as_ref(), &vm.id);
+    match looked.and_then(|after| Ok((after, aside?))) {
+        Ok((after, aside)) if after == before => match stale_locks(vm, after, aside, plan.facts.is_empty()) {
+            Ok(action) => {
+                plan.actions.splice(..0, action);
+                plan
+            }
+            Err(error) => only_said(vm, Kind::Unread, &error.to_string()),
+        },
         // Somebody came, went, or gave a sign meanwhile.
-        (Ok(_), Ok(Lock::Free)) => only_said(vm, Kind::Busy, &busy(SystemTime::now())),
-        (Ok(_), Ok(Lock::Held(modified) | Lock::LeftBehind(modified))) => only_said(vm, Kind::Busy, &busy(modified)),
-        (Err(error), _) => only_said(vm, Kind::Unread, &error.to_string()),
-        (_, Err(error)) => only_said(vm, Kind::Unread, &error.to_string()),
+        Ok((Lock::Free, _)) => only_said(vm, Kind::Busy, &busy(SystemTime::now())),
+        Ok((Lock::Held(modified) | Lock::LeftBehind(modified), _)) => only_said(vm, Kind::Busy, &busy(modified)),
+        Err(error) => only_said(vm, Kind::Unread, &error.to_string()),
     }
 }
 
@@ -120,59 +133,58 @@ fn busy(modified: SystemTime) -> String {
     )
 }
 
-/// The same, where it is known how the lock stands.
-fn examine_with(
+/// The same where the lock is ours, or nobody's. Of a VM that has no folder there is nothing to say, and no fact.
+fn judge(
     repository: &Repository,
     writable: Option<&Arc<dyn WritableStorage>>,
     vm: &Vm,
     include: Include,
-    lock: Lock,
-) -> VmPlan {
-    if let Lock::Held(modified) = lock {
-        return only_said(vm, Kind::Busy, &busy(modified));
-    }
-    let judged = Survey::read(repository, writable, vm)
-        .and_then(|survey| diagnose::diagnose(repository.storage().as_ref(), vm, &survey, include));
-    let mut plan = match judged {
-        Ok(plan) => plan,
-        Err(error) => return only_said(vm, Kind::Unread, &format!("{error}; nothing of this VM is judged")),
+) -> Result<VmPlan> {
+    match repository.storage().stat(&ObjectPath::new(VM_FOLDER)?.join(vm.id.as_str())?) {
+        Err(error) if error.kind() == storage::ErrorKind::NotFound => return Ok(VmPlan::nothing(vm)),
+        looked => looked?,
     };
-    if let (Lock::LeftBehind(modified), Ok(path)) = (lock, lock_path(&vm.id)) {
+    let survey = Survey::read(repository, writable, vm)?;
+    diagnose::diagnose(repository.storage().as_ref(), vm, &survey, include)
+}
+
+/// Plans to remove what dead programs left of locks: the lock itself, and those that lie `aside`. Taking the lock and
+/// releasing it does both.
+fn stale_locks(vm: &Vm, lock: Lock, aside: Vec<ObjectPath>, is_vm_gone: bool) -> Result<Option<Action>> {
+    let (mut paths, mut why) = (Vec::new(), Vec::new());
+    if let Lock::LeftBehind(modified) = lock {
         let age = SystemTime::now().duration_since(modified).unwrap_or_default().as_secs();
-        let reason = format!(
+        paths.push(VmLock::path(&vm.id)?);
+        why.push(format!(
             "nobody has renewed this lock for {age} s, and Xen Orchestra does each 5 s: it is watched for ten seconds more, taken \
              over and released"
-        );
-        let digits: String = vm.id.as_str().chars().filter(|digit| *digit != '-').take(8).collect();
-        plan.actions.insert(
-            0,
-            Action {
-                id: format!("{digits}-0"),
-                kind: Kind::StaleLock,
-                act: Act::TakeLock,
-                paths: vec![path.to_string()],
-                reason,
-                backups: Vec::new(),
-                facts: Facts::new(),
-            },
+        ));
+    }
+    if !aside.is_empty() {
+        paths.extend(aside);
+        why.push(
+            "a program died while it removed a lock that it had moved aside; who takes the lock next removes it"
+                .to_owned(),
         );
     }
-    plan
+    if is_vm_gone {
+        why.push("its VM has no folder any more".to_owned());
+    }
+    let digits: String = vm.id.as_str().chars().filter(|digit| *digit != '-').take(8).collect();
+    Ok((!paths.is_empty()).then(|| Action {
+        id: format!("{digits}-0"),
+        kind: Kind::StaleLock,
+        act: Act::TakeLock,
+        paths: paths.iter().map(ToString::to_string).collect(),
+        reason: why.join("; "),
+        backups: Vec::new(),
+        facts: Facts::new(),
+    }))
 }
 
 /// A VM of which nothing is judged.
 fn only_said(vm: &Vm, kind: Kind, message: &str) -> VmPlan {
-    VmPlan {
-        uuid: vm.id.as_str().to_owned(),
-        name: vm.name.clone(),
-        good: Vec::new(),
-        facts: Facts::new(),
-        actions: Vec::new(),
-        explanations: vec![Explanation {
-            kind,
-            path: format!("{VM_FOLDER}/{}", vm.id),
-            message: message.to_owned(),
-            backups: Vec::new(),
-        }],
-    }
+    let path = format!("{VM_FOLDER}/{}", vm.id);
+    let said = Explanation { kind, path, message: message.to_owned(), backups: Vec::new() };
+    VmPlan { explanations: vec![said], ..VmPlan::nothing(vm) }
 }

@@ -9,7 +9,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::facts::{Facts, difference};
-use crate::repository::{Error, ErrorKind, Result};
+use crate::repository::{Error, ErrorKind, Result, Vm};
 
 /// What the first field of a plan says.
 const FORMAT: &str = "xofs repair plan";
@@ -40,7 +40,7 @@ pub enum Kind {
     BrokenBackup,
     /// A backup that cannot be read, or not whole.
     DamagedBackup,
-    /// A lock that its holder left behind.
+    /// A lock that its holder left behind, in its place or moved aside.
     StaleLock,
     /// A merge that has begun and not ended.
     UnfinishedMerge,
@@ -72,7 +72,7 @@ pub enum Act {
     Trash,
     /// Goes on with a merge until it is done; this cannot be undone, and loses nothing.
     FinishMerge,
-    /// Takes the lock over and releases it.
+    /// Takes the lock, over from who left it behind, and releases it; what was left of others is removed by that.
     TakeLock,
 }
 
@@ -183,6 +183,19 @@ impl Plan {
 }
 
 impl VmPlan {
+    /// A plan of a VM of which there is nothing to say.
+    pub(super) fn nothing(vm: &Vm) -> Self {
+        let (good, actions, explanations) = Default::default();
+        Self {
+            uuid: vm.id.as_str().to_owned(),
+            name: vm.name.clone(),
+            good,
+            facts: Facts::new(),
+            actions,
+            explanations,
+        }
+    }
+
     /// Refuses unless `now` rests on the same facts.
     ///
     /// # Errors

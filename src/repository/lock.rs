@@ -42,7 +42,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
-use storage::{ObjectPath, Storage, WritableStorage, create_directories};
+use storage::{Entry, ObjectPath, Storage, WritableStorage, create_directories};
 
 use super::{Error, ErrorKind, Result, VM_FOLDER, VmId};
 
@@ -202,7 +202,8 @@ impl VmLock {
     pub(crate) fn set_aside(storage: &(impl Storage + ?Sized), vm: &VmId) -> Result<Vec<ObjectPath>> {
         let folder = ObjectPath::new(VM_FOLDER)?;
         let mut aside = Vec::new();
-        for entry in storage.list(&folder)?.iter().filter(|entry| vm_of_aside(&entry.name).as_ref() == Some(vm)) {
+        let is_aside = |entry: &&Entry| entry.is_directory && vm_of_aside(&entry.name).as_ref() == Some(vm);
+        for entry in storage.list(&folder)?.iter().filter(is_aside) {
             aside.push(folder.join(&entry.name)?);
         }
         aside.sort();
