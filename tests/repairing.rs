@@ -497,6 +497,47 @@ fn two_children_of_one_image_are_explained_and_neither_is_touched() {
 }
 
 #[test]
+fn a_listing_cache_is_stale_that_says_of_a_backup_what_its_file_does_not() {
+    type Change = fn(&mut serde_json::Map<String, Value>);
+    let changes: [(&str, Option<&str>, Change); 7] = [
+        ("as it is written with a backup", None, |_| {}),
+        ("as a full listing makes it", None, |entry| drop(entry.insert("isImmutable".to_owned(), false.into()))),
+        ("with a field that nobody knows", None, |entry| drop(entry.insert("dirty".to_owned(), true.into()))),
+        ("as before a merge", Some("size"), |entry| entry["size"] = 2.into()),
+        ("of another job", Some("jobId"), |entry| entry["jobId"] = "other".into()),
+        ("with another disk", Some("vhds"), |entry| entry["vhds"] = json!({ "OpaqueRef:0": "vdis/x/y/z.vhd" })),
+        ("with the file of another", Some("_filename"), |entry| entry["_filename"] = format!("/{FOLDER}/x").into()),
+    ];
+    for (what, field, change) in changes {
+        let world = World::sound();
+        let mut entries = serde_json::Map::new();
+        for number in 0..3 {
+            let name = path(&format!("{FOLDER}/{}.json", time(number)));
+            let mut entry: Value = serde_json::from_slice(&world.memory.read(&name, 1 << 20).unwrap()).unwrap();
+            let key = format!("/{name}");
+            (entry["_filename"], entry["id"]) = (key.as_str().into(), key.as_str().into());
+            if number == 1 {
+                change(entry.as_object_mut().unwrap());
+            }
+            entries.insert(key, entry);
+        }
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut gzip, Value::from(entries).to_string().as_bytes()).unwrap();
+        world.put("cache.json.gz", &gzip.finish().unwrap());
+        let plan = examine(&world.memory, ALL);
+        let Some(field) = field else {
+            assert_eq!(plan.actions, [], "{what}");
+            continue;
+        };
+        let [action] = plan.actions.as_slice() else { panic!("{what}: {plan:#?}") };
+        let reason = format!("the listing cache says of '{}.json' another '{field}' than that file,", time(1));
+        assert!(action.kind == Sort::StaleCache && action.reason.starts_with(&reason), "{what}: {action:?}");
+        assert_eq!(apply(world.memory.clone(), &plan).unwrap().moved, 1);
+        assert_eq!(examine(&world.memory, ALL).actions, [], "{what}");
+    }
+}
+
+#[test]
 fn nothing_is_judged_while_somebody_holds_the_lock() {
     let (world, _) = World::with_faults(0);
     let held = lock(world.memory.clone()).unwrap();

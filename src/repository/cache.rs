@@ -12,6 +12,8 @@ use std::time::SystemTime;
 
 use flate2::read::MultiGzDecoder;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde_json::Value;
+use serde_json::value::RawValue;
 use storage::{ObjectPath, Stat, Storage};
 
 use super::fields::Fields;
@@ -87,6 +89,34 @@ fn entries_in<'de, R: serde_json::de::Read<'de>>(
     // Reads to the end, which verifies the checksum of the gzip.
     deserializer.end().map_err(|error| error.to_string())?;
     Ok(entries)
+}
+
+/// What of an entry decides: by these XO chooses what it keeps, deletes and mirrors, and shows what there is.
+///
+/// Of them every entry that XO makes says what the file says, whichever of its three ways it is made in. Of the rest it need
+/// not: full listings add `isImmutable`, and make booleans of the numbers that XenServer before 7.1 gave in XAPI's records.
+const DECISIVE: [&str; 9] =
+    ["mode", "timestamp", "jobId", "scheduleId", "vhds", "xva", "isVhdDifferencing", "size", "tags"];
+/// What an entry has beside the metadata: its own key. XO deletes the file that `_filename` names.
+const KEYS: [&str; 2] = ["_filename", "id"];
+
+/// Returns a field of which an entry says something else than the metadata file that its key names, as JavaScript compares;
+/// `None` also if the file is no JSON object, since a cache tells nothing of that.
+pub(super) fn difference(key: &str, stored: &[u8], entry: &RawValue) -> Option<&'static str> {
+    type Raw<'a> = HashMap<String, &'a RawValue>;
+    let file: Raw = serde_json::from_slice(stored).ok()?;
+    let entry: Raw = serde_json::from_str(entry.get()).unwrap_or_default();
+    let value = |fields: &Raw, field: &str| {
+        fields.get(field).and_then(|raw| serde_json::from_str::<Value>(raw.get()).ok()).unwrap_or_default()
+    };
+    let is_same = |field: &&'static str| {
+        let (file, entry) = (value(&file, field), value(&entry, field));
+        // 1, 1.0 and 1e0 are one number there.
+        file == entry || file.as_f64().zip(entry.as_f64()).is_some_and(|(file, entry)| file.total_cmp(&entry).is_eq())
+    };
+    // Metadata that has such a field itself overrides the key in an entry that XO makes after cleaning.
+    let is_key = |field: &&'static str| value(&entry, field) == key || is_same(field) && file.contains_key(*field);
+    KEYS.into_iter().find(|field| !is_key(field)).or_else(|| DECISIVE.into_iter().find(|field| !is_same(field)))
 }
 
 struct EntriesOf<'a> {
@@ -177,6 +207,52 @@ mod tests {
         ] {
             assert!(parse(stored, &directory, 1, 1 << 20).is_err());
         }
+    }
+
+    #[test]
+    fn an_entry_that_says_of_a_backup_what_its_file_does_not_is_found_whatever_the_spelling() {
+        let key = "/xo-vm-backups/vm/1.json";
+        let file = r#"{"mode":"delta","jobId":"j","timestamp":1785549603000,"size":7,"vhds":{"a":"1.vhd","b":"2.vhd"},
+            "vm":{"is_a_template":0},"n":1e999}"#;
+        let fields =
+            r#""mode":"delta","jobId":"j","timestamp":1785549603000,"size":7,"vhds":{"a":"1.vhd","b":"2.vhd"}"#;
+        let keys = format!(r#""_filename":"{key}","id":"{key}""#);
+        let changed = |from: &str, to: &str| {
+            assert!(fields.contains(from));
+            format!("{{{},{keys}}}", fields.replace(from, to))
+        };
+        for (entry, expected) in [
+            (format!("{{{fields},{keys}}}"), None),
+            (
+                format!(
+                    r#"{{{fields},"vm":{{"is_a_template":false}},"_filename":"{key}","isImmutable":true,"id":"{key}"}}"#
+                ),
+                None,
+            ),
+            (format!(r#"{{ {keys} , {fields}, "vm":7, "dirty":true, "xva":null }}"#), None),
+            (changed(r#""a":"1.vhd","b":"2.vhd""#, r#""b" : "2.vhd","\u0061":"1.vhd""#), None),
+            (changed("1785549603000", "1785549603e3"), None),
+            (changed(":7", ":7.0"), None),
+            (changed(":7", ":8"), Some("size")),
+            (changed("1785549603000", "1785549603001"), Some("timestamp")),
+            (changed("delta", "full"), Some("mode")),
+            (changed(r#""j""#, r#""k""#), Some("jobId")),
+            (changed("1.vhd", "3.vhd"), Some("vhds")),
+            (changed(r#","b":"2.vhd""#, ""), Some("vhds")),
+            (changed(r#""size":7"#, r#""size":7,"isVhdDifferencing":{"a":true}"#), Some("isVhdDifferencing")),
+            (changed(r#""size":7"#, r#""size":7,"scheduleId":"s""#), Some("scheduleId")),
+            (changed(r#""size":7"#, r#""size":7,"xva":"./1.xva""#), Some("xva")),
+            (changed(r#""size":7"#, r#""size":7,"tags":["daily=2026-08-01"]"#), Some("tags")),
+            (format!(r#"{{{fields},"_filename":"/xo-vm-backups/vm/2.json","id":"{key}"}}"#), Some("_filename")),
+            (format!(r#"{{{fields},"_filename":"{key}"}}"#), Some("id")),
+            ("7".to_owned(), Some("_filename")),
+        ] {
+            let raw = RawValue::from_string(entry).unwrap();
+            assert_eq!(difference(key, file.as_bytes(), &raw), expected, "{raw}");
+        }
+        let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+        assert_eq!(difference(key, b"{\"mode\":", &raw("{}")), None);
+        assert_eq!(difference(key, br#"{"_filename":"x","id":"y"}"#, &raw(r#"{"_filename":"x","id":"y"}"#)), None);
     }
 
     #[test]

@@ -211,8 +211,8 @@ impl<'a> VmFolder<'a> {
         Ok(publish(self.storage(), &self.cache_path()?, packed)?)
     }
 
-    /// Says in what the listing cache of a VM's folder is wrong, where `names` are the metadata files there; `None` if it is
-    /// right, as far as names tell.
+    /// Says in what the listing cache of a VM's folder is wrong, where `names` are the metadata files there; `None` if it
+    /// names these, and says of each what decides.
     ///
     /// # Errors
     /// What the storage says if it cannot be read for another reason than that it is damaged.
@@ -225,14 +225,22 @@ impl<'a> VmFolder<'a> {
             return Ok(Some("cannot be unpacked".to_owned()));
         };
         let Some(entries) = entries(folder, &text) else { return Ok(Some("is none of this VM".to_owned())) };
-        if agrees(folder, &entries, names) {
-            return Ok(None);
+        for name in names {
+            let path = folder.join(name)?;
+            let key = cache_key(&path);
+            let Some(entry) = entries.get(&key) else { return Ok(Some(format!("lacks '{name}'"))) };
+            let stored = match storage.read(&path, METADATA_LIMIT) {
+                Ok(stored) => stored,
+                Err(error) if error.kind().is_unavailable() => return Err(error.into()),
+                // No cache is right or wrong about that.
+                Err(_) => continue,
+            };
+            if let Some(field) = cache::difference(&key, &stored, entry) {
+                return Ok(Some(format!("says of '{name}' another '{field}' than that file")));
+            }
         }
-        let missing = names.iter().find(|name| !entries.contains_key(&format!("/{folder}/{name}")));
-        Ok(Some(match missing {
-            Some(name) => format!("lacks '{name}'"),
-            None => format!("names {} backups, and {} are there", entries.len(), names.len()),
-        }))
+        let is_more = entries.len() > names.len();
+        Ok(is_more.then(|| format!("names {} backups, and {} are there", entries.len(), names.len())))
     }
 
     /// Returns the text of the cache; `None` if there is none, or none that can be read.
