@@ -16,7 +16,8 @@ use cut::{GONE, until};
 use seeds::Random;
 use serde_json::{Value, json};
 use storage::{
-    Fault, FaultyStorage, Kind, Loss, MemoryStorage, ObjectPath, Storage, WritableStorage, create_directories,
+    Fault, FaultyStorage, Kind, Loss, MemoryStorage, ObjectPath, Operation, Storage, WritableStorage,
+    create_directories, remove_tree,
 };
 use uuid::Uuid;
 use vhd::{BlockIndex, BlockSize, Filter, Format, NewLayer, create_layer, write_alias};
@@ -372,6 +373,55 @@ fn nothing_is_planned_where_anything_cannot_be_read() {
         failed += 1;
     }
     assert!(failed * 10 > operations * 9, "{failed} of {operations}");
+}
+
+#[test]
+fn an_image_is_opened_twice_however_many_backups_are_built_on_it() {
+    for count in [3, 6] {
+        let world = World::sound();
+        for number in 3..count {
+            let parent = Some((uuid(number - 1), format!("{}.alias.vhd", time(number - 1))));
+            world.image(GOOD, &time(number), uuid(number), parent, 1, 1);
+            world.backup(number, GOOD);
+        }
+        let footers = Arc::new(AtomicU64::new(0));
+        let counted = FaultyStorage::<MemoryStorage>::new(world.memory.clone());
+        let read = footers.clone();
+        counted.set_rule(move |operation, path| {
+            if operation == Operation::Read && path.file_name() == "footer" {
+                read.fetch_add(1, Ordering::SeqCst);
+            }
+            None
+        });
+        let plan = doctor::examine(&Repository::to_change(Arc::new(counted), 0), None, &vm(), ALL);
+        assert_eq!((plan.good.len(), plan.explanations.len()), (count, 0), "{plan:#?}");
+        // By itself, for what it says, and in a chain.
+        assert_eq!(footers.load(Ordering::SeqCst), 2 * count as u64);
+    }
+}
+
+#[test]
+fn each_backup_of_a_damaged_chain_is_judged_by_what_it_needs_itself() {
+    let data = |number| format!("data/{}.vhd", time(number));
+    let another = vec![format!("{}.alias.vhd", time(1)), data(1)];
+    let cases: [(&str, Vec<String>, &[usize]); 4] = [
+        ("sound", vec![], &[0, 1, 2]),
+        ("without the table of a parent", vec![format!("{}/bat", data(1))], &[0]),
+        ("without the header of a leaf", vec![format!("{}/header", data(2))], &[0, 1]),
+        ("with another image in the place of a parent", another.clone(), &[0, 1]),
+    ];
+    for (what, removed, good) in cases {
+        let world = World::sound();
+        for name in &removed {
+            remove_tree(&*world.memory, &path(&format!("{FOLDER}/{GOOD}/{name}"))).unwrap();
+        }
+        if removed == another {
+            world.image(GOOD, &time(1), uuid(9), None, 1, 1);
+        }
+        let plan = examine(&world.memory, Include::default());
+        let names: Vec<_> = good.iter().map(|number| format!("2026-08-0{}T020003Z", number + 1)).collect();
+        assert_eq!(plan.good, names, "{what}: {plan:#?}");
+    }
 }
 
 #[test]

@@ -94,14 +94,16 @@ impl Survey {
             lineages: Vec::new(),
             facts: Facts::new(),
         };
-        for backup in backups.iter() {
-            let health = survey.health_of(repository, backup)?;
-            survey.health.insert(backup.time, health);
-        }
         let named: BTreeSet<&ObjectPath> = backups.iter().flat_map(|backup| disks_of(backup)).collect();
         for path in lineages(storage.as_ref(), &folder)? {
             let lineage = Lineage::read(storage, writable, path, &named)?;
             survey.lineages.push(lineage);
+        }
+        // The newest first: with its disks those are opened that they are built on, and chains are long.
+        let mut sound = BTreeSet::new();
+        for backup in backups.iter().rev() {
+            let health = survey.health_of(repository, backup, &mut sound)?;
+            survey.health.insert(backup.time, health);
         }
         survey.note(storage.as_ref())?;
         Ok(survey)
@@ -141,7 +143,14 @@ impl Survey {
         below.is_some_and(|below| below.split('/').count() == 2)
     }
 
-    fn health_of(&mut self, repository: &Repository, backup: &Backup) -> Result<Health> {
+    /// Returns whether a backup can be read; `sound` are the disks that are known to open, and those are added that open
+    /// with its own.
+    fn health_of(
+        &mut self,
+        repository: &Repository,
+        backup: &Backup,
+        sound: &mut BTreeSet<ObjectPath>,
+    ) -> Result<Health> {
         if backup.mode == Mode::Unreadable {
             return Ok(Health::Unknown);
         }
@@ -150,8 +159,19 @@ impl Survey {
         }
         let (mut opened, mut lost, mut others) = (0, Vec::new(), Vec::new());
         for disk in &backup.disks {
+            let name = match &disk.source {
+                DiskSource::Vhd(name) => Some(name),
+                DiskSource::Xva { .. } | DiskSource::Unusable(_) => None,
+            };
+            if name.is_some_and(|name| sound.contains(name)) {
+                opened += 1;
+                continue;
+            }
             match repository.open_disk(backup, disk) {
-                Ok(_) => opened += 1,
+                Ok(_) => {
+                    opened += 1;
+                    sound.extend(name.into_iter().flat_map(|name| self.opened_with(name)).cloned());
+                }
                 Err(error) if error.kind() == disk::ErrorKind::Damaged => lost.push(error.to_string()),
                 Err(error) if error.kind() == disk::ErrorKind::Unsupported => others.push(error.to_string()),
                 Err(error) => return Err(error.into()),
@@ -163,6 +183,22 @@ impl Survey {
             (Some(why), 0, 0) => Health::Lost(why.clone()),
             (Some(why), ..) => Health::Partly(why.clone()),
         })
+    }
+
+    /// Returns the images that were opened with `name`, and just as if each had been opened by itself: what it is built on,
+    /// as long as that is where its child says first, and no merge has begun in their folder.
+    fn opened_with(&self, name: &ObjectPath) -> Vec<&ObjectPath> {
+        let lineage = self.lineages.iter().find(|lineage| lineage.path == name.parent() && lineage.merges.is_empty());
+        let images = lineage.map(|lineage| lineage.images.as_slice()).unwrap_or_default();
+        let parent_of = |image: &&Image| {
+            let child = image.links.as_ref().ok()?;
+            images.iter().find(|parent| {
+                let is_named = child.parent_name.as_ref() == Some(&parent.name);
+                is_named && parent.links.as_ref().is_ok_and(|links| Some(links.uuid) == child.parent)
+            })
+        };
+        let first = images.iter().find(|image| image.name == *name);
+        std::iter::successors(first, parent_of).take(images.len()).map(|image| &image.name).collect()
     }
 
     fn health_of_full(&mut self, repository: &Repository, backup: &Backup) -> Result<Health> {
@@ -229,11 +265,12 @@ impl Lineage {
         };
         let mut images = Vec::new();
         for seen in entries.iter().filter(|seen| seen.name.ends_with(".vhd") && !seen.name.starts_with('.')) {
-            images.push(Image {
-                name: seen.path.clone(),
-                data: unless_unavailable(vhd::data_path(storage, &seen.path))?.ok(),
-                links: unless_unavailable(Links::of(storage, &seen.path))?,
-            });
+            let links = unless_unavailable(Links::of(storage, &seen.path))?;
+            let data = match &links {
+                Ok(links) => Some(links.data.clone()),
+                Err(_) => unless_unavailable(vhd::data_path(storage, &seen.path))?.ok(),
+            };
+            images.push(Image { name: seen.path.clone(), data, links });
         }
         let mut merges = Vec::new();
         for state in Merge::unfinished(storage.as_ref(), &path).map_err(disk::Error::from)? {
