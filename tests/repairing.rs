@@ -404,7 +404,8 @@ fn an_image_is_opened_twice_however_many_backups_are_built_on_it() {
 fn each_backup_of_a_damaged_chain_is_judged_by_what_it_needs_itself() {
     let data = |number| format!("data/{}.vhd", time(number));
     let another = vec![format!("{}.alias.vhd", time(1)), data(1)];
-    let cases: [(&str, Vec<String>, &[usize]); 4] = [
+    let cases: [(&str, Vec<String>, &[usize]); 5] = [
+        ("while a merge changes a parent into its child", vec![], &[1, 2]),
         ("sound", vec![], &[0, 1, 2]),
         ("without the table of a parent", vec![format!("{}/bat", data(1))], &[0]),
         ("without the header of a leaf", vec![format!("{}/header", data(2))], &[0, 1]),
@@ -414,6 +415,14 @@ fn each_backup_of_a_damaged_chain_is_judged_by_what_it_needs_itself() {
         let world = World::sound();
         for name in &removed {
             remove_tree(&*world.memory, &path(&format!("{FOLDER}/{GOOD}/{name}"))).unwrap();
+        }
+        if what.starts_with("while a merge") {
+            let state = json!({
+                "child": { "uuid": uuid(1).to_string() }, "parent": { "uuid": uuid(0).to_string() },
+                "chain": [format!("{}.alias.vhd", time(0)), format!("{}.alias.vhd", time(1))],
+                "currentBlock": 0, "mergedDataSize": 0, "step": "mergeBlocks", "diskSize": 0,
+            });
+            world.put(&format!("{GOOD}/.{}.alias.vhd.merge.json", time(0)), state.to_string().as_bytes());
         }
         if removed == another {
             world.image(GOOD, &time(1), uuid(9), None, 1, 1);
