@@ -28,8 +28,8 @@
 //! stands still for ten seconds just between a check and what follows it is past any lock.
 //!
 //! Who dies after the rename leaves what it moved aside, an empty folder `.<vm>.lock.<16 digits>`. Who takes the lock next
-//! removes it, at once and whoever may still be at it: it was listed before the lock was made, so it is not this lock;
-//! and while this one is there, no other is put back in its place, so what lies aside is nobody's any more.
+//! removes it, at once and whoever may still be at it, but for its own, which shows its own sign: while one lock is there,
+//! no other is put back in its place, so what lies aside is nobody's any more, and must not become so again later.
 //!
 //! XO locks the place that a VM's folder really is at: one that is a symbolic link is locked elsewhere by XO, and must not
 //! be changed while XO runs.
@@ -126,15 +126,16 @@ impl VmLock {
     ) -> Result<Self> {
         let folder = ObjectPath::new(VM_FOLDER)?;
         create_directories(&*storage, &folder)?;
-        let aside = Self::set_aside(&*storage, vm)?;
         let place = Place { path: Self::path(vm)?, storage };
         let lock = Self::take_place(pace, &place, vm, patience, waiting)?;
-        for path in aside {
-            match place.remove_aside(&path) {
-                Ok(()) => tracing::info!(%path, "removed what a program left that died while it removed a lock"),
-                Err(error) => {
-                    tracing::warn!(%error, "what a program left that died while it removed a lock stays there")
-                }
+        let own = lock.held.state().sign;
+        for path in Self::set_aside(&*place.storage, vm)? {
+            match place.look_at(&path) {
+                Ok(Some(sign)) if sign == own => continue,
+                looked => match looked.and_then(|_| place.remove_aside(&path)) {
+                    Ok(()) => tracing::info!(%path, "removed a lock that was moved aside and left there"),
+                    Err(error) => tracing::warn!(%error, "a lock that was moved aside and left there stays"),
+                },
             }
         }
         Ok(lock)
