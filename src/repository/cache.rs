@@ -94,7 +94,8 @@ fn entries_in<'de, R: serde_json::de::Read<'de>>(
 /// What of an entry decides: by these XO chooses what it keeps, deletes and mirrors, and shows what there is.
 ///
 /// Of them every entry that XO makes says what the file says, whichever of its three ways it is made in, unless it could not
-/// write the file. Of the rest it need not: full listings add `isImmutable`, and make booleans of the numbers that XenServer before 7.1 gave in XAPI's records.
+/// write the file. Of the rest it need not: full listings add `isImmutable`, and make booleans of the numbers that XenServer
+/// before 7.1 gave in XAPI's records.
 const DECISIVE: [&str; 9] =
     ["mode", "timestamp", "jobId", "scheduleId", "vhds", "xva", "isVhdDifferencing", "size", "tags"];
 /// What an entry has beside the metadata: its own key. XO deletes the file that `_filename` names.
