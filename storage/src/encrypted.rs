@@ -440,6 +440,10 @@ impl WritableStorage for EncryptedStorage<dyn WritableStorage> {
         self.inner.sync_tree(path)
     }
 
+    fn is_immutable(&self, path: &ObjectPath) -> Result<bool> {
+        self.inner.is_immutable(path)
+    }
+
     fn room(&self) -> Result<Room> {
         self.inner.room()
     }

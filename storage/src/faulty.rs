@@ -358,6 +358,11 @@ impl<S: WritableStorage + ?Sized + 'static> WritableStorage for FaultyStorage<S>
         self.inner.sync_tree(path)
     }
 
+    fn is_immutable(&self, path: &ObjectPath) -> Result<bool> {
+        self.control.begin(Operation::Stat, "stat", path)?;
+        self.inner.is_immutable(path)
+    }
+
     fn room(&self) -> Result<Room> {
         self.control.begin(Operation::Room, "ask the room of", &ObjectPath::root())?;
         self.inner.room()

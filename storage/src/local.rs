@@ -15,8 +15,8 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    Advice, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxFlags, Timespec, Timestamps,
-    UTIME_NOW, UTIME_OMIT, copy_file_range, fadvise, fstatvfs, futimens, mkdirat, openat, openat2, renameat,
+    Advice, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxAttributes, StatxFlags, Timespec,
+    Timestamps, UTIME_NOW, UTIME_OMIT, copy_file_range, fadvise, fstatvfs, futimens, mkdirat, openat, openat2, renameat,
     renameat_with, statat, statx, syncfs, unlinkat,
 };
 use rustix::io::Errno;
@@ -35,6 +35,9 @@ const WRITE_BACK_BYTES: usize = 64 << 10;
 const FILE_MODE: u32 = 0o666;
 /// The same of a folder: as Xen Orchestra makes them (`dirMode`), since what is in them tells passwords.
 const DIRECTORY_MODE: u32 = 0o700;
+
+/// Why an act is refused to everybody.
+const IMMUTABLE: &str = "it is immutable (chattr +i) until that is lifted";
 
 /// Neither waits for a pipe nor becomes a terminal's process, whatever a repository holds.
 const TO_WRITE: OFlags = OFlags::WRONLY.union(OFlags::NONBLOCK).union(OFlags::NOCTTY);
@@ -84,12 +87,14 @@ impl LocalStorage {
         let name = if path.as_str().is_empty() { "." } else { path.as_str() };
         // The kernel answers EAGAIN when a rename elsewhere made it unsure whether the path stayed beneath the root.
         const ATTEMPTS: u32 = 16;
+        let is_to_change = flags.intersects(OFlags::WRONLY | OFlags::RDWR);
         let mode = if flags.contains(OFlags::CREATE) { Mode::from_raw_mode(FILE_MODE) } else { Mode::empty() };
         for _ in 0..ATTEMPTS {
             let how = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
             match openat2(&self.root, name, flags | OFlags::CLOEXEC, mode, how) {
                 Ok(fd) => return Ok(fd),
                 Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
+                Err(error) if is_to_change => return Err(self.refused(act, &[path], error)),
                 Err(error) => return Err(Error::from_io(act, path, error.into())),
             }
         }
@@ -139,6 +144,21 @@ impl LocalStorage {
         Ok(file)
     }
 
+    /// Makes the error of an act on the first of `paths`. Where one of them, or its folder, is immutable, it says so: the system
+    /// says then that it is not permitted, even to root.
+    fn refused(&self, act: &'static str, paths: &[&ObjectPath], errno: Errno) -> Error {
+        let path = paths[0];
+        if errno != Errno::PERM {
+            return Error::from_io(act, path, errno.into());
+        }
+        let mut places = paths.iter().flat_map(|path| [(*path).clone(), path.parent()]);
+        match places.find(|place| self.is_immutable(place).unwrap_or(false)) {
+            Some(place) if place == *path => Error::new(ErrorKind::ReadOnly, act, path, IMMUTABLE),
+            Some(place) => Error::new(ErrorKind::ReadOnly, act, path, format!("'{place}': {IMMUTABLE}")),
+            None => Error::from_io(act, path, errno.into()),
+        }
+    }
+
     /// Opens the folder that holds `path`, to act on a name in it: no link leads out of it then.
     fn parent_fd(&self, path: &ObjectPath, act: &'static str) -> Result<OwnedFd> {
         self.open_fd(&path.parent(), act, OFlags::PATH | OFlags::DIRECTORY)
@@ -151,7 +171,7 @@ impl LocalStorage {
         change: impl FnOnce(&OwnedFd, &str) -> rustix::io::Result<()>,
     ) -> Result<()> {
         let parent = self.parent_fd(path, act)?;
-        change(&parent, path.file_name()).map_err(|error| Error::from_io(act, path, error.into()))
+        change(&parent, path.file_name()).map_err(|error| self.refused(act, &[path], error))
     }
 }
 
@@ -315,14 +335,17 @@ impl WritableStorage for LocalStorage {
         // Between names in one folder, which all but merges are.
         if from.parent() == to.parent() {
             return rename_at(&parent, from.file_name(), &parent, to.file_name())
-                .map_err(|error| Error::from_io("rename", from, error.into()));
+                .map_err(|error| self.refused("rename", &[from, to], error));
         }
-        self.in_parent(from, "rename", |old_parent, name| rename_at(old_parent, name, &parent, to.file_name()))
+        let old_parent = self.parent_fd(from, "rename")?;
+        rename_at(&old_parent, from.file_name(), &parent, to.file_name())
+            .map_err(|error| self.refused("rename", &[from, to], error))
     }
 
     fn moves<'a>(&'a self, from: &ObjectPath, to: &ObjectPath) -> Result<Box<dyn Moves + 'a>> {
         let open = |folder| self.open_fd(folder, "rename", OFlags::PATH | OFlags::DIRECTORY);
-        Ok(Box::new(LocalMoves { from: open(from)?, to: open(to)?, source: from.clone() }))
+        let (source, target) = (from.clone(), to.clone());
+        Ok(Box::new(LocalMoves { storage: self, from: open(from)?, to: open(to)?, source, target }))
     }
 
     fn remove(&self, path: &ObjectPath) -> Result<()> {
@@ -347,7 +370,7 @@ impl WritableStorage for LocalStorage {
         let fd = self.open_to_read(path, "touch", OFlags::NONBLOCK | OFlags::NOCTTY)?;
         let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
         let times = Timestamps { last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT }, last_modification: now };
-        futimens(&fd, &times).map_err(|error| Error::from_io("touch", path, error.into()))
+        futimens(&fd, &times).map_err(|error| self.refused("touch", &[path], error))
     }
 
     fn sync(&self, path: &ObjectPath) -> Result<()> {
@@ -382,12 +405,25 @@ impl WritableStorage for LocalStorage {
         Ok(())
     }
 
+    fn is_immutable(&self, path: &ObjectPath) -> Result<bool> {
+        const IMMUTABLE: StatxAttributes = StatxAttributes::IMMUTABLE.union(StatxAttributes::APPEND);
+        let fd = self.open_fd(path, "stat", OFlags::PATH)?;
+        match statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::empty()) {
+            Ok(found) => Ok(found.stx_attributes.intersects(IMMUTABLE)),
+            // As where a server is asked: nobody says it.
+            Err(Errno::NOSYS) => Ok(false),
+            Err(error) => Err(Error::from_io("stat", path, error.into())),
+        }
+    }
+
     fn room(&self) -> Result<Room> {
         let root = ObjectPath::root();
         let stat = fstatvfs(&self.root).map_err(|error| Error::from_io("ask the room of", &root, error.into()))?;
         // A file system that makes inodes as it needs them says that it has none at all.
         let inodes = (stat.f_files > 0).then_some(stat.f_favail);
-        Ok(Room { bytes: stat.f_bavail.saturating_mul(stat.f_frsize), inodes })
+        // Nor does one without a limit, as a tmpfs of size 0, say that it has any blocks.
+        let bytes = if stat.f_blocks > 0 { stat.f_bavail.saturating_mul(stat.f_frsize) } else { u64::MAX };
+        Ok(Room { bytes, inodes })
     }
 }
 
@@ -426,18 +462,23 @@ impl Object for LocalObject {
 }
 
 /// Moves files between two open folders.
-struct LocalMoves {
+struct LocalMoves<'a> {
+    storage: &'a LocalStorage,
     from: OwnedFd,
     to: OwnedFd,
-    /// For messages.
+    /// Of both folders, for messages.
     source: ObjectPath,
+    target: ObjectPath,
 }
 
-impl Moves for LocalMoves {
+impl Moves for LocalMoves<'_> {
     fn rename(&self, name: &str) -> Result<()> {
         // Also proves that it is a name alone.
         let path = self.source.join(name)?;
-        renameat(&self.from, name, &self.to, name).map_err(|error| Error::from_io("rename", &path, error.into()))
+        renameat(&self.from, name, &self.to, name).map_err(|error| {
+            let target = self.target.join(name).unwrap_or_else(|_| self.target.clone());
+            self.storage.refused("rename", &[&path, &target], error)
+        })
     }
 }
 

@@ -568,6 +568,10 @@ impl WritableStorage for MemoryStorage {
         Ok(())
     }
 
+    fn is_immutable(&self, path: &ObjectPath) -> Result<bool> {
+        self.stat(path).map(|_| false)
+    }
+
     fn room(&self) -> Result<Room> {
         Ok(Room { bytes: u64::MAX, inodes: None })
     }

@@ -25,6 +25,14 @@ pub struct Room {
     pub inodes: Option<u64>,
 }
 
+impl Room {
+    /// Whether so little is left that what has just failed may have failed for it: less than two blocks of 2 MiB, or eight files.
+    #[must_use]
+    pub fn is_full(self) -> bool {
+        self.bytes < 4 << 20 || self.inodes.is_some_and(|left| left < 8)
+    }
+}
+
 /// A storage that can be changed.
 ///
 /// Every later call sees what a call did. Whether it outlives a power cut is another matter: bytes do once the object was
@@ -112,6 +120,12 @@ pub trait WritableStorage: Storage {
     /// # Errors
     /// As for [`WritableStorage::sync`].
     fn sync_tree(&self, path: &ObjectPath) -> Result<()>;
+
+    /// Whether an object may be neither changed, renamed nor removed, by nobody, until that is lifted (`chattr +i`, or `+a`).
+    ///
+    /// # Errors
+    /// As for [`Storage::stat`].
+    fn is_immutable(&self, path: &ObjectPath) -> Result<bool>;
 
     /// Returns what is left of the place.
     ///
