@@ -22,7 +22,7 @@ use crate::chain_disk::{ChainDisk, has_sector};
 use crate::error::{Error, ErrorKind, Result};
 use crate::footer::{FOOTER_BYTES, Footer};
 use crate::geometry::{BlockIndex, FileSector, SECTOR, SECTOR_LEN};
-use crate::layer::BlockMap;
+use crate::layer::{BlockMap, Body};
 
 /// See [`super`].
 pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Control) -> Result<Outcome> {
@@ -53,6 +53,15 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
     let place = |block: BlockIndex| FileSector(copies.places[block.0 as usize].load(Ordering::Relaxed));
     digests.publish(merge, base, children, &*copies.object, place)?;
     Ok(Outcome::Merged)
+}
+
+/// Returns how many bytes the base will grow by at least; 0 if nothing is copied.
+pub(super) fn room(base: &Image, children: &[Image]) -> u64 {
+    if !matches!(base.layer.body, Body::Flat(_)) {
+        return 0;
+    }
+    let appended = Tops::of(base, children).all().filter(|block| base.map.place(block.0 as usize).is_none()).count();
+    (appended as u64).saturating_mul(base.layer.block_size.full_bytes() as u64)
 }
 
 /// Makes durable a base that got everything from whoever merged before, and gives it the footer at its end if it has none:

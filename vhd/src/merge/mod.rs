@@ -118,7 +118,7 @@ impl Merge {
     /// Looks whether `chain`, file names in `folder` from the oldest to the target, can be merged. Changes nothing.
     ///
     /// # Errors
-    /// [`ErrorKind::Unsupported`] if another image is built on one that would go, or they do not fit each other;
+    /// [`ErrorKind::Unsupported`] if another image is built on one that would go, they do not fit each other, or one is immutable;
     /// [`ErrorKind::Missing`] if a block that a table lists is not there; [`ErrorKind::Damaged`] if it is no chain, or a merge
     /// has begun in it; else what the storage says.
     pub fn new(storage: &Arc<dyn WritableStorage>, folder: &ObjectPath, chain: &[String]) -> Result<Self> {
@@ -130,6 +130,7 @@ impl Merge {
             }
         }
         let (base, children) = plan::images(&reader, folder, chain)?;
+        plan::check_can_change(&**storage, folder, &base, &children)?;
         let way = plan::check(&reader, folder, &base, &children, None)?;
         let mut data: Vec<_> = std::iter::once(&base).chain(&children).map(|image| image.layer.data.clone()).collect();
         let (stage, state) = match way {
@@ -146,6 +147,7 @@ impl Merge {
         };
         let (storage, folder, chain) = (storage.clone(), folder.clone(), chain.to_vec());
         let merge = Self { storage, reader, folder, chain, data, state, stage };
+        merge.check_room()?;
         if let Stage::Anew { base, children, .. } = &merge.stage {
             anew::check(&merge, base, children)?;
         }
@@ -271,6 +273,26 @@ impl Merge {
                 anew::needed(&self.reader, base, children).map_or(0, |needed| needed.count())
             }
             Stage::Undo | Stage::Commit | Stage::Cleanup => 0,
+        }
+    }
+
+    /// Refuses to copy what there is no room for; where nobody says what there is, or how small a block will be, that is seen
+    /// then.
+    fn check_room(&self) -> Result<()> {
+        let needed = match &self.stage {
+            Stage::Blocks { base, children } => copies::room(base, children),
+            _ => 0,
+        };
+        match self.storage.room() {
+            Ok(room) if needed > room.bytes => {
+                let reason = format!(
+                    "too little room: about {} MiB are copied to merge it, and {} MiB are free; make room",
+                    needed.div_ceil(1 << 20),
+                    room.bytes >> 20
+                );
+                Err(Error::new(ErrorKind::Unavailable, &self.target(), reason))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use storage::{Entry, ObjectPath, Storage};
+use storage::{Entry, ObjectPath, Storage, WritableStorage};
 use uuid::Uuid;
 
 use super::tops::Tops;
@@ -96,6 +96,23 @@ pub(super) fn images(reader: &Arc<dyn Storage>, folder: &ObjectPath, chain: &[St
         Some(base) if !children.is_empty() => Ok((base, children)),
         _ => Err(Error::new(ErrorKind::Unsupported, folder, "two or more images are needed to be merged")),
     }
+}
+
+/// Looks that no image is immutable: each of them is changed, loses its blocks or its name, or goes.
+pub(super) fn check_can_change(
+    storage: &dyn WritableStorage,
+    folder: &ObjectPath,
+    base: &Image,
+    children: &[Image],
+) -> Result<()> {
+    let images = std::iter::once(base).chain(children).flat_map(|image| [&image.layer.name, &image.layer.data]);
+    for path in std::iter::once(folder).chain(images) {
+        if storage.is_immutable(path)? {
+            let reason = "it is immutable (chattr +i), and can be merged once that is lifted";
+            return Err(Error::new(ErrorKind::Unsupported, path, reason));
+        }
+    }
+    Ok(())
 }
 
 /// Says where the merge of a state file stands, by what is there.
