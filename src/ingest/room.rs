@@ -12,6 +12,7 @@ use super::copy;
 use super::error::{Error, ErrorKind, Result};
 use super::plan::DiskPlan;
 use super::source::Source;
+use crate::repository;
 
 /// Blocks of a disk that are looked at.
 const SAMPLES: u64 = 16;
@@ -160,10 +161,8 @@ pub(super) fn check(
 
 /// Says of an error while writing that the place is full, if it is.
 pub(super) fn explain(storage: &dyn WritableStorage, error: Error) -> Error {
-    let is_full =
-        |room: storage::Room| room.bytes < 2 * BlockSize::DEFAULT.bytes() || room.inodes.is_some_and(|left| left < 8);
     match storage.room() {
-        Ok(room) if matches!(error.kind(), ErrorKind::Repository(_)) && is_full(room) => {
+        Ok(room) if error.kind() == ErrorKind::Repository(repository::ErrorKind::Unavailable) && room.is_full() => {
             error.and("the place is full: forget old backups or make room")
         }
         _ => error,

@@ -270,7 +270,7 @@ fn take_lock(destination: &Destination, vm: &VmId, patience: Duration, watch: &W
         });
         match taken {
             Err(error) if error.kind() == repository::ErrorKind::Locked && left > SLICE => {}
-            other => return Ok(other?),
+            other => return other.map_err(|error| room::explain(&*destination.storage, error.into())),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::cli::export::progress::Progress;
 use crate::cli::open;
 use crate::cli::text::{Shown, count};
 use crate::merge::{self, Forgotten, Watch};
-use crate::repository::{Backup, Backups, Vm};
+use crate::repository::{Backup, Backups, Error, ErrorKind, Vm};
 
 /// Blocks that are moved at a time over a network, where each waits for the server, and on a disk of this machine.
 const THREADS_REMOTE: usize = 16;
@@ -63,6 +63,7 @@ pub fn run(
                 return;
             }
             let forgotten = forget(manner, manner.jobs / at_a_time, storage, vm, choose, is_stopped, &progress);
+            let forgotten = forgotten.map_err(|error| explain(&**storage, error));
             done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, ((*vm).clone(), forgotten));
         }
     };
@@ -103,6 +104,17 @@ fn forget(
         is_stopped: &|| is_stopped.load(Ordering::Relaxed),
     };
     Ok(merge::forget(&lock, choose, &watch)?)
+}
+
+/// Says what to do, if the place is full.
+fn explain(storage: &dyn WritableStorage, error: anyhow::Error) -> anyhow::Error {
+    match (error.downcast_ref::<Error>(), storage.room()) {
+        (Some(failed), Ok(room)) if failed.kind() == ErrorKind::Unavailable && room.is_full() => {
+            let message = format!("{failed}; the place is full: make room, and run it again, which goes on from here");
+            Error::new(ErrorKind::Unavailable, message).into()
+        }
+        _ => error,
+    }
 }
 
 impl Applied {
