@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use disk::{Disk, Extent};
 use jiff::Timestamp;
 use storage::{LocalStorage, WritableStorage};
-use support::loop_ext4::LoopExt4;
+use support::loop_mount::LoopMount;
 use support::{Mounted, succeed, xofs};
 use xofs::ingest::{self, Destination, ErrorKind, Source, Wanted};
 use xofs::merge::{self, Watch};
@@ -62,7 +62,7 @@ impl Disk for Numbered {
     }
 }
 
-fn ingest(place: &LoopExt4, disk: Numbered, number: i64) -> ingest::Result<ingest::Report> {
+fn ingest(place: &LoopMount, disk: Numbered, number: i64) -> ingest::Result<ingest::Report> {
     let storage: Arc<dyn WritableStorage> = Arc::new(LocalStorage::open(&place.path()).unwrap());
     let options = OpenOptions { key: None, cache_bytes: 8 << 20 };
     let repository = Repository::with_storage(storage.clone().reader(), options).unwrap();
@@ -100,7 +100,7 @@ fn measured<T>(what: &str, act: impl FnOnce() -> T) -> (T, u64) {
 #[ignore = "takes hours and 2.2 million inodes; XOFS_BLOCKS takes fewer"]
 fn a_full_disk_of_2_tib_is_ingested_merged_and_listed_in_bounded_memory() {
     let blocks = std::env::var("XOFS_BLOCKS").map_or(ALL_BLOCKS, |text| text.parse().expect("a number of blocks"));
-    let place = LoopExt4::new(24 << 30, 2 * blocks + 20_000);
+    let place = LoopMount::with_inodes(24 << 30, 2 * blocks + 20_000);
     fs::create_dir(place.path().join("xo-vm-backups")).unwrap();
     let disk = |changed| Numbered { size: ALL_BLOCKS * BLOCK, blocks, changed };
     let changed = blocks / 2;
@@ -146,7 +146,7 @@ fn a_full_disk_of_2_tib_is_ingested_merged_and_listed_in_bounded_memory() {
 
 #[test]
 fn a_place_with_too_few_inodes_is_refused_with_the_numbers_before_anything_is_written() {
-    let place = LoopExt4::new(64 << 20, 256);
+    let place = LoopMount::with_inodes(64 << 20, 256);
     fs::create_dir(place.path().join("xo-vm-backups")).unwrap();
     let count = |what: &str| -> u64 {
         let told = succeed(Command::new("stat").args(["--file-system", "--format", what]).arg(place.path()));

@@ -5,7 +5,7 @@
 
 #![allow(dead_code, reason = "every test binary uses a part of this")]
 
-pub mod loop_ext4;
+pub mod loop_mount;
 pub mod slow_path;
 
 use std::fs;

@@ -1,0 +1,100 @@
+//! A file system of its own, in a sparse file or in memory. Dropping it leaves nothing.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use super::{require_root, scratch, succeed};
+
+/// The file systems that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileSystem {
+    /// With no blocks reserved for root.
+    Ext4,
+    /// Of which files can share blocks.
+    Xfs,
+    Btrfs,
+    Tmpfs,
+}
+
+impl FileSystem {
+    /// Returns what makes it; `None` if mounting does.
+    fn maker(self) -> Option<(&'static str, &'static [&'static str])> {
+        match self {
+            Self::Ext4 => Some(("mkfs.ext4", &["-q", "-F", "-m", "0"])),
+            Self::Xfs => Some(("mkfs.xfs", &["-q", "-m", "reflink=1"])),
+            Self::Btrfs => Some(("mkfs.btrfs", &["-q"])),
+            Self::Tmpfs => None,
+        }
+    }
+}
+
+/// A mounted file system of its own.
+pub struct LoopMount(TempDir);
+
+impl LoopMount {
+    /// Makes one of `bytes`.
+    pub fn new(file_system: FileSystem, bytes: u64) -> Self {
+        let made = Self::folder(bytes);
+        let Some((program, options)) = file_system.maker() else {
+            let size = format!("size={bytes}");
+            succeed(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(made.path()));
+            return made;
+        };
+        succeed(Command::new(program).args(options).arg(made.image()));
+        made.mounted()
+    }
+
+    /// Makes an ext4 that has room for about `inodes` files and folders; small files take no room besides their inode.
+    pub fn with_inodes(bytes: u64, inodes: u64) -> Self {
+        let made = Self::folder(bytes);
+        let options = ["-q", "-F", "-I", "256", "-O", "inline_data", "-m", "0", "-N"];
+        succeed(Command::new("mkfs.ext4").args(options).arg(inodes.to_string()).arg(made.image()));
+        made.mounted()
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> PathBuf {
+        self.0.path().join("mount")
+    }
+
+    /// Lets it be written, or only read.
+    pub fn remount(&self, is_read_only: bool) {
+        let how = if is_read_only { "remount,ro" } else { "remount,rw" };
+        succeed(Command::new("mount").args(["-o", how]).arg(self.path()));
+    }
+
+    fn image(&self) -> PathBuf {
+        self.0.path().join("image")
+    }
+
+    fn folder(bytes: u64) -> Self {
+        require_root();
+        let folder = tempfile::Builder::new().prefix("place-").tempdir_in(scratch()).expect("a folder to mount at");
+        let made = Self(folder);
+        File::create(made.image()).and_then(|file| file.set_len(bytes)).expect("a sparse file takes no room");
+        fs::create_dir(made.path()).expect("the folder is empty");
+        made
+    }
+
+    fn mounted(self) -> Self {
+        // The loop device goes with its mount.
+        succeed(Command::new("mount").args(["-o", "loop,noatime"]).arg(self.image()).arg(self.path()));
+        self
+    }
+}
+
+impl Drop for LoopMount {
+    fn drop(&mut self) {
+        let unmount = |options: &[&str]| {
+            Command::new("umount").args(options).arg(self.path()).output().is_ok_and(|output| output.status.success())
+        };
+        if super::is_mounted(&self.path().canonicalize().expect("it was made")) && !unmount(&[]) {
+            // Leave nothing even then: what has a file open keeps it until it ends.
+            unmount(&["--lazy"]);
+            assert!(std::thread::panicking(), "{} cannot be unmounted", self.path().display());
+        }
+    }
+}
