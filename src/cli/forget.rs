@@ -320,6 +320,7 @@ fn reason_to_json(reason: &Reason) -> Value {
         Reason::Period(period, bucket) => json!({"kind": period.name(), "bucket": bucket}),
         Reason::Tag(tag) => json!({"kind": "tag", "tag": tag}),
         Reason::Immutable(until) => json!({"kind": "immutable", "until": until.as_second()}),
+        Reason::BeforeImmutable(until) => json!({"kind": "beforeImmutable", "until": until.as_second()}),
         Reason::NewestOfChain => json!({"kind": "newestOfChain"}),
         Reason::Unreadable => json!({"kind": "unreadable"}),
     }

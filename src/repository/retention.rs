@@ -6,7 +6,7 @@
 //! |---|---|
 //! | last N | the N most recent ones |
 //! | daily, weekly, monthly, yearly N | of each of the N most recent periods that have any, the oldest one |
-//! | protection | those with a tag, and those that are immutable still |
+//! | protection | those with a tag, those that are immutable still, and what an immutable one may be built on |
 //! | chain | the newest incremental one of a job of a VM: the next one is built on its disks |
 //! | not readable | those of which nothing is known; they count for no rule either |
 //!
@@ -77,6 +77,8 @@ pub enum Reason {
     Tag(String),
     /// It may not be removed before this time.
     Immutable(Timestamp),
+    /// The one after it, of the same job, may not be changed before this time: what is forgotten is merged into the next.
+    BeforeImmutable(Timestamp),
     /// The next incremental backup of its job is built on it.
     NewestOfChain,
     /// Its metadata cannot be read, or names no disks that could be: nothing is known of it.
@@ -90,6 +92,7 @@ impl fmt::Display for Reason {
             Self::Period(period, bucket) => write!(f, "{} {bucket}", period.name()),
             Self::Tag(tag) => write!(f, "protected by tag '{}'", tag.escape_debug()),
             Self::Immutable(until) => write!(f, "immutable until {until:.0}"),
+            Self::BeforeImmutable(until) => write!(f, "the next one is immutable until {until:.0}"),
             Self::NewestOfChain => f.write_str("newest of its chain"),
             Self::Unreadable => f.write_str("cannot be read, so nothing is known of it"),
         }
@@ -130,7 +133,7 @@ impl Rules {
     pub fn decide(&self, backups: &[Arc<Backup>], protection: &Protection) -> Vec<Decision> {
         let mut reasons: Vec<Vec<Reason>> = vec![Vec::new(); backups.len()];
         let mut groups: HashMap<(&VmId, Mode, &str), Vec<usize>> = HashMap::new();
-        let mut newest: HashMap<(&VmId, &str), usize> = HashMap::new();
+        let mut jobs: HashMap<(&VmId, &str), Vec<usize>> = HashMap::new();
         for (index, backup) in backups.iter().enumerate() {
             if !is_readable(backup) {
                 reasons[index].push(Reason::Unreadable);
@@ -138,10 +141,7 @@ impl Rules {
             }
             groups.entry((&backup.vm, backup.mode, &backup.schedule_id)).or_default().push(index);
             if backup.mode == Mode::Incremental {
-                let newest = newest.entry((&backup.vm, &backup.job_id)).or_insert(index);
-                if backups[*newest].time < backup.time {
-                    *newest = index;
-                }
+                jobs.entry((&backup.vm, &backup.job_id)).or_default().push(index);
             }
         }
         for mut group in groups.into_values() {
@@ -149,8 +149,13 @@ impl Rules {
             group.sort_by_key(|index| std::cmp::Reverse((time_of(&backups[*index]), backups[*index].time)));
             self.apply(&group, backups, &mut reasons);
         }
-        for index in newest.into_values() {
-            reasons[index].push(Reason::NewestOfChain);
+        for mut job in jobs.into_values() {
+            job.sort_by_key(|index| backups[*index].time);
+            for pair in job.windows(2) {
+                let [until, next] = [pair[0], pair[1]].map(|index| protection.until(&backups[index]));
+                reasons[pair[0]].extend(next.filter(|_| until.is_none()).map(Reason::BeforeImmutable));
+            }
+            reasons[job[job.len() - 1]].push(Reason::NewestOfChain);
         }
         for (backup, reasons) in backups.iter().zip(&mut reasons) {
             reasons.extend(protection.of(backup));
@@ -189,11 +194,14 @@ impl Rules {
 impl Protection {
     fn of(&self, backup: &Backup) -> Vec<Reason> {
         let tags = self.tags.iter().filter(|tag| has_tag(backup, tag)).map(|tag| Reason::Tag(tag.clone()));
-        let until = self.immutability.map(|duration| {
-            // Past the end of time is for ever.
-            backup.time.timestamp().checked_add(duration).unwrap_or(Timestamp::MAX)
-        });
-        tags.chain(until.filter(|until| *until > self.now).map(Reason::Immutable)).collect()
+        tags.chain(self.until(backup).map(Reason::Immutable)).collect()
+    }
+
+    /// Returns until when a backup may not be changed, if that is so now.
+    fn until(&self, backup: &Backup) -> Option<Timestamp> {
+        // Past the end of time is for ever.
+        let end = |duration| backup.time.timestamp().checked_add(duration).unwrap_or(Timestamp::MAX);
+        self.immutability.map(end).filter(|until| *until > self.now)
     }
 }
 
@@ -381,6 +389,26 @@ mod tests {
         assert!(
             said(&backups, &rules(1, &[]), &for_ever).iter().all(|reasons| reasons.contains("immutable until 9999"))
         );
+    }
+
+    #[test]
+    fn what_would_be_merged_into_an_immutable_backup_is_kept() {
+        let times = ["20261117T020000Z", "20261118T020000Z", "20261119T020000Z", "20261120T020000Z"];
+        let mut backups: Vec<Backup> = times.iter().map(|time| backup(time, Mode::Incremental)).collect();
+        let protection = Protection {
+            immutability: Some(SignedDuration::from_hours(36)),
+            now: "2026-11-20T03:00:00Z".parse().unwrap(),
+            ..Protection::default()
+        };
+        let until = "immutable until 2026-11-20T14:00:00Z";
+        let newest = "newest of its chain, immutable until 2026-11-21T14:00:00Z";
+        let before = format!("the next one is {until}");
+        let expected = ["", &before, until, &format!("last 1, {newest}")];
+        assert_eq!(said(&backups, &rules(1, &[]), &protection), expected);
+        // What another job made is built on others.
+        backups[2].job_id = "other".to_owned();
+        let expected = ["", &format!("the next one is {}", &newest[21..]), &format!("newest of its chain, {until}")];
+        assert_eq!(said(&backups, &rules(1, &[]), &protection)[..3], expected);
     }
 
     #[test]
