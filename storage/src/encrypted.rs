@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 
 use crate::memory::copy_at;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
+    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Synced,
     WritableObject, WritableStorage, publish,
 };
 
@@ -436,8 +436,8 @@ impl WritableStorage for EncryptedStorage<dyn WritableStorage> {
         self.inner.sync(path)
     }
 
-    fn sync_tree(&self, path: &ObjectPath) -> Result<()> {
-        self.inner.sync_tree(path)
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {
+        self.inner.sync_trees(paths, what)
     }
 
     fn is_immutable(&self, path: &ObjectPath) -> Result<bool> {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::write::MovesByPath;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
+    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Synced,
     WritableObject, WritableStorage,
 };
 
@@ -44,7 +44,7 @@ pub enum Operation {
     Remove,
     /// [`WritableStorage::touch`].
     Touch,
-    /// [`WritableStorage::sync`], [`WritableStorage::sync_tree`] and [`WritableObject::sync`].
+    /// [`WritableStorage::sync`], [`WritableStorage::sync_trees`] and [`WritableObject::sync`].
     Sync,
     /// [`WritableStorage::room`].
     Room,
@@ -353,9 +353,11 @@ impl<S: WritableStorage + ?Sized + 'static> WritableStorage for FaultyStorage<S>
         self.inner.sync(path)
     }
 
-    fn sync_tree(&self, path: &ObjectPath) -> Result<()> {
-        self.control.begin(Operation::Sync, "sync", path)?;
-        self.inner.sync_tree(path)
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {
+        for path in paths {
+            self.control.begin(Operation::Sync, "sync", path)?;
+        }
+        self.inner.sync_trees(paths, what)
     }
 
     fn is_immutable(&self, path: &ObjectPath) -> Result<bool> {

@@ -35,8 +35,8 @@ pub use memory::MemoryStorage;
 pub use path::ObjectPath;
 pub use power_cut::Loss;
 pub use write::{
-    Existing, Moves, Room, UNPUBLISHED, WritableObject, WritableStorage, create_directories, publish, publish_rename,
-    remove_tree,
+    Existing, Moves, Room, Synced, UNPUBLISHED, WritableObject, WritableStorage, create_directories, publish,
+    publish_rename, remove_tree,
 };
 
 /// What an object is.

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use crate::write::copy_in_pieces;
 use crate::{
     Capabilities, Entry, Error, ErrorKind, Existing, Kind, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
-    WritableObject, WritableStorage,
+    Synced, WritableObject, WritableStorage,
 };
 
 /// Files that are synced at the same time where each has to be asked of a server.
@@ -387,19 +387,22 @@ impl WritableStorage for LocalStorage {
         synced.map_err(|error| Error::from_io("sync", path, error))
     }
 
-    fn sync_tree(&self, path: &ObjectPath) -> Result<()> {
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {
+        let Some(first) = paths.first() else { return Ok(()) };
         if self.syncs_at_once {
             // Also finds errors of what was written back since the storage was opened, by whom and from where ever.
-            return syncfs(&self.root).map_err(|error| Error::from_io("sync", path, error.into()));
+            return syncfs(&self.root).map_err(|error| Error::from_io("sync", first, error.into()));
         }
-        let mut folders = vec![path.clone()];
+        let mut folders = paths.to_vec();
         while let Some(folder) = folders.pop() {
             let mut files = Vec::new();
             for entry in self.list(&folder)? {
                 let path = folder.join(&entry.name)?;
                 if entry.is_directory { folders.push(path) } else { files.push(path) }
             }
-            self.sync_each(&files)?;
+            if what == Synced::All {
+                self.sync_each(&files)?;
+            }
             self.sync(&folder)?;
         }
         Ok(())
@@ -581,6 +584,8 @@ mod tests {
             let link = folder.path().join("tree/below").join(name);
             std::os::unix::fs::symlink("nowhere", &link).unwrap();
             assert_eq!(storage.sync_tree(&path).unwrap_err().kind(), ErrorKind::NotFound, "{name}");
+            // Of names alone no file is synced.
+            storage.sync_trees(std::slice::from_ref(&path), Synced::Names).unwrap();
             std::fs::remove_file(link).unwrap();
         }
     }

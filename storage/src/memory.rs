@@ -13,7 +13,7 @@ use crate::power_cut::{Change, Durable, Loss};
 use crate::write::MovesByPath;
 use crate::{
     Capabilities, Entry, Error, ErrorKind, Existing, Kind, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
-    WritableObject, WritableStorage,
+    Synced, WritableObject, WritableStorage,
 };
 
 /// The inode of the root.
@@ -554,12 +554,17 @@ impl WritableStorage for MemoryStorage {
         Ok(())
     }
 
-    fn sync_tree(&self, path: &ObjectPath) -> Result<()> {
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {
         let mut tree = self.tree();
-        let mut inodes = vec![tree.get("sync", path)?.0];
+        let mut inodes = Vec::new();
+        for path in paths {
+            inodes.push(tree.get("sync", path)?.0);
+        }
         while let Some(inode) = inodes.pop() {
-            if let Node::Directory(directory) = tree.node(inode) {
-                inodes.extend(directory.names.values());
+            match tree.node(inode) {
+                Node::Directory(directory) => inodes.extend(directory.names.values()),
+                _ if what == Synced::Names => continue,
+                _ => {}
             }
             if let Some(durable) = &mut tree.durable {
                 durable.sync(inode);

@@ -16,6 +16,15 @@ pub enum Existing {
     Replace,
 }
 
+/// What is to outlive a power cut of a folder and all that is in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Synced {
+    /// Names and bytes.
+    All,
+    /// Names, which is enough where files were moved whose bytes are durable.
+    Names,
+}
+
 /// What is left of a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Room {
@@ -119,7 +128,15 @@ pub trait WritableStorage: Storage {
     ///
     /// # Errors
     /// As for [`WritableStorage::sync`].
-    fn sync_tree(&self, path: &ObjectPath) -> Result<()>;
+    fn sync_tree(&self, path: &ObjectPath) -> Result<()> {
+        self.sync_trees(std::slice::from_ref(path), Synced::All)
+    }
+
+    /// The same for several folders, or for `what` of them.
+    ///
+    /// # Errors
+    /// As for [`WritableStorage::sync`].
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()>;
 
     /// Whether an object may be neither changed, renamed nor removed, by nobody, until that is lifted (`chattr +i`, or `+a`).
     ///

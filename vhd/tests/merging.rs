@@ -397,6 +397,47 @@ fn a_merge_that_is_cut_off_anywhere_loses_nothing_and_is_finished_by_the_next() 
 }
 
 #[test]
+fn what_nobody_synced_before_is_durable_once_a_merge_has_begun() {
+    for kind in KINDS {
+        let memory = Arc::new(MemoryStorage::with_power_cuts());
+        let chain = [name(0, kind), name(1, kind), name(2, kind)];
+        for (number, name) in chain.iter().enumerate() {
+            let byte = u8::try_from(number + 1).unwrap();
+            let mut image = Image::new(number as u128 + 1, 3 * FLAT_BLOCK as u64, &[]).stored(kind);
+            image.block = FLAT_BLOCK;
+            if number > 0 {
+                image = image.child_of(number as u128, &chain[number - 1]);
+            }
+            // Each hides a block of the one before.
+            image.blocks = (number..3).map(|block| (u32::try_from(block).unwrap(), vec![byte; FLAT_BLOCK])).collect();
+            match kind {
+                Kind::Flat => memory.put(name, file(&image, &BTreeMap::new(), &mut Random::new(0))).unwrap(),
+                _ => image.put(&memory, name.strip_suffix(".alias.vhd").unwrap()),
+            }
+            if number == 0 {
+                memory.sync_tree(&ObjectPath::root()).unwrap();
+            }
+        }
+        let truth = [1, 2, 3].map(|byte| [byte; FLAT_BLOCK]).concat();
+        let storage: Arc<dyn WritableStorage> = memory.clone();
+        let mut begun = Merge::new(&storage, &ObjectPath::root(), &chain).unwrap();
+        assert_eq!(control(&|| true, |control| begun.run(control)).unwrap(), Outcome::Stopped, "{kind:?}");
+        let left = Arc::new(memory.after_power_cut(|| Loss::All));
+        let check = |when: &str| {
+            let context = Context { storage: left.clone(), cache: BlockCache::new(0) };
+            let disk = vhd::open(&context, &path(&chain[2]), Some(Arc::new(Kept))).unwrap();
+            let mut bytes = vec![0xee; truth.len()];
+            disk.read_at(0, &mut bytes).unwrap();
+            assert!(bytes == truth, "{kind:?}, {when}");
+        };
+        check("cut");
+        let storage: Arc<dyn WritableStorage> = left.clone();
+        merge(&storage, &chain).unwrap();
+        check("merged");
+    }
+}
+
+#[test]
 fn what_a_smaller_disk_hides_stays_hidden_when_it_is_merged_into_a_larger_one() {
     for kind in KINDS {
         // The sizes of three disks, of which the younger two are merged; sectors.

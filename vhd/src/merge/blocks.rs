@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use storage::{Moves, ObjectPath, WritableStorage, publish};
+use storage::{Moves, ObjectPath, Synced, WritableStorage, publish};
 
 use super::tops::Tops;
 use super::{Control, Image, Merge, Outcome, digests};
@@ -24,7 +24,7 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
         write_table(storage, base, &Tops::of(base, &[]), header.max_table_entries)?;
         write(storage, base, "header", &header.to_bytes())?;
     }
-    storage.sync_tree(&merge.folder)?;
+    sync_held(merge, children)?;
     (control.barrier)()?;
     merge.begin(base, target)?;
     make_folders(storage, base, &tops)?;
@@ -33,7 +33,9 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
     if moved == Outcome::Stopped {
         return Ok(Outcome::Stopped);
     }
-    storage.sync_tree(&merge.folder)?;
+    // The bytes of their files were durable before.
+    let data: Vec<_> = std::iter::once(base).chain(children).map(|image| image.layer.data.clone()).collect();
+    storage.sync_trees(&data, Synced::Names)?;
     // Where it was said to be gone and is not, an older one of the base would be taken for it.
     for (number, child) in children.iter().enumerate() {
         let left = Exploded::listed(&child.layer, &merge.reader)?;
@@ -61,6 +63,23 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
     };
     write(storage, base, "footer", &footer.to_bytes())?;
     Ok(Outcome::Merged)
+}
+
+/// Makes durable what the children hold: a block whose name a power cut takes would pass for one that was moved.
+fn sync_held(merge: &Merge, children: &[Image]) -> Result<()> {
+    let storage = &*merge.storage;
+    match merge.reader.stat(&merge.state) {
+        Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+        // Whoever began it may have moved blocks that were not durable.
+        other => return Ok(other.and_then(|_| storage.sync_tree(&merge.folder))?),
+    }
+    let data: Vec<_> = children.iter().map(|child| child.layer.data.clone()).collect();
+    storage.sync_trees(&data, Synced::All)?;
+    for child in children {
+        storage.sync(&child.layer.data.parent())?;
+        storage.sync(&child.layer.name)?;
+    }
+    Ok(storage.sync(&merge.folder)?)
 }
 
 /// Returns the header of a base whose table has no room for the target; XO would not make it, and lose the disk.

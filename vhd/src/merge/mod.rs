@@ -8,7 +8,7 @@
 //! 0  sync what the children hold; make room in the base's table if the disk grew
 //! 1  publish the state file
 //! 2  move each block that a child holds from the topmost one that holds it into the base; VHD files: copy it
-//! 3  sync; see that every such block is there, and none stayed behind
+//! 3  sync (of files that were renamed, their names); see that every such block is there, and none stayed behind
 //! 4  publish the digests of the blocks, the base's table and header; then its footer, with the target's uuid and size; sync
 //! 5  rename the base over the target: the commit; sync
 //! 6  remove the other names, and the data that nobody names any more; sync
