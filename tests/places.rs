@@ -343,6 +343,13 @@ fn immutable_backups_are_built_upon_and_neither_merged_nor_removed() {
     for layout in [PLAIN, VHD] {
         let place = LoopMount::new(FileSystem::Ext4, 96 << 20);
         let mut world = World::with_backups(&place, layout);
+        let oldest = world.truths.keys().next().unwrap().replace('-', "");
+        let metadata = world.repository.join("xo-vm-backups").join(VM).join(format!("{oldest}.json"));
+        succeed(Command::new("chattr").arg("+i").arg(&metadata));
+        let told =
+            ["not forgotten: web01/", ".json': it is immutable (chattr +i), and can be removed once that is lifted"];
+        world.refused(&mut world.forget(3), 3, &told);
+        succeed(Command::new("chattr").arg("-i").arg(&metadata));
         world.protect(2, "+i");
         let told = ["not forgotten: web01/", "it is immutable (chattr +i), and can be merged once that is lifted"];
         // The newest of those that go would be merged into one of them.

@@ -147,6 +147,8 @@ impl<'a> Run<'a> {
             return Ok(self.done);
         }
         let mut going = choose(&backups);
+        let folder = VmFolder::new(self.lock)?;
+        self.keep_immutable(&folder, &mut going)?;
         let mut alone = self.left_alone()?;
         let mut merges = self.plan(&backups, &mut going, &lineages, &mut alone)?;
         (self.watch.planned)(merges.iter().map(|planned| planned.merge.blocks()).sum());
@@ -154,7 +156,6 @@ impl<'a> Run<'a> {
         if self.done.is_stopped {
             return Ok(self.done);
         }
-        let folder = VmFolder::new(self.lock)?;
         going.sort_by_key(|backup| std::cmp::Reverse(backup.time));
         for backup in &going {
             alone.files.extend(self.archive(&folder, backup)?);
@@ -225,6 +226,33 @@ impl<'a> Run<'a> {
                     }
                 }
                 Err(error) => self.done.problems.push((begun.state, error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes out of `going` the backups of which a file may not be removed; of disks, that is looked at with their merge.
+    fn keep_immutable(&mut self, folder: &VmFolder, going: &mut Vec<Arc<Backup>>) -> Result<()> {
+        for backup in std::mem::take(going) {
+            let mut files = self.archive(folder, &backup)?;
+            files.push(backup.metadata.clone());
+            let mut immutable = None;
+            for file in files {
+                match self.storage.is_immutable(&file) {
+                    Ok(true) => immutable = Some(file),
+                    Ok(false) => {}
+                    // An XVA, or its checksum: there is nothing to remove then.
+                    Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            match immutable {
+                Some(file) => {
+                    let reason =
+                        format!("'{file}': it is immutable (chattr +i), and can be removed once that is lifted");
+                    self.done.refused.push((backup.time, reason));
+                }
+                None => going.push(backup),
             }
         }
         Ok(())

@@ -15,9 +15,9 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    Advice, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxAttributes, StatxFlags, Timespec,
-    Timestamps, UTIME_NOW, UTIME_OMIT, copy_file_range, fadvise, fstatvfs, futimens, mkdirat, openat, openat2, renameat,
-    renameat_with, statat, statx, syncfs, unlinkat,
+    Advice, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxAttributes, StatxFlags,
+    Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, copy_file_range, fadvise, fstatvfs, futimens, mkdirat, openat,
+    openat2, renameat, renameat_with, statat, statx, syncfs, unlinkat,
 };
 use rustix::io::Errno;
 
