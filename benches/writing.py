@@ -21,7 +21,7 @@ SLOW_FILE_BLOCKS = 128
 METADATA_MS = 10
 # Bytes of a block in a VHD file: its sector bitmap and its data.
 FULL_BLOCK = disk.SECTOR + disk.BLOCK
-# All that passthrough knows but read, write, lseek and fallocate: what a file server is asked besides content.
+# All that passthrough knows but read, write, copy_file_range, lseek and fallocate: what a file server is asked besides content.
 METADATA = ('create', 'flush', 'fsync', 'fsyncdir', 'getattr', 'link', 'lookup', 'mkdir', 'mknod', 'open', 'opendir', 'readdir',
             'readlink', 'rename', 'setattr', 'statfs', 'symlink', 'unlink')
 FORMATS = ('none', 'gzip', 'brotli')

@@ -1,6 +1,7 @@
 //! The requests of the kernel: each gets a thread of the pool, waits there as the rules say, and is done on the source.
 //!
-//! Extended attributes, `ioctl` and `copy_file_range` are not passed on; locks are the kernel's, local to the mount.
+//! Extended attributes and `ioctl` are not passed on; locks are the kernel's, local to the mount. Bytes are copied within the
+//! source where the kernel asks for it, as servers of NFS 4.2 and SMB do.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
@@ -11,11 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    BsdFileFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig, LockOwner,
-    OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry,
-    ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use nix::fcntl::{AT_FDCWD, FallocateFlags, OFlag, fallocate, open, renameat2};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, OFlag, copy_file_range, fallocate, open, renameat2};
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, mknod, utimensat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Whence, lseek};
@@ -26,6 +27,8 @@ use crate::tree::Tree;
 
 /// Longest read and write, in bytes.
 const MAX_REQUEST: u32 = 1 << 20;
+/// Most bytes that are copied at a time: the kernel asks again for the rest.
+const MAX_COPY: u64 = 1 << 30;
 
 pub(crate) struct Passthrough {
     pub(crate) tree: Arc<Tree>,
@@ -403,6 +406,30 @@ impl Filesystem for Passthrough {
             Ok(fallocate(tree.file(handle)?, mode, signed(offset)?, signed(length)?)?)
         };
         self.serve("fallocate", request, vec![self.tree.path(inode)], reply, act, |reply, ()| reply.ok());
+    }
+
+    fn copy_file_range(
+        &self,
+        request: &Request,
+        inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        to_inode: INodeNo,
+        to_handle: FileHandle,
+        to_offset: u64,
+        length: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let act = move |tree: &Tree, _: &[PathBuf]| {
+            let (mut from, mut to) = (signed(offset)?, signed(to_offset)?);
+            let length = usize::try_from(length.min(MAX_COPY)).expect("a usize has 32 bits or more");
+            let (source, target) = (tree.file(handle)?, tree.file(to_handle)?);
+            let copied = copy_file_range(source, Some(&mut from), target, Some(&mut to), length)?;
+            Ok(u32::try_from(copied).expect("at most MAX_COPY"))
+        };
+        let paths = vec![self.tree.path(inode), self.tree.path(to_inode)];
+        self.serve("copy_file_range", request, paths, reply, act, |reply, size| reply.written(size));
     }
 
     fn lseek(

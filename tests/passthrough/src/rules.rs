@@ -14,8 +14,8 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// The operations that rules and counts can name.
 #[rustfmt::skip]
-pub(crate) const OPERATIONS: [&str; 22] = [
-    "create", "fallocate", "flush", "fsync", "fsyncdir", "getattr", "link", "lookup", "lseek", "mkdir", "mknod", "open",
+pub(crate) const OPERATIONS: [&str; 23] = [
+    "copy_file_range", "create", "fallocate", "flush", "fsync", "fsyncdir", "getattr", "link", "lookup", "lseek", "mkdir", "mknod", "open",
     "opendir", "read", "readdir", "readlink", "rename", "setattr", "statfs", "symlink", "unlink", "write",
 ];
 

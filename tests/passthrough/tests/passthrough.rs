@@ -168,6 +168,24 @@ fn errors_and_short_reads_come_on_demand() {
 }
 
 #[test]
+fn a_file_is_copied_below_unless_that_is_refused() {
+    let source = source();
+    let content: Vec<u8> = (0..500_001_u32).flat_map(|number| number.to_le_bytes()).collect();
+    write(source.path(), "from", &content);
+    let slow = SlowPath::mount(source.path());
+    for (errno, reads) in [(None, false), (Some("EOPNOTSUPP"), true)] {
+        if let Some(errno) = errno {
+            slow.fail(errno, "* ops=copy_file_range");
+        }
+        slow.reset();
+        fs::copy(slow.path().join("from"), slow.path().join("to")).expect("it is copied");
+        assert!(fs::read(source.path().join("to")).expect("it is there") == content);
+        assert!(slow.count("copy_file_range") > 0);
+        assert_eq!(slow.count("read") > 0, reads, "{errno:?}");
+    }
+}
+
+#[test]
 fn changes_pass_through() {
     let source = source();
     let slow = SlowPath::mount(source.path());
