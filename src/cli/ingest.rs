@@ -27,6 +27,9 @@ use crate::ingest::{self, Destination, ErrorKind, Extent, Layout, Outcome, Readi
 use crate::repository::BackupTime;
 use expired::Retention;
 
+/// The stages that the same threads do, one after the other for each block.
+const OF_WORKERS: [&str; 3] = ["compare", "hash", "encode"];
+
 const EXAMPLES: &str = "\
 Examples:
   xofs ingest /srv/backups --vm web01 --disk xvda=/dev/vg0/web01-snap
@@ -300,17 +303,21 @@ fn stages(report: &Report) -> Vec<(String, Reading)> {
 
 /// Names the stage that the others waited for: of those in a row the one that waited least, unless the syncs took longer.
 fn bottleneck(report: &Report) -> String {
-    let all = stages(report);
-    let in_a_row = |name: &str| !name.starts_with("sync ") && !name.starts_with("publish ");
-    let longest = all.iter().filter(|(name, _)| !in_a_row(name)).max_by_key(|(_, reading)| reading.busy);
-    match longest.filter(|(_, reading)| reading.busy * 2 > report.elapsed) {
-        Some((name, _)) => name.clone(),
-        None => {
-            let busiest =
-                all.iter().filter(|(name, _)| in_a_row(name)).max_by_key(|(_, reading)| reading.utilization());
-            busiest.map(|(name, _)| name.clone()).unwrap_or_default()
-        }
+    slowest(&stages(report), report.elapsed)
+}
+
+fn slowest(stages: &[(String, Reading)], elapsed: Duration) -> String {
+    let is_last = |name: &str| name.starts_with("sync ") || name.starts_with("publish ");
+    let longest = stages.iter().filter(|(name, _)| is_last(name)).max_by_key(|(_, reading)| reading.busy);
+    if let Some((name, _)) = longest.filter(|(_, reading)| reading.busy * 2 > elapsed) {
+        return name.clone();
     }
+    let (workers, others): (Vec<_>, Vec<_>) =
+        stages.iter().filter(|(name, _)| !is_last(name)).partition(|(name, _)| OF_WORKERS.contains(&name.as_str()));
+    let busiest = workers.iter().max_by_key(|(_, reading)| reading.busy).map(|(name, _)| name);
+    let together = workers.iter().map(|(_, reading)| *reading).sum::<Reading>();
+    let in_a_row = others.iter().map(|(name, reading)| (name, *reading)).chain(busiest.map(|name| (name, together)));
+    in_a_row.max_by_key(|(_, reading)| reading.utilization()).map(|(name, _)| name.clone()).unwrap_or_default()
 }
 
 fn to_text(report: &Report) -> String {
@@ -399,4 +406,35 @@ fn reading_to_json(reading: &Reading) -> Value {
         "inputSeconds": reading.input.as_secs_f64(),
         "outputSeconds": reading.output.as_secs_f64(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bottleneck_is_what_the_others_wait_for() {
+        // Seconds at work, and waiting for those before and behind.
+        type Seconds = (u64, u64, u64);
+        let reading = |(busy, input, output): Seconds| Reading {
+            bytes: 0,
+            busy: Duration::from_secs(busy),
+            input: Duration::from_secs(input),
+            output: Duration::from_secs(output),
+        };
+        let cases: [(&str, [Seconds; 6]); 6] = [
+            ("read", [(9, 0, 0), (1, 6, 0), (1, 0, 0), (2, 0, 1), (1, 9, 0), (1, 0, 0)]),
+            ("compare", [(1, 0, 9), (9, 0, 0), (1, 0, 0), (1, 0, 1), (1, 9, 0), (1, 0, 0)]),
+            ("hash", [(1, 0, 9), (1, 1, 0), (7, 0, 0), (1, 0, 0), (1, 9, 0), (1, 0, 0)]),
+            ("encode", [(1, 0, 9), (0, 1, 0), (1, 0, 0), (8, 0, 0), (1, 9, 0), (1, 0, 0)]),
+            ("write here", [(1, 0, 9), (0, 0, 0), (1, 0, 0), (2, 0, 7), (9, 1, 0), (4, 0, 0)]),
+            ("sync here", [(9, 0, 0), (1, 6, 0), (1, 0, 0), (2, 0, 1), (1, 9, 0), (6, 0, 0)]),
+        ];
+        let names = ["read", "compare", "hash", "encode", "write here", "sync here"];
+        for (expected, seconds) in cases {
+            let stages: Vec<_> =
+                names.iter().zip(seconds).map(|(name, seconds)| ((*name).to_owned(), reading(seconds))).collect();
+            assert_eq!(slowest(&stages, Duration::from_secs(10)), expected);
+        }
+    }
 }

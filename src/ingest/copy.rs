@@ -97,9 +97,14 @@ impl Block {
         Self { index, len, data, digest: OnceCell::new() }
     }
 
-    fn digest(&self) -> Digest {
-        let of = |data: &Vec<u8>| Digest::of(data, BlockSize::DEFAULT);
-        *self.digest.get_or_init(|| self.data.as_ref().map_or_else(|| Digest::of_zeroes(BlockSize::DEFAULT), of))
+    fn digest(&self, probe: &Probe) -> Digest {
+        *self.digest.get_or_init(|| match &self.data {
+            Some(data) => {
+                probe.add(self.len);
+                probe.work(|| Digest::of(data, BlockSize::DEFAULT))
+            }
+            None => Digest::of_zeroes(BlockSize::DEFAULT),
+        })
     }
 
     fn bytes(&self) -> &[u8] {
@@ -216,7 +221,7 @@ pub(super) fn candidates(source: &dyn Disk, plans: &[&DiskPlan]) -> Result<Vec<u
 /// Returns a block of the source as `plan` stores it; `None` if it does not.
 pub(super) fn encoded(source: &dyn Disk, plan: &DiskPlan, index: BlockIndex) -> Result<Option<EncodedBlock>> {
     let block = read(source, index, Vec::new(), &Probe::default()).map_err(|error| of_source(&error))?;
-    if !is_needed(plan, &block, &mut Vec::new(), &Probe::default(), &Compared::default())? {
+    if !is_needed(plan, &block, &mut Vec::new(), &Stages::default(), &Compared::default())? {
         return Ok(None);
     }
     encode(plan, &block).map(Some)
@@ -342,8 +347,7 @@ fn work(
     while let Ok(block) = stages.compare.take(|| take.recv()) {
         let mut made: Vec<(Format, Arc<EncodedBlock>)> = Vec::new();
         for (lane, output) in lanes.iter().zip(outputs).filter(|(lane, _)| !lane.failure.is_failed()) {
-            let compare = || is_needed(lane.plan, &block, &mut scratch, &stages.compare, lane.compared);
-            match stages.compare.work(compare) {
+            match is_needed(lane.plan, &block, &mut scratch, stages, lane.compared) {
                 Ok(true) => {}
                 Ok(false) => continue,
                 Err(error) => {
@@ -353,7 +357,8 @@ fn work(
             }
             let known = made.iter().find(|(format, _)| *format == lane.plan.format).map(|(_, block)| block.clone());
             // As many work as there are cores, at this as at all else.
-            let encode = || encode(lane.plan, &block).map(|encoded| Arc::new(encoded.with_digest(block.digest())));
+            let digest = block.digest(&stages.hash);
+            let encode = || encode(lane.plan, &block).map(|encoded| Arc::new(encoded.with_digest(digest)));
             let encoded = match known.map_or_else(|| stages.encode.work(encode), Ok) {
                 Ok(encoded) => encoded,
                 Err(error) => {
@@ -384,29 +389,32 @@ fn is_needed(
     plan: &DiskPlan,
     block: &Block,
     scratch: &mut Vec<u8>,
-    probe: &Probe,
+    stages: &Stages,
     compared: &Compared,
 ) -> Result<bool> {
+    let is_same = |other: &[u8]| is_equal(block.bytes(), other);
     let Some(base) = &plan.base else {
-        return Ok(block.data.is_some() && !is_equal(block.bytes(), &ZEROES[..block.len]));
+        return Ok(block.data.is_some() && !stages.compare.work(|| is_same(&ZEROES[..block.len])));
     };
     if base.has(block.index.0.into()) {
         return Ok(false);
     }
     if let Some(digest) = base.digests.as_ref().and_then(|digests| digests.of_read(block.index)) {
         compared.by_digest.fetch_add(1, Ordering::Relaxed);
-        return Ok(digest != block.digest());
+        return Ok(digest != block.digest(&stages.hash));
     }
     compared.by_bytes.fetch_add(1, Ordering::Relaxed);
-    probe.add(block.len);
-    let (offset, there) = place(block.index, base.disk.size());
-    let there = there.min(block.len);
-    scratch.resize(block.len, 0);
-    if there > 0 {
-        base.disk.read_at(offset, &mut scratch[..there])?;
-    }
-    scratch[there..].fill(0);
-    Ok(!is_equal(block.bytes(), scratch))
+    stages.compare.add(block.len);
+    stages.compare.work(|| {
+        let (offset, there) = place(block.index, base.disk.size());
+        let there = there.min(block.len);
+        scratch.resize(block.len, 0);
+        if there > 0 {
+            base.disk.read_at(offset, &mut scratch[..there])?;
+        }
+        scratch[there..].fill(0);
+        Ok(!is_same(scratch))
+    })
 }
 
 /// Whether two pieces of memory are equal; ends soon where they are not.

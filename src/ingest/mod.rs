@@ -190,6 +190,7 @@ impl Watch {
 struct Stages {
     read: Probe,
     compare: Probe,
+    hash: Probe,
     encode: Probe,
 }
 
@@ -199,8 +200,9 @@ pub struct Report {
     pub vm: VmId,
     /// The time of the backup.
     pub time: BackupTime,
-    /// Reading the sources; comparing with bases, whose bytes are counted; encoding.
-    pub stages: [(&'static str, Reading); 3],
+    /// Reading the sources; comparing with bases, whose bytes are counted; making digests; encoding. The last three are done by
+    /// the same threads: what these wait for is counted as the input of the first and the output of the last.
+    pub stages: [(&'static str, Reading); 4],
     /// What became of each destination, in their order.
     pub outcomes: Vec<Outcome>,
     /// How long it took.
@@ -329,8 +331,12 @@ pub fn run(wanted: &Wanted, destinations: &[Destination], watch: &Watch) -> Resu
         }
         return Err(Error::new(ErrorKind::Usage, "no repository is named"));
     }
-    let stages =
-        [("read", stages.read.reading()), ("compare", stages.compare.reading()), ("encode", stages.encode.reading())];
+    let stages = [
+        ("read", stages.read.reading()),
+        ("compare", stages.compare.reading()),
+        ("hash", stages.hash.reading()),
+        ("encode", stages.encode.reading()),
+    ];
     Ok(Report { vm, time, stages, outcomes, elapsed: start.elapsed() })
 }
 

@@ -1,5 +1,6 @@
 //! Where the time goes: what each stage moved, how long it worked, and how long it waited for those before and behind it.
 
+use std::iter::Sum;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,17 @@ impl Reading {
     pub fn utilization(&self) -> u128 {
         let all = self.busy + self.input + self.output;
         self.busy.as_nanos() * 1000 / all.as_nanos().max(1)
+    }
+}
+
+impl Sum for Reading {
+    fn sum<I: Iterator<Item = Self>>(readings: I) -> Self {
+        readings.fold(Self::default(), |a, b| Self {
+            bytes: a.bytes + b.bytes,
+            busy: a.busy + b.busy,
+            input: a.input + b.input,
+            output: a.output + b.output,
+        })
     }
 }
 
