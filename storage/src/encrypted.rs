@@ -13,6 +13,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{
@@ -430,6 +431,10 @@ impl WritableStorage for EncryptedStorage<dyn WritableStorage> {
 
     fn touch(&self, path: &ObjectPath) -> Result<()> {
         self.inner.touch(path)
+    }
+
+    fn set_modified(&self, path: &ObjectPath, modified: SystemTime) -> Result<()> {
+        self.inner.set_modified(path, modified)
     }
 
     fn sync(&self, path: &ObjectPath) -> Result<()> {

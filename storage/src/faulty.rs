@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::write::MovesByPath;
 use crate::{
@@ -42,7 +42,7 @@ pub enum Operation {
     Rename,
     /// [`WritableStorage::remove`] and [`WritableStorage::remove_directory`].
     Remove,
-    /// [`WritableStorage::touch`].
+    /// [`WritableStorage::touch`] and [`WritableStorage::set_modified`].
     Touch,
     /// [`WritableStorage::sync`], [`WritableStorage::sync_trees`] and [`WritableObject::sync`].
     Sync,
@@ -346,6 +346,11 @@ impl<S: WritableStorage + ?Sized + 'static> WritableStorage for FaultyStorage<S>
     fn touch(&self, path: &ObjectPath) -> Result<()> {
         self.control.begin(Operation::Touch, "touch", path)?;
         self.inner.touch(path)
+    }
+
+    fn set_modified(&self, path: &ObjectPath, modified: SystemTime) -> Result<()> {
+        self.control.begin(Operation::Touch, "touch", path)?;
+        self.inner.set_modified(path, modified)
     }
 
     fn sync(&self, path: &ObjectPath) -> Result<()> {

@@ -373,6 +373,14 @@ impl WritableStorage for LocalStorage {
         futimens(&fd, &times).map_err(|error| self.refused("touch", &[path], error))
     }
 
+    fn set_modified(&self, path: &ObjectPath, modified: SystemTime) -> Result<()> {
+        let file = File::from(self.open_to_read(path, "touch", OFlags::NONBLOCK | OFlags::NOCTTY)?);
+        file.set_modified(modified).map_err(|error| match Errno::from_io_error(&error) {
+            Some(errno) => self.refused("touch", &[path], errno),
+            None => Error::from_io("touch", path, error),
+        })
+    }
+
     fn sync(&self, path: &ObjectPath) -> Result<()> {
         let file = File::from(self.open_to_read(path, "sync", OFlags::NONBLOCK | OFlags::NOCTTY)?);
         let synced = match file.sync_all() {

@@ -2,7 +2,8 @@
 //!
 //! It behaves like a file system where readers and writers could notice: an open object outlives its name, sees what is
 //! written in place, and does not see what replaces it under its name. Inode numbers are never given twice, and modification
-//! times always advance. It can also be asked what a power cut would leave of it ([`crate::power_cut`]).
+//! times always advance, unless they are set. It can also be asked what a power cut would leave of it
+//! ([`crate::power_cut`]).
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -357,6 +358,14 @@ impl Tree {
         Ok(())
     }
 
+    fn set_modified(&mut self, inode: u64, modified: SystemTime) {
+        match self.nodes.get_mut(&inode) {
+            Some(Node::Directory(directory)) => directory.modified = Some(modified),
+            Some(Node::File(file)) => file.change(|contents| contents.modified = modified),
+            None => {}
+        }
+    }
+
     /// Replaces the bytes of a file.
     fn replace(&mut self, file: &MemoryFile, bytes: Vec<u8>) {
         let modified = self.next_modified();
@@ -499,7 +508,10 @@ impl WritableStorage for MemoryStorage {
             return Err(exists("create", path));
         }
         tree.folder("create", &path.parent())?;
-        tree.make_directories("create", path).map(drop)
+        let inode = tree.make_directories("create", path)?;
+        let now = tree.next_modified();
+        tree.set_modified(inode, now);
+        Ok(())
     }
 
     fn rename(&self, from: &ObjectPath, to: &ObjectPath) -> Result<()> {
@@ -537,11 +549,14 @@ impl WritableStorage for MemoryStorage {
         let mut tree = self.tree();
         let now = tree.next_modified();
         let (inode, _) = tree.get("touch", path)?;
-        match tree.nodes.get_mut(&inode) {
-            Some(Node::Directory(directory)) => directory.modified = Some(now),
-            Some(Node::File(file)) => file.change(|contents| contents.modified = now),
-            None => {}
-        }
+        tree.set_modified(inode, now);
+        Ok(())
+    }
+
+    fn set_modified(&self, path: &ObjectPath, modified: SystemTime) -> Result<()> {
+        let mut tree = self.tree();
+        let (inode, _) = tree.get("touch", path)?;
+        tree.set_modified(inode, modified);
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! left out stand here once: [`publish`] and [`publish_rename`].
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use crate::{ErrorKind, ObjectPath, Result, Stat, Storage};
 
@@ -117,6 +118,13 @@ pub trait WritableStorage: Storage {
     /// # Errors
     /// As for [`Storage::stat`].
     fn touch(&self, path: &ObjectPath) -> Result<()>;
+
+    /// Sets that time to `modified`, or to what the storage keeps of it: many cut off what is below their grain, which is
+    /// 1 ns to 2 s.
+    ///
+    /// # Errors
+    /// As for [`Storage::stat`]; [`ErrorKind::PermissionDenied`] also to who may touch it, but does not own it.
+    fn set_modified(&self, path: &ObjectPath, modified: SystemTime) -> Result<()>;
 
     /// Returns once the bytes of a file, or the names in a folder, would outlive a power cut.
     ///

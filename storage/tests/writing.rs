@@ -250,6 +250,27 @@ fn a_touch_shows_a_new_time() {
 }
 
 #[test]
+fn a_time_that_is_set_is_shown() {
+    on_every_place(|storage, _| {
+        storage.create_directory(&path("lock")).unwrap();
+        storage.write(&path("file"), b"1", Existing::Refuse).unwrap();
+        for name in ["lock", "file"] {
+            let before = storage.stat(&path(name)).unwrap();
+            let time = before.modified - std::time::Duration::from_micros(123_457);
+            storage.set_modified(&path(name), time).unwrap();
+            let after = storage.stat(&path(name)).unwrap();
+            assert_eq!((after.modified, after.inode, after.size), (time, before.inode, before.size), "{name}");
+            storage.touch(&path(name)).unwrap();
+            assert!(storage.stat(&path(name)).unwrap().modified >= before.modified, "{name}");
+        }
+        assert_eq!(
+            kind(storage.set_modified(&path("missing"), std::time::SystemTime::UNIX_EPOCH)),
+            ErrorKind::NotFound
+        );
+    });
+}
+
+#[test]
 fn what_is_published_appears_whole_and_leaves_nothing_else() {
     on_every_place(|storage, _| {
         storage.create_directory(&path("a")).unwrap();
