@@ -27,6 +27,11 @@
 //! abandoned at the same time may not be done yet. What is left: XO takes over without such care, and a program that
 //! stands still for ten seconds just between a check and what follows it is past any lock.
 //!
+//! Who was late with that rename may also move a lock aside that was made just now, and another make its own before the
+//! maker looks at it: both would then take one folder for theirs. So who made a lock gives it a time of its own, up to a
+//! second back and at random, and has it only if it finds that time again; of two the last to set it has it, and the other
+//! finds it lost. Where times are whole seconds, or none but now can be set, this proves little or nothing.
+//!
 //! Who dies after the rename leaves what it moved aside, an empty folder `.<vm>.lock.<16 digits>`. Who takes the lock next
 //! removes it, at once and whoever may still be at it, but for its own, which shows its own sign: while one lock is there,
 //! no other is put back in its place, so what lies aside is nobody's any more, and must not become so again later.
@@ -280,10 +285,37 @@ fn locked_by_another(pace: Pace, path: &ObjectPath, age: Duration) -> Error {
     Error::new(ErrorKind::Locked, message)
 }
 
+/// Returns a time that nobody else gives a lock, less than a second before `seen`, which is the storage's: XO believes a
+/// lock for ten seconds. In microseconds, which all storages keep whose grain is not coarser; `None` before 1970.
+fn own_time(seen: SystemTime) -> Option<SystemTime> {
+    let seen = microseconds(seen)?;
+    let back = 1 + random() % 999_999;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_micros(seen.checked_sub(back)?))
+}
+
+/// Whether a storage that was asked to keep the time `own`, of whole microseconds, may show `shown` for it: that, or one of
+/// the two next to it which its grain leaves.
+///
+/// SMB keeps 100 ns, a storage that counts in floating point somewhat more, others 1 µs, 1 ms, 1 s (SFTP) or 2 s (FAT).
+fn is_kept_as(own: SystemTime, shown: SystemTime) -> bool {
+    const GRAINS: [u64; 4] = [1, 1_000, 1_000_000, 2_000_000];
+    let rounded = shown.checked_add(Duration::from_nanos(500)).and_then(microseconds);
+    let Some((own, shown)) = microseconds(own).zip(rounded) else { return false };
+    GRAINS.iter().any(|grain| shown % grain == 0 && shown.abs_diff(own) < *grain)
+}
+
+/// Returns the whole microseconds since 1970.
+fn microseconds(time: SystemTime) -> Option<u64> {
+    time.duration_since(SystemTime::UNIX_EPOCH).ok().and_then(|since| u64::try_from(since.as_micros()).ok())
+}
+
 /// Returns the name that a lock is moved to, of the file name of the lock; no other one has it.
 fn name_aside(lock: &str) -> String {
-    let random = RandomState::new().build_hasher().finish();
-    format!(".{lock}.{random:016x}")
+    format!(".{lock}.{:016x}", random())
+}
+
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 /// Returns the VM of a lock that was moved aside, by its name.
@@ -301,18 +333,35 @@ struct Place {
 }
 
 impl Place {
-    /// Makes the lock and returns the sign it shows; `None` if it is there.
+    /// Makes the lock and returns the sign it shows; `None` if it is there, or is another's by now.
     fn make(&self) -> storage::Result<Option<Sign>> {
         match self.storage.create_directory(&self.path) {
             Err(error) if error.kind() == storage::ErrorKind::Exists => return Ok(None),
             made => made?,
         }
-        let sign = self.storage.touch(&self.path).and_then(|()| self.look());
+        // If it cannot be asked, it is left behind, and taken over after ten seconds: what has its name may be another's.
+        let Some(made) = self.look()? else { return Ok(None) };
+        let sign = self.mark(made);
         if sign.is_err() {
-            // It is ours for ten seconds; what is left behind is taken over then.
-            let _ = self.storage.remove_directory(&self.path);
+            let _ = self.remove_what_shows(made);
         }
         sign
+    }
+
+    /// Gives the lock, which was made and looked at, a time of its own, and returns the sign it shows then; `None` if it is
+    /// another's.
+    fn mark(&self, made: Sign) -> storage::Result<Option<Sign>> {
+        let own = own_time(made.modified).filter(|own| self.storage.set_modified(&self.path, *own).is_ok());
+        if own.is_none() {
+            // Who may not set a time may still set it to now; what fails otherwise fails again.
+            match self.storage.touch(&self.path) {
+                Err(error) if error.kind() == storage::ErrorKind::NotFound || error.is_gone() => return Ok(None),
+                touched => touched?,
+            }
+        }
+        // Some storages say that they set a time, and do not.
+        let is_own = |sign: &Sign| own.is_none_or(|own| *sign == made || is_kept_as(own, sign.modified));
+        Ok(self.look()?.filter(|sign| sign.inode == made.inode && is_own(sign)))
     }
 
     /// Returns the sign that the lock shows; `None` if there is none.

@@ -369,6 +369,102 @@ fn a_lock_that_was_moved_aside_by_mistake_is_not_put_back_once_another_had_it() 
     });
 }
 
+/// Takes a lock while, just before the `late`-th question about what was made, somebody who is late moves that aside and
+/// another one takes the lock. Returns both, and whether it came to that.
+fn take_twice(open: &dyn Fn() -> Arc<dyn WritableStorage>, late: usize) -> (Option<VmLock>, Option<VmLock>, bool) {
+    let storage = open();
+    let faulty = Arc::new(FaultyStorage::<dyn WritableStorage>::new(storage.clone()));
+    let second: Arc<Mutex<Option<VmLock>>> = Arc::default();
+    let (questions, made) = (AtomicUsize::new(0), second.clone());
+    faulty.set_rule(move |operation, asked| {
+        let is_about_it = *asked == path() && operation != Operation::CreateDirectory;
+        if is_about_it && questions.fetch_add(1, Ordering::SeqCst) == late {
+            let aside = path().parent().join(&name_aside(path().file_name())).unwrap();
+            storage.rename(&path(), &aside).unwrap();
+            let lock = take(Pace::PATIENT, &storage, Duration::ZERO).unwrap();
+            lock.check().unwrap();
+            *made.lock().unwrap() = Some(lock);
+        }
+        None
+    });
+    let storage: Arc<dyn WritableStorage> = faulty.clone();
+    let first = take(Pace::PATIENT, &storage, Duration::ZERO).ok();
+    faulty.release();
+    let second = second.lock().unwrap().take();
+    let is_done = second.is_some();
+    (first, second, is_done)
+}
+
+#[test]
+fn who_made_a_lock_does_not_take_anothers_for_it() {
+    on_each_place(|open| {
+        let mut late = 0;
+        loop {
+            let (first, second, is_late) = take_twice(open, late);
+            if !is_late {
+                break;
+            }
+            let passed = [&first, &second].into_iter().flatten().filter(|lock| lock.check().is_ok()).count();
+            assert!(passed <= 1, "question {late}: {passed} hold it");
+            drop((first, second));
+            let _ = open().remove_directory(&path());
+            late += 1;
+        }
+        // It is looked at, marked and looked at again; a look asks twice.
+        assert!(late >= 5, "{late}");
+    });
+}
+
+#[test]
+fn a_lock_can_be_made_where_no_time_can_be_set() {
+    let storage = memory();
+    let faulty = Arc::new(FaultyStorage::<dyn WritableStorage>::new(storage.clone()));
+    let touches = AtomicUsize::new(0);
+    faulty.set_rule(move |operation, _| {
+        let is_first = operation == Operation::Touch && touches.fetch_add(1, Ordering::SeqCst) == 0;
+        is_first.then_some(Fault::Error(storage::ErrorKind::PermissionDenied))
+    });
+    let refusing: Arc<dyn WritableStorage> = faulty.clone();
+    let lock = take(Pace::PATIENT, &refusing, Duration::ZERO).unwrap();
+    lock.check().unwrap();
+    assert_eq!(faulty.count(Operation::Touch), 2);
+    drop(lock);
+    faulty.set_rule(|operation, _| (operation == Operation::Touch).then_some(Fault::Error(storage::ErrorKind::Io)));
+    assert_eq!(take(Pace::PATIENT, &refusing, Duration::ZERO).err().unwrap().kind(), ErrorKind::Unavailable);
+    assert_eq!(names(&*storage), [""; 0], "what could not be marked is removed");
+}
+
+#[test]
+fn a_time_of_ones_own_is_less_than_a_second_old_and_known_again_by_what_a_storage_keeps_of_it() {
+    let at = |nanoseconds| SystemTime::UNIX_EPOCH + Duration::from_nanos(nanoseconds);
+    let seen = at(1_785_000_001_234_567_890);
+    for _ in 0..100 {
+        let age = seen.duration_since(own_time(seen).unwrap()).unwrap();
+        assert!(age > Duration::ZERO && age < Duration::from_secs(1), "{age:?}");
+    }
+    assert_ne!(own_time(seen), own_time(seen));
+    assert_eq!(own_time(SystemTime::UNIX_EPOCH), None);
+    let own = at(1_785_000_001_123_457_000);
+    for (shown, is_own) in [
+        (own, true),
+        (at(1_785_000_001_123_000_000), true),
+        (at(1_785_000_001_000_000_000), true),
+        (at(1_785_000_000_000_000_000), true),
+        (at(1_785_000_001_123_457_238), true),
+        (at(1_785_000_001_123_456_762), true),
+        (at(1_785_000_001_124_000_000), true),
+        (at(1_785_000_002_000_000_000), true),
+        (at(1_785_000_001_123_456_000), false),
+        (at(1_785_000_001_123_458_000), false),
+        (at(1_785_000_001_125_000_000), false),
+        (at(1_785_000_003_000_000_000), false),
+        (at(1_784_999_999_000_000_000), false),
+        (seen, false),
+    ] {
+        assert_eq!(is_kept_as(own, shown), is_own, "{shown:?}");
+    }
+}
+
 /// Runs `act` in several threads, each with a storage of its own, as if they were processes.
 fn in_each_process(
     open: &(dyn Fn() -> Arc<dyn WritableStorage> + Sync),
