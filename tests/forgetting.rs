@@ -132,6 +132,8 @@ fn a_note_of_what_was_to_go_takes_nothing_that_a_backup_needs_and_nothing_elsewh
             .to_string(),
         named(&format!("{lineage}/a.alias.vhd"), &format!("{elsewhere}/vdis/{JOB}/d/data/a.vhd")).to_string(),
         json!({ "disks": {}, "files": [format!("{elsewhere}/{FULL}.xva")] }).to_string(),
+        named(&format!("{lineage}/a.alias.vhd"), &format!("{lineage}/data")).to_string(),
+        named(&format!("{lineage}/a.alias.vhd"), &format!("{data}/blocks")).to_string(),
         "{".to_owned(),
     ];
     for note in damaged {

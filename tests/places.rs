@@ -343,15 +343,17 @@ fn immutable_backups_are_built_upon_and_neither_merged_nor_removed() {
     for layout in [PLAIN, VHD] {
         let place = LoopMount::new(FileSystem::Ext4, 96 << 20);
         let mut world = World::with_backups(&place, layout);
-        let oldest = world.truths.keys().next().unwrap().replace('-', "");
-        let metadata = world.repository.join("xo-vm-backups").join(VM).join(format!("{oldest}.json"));
-        succeed(Command::new("chattr").arg("+i").arg(&metadata));
-        let told =
-            ["not forgotten: web01/", ".json': it is immutable (chattr +i), and can be removed once that is lifted"];
-        world.refused(&mut world.forget(3), 3, &told);
-        succeed(Command::new("chattr").arg("-i").arg(&metadata));
+        // Metadata of one that goes, and of the one that its disk is merged into.
+        for (number, what) in [(0, "removed"), (1, "changed")] {
+            let time = world.truths.keys().nth(number).unwrap().replace('-', "");
+            let metadata = world.repository.join("xo-vm-backups").join(VM).join(format!("{time}.json"));
+            succeed(Command::new("chattr").arg("+i").arg(&metadata));
+            let told = format!(".json': it is immutable (chattr +i), and can be {what} once that is lifted");
+            world.refused(&mut world.forget(3), 3, &["not forgotten: web01/", &told]);
+            succeed(Command::new("chattr").arg("-i").arg(&metadata));
+        }
         world.protect(2, "+i");
-        let told = ["not forgotten: web01/", "it is immutable (chattr +i), and can be merged once that is lifted"];
+        let told = ["not forgotten: web01/", "it is immutable (chattr +i), and can be changed once that is lifted"];
         // The newest of those that go would be merged into one of them.
         world.refused(&mut world.forget(2), 3, &told);
         world.refused(&mut world.forget(1), 3, &told);
@@ -361,6 +363,30 @@ fn immutable_backups_are_built_upon_and_neither_merged_nor_removed() {
         world.add(BACKUPS);
         world.check(4, "one is built on what is immutable");
         world.protect(3, "-i");
+        succeed(&mut world.forget(1));
+        world.check(1, "lifted");
+    }
+}
+
+#[test]
+fn an_immutable_disk_stays_with_its_backup_also_where_nothing_is_built_on_it() {
+    for layout in [PLAIN, VHD] {
+        let place = LoopMount::new(FileSystem::Ext4, 96 << 20);
+        let mut world = World::new(place.path().join("repository"), layout);
+        world.add(0);
+        succeed(world.ingest(1).arg("--full"));
+        let time = world.listed().pop().unwrap();
+        world.truths.insert(time, content(1));
+        let oldest = world.truths.keys().next().unwrap().replace('-', "");
+        let lineage = world.lineage();
+        let data = [lineage.join(format!("{oldest}.vhd")), lineage.join(format!("data/{oldest}.vhd"))];
+        let data = data.iter().find(|path| path.exists()).unwrap();
+        succeed(Command::new("chattr").args(["-R", "+i"]).arg(data));
+        let told =
+            ["not forgotten: web01/", ".vhd': it is immutable (chattr +i), and can be removed once that is lifted"];
+        world.refused(&mut world.forget(1), 3, &told);
+        world.check(2, "refused");
+        succeed(Command::new("chattr").args(["-R", "-i"]).arg(data));
         succeed(&mut world.forget(1));
         world.check(1, "lifted");
     }

@@ -371,7 +371,7 @@ impl<'a> Diagnosis<'a> {
             Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
             Err(error) => return Err(error.into()),
             Ok(_) => {
-                let reason = "a forget noted here what was to go with its backups, and died; the next 'xofs forget --apply' of \
+                let reason = "a forget noted here what was to go with its backups, and did not end; the next 'xofs forget --apply' of \
                               this VM removes that, and what no backup needs of it is planned for here, too";
                 self.trash(Kind::DeadForget, vec![note], reason)?;
             }

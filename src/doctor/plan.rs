@@ -24,7 +24,7 @@ pub enum Kind {
     Leftover,
     /// What a run of `xofs ingest` left that died.
     DeadIngest,
-    /// What a run of `xofs forget` noted that died.
+    /// What a run of `xofs forget` noted that did not end.
     DeadForget,
     /// An alias that leads nowhere, or says nothing.
     DeadAlias,

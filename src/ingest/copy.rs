@@ -356,8 +356,8 @@ fn work(
                 }
             }
             let known = made.iter().find(|(format, _)| *format == lane.plan.format).map(|(_, block)| block.clone());
-            // As many work as there are cores, at this as at all else.
             let digest = block.digest(&stages.hash);
+            // As many work as there are cores, at this as at all else.
             let encode = || encode(lane.plan, &block).map(|encoded| Arc::new(encoded.with_digest(digest)));
             let encoded = match known.map_or_else(|| stages.encode.work(encode), Ok) {
                 Ok(encoded) => encoded,

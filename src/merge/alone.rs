@@ -57,17 +57,17 @@ impl Alone {
         };
         let note: Note = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
         // What it names is removed.
-        let resolve = |within: &ObjectPath, name: &str| match folder.resolve(name) {
-            Ok(path) if path.is_beneath(within) => Ok(path),
-            Ok(_) => Err(damaged(format!("'{}' is not in '{within}'", name.escape_debug()))),
+        let resolve = |within: &ObjectPath, name: &str, end: &str| match folder.resolve(name) {
+            Ok(path) if path.is_beneath(within) && path.file_name().ends_with(end) => Ok(path),
+            Ok(_) => Err(damaged(format!("'{}' is no '*{end}' in '{within}'", name.escape_debug()))),
             Err(error) => Err(damaged(error.to_string())),
         };
         let disks = note.disks.iter().map(|(name, data)| {
-            let name = resolve(folder, name)?;
-            let data = resolve(&name.parent(), data)?;
+            let name = resolve(folder, name, ".vhd")?;
+            let data = resolve(&name.parent(), data, ".vhd")?;
             Ok((name, data))
         });
-        let files = note.files.iter().map(|name| resolve(folder, name));
+        let files = note.files.iter().map(|name| resolve(folder, name, ""));
         Ok(Self { disks: disks.collect::<Result<_>>()?, files: files.collect::<Result<_>>()?, is_noted: true })
     }
 

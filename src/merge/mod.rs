@@ -231,31 +231,30 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Takes out of `going` the backups of which a file may not be removed; of disks, that is looked at with their merge.
+    /// Takes out of `going` the backups of which a file may not be removed; of disks, that is seen when they are planned for.
     fn keep_immutable(&mut self, folder: &VmFolder, going: &mut Vec<Arc<Backup>>) -> Result<()> {
         for backup in std::mem::take(going) {
             let mut files = self.archive(folder, &backup)?;
             files.push(backup.metadata.clone());
-            let mut immutable = None;
-            for file in files {
-                match self.storage.is_immutable(&file) {
-                    Ok(true) => immutable = Some(file),
-                    Ok(false) => {}
-                    // An XVA, or its checksum: there is nothing to remove then.
-                    Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-            match immutable {
-                Some(file) => {
-                    let reason =
-                        format!("'{file}': it is immutable (chattr +i), and can be removed once that is lifted");
-                    self.done.refused.push((backup.time, reason));
-                }
+            match self.immutable(&files)? {
+                Some(file) => self.done.refused.push((backup.time, immutable(&file, "removed"))),
                 None => going.push(backup),
             }
         }
         Ok(())
+    }
+
+    /// Returns the first of some paths that may not be changed; what is not there may.
+    fn immutable<'p>(&self, paths: impl IntoIterator<Item = &'p ObjectPath>) -> Result<Option<ObjectPath>> {
+        for path in paths {
+            match self.storage.is_immutable(path) {
+                Ok(true) => return Ok(Some(path.clone())),
+                Ok(false) => {}
+                Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
     }
 
     /// Reads what a run noted that died.
@@ -297,14 +296,24 @@ impl<'a> Run<'a> {
                         continue;
                     }
                     let data = vhd::data_path(&self.reader, &name).map_err(of_vhd)?;
-                    if data.is_beneath(lineage) {
-                        disks.insert(name, data);
-                    } else {
+                    if !data.is_beneath(lineage) {
                         let reason = format!("it leads to '{data}', which is not in its folder: it cannot be removed");
                         problems.push((name, reason));
+                    } else if let Some(path) = self.immutable([lineage, &name, &data])? {
+                        problems.push((name, immutable(&path, "removed")));
+                    } else {
+                        disks.insert(name, data);
                     }
                 }
                 for chain in found.chains {
+                    // What changes is written into its metadata.
+                    let target = lineage.join(chain.last().expect("a chain has a target"))?;
+                    let stays =
+                        Self::staying(backups, going).filter(|backup| disks_of(backup).any(|disk| *disk == target));
+                    if let Some(path) = self.immutable(stays.map(|backup| &backup.metadata))? {
+                        problems.push((lineage.join(&chain[0])?, immutable(&path, "changed")));
+                        continue;
+                    }
                     match Merge::new(&self.storage, lineage, &chain) {
                         Ok(merge) => merges.push(Planned { images: chain.len() as u64 - 1, merge, outcome: None }),
                         Err(error) => problems.push((lineage.join(&chain[0])?, error.to_string())),
@@ -523,7 +532,15 @@ impl<'a> Run<'a> {
             let nameless = alone.disks.keys().filter(|name| name.parent() == *folder).filter(is_nameless);
             for name in unneeded.iter().chain(nameless) {
                 self.lock.check()?;
-                vhd::remove_image(&self.storage, name, &alone.disks[name]).map_err(of_vhd)?;
+                match vhd::remove_image(&self.storage, name, &alone.disks[name]) {
+                    Err(error) if !matches!(error.kind(), vhd::ErrorKind::Unavailable | vhd::ErrorKind::Stale) => {
+                        self.done.problems.push((name.clone(), error.to_string()));
+                        is_whole = false;
+                        // What it is built on would be missing to it.
+                        break;
+                    }
+                    removed => removed.map_err(of_vhd)?,
+                }
             }
         }
         Ok(is_whole)
@@ -575,6 +592,10 @@ pub(crate) fn disks_of(backup: &Backup) -> impl Iterator<Item = &ObjectPath> {
         DiskSource::Vhd(path) => Some(path),
         DiskSource::Xva { .. } | DiskSource::Unusable(_) => None,
     })
+}
+
+fn immutable(path: &ObjectPath, what: &str) -> String {
+    format!("'{path}': it is immutable (chattr +i), and can be {what} once that is lifted")
 }
 
 fn of_vhd(error: vhd::Error) -> Error {

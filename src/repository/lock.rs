@@ -296,9 +296,9 @@ fn own_time(seen: SystemTime) -> Option<SystemTime> {
 /// Whether a storage that was asked to keep the time `own`, of whole microseconds, may show `shown` for it: that, or one of
 /// the two next to it which its grain leaves.
 ///
-/// SMB keeps 100 ns, a storage that counts in floating point somewhat more, others 1 µs, 1 ms, 1 s (SFTP) or 2 s (FAT).
+/// SMB keeps 100 ns, a storage that counts in floating point somewhat more, others 1 µs, 1 ms, 10 ms (exFAT), 1 s (SFTP) or 2 s (FAT).
 fn is_kept_as(own: SystemTime, shown: SystemTime) -> bool {
-    const GRAINS: [u64; 4] = [1, 1_000, 1_000_000, 2_000_000];
+    const GRAINS: [u64; 6] = [1, 1_000, 10_000, 100_000, 1_000_000, 2_000_000];
     let rounded = shown.checked_add(Duration::from_nanos(500)).and_then(microseconds);
     let Some((own, shown)) = microseconds(own).zip(rounded) else { return false };
     GRAINS.iter().any(|grain| shown % grain == 0 && shown.abs_diff(own) < *grain)

@@ -421,8 +421,8 @@ impl WritableStorage for LocalStorage {
         let fd = self.open_fd(path, "stat", OFlags::PATH)?;
         match statx(fd, "", AtFlags::EMPTY_PATH, StatxFlags::empty()) {
             Ok(found) => Ok(found.stx_attributes.intersects(IMMUTABLE)),
-            // As where a server is asked: nobody says it.
-            Err(Errno::NOSYS) => Ok(false),
+            // Nobody says it, or may ask: some containers forbid the call.
+            Err(Errno::NOSYS | Errno::PERM) => Ok(false),
             Err(error) => Err(Error::from_io("stat", path, error.into())),
         }
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use storage::{ObjectPath, Storage, UNPUBLISHED, WritableStorage, remove_tree};
 
+use super::plan::is_image;
 use super::{Control, Merge};
 use crate::chain;
 use crate::digests::digests_name;
@@ -68,7 +69,8 @@ pub(super) fn remove_image(storage: &Arc<dyn WritableStorage>, name: &ObjectPath
         }
     }
     storage.sync(&folder)?;
-    if named.iter().any(|(other, led_to)| other != name && led_to == data) {
+    let is_led_to = |to: &ObjectPath| to == data || to.is_beneath(data) || data.is_beneath(to);
+    if named.iter().any(|(other, led_to)| other != name && is_led_to(led_to)) {
         return Ok(());
     }
     remove_tree(&**storage, data)?;
@@ -94,7 +96,7 @@ fn remove_unpublished(merge: &Merge, folder: &ObjectPath) -> Result<()> {
 /// Returns the names in a folder of disks, and what they lead to.
 fn named_data(reader: &Arc<dyn Storage>, folder: &ObjectPath) -> Result<Vec<(ObjectPath, ObjectPath)>> {
     let mut named = Vec::new();
-    for entry in reader.list(folder)?.into_iter().filter(|entry| entry.name.ends_with(".vhd")) {
+    for entry in reader.list(folder)?.into_iter().filter(is_image) {
         let name = folder.join(&entry.name)?;
         let data = chain::data_path(reader, &name)?;
         named.push((name, data));

@@ -75,7 +75,7 @@ fn unneeded(images: &HashMap<Uuid, (ObjectPath, Option<Uuid>)>, needed: &HashSet
     left.into_iter().map(|(_, (path, _))| path.file_name().to_owned()).collect()
 }
 
-fn is_image(entry: &Entry) -> bool {
+pub(super) fn is_image(entry: &Entry) -> bool {
     entry.name.ends_with(".vhd") && !entry.name.starts_with('.') && !entry.is_directory
 }
 
