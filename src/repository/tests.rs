@@ -2,10 +2,13 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
 
 use disk::{Disk, ErrorKind as DiskError, Extent};
-use storage::{ErrorKind as StorageError, Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation, Storage};
+use storage::{
+    ErrorKind as StorageError, Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation, Storage, WritableStorage,
+};
 
 use super::*;
 
@@ -161,6 +164,39 @@ fn metadata_that_does_not_parse_is_a_listed_problem_until_it_does() {
     memory.overwrite(&path, metadata("web01", 2)).unwrap();
     assert_eq!(repository.backups(&id(VM)).unwrap()[1].mode, Mode::Incremental);
     assert_eq!(repository.problems().len(), 1);
+}
+
+#[test]
+fn metadata_that_is_being_written_in_place_is_waited_for() {
+    let path = format!("{VM_FOLDER}/{VM}/{}.json", time(2));
+    let (repository, memory, faulty) = repository(|memory| {
+        put(memory, VM, "web01", 1);
+        memory.put(&path, "").unwrap();
+    });
+    let (writer, written) = (memory.clone(), path.clone());
+    let reads = AtomicU32::new(0);
+    faulty.set_rule(move |operation, path| {
+        let is_read = operation == Operation::Read && path.as_str() == written;
+        if is_read && reads.fetch_add(1, Ordering::Relaxed) == 2 {
+            writer.overwrite(&written, metadata("web01", 2)).unwrap();
+        }
+        None
+    });
+    assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [1, 2]);
+    assert_eq!(repository.problems(), []);
+}
+
+#[test]
+fn metadata_that_is_written_again_in_place_is_shown_as_it_was_until_it_is_old() {
+    let (repository, memory, _) = repository(|memory| put(memory, VM, "web01", 1));
+    assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [1]);
+    let path = ObjectPath::new(&format!("{VM_FOLDER}/{VM}/{}.json", time(1))).unwrap();
+    memory.overwrite(path.as_str(), "{\"mode\":\"del").unwrap();
+    assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [1]);
+    memory.set_modified(&path, SystemTime::now() - Duration::from_secs(11)).unwrap();
+    assert_eq!(repository.backups(&id(VM)).unwrap()[0].mode, Mode::Unreadable);
+    memory.overwrite(path.as_str(), metadata("web01", 3)).unwrap();
+    assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [3]);
 }
 
 #[test]
