@@ -13,6 +13,7 @@
 //! It never hears of VHD or backups.
 
 mod digest;
+mod direct;
 mod encrypted;
 mod error;
 mod faulty;

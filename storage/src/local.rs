@@ -21,6 +21,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use crate::direct;
 use crate::write::copy_in_pieces;
 use crate::{
     Capabilities, Entry, Error, ErrorKind, Existing, Kind, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
@@ -138,10 +139,15 @@ impl LocalStorage {
             Existing::Refuse => OFlags::CREATE | OFlags::EXCL,
             Existing::Replace => OFlags::CREATE | OFlags::TRUNC,
         };
-        let mut file = File::from(self.open_fd(path, "write", flags | TO_WRITE)?);
-        io::Write::write_all(&mut file, bytes).map_err(|error| Error::from_io("write", path, error))?;
-        write_back(&file, 0, bytes.len());
-        Ok(file)
+        let file = File::from(self.open_fd(path, "write", flags | TO_WRITE)?);
+        let is_direct = !self.is_remote && bytes.len() >= direct::WORTH;
+        let direct = if is_direct { direct::write(&file, bytes) } else { Ok(0) };
+        let written = direct.and_then(|done| {
+            file.write_all_at(&bytes[done..], done as u64)?;
+            write_back(&file, done as u64, bytes.len() - done);
+            Ok(file)
+        });
+        written.map_err(|error| Error::from_io("write", path, error))
     }
 
     /// Makes the error of an act on the first of `paths`. Where one of them, or its folder, is immutable, it says so: the system
