@@ -5,6 +5,7 @@
 mod support;
 
 use std::fs;
+use std::io::{Seek, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -340,7 +341,10 @@ fn a_stream_is_stored_as_a_key_of_whole_sectors() {
     memory.create_directory(&path("xo-vm-backups")).unwrap();
     for (number, len) in [(0, 1), (1, BLOCK), (2, 2 * BLOCK + 513)] {
         let bytes = vec![7; len];
-        let stream = Source::Stream(Arc::new(std::sync::Mutex::new(std::io::Cursor::new(bytes.clone()))));
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        file.rewind().unwrap();
+        let stream = Source::Stream(Arc::new(std::sync::Mutex::new(file)));
         let wanted = Wanted { disks: vec![("xvda".to_owned(), stream)], ..wanted(&[], number) };
         let report = ingest::run(&wanted, &[plain(&memory)], &watch()).unwrap();
         assert!(report.outcomes[0].stored.as_ref().unwrap().disks[0].is_key, "{len}");

@@ -196,7 +196,7 @@ fn processes(part: &str) -> Vec<String> {
     arguments.filter(|arguments| arguments.contains(part)).map(|it| it.replace('\0', " ")).collect()
 }
 
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     for _ in 0..600 {
         if is_so() {
             return;
@@ -382,6 +382,23 @@ fn exports_of_a_socket_and_of_a_port_are_read() {
         assert!(found == code && err.contains(part), "{address}: {found} {err}");
     }
     assert_eq!(backups(&place), 0);
+}
+
+#[test]
+fn an_ingest_of_a_stream_that_says_nothing_stops_when_it_is_told_to() {
+    let folder = folder();
+    let place = init(folder.path(), "place", &[]);
+    let mut command = ingest(&place, "-");
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let lineages = place.join(format!("xo-vm-backups/{VM}/vdis"));
+    wait_until("it begins to write", || lineages.exists());
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM).unwrap();
+    wait_until("it ends", || child.try_wait().unwrap().is_some());
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(130) && err.contains("stops, and removes what was written"), "{err}");
+    let left = succeed(Command::new("find").arg(place.join("xo-vm-backups")).args(["-type", "f"]));
+    assert_eq!((backups(&place), left), (0, String::new()));
 }
 
 #[test]

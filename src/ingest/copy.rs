@@ -12,12 +12,15 @@
 //! R + N + N × (2 + F) + D × ([`DEPTH`] + [`WRITERS`]) blocks of 2 MiB, besides the caches and digests of the bases.
 
 use std::cell::OnceCell;
+use std::fs::File;
+use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Builder, Scope};
 
 use crossbeam::channel::{self, Receiver, Sender};
 use disk::Disk;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhd::{BlockIndex, BlockSink, BlockSize, Digest, EncodedBlock, Format};
 
 use super::error::{Error, ErrorKind, Result};
@@ -288,12 +291,7 @@ fn read(disk: &dyn Disk, index: BlockIndex, mut spare: Vec<u8>, probe: &Probe) -
 }
 
 /// Reads a stream to its end; returns the size of the disk in bytes, whole sectors.
-fn read_stream(
-    stream: &Mutex<dyn std::io::Read + Send>,
-    give: &Sender<Block>,
-    is_over: impl Fn() -> bool,
-    probe: &Probe,
-) -> Result<u64> {
+fn read_stream(stream: &Mutex<File>, give: &Sender<Block>, is_over: impl Fn() -> bool, probe: &Probe) -> Result<u64> {
     let failed = |reason: &dyn std::fmt::Display| Error::new(ErrorKind::Source, format!("read the stream: {reason}"));
     let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
     let mut size = 0;
@@ -301,10 +299,10 @@ fn read_stream(
         let mut data = vec![0; BLOCK];
         let mut len = 0;
         while len < BLOCK && !is_over() {
-            match probe.work(|| stream.read(&mut data[len..])) {
+            match probe.work(|| read_what_comes(&mut stream, &mut data[len..])) {
                 Ok(0) => break,
                 Ok(read) => len += read,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock) => {}
                 Err(error) => return Err(failed(&error)),
             }
         }
@@ -332,6 +330,15 @@ fn read_stream(
         return Err(failed(&"it is empty, the bytes of a disk were expected"));
     }
     Ok(size.next_multiple_of(512))
+}
+
+/// Reads what is there; an error of the kind `WouldBlock` if nothing comes for a moment, so that who is to stop does.
+fn read_what_comes(stream: &mut File, buffer: &mut [u8]) -> io::Result<usize> {
+    const MOMENT: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
+    if poll(&mut [PollFd::new(&*stream, PollFlags::IN)], Some(&MOMENT))? == 0 {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
+    stream.read(buffer)
 }
 
 /// Decides for each lane whether it stores a block, and encodes it once for each format.

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -52,7 +53,7 @@ pub enum Source {
     /// Something that can be read anywhere.
     Disk(Arc<dyn Disk>),
     /// Raw bytes that come once, in order; their end is the end of the disk.
-    Stream(Arc<Mutex<dyn io::Read + Send>>),
+    Stream(Arc<Mutex<File>>),
 }
 
 impl Source {
@@ -121,9 +122,13 @@ impl Source {
     }
 
     /// Returns standard input.
-    #[must_use]
-    pub fn stdin() -> Self {
-        Self::Stream(Arc::new(Mutex::new(io::stdin())))
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] if there is none.
+    pub fn stdin() -> Result<Self> {
+        let descriptor = io::stdin().as_fd().try_clone_to_owned();
+        let failed = |error| Error::new(ErrorKind::Source, format!("standard input cannot be read: {error}"));
+        Ok(Self::Stream(Arc::new(Mutex::new(File::from(descriptor.map_err(failed)?)))))
     }
 
     /// Returns its size in bytes; `None` of a stream.

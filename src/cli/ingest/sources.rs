@@ -63,7 +63,7 @@ fn source(disk: &OsString, options: &ImageOptions) -> Result<(String, Source, Op
         ("-", None) if options.bitmap.is_some() => {
             return Err(Failure::usage("standard input has no dirty bitmaps: leave --bitmap out").into());
         }
-        ("-", None) => (Source::stdin(), None),
+        ("-", None) => (Source::stdin()?, None),
         (path, None) => Source::open(Path::new(path), options)?,
     };
     Ok((name.to_owned(), source, changed))
