@@ -401,6 +401,13 @@ impl WritableStorage for EncryptedStorage<dyn WritableStorage> {
         self.inner.write_and_stat(path, &self.encrypt(path, bytes)?, existing)
     }
 
+    fn write_and_sync(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()> {
+        if is_plain(path) {
+            return self.inner.write_and_sync(path, bytes, existing);
+        }
+        self.inner.write_and_sync(path, &self.encrypt(path, bytes)?, existing)
+    }
+
     fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {
         Err(only_whole("create", path))
     }
@@ -439,6 +446,10 @@ impl WritableStorage for EncryptedStorage<dyn WritableStorage> {
 
     fn sync(&self, path: &ObjectPath) -> Result<()> {
         self.inner.sync(path)
+    }
+
+    fn sync_each(&self, paths: &[ObjectPath]) -> Result<()> {
+        self.inner.sync_each(paths)
     }
 
     fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    Advice, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, StatxAttributes, StatxFlags,
+    Advice, AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Statx, StatxAttributes, StatxFlags,
     Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, copy_file_range, fadvise, fstatvfs, futimens, mkdirat, openat,
     openat2, renameat, renameat_with, statat, statx, syncfs, unlinkat,
 };
@@ -64,24 +64,6 @@ impl LocalStorage {
         let place = rustix::fs::fstatfs(&fd).map_or(Place::Local, |stat| place(stat.f_type));
         let (is_remote, syncs_at_once) = (place != Place::Local, place != Place::OtherServer);
         Ok(Self { root: fd, shown: root.to_path_buf(), is_remote, syncs_at_once })
-    }
-
-    /// Syncs files, several at once: a server has to be asked three times for each.
-    fn sync_each(&self, files: &[ObjectPath]) -> Result<()> {
-        let next = AtomicUsize::new(0);
-        let work = || {
-            while let Some(path) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                self.sync(path)?;
-            }
-            Ok(())
-        };
-        thread::scope(|scope| {
-            // This thread works too, so that where the system refuses others nothing is left undone.
-            let start = |_| thread::Builder::new().name("xofs-sync".to_owned()).spawn_scoped(scope, work).ok();
-            let threads: Vec<_> = (1..files.len().min(SYNCS_AT_ONCE)).map_while(start).collect();
-            let joined = threads.into_iter().map(|thread| thread.join().expect("syncing does not panic"));
-            joined.fold(work(), Result::and)
-        })
     }
 
     fn open_fd(&self, path: &ObjectPath, act: &'static str, flags: OFlags) -> Result<OwnedFd> {
@@ -315,6 +297,10 @@ impl WritableStorage for LocalStorage {
         stat_of_file(&self.written(path, bytes, existing)?, path, "stat")
     }
 
+    fn write_and_sync(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()> {
+        self.written(path, bytes, existing)?.sync_all().map_err(|error| Error::from_io("sync", path, error))
+    }
+
     fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {
         let file = File::from(self.open_fd(path, "create", OFlags::CREATE | OFlags::EXCL | TO_READ_AND_WRITE)?);
         Ok(Arc::new(LocalObject { file, path: path.clone(), is_remote: self.is_remote }))
@@ -399,6 +385,23 @@ impl WritableStorage for LocalStorage {
             other => other,
         };
         synced.map_err(|error| Error::from_io("sync", path, error))
+    }
+
+    fn sync_each(&self, paths: &[ObjectPath]) -> Result<()> {
+        let next = AtomicUsize::new(0);
+        let work = || {
+            while let Some(path) = paths.get(next.fetch_add(1, Ordering::Relaxed)) {
+                self.sync(path)?;
+            }
+            Ok(())
+        };
+        thread::scope(|scope| {
+            // This thread works too, so that where the system refuses others nothing is left undone.
+            let start = |_| thread::Builder::new().name("xofs-sync".to_owned()).spawn_scoped(scope, work).ok();
+            let threads: Vec<_> = (1..paths.len().min(SYNCS_AT_ONCE)).map_while(start).collect();
+            let joined = threads.into_iter().map(|thread| thread.join().expect("syncing does not panic"));
+            joined.fold(work(), Result::and)
+        })
     }
 
     fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {
@@ -510,6 +513,12 @@ fn write_back(file: &File, offset: u64, len: usize) {
 
 /// Renames a file over another one, or a folder where nothing is: rename(2) would have an empty folder replaced.
 fn rename_at(old_parent: &OwnedFd, name: &str, parent: &OwnedFd, new_name: &str) -> rustix::io::Result<()> {
+    // What something is never changes, so that no server has to be asked again.
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::STATX_DONT_SYNC;
+    let is_folder = |found: Statx| FileType::from_raw_mode(found.stx_mode.into()) == FileType::Directory;
+    if statx(old_parent, name, flags, StatxFlags::TYPE).is_ok_and(|found| !is_folder(found)) {
+        return renameat(old_parent, name, parent, new_name);
+    }
     match renameat_with(old_parent, name, parent, new_name, RenameFlags::NOREPLACE) {
         Err(Errno::EXIST) => {
             let old = statat(old_parent, name, AtFlags::SYMLINK_NOFOLLOW)?;

@@ -69,6 +69,15 @@ pub trait WritableStorage: Storage {
         self.stat(path)
     }
 
+    /// Writes a whole object as [`WritableStorage::write`] does, and returns once its bytes would outlive a power cut.
+    ///
+    /// # Errors
+    /// As for [`WritableStorage::write`] and [`WritableStorage::sync`].
+    fn write_and_sync(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()> {
+        self.write(path, bytes, existing)?;
+        self.sync(path)
+    }
+
     /// Makes a new, empty object that is written in pieces.
     ///
     /// # Errors
@@ -131,6 +140,14 @@ pub trait WritableStorage: Storage {
     /// # Errors
     /// What the storage says; then nothing is known of what was written since the last time.
     fn sync(&self, path: &ObjectPath) -> Result<()>;
+
+    /// The same for several, in any order: at once where a server has to be asked for each.
+    ///
+    /// # Errors
+    /// As for [`WritableStorage::sync`].
+    fn sync_each(&self, paths: &[ObjectPath]) -> Result<()> {
+        paths.iter().try_for_each(|path| self.sync(path))
+    }
 
     /// The same for a folder and all that is in it, at any depth.
     ///
@@ -260,8 +277,7 @@ pub const UNPUBLISHED: &str = ".xofs-new";
 pub fn publish(storage: &dyn WritableStorage, path: &ObjectPath, bytes: &[u8]) -> Result<()> {
     let folder = path.parent();
     let unpublished = folder.join(&format!(".{}{UNPUBLISHED}", path.file_name()))?;
-    let written = storage.write(&unpublished, bytes, Existing::Replace).and_then(|()| storage.sync(&unpublished));
-    if let Err(error) = written {
+    if let Err(error) = storage.write_and_sync(&unpublished, bytes, Existing::Replace) {
         // A part of it is of no use to anybody; that it cannot be removed either is not what went wrong.
         let _ = storage.remove(&unpublished);
         return Err(error);

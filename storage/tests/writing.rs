@@ -63,8 +63,13 @@ fn what_is_written_is_read() {
         assert_eq!((stat, stat.kind), (storage.stat(&path("stated")).unwrap(), Kind::File));
         assert_eq!(kind(storage.write_and_stat(&path("stated"), b"", Existing::Refuse)), ErrorKind::Exists);
         assert_eq!(storage.read(&path("stated"), 5).unwrap(), b"new");
+        storage.write_and_sync(&path("synced"), b"new", Existing::Refuse).unwrap();
+        assert_eq!(kind(storage.write_and_sync(&path("synced"), b"", Existing::Refuse)), ErrorKind::Exists);
+        assert_eq!(storage.read(&path("synced"), 5).unwrap(), b"new");
         storage.sync(&path("file")).unwrap();
         storage.sync(&path("")).unwrap();
+        storage.sync_each(&["", "file", "synced"].map(path)).unwrap();
+        assert_eq!(kind(storage.sync_each(&["file", "missing", ""].map(path))), ErrorKind::NotFound);
         storage.sync_tree(&path("")).unwrap();
         assert_eq!(kind(storage.sync(&path("missing"))), ErrorKind::NotFound);
     });
