@@ -17,6 +17,7 @@ use storage::{ObjectPath, Storage};
 use uuid::Uuid;
 
 use crate::alias;
+use crate::at_once::{self, AT_ONCE};
 use crate::cache::BlockCache;
 use crate::error::{Error, ErrorKind, Result};
 use crate::layer::{Body, Layer, Moving};
@@ -29,8 +30,6 @@ const MAX_LAYERS: usize = 4096;
 /// A merge state is a few names and numbers; a chain of 4096 names fits.
 pub(crate) const MERGE_STATE_LIMIT: u64 = 1 << 20;
 
-/// Most images opened ahead at once, over a network; each is a few small files.
-const AHEAD_LIMIT: usize = 64;
 /// Images opened ahead at first; twice as many each time that more are needed.
 const AHEAD_FIRST: usize = 4;
 
@@ -226,19 +225,9 @@ impl<'a> Resolver<'a> {
         let is_alike = |image: &&String| alias::is_alias(image) == alias::is_alias(name.file_name());
         let before = known.images[..=at].iter().rev().filter(is_alike).filter_map(|image| folder.join(image).ok());
         let paths: Vec<_> = before.filter(|path| !self.ahead.contains_key(path)).take(self.ahead_count).collect();
-        self.ahead_count = (self.ahead_count * 2).min(AHEAD_LIMIT);
-        let (storage, cache) = (self.storage, self.cache);
-        std::thread::scope(|scope| {
-            let thread = std::thread::Builder::new;
-            // What the system refuses a thread for is opened when it is needed.
-            let open = |path| thread().spawn_scoped(scope, move || open(storage, cache, path)).ok();
-            let threads: Vec<_> = paths.iter().map(|path| (path, open(path))).collect();
-            for (path, thread) in threads {
-                if let Some(Ok(opened)) = thread.map(std::thread::ScopedJoinHandle::join) {
-                    self.ahead.insert(path.clone(), opened);
-                }
-            }
-        });
+        self.ahead_count = (self.ahead_count * 2).min(AT_ONCE);
+        let opened = at_once::each(self.storage.capabilities(), &paths, |path| open(self.storage, self.cache, path));
+        self.ahead.extend(paths.into_iter().zip(opened));
     }
 
     fn open(&mut self, name: &ObjectPath) -> Result<Layer> {

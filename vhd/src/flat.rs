@@ -85,6 +85,11 @@ impl Flat {
         &*self.object
     }
 
+    /// Returns how many bytes the file had when it was opened.
+    pub(crate) fn size(&self) -> u64 {
+        self.at_open.size
+    }
+
     /// Returns whether the footer at the end was believed.
     pub(crate) fn is_footer_last(&self) -> bool {
         self.is_footer_last
@@ -99,11 +104,11 @@ impl Flat {
             let have = header.max_table_entries;
             return Err(damaged(format!("a table of at least {count} blocks was expected, the header says {have}")));
         }
-        let size = self.object.stat()?.size;
-        let end = header.table_offset.checked_add(count * 4).filter(|end| *end <= size);
-        let Some(table_end) = end else {
+        let table_end = header.table_offset.saturating_add(count * 4);
+        // The file may have grown since it was opened.
+        if table_end > self.at_open.size && table_end > self.object.stat()?.size {
             return Err(damaged(format!("its block table lies at {}, outside the file", header.table_offset)));
-        };
+        }
         let bytes = usize::try_from(count * 4).map_err(|_| damaged("its block table does not fit memory".into()))?;
         let mut table = vec![0; bytes];
         if self.object.read_at(header.table_offset, &mut table)? != bytes {

@@ -7,6 +7,7 @@
 //! create_layer ─► block_sink ─► flat_writer │ exploded_writer, then alias_writer     new_layer (what is to be written)
 //! digests (what blocks hold, known without reading them), digest
 //! VhdView (a disk as one VHD file)                       cache (blocks in memory), workers (that fill it ahead)
+//! at_once (images of a server are opened several at a time)
 //! footer · header · merge_state · alias · locator · filter · geometry          bytes in, value out
 //! ```
 //!
@@ -14,6 +15,7 @@
 
 mod alias;
 mod alias_writer;
+mod at_once;
 mod block_sink;
 mod by_name;
 mod cache;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use storage::{ObjectPath, Storage};
 use uuid::Uuid;
 
+use crate::at_once;
 use crate::cache::BlockCache;
 use crate::chain;
 use crate::error::Result;
@@ -34,6 +35,11 @@ impl Links {
         let header = layer.header.as_ref().filter(|_| layer.footer.disk_type == DiskType::Differencing);
         let parent_name = header.and_then(|header| name.parent().resolve(&header.parent_name).ok());
         Ok(Self { data: layer.data.clone(), uuid: layer.footer.uuid, parent: layer.parent_uuid(), parent_name })
+    }
+
+    /// The same of each of several.
+    pub(crate) fn of_each(reader: &Arc<dyn Storage>, names: &[ObjectPath]) -> Vec<Result<Self>> {
+        at_once::each(reader.capabilities(), names, |name| Self::of(reader, name))
     }
 }
 

@@ -3,7 +3,6 @@
 #[allow(dead_code, reason = "each test file uses its part of the module")]
 mod builder;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use builder::{BLOCK, Image, Kind, SECTOR, id, open};
@@ -234,29 +233,64 @@ fn what_is_stored_in_different_ways_becomes_what_the_youngest_is() {
     }
 }
 
+/// Merges three disks of a folder; returns all that the storage was asked, in order, but for reading and writing of open files.
+fn asked(images: &[Image]) -> Vec<(Operation, String)> {
+    let faulty = FaultyStorage::new(put(images));
+    let asked: Arc<Mutex<Vec<_>>> = Arc::default();
+    let seen = asked.clone();
+    faulty.set_rule(move |operation, path| {
+        // This is what more blocks need.
+        if !matches!(operation, Operation::ReadAt | Operation::WriteAt) {
+            seen.lock().unwrap().push((operation, path.to_string()));
+        }
+        None
+    });
+    let storage: Arc<dyn WritableStorage> = Arc::new(faulty);
+    merge(&storage, &["1.vhd", "2.vhd", "3.vhd"]).unwrap();
+    let asked = asked.lock().unwrap();
+    asked.clone()
+}
+
 #[test]
 fn no_file_is_opened_or_asked_for_more_often_for_more_blocks() {
-    let asked = |count: u32| {
+    let asked_for = |count: u32| {
         // A part of them replaces the base's own; the disk grows past a sector of its table.
         let own: Vec<(u32, u8)> = (0..count / 2).map(|block| (block, 1)).collect();
         let held: Vec<(u32, u8)> = (0..count).map(|block| (block, 2)).collect();
-        let memory = put(&[image(1, 100, &own), image(2, 200, &held[..held.len() / 2]), image(3, 200, &held)]);
-        let faulty = Arc::new(FaultyStorage::new(memory));
-        let counts: Arc<Mutex<BTreeMap<(Operation, String), u64>>> = Arc::default();
-        let seen = counts.clone();
-        faulty.set_rule(move |operation, path| {
-            // Reading and writing of open files is what more blocks need.
-            if !matches!(operation, Operation::ReadAt | Operation::WriteAt) {
-                *seen.lock().unwrap().entry((operation, path.to_string())).or_default() += 1;
-            }
-            None
-        });
-        let storage: Arc<dyn WritableStorage> = faulty;
-        merge(&storage, &["1.vhd", "2.vhd", "3.vhd"]).unwrap();
-        counts.lock().unwrap().clone()
+        asked(&[image(1, 100, &own), image(2, 200, &held[..held.len() / 2]), image(3, 200, &held)])
     };
-    let few = asked(4);
-    assert_eq!(few, asked(90));
-    assert_eq!(few[&(Operation::OpenToWrite, "1.vhd".to_owned())], 1);
-    assert!(!few.contains_key(&(Operation::OpenToWrite, "2.vhd".to_owned())), "children are only read");
+    let few = asked_for(4);
+    assert_eq!(few, asked_for(90));
+    let to_write = |name: &str| few.iter().filter(|asked| **asked == (Operation::OpenToWrite, name.to_owned())).count();
+    assert_eq!([to_write("1.vhd"), to_write("2.vhd")], [1, 0], "children are only read");
+}
+
+#[test]
+fn a_merge_asks_for_what_it_needs_and_in_this_order() {
+    use Operation::{List, Open, OpenToWrite, Remove, Rename, Room, Stat, StatOpen, Sync, Write};
+    // What it holds.
+    let mut expected = vec![(List, ".")];
+    for name in ["1.vhd", "2.vhd", "3.vhd"] {
+        expected.extend([(Open, name), (StatOpen, name)]);
+    }
+    // Whether one is immutable, another is built on one of them, and there is room.
+    expected.extend([(Stat, "."), (Stat, "1.vhd"), (Stat, "2.vhd"), (Stat, "3.vhd")]);
+    expected.extend([(Open, "4.vhd"), (StatOpen, "4.vhd"), (Room, ".")]);
+    // Step 0, and what is known of the blocks.
+    expected.extend([(Sync, "."), (Sync, "2.vhd"), (Sync, "3.vhd")]);
+    expected.extend([(Open, ".1.vhd.xofs-digests"), (Open, ".2.vhd.xofs-digests"), (Open, ".3.vhd.xofs-digests")]);
+    // Step 1.
+    let unpublished = "..1.vhd.merge.json.xofs-new";
+    expected.extend([(Write, unpublished), (Sync, unpublished), (Rename, unpublished), (Sync, ".")]);
+    // Steps 2 to 4: the blocks are durable before the table, and that before the footer.
+    expected.extend([(OpenToWrite, "1.vhd"), (Sync, "1.vhd"), (Sync, "1.vhd"), (Sync, "1.vhd")]);
+    // Step 5.
+    expected.extend([(Rename, "1.vhd"), (Sync, ".")]);
+    // Step 6.
+    expected.extend([(List, "."), (Remove, "2.vhd"), (Sync, "."), (List, "3.vhd")]);
+    // Step 7.
+    expected.extend([(Remove, ".1.vhd.merge.json"), (Sync, ".")]);
+    let images = [image(1, 4, &[(0, 1)]), image(2, 4, &[(0, 2), (1, 2)]), image(3, 4, &[(2, 3)]), image(4, 4, &[])];
+    let asked = asked(&images);
+    assert_eq!(asked.iter().map(|(operation, path)| (*operation, path.as_str())).collect::<Vec<_>>(), expected);
 }

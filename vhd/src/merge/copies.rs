@@ -9,6 +9,7 @@
 //! No entry of the base's table changes before the blocks it will lead to are durable; then every entry, old or new, leads to
 //! what the target reads. Of the two footers the leading one is written last: from then on the base is the target.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -29,10 +30,8 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
     let storage = &*merge.storage;
     let target = children.last().expect("a merge has children");
     (control.barrier)()?;
-    for child in children {
-        storage.sync(&child.layer.data)?;
-        storage.sync(&child.layer.data.parent())?;
-    }
+    let held = children.iter().flat_map(|child| [child.layer.data.clone(), child.layer.data.parent()]);
+    storage.sync_each(&held.collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>())?;
     let digests = Copied::of(merge, base, children);
     let widened = match room::make(merge, base, target, control)? {
         room::Made::Stopped => return Ok(Outcome::Stopped),
@@ -211,7 +210,10 @@ impl<'a> Copies<'a> {
         };
         let (bytes, end) = (footer.to_bytes(), self.end.load(Ordering::Relaxed));
         self.object.write_at(end, &bytes)?;
-        self.object.set_len(end + FOOTER_BYTES as u64)?;
+        // What an attempt before this one appended.
+        if self.base.flat().size() > end + FOOTER_BYTES as u64 {
+            self.object.set_len(end + FOOTER_BYTES as u64)?;
+        }
         self.object.sync()?;
         self.object.write_at(0, &bytes)?;
         Ok(self.object.sync()?)

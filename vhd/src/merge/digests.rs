@@ -60,7 +60,7 @@ impl Copied {
         place: impl Fn(BlockIndex) -> FileSector,
     ) -> Result<()> {
         let target = merge.target();
-        if alias::is_alias(target.file_name()) {
+        if self.0.is_empty() || alias::is_alias(target.file_name()) {
             return Ok(());
         }
         let file = object.stat()?;

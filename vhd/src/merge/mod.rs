@@ -123,15 +123,14 @@ impl Merge {
     /// has begun in it; else what the storage says.
     pub fn new(storage: &Arc<dyn WritableStorage>, folder: &ObjectPath, chain: &[String]) -> Result<Self> {
         let reader = storage.clone().reader();
-        for entry in reader.list(folder)? {
-            if is_state(&entry.name) {
-                let reason = "another merge has begun in its folder and has to be finished first";
-                return Err(Error::new(ErrorKind::Damaged, &folder.join(&entry.name)?, reason));
-            }
+        let entries = reader.list(folder)?;
+        if let Some(entry) = entries.iter().find(|entry| is_state(&entry.name)) {
+            let reason = "another merge has begun in its folder and has to be finished first";
+            return Err(Error::new(ErrorKind::Damaged, &folder.join(&entry.name)?, reason));
         }
         let (base, children) = plan::images(&reader, folder, chain)?;
         plan::check_can_change(&**storage, folder, &base, &children)?;
-        let way = plan::check(&reader, folder, &base, &children, None)?;
+        let way = plan::check(&reader, (folder, &entries), &base, &children, None)?;
         let mut data: Vec<_> = std::iter::once(&base).chain(&children).map(|image| image.layer.data.clone()).collect();
         let (stage, state) = match way {
             Way::InPlace => {
@@ -244,7 +243,7 @@ impl Merge {
         };
         let stage = plan::stage(&reader, &folder, &chain, found, state)?;
         if let Stage::Blocks { base, children } = &stage {
-            plan::check(&reader, &folder, base, children, Some(found))?;
+            plan::check(&reader, (&folder, &reader.list(&folder)?), base, children, Some(found))?;
         }
         Ok(Self { storage: storage.clone(), reader, folder, chain, data, state: state.clone(), stage })
     }
@@ -283,6 +282,9 @@ impl Merge {
             Stage::Blocks { base, children } => copies::room(base, children),
             _ => 0,
         };
+        if needed == 0 {
+            return Ok(());
+        }
         match self.storage.room() {
             Ok(room) if needed > room.bytes => {
                 let reason = format!(
@@ -342,6 +344,10 @@ impl Merge {
     /// # Errors
     /// What the storage or the barrier says. Nothing is lost then, the target can be read, and the merge be resumed.
     pub fn run(&mut self, control: &Control) -> Result<Outcome> {
+        if matches!(self.stage, Stage::Undo | Stage::Cleanup) {
+            // What an attempt before this one removed is not looked for again, and must not come back.
+            self.storage.sync(&self.folder)?;
+        }
         if let Stage::Blocks { base, children } = &self.stage {
             let merge_blocks = match base.layer.format() {
                 Format::File => copies::run,
@@ -353,7 +359,7 @@ impl Merge {
         }
         if let Stage::Undo = self.stage {
             (control.barrier)()?;
-            cleanup::remove_unnamed(self, control)?;
+            cleanup::remove_unnamed(self, &self.reader.list(&self.folder)?, control)?;
             return Ok(Outcome::Undone);
         }
         if self.prepare(control)? == Outcome::Stopped {

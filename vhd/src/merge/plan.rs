@@ -1,6 +1,6 @@
 //! What may be merged, and where a merge stands.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use storage::{Entry, ObjectPath, Storage, WritableStorage};
@@ -9,12 +9,13 @@ use uuid::Uuid;
 use super::tops::Tops;
 use super::{Image, Lineage, Stage, room};
 use crate::alias;
-use crate::cache::BlockCache;
+use crate::at_once;
 use crate::chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::{Exploded, is_lost};
 use crate::geometry::{BlockIndex, FileSector};
 use crate::layer::{Body, Layer};
+use crate::links::Links;
 use crate::merge_state::{MergeState, Step};
 
 /// Finds the runs of images that are not kept, each with the kept one that is built on it, and those nothing kept needs.
@@ -24,15 +25,12 @@ pub(super) fn lineage(
     is_kept: impl Fn(&ObjectPath) -> bool,
 ) -> Result<Lineage> {
     let mut images: HashMap<Uuid, (ObjectPath, Option<Uuid>)> = HashMap::new();
-    for entry in reader.list(folder)? {
-        if !is_image(&entry) {
-            continue;
-        }
-        let path = folder.join(&entry.name)?;
-        let layer = chain::open(reader, &BlockCache::new(0), &path)?;
-        if let Some((other, _)) = images.insert(layer.footer.uuid, (path.clone(), layer.parent_uuid())) {
-            let reason = format!("it has the uuid of '{other}', {}: nobody can say which is meant", layer.footer.uuid);
-            return Err(Error::new(ErrorKind::Damaged, &path, reason));
+    let paths = images_of(folder, &reader.list(folder)?)?;
+    for (path, links) in paths.iter().zip(Links::of_each(reader, &paths)) {
+        let Links { uuid, parent, .. } = links?;
+        if let Some((other, _)) = images.insert(uuid, (path.clone(), parent)) {
+            let reason = format!("it has the uuid of '{other}', {uuid}: nobody can say which is meant");
+            return Err(Error::new(ErrorKind::Damaged, path, reason));
         }
     }
     let mut chains = Vec::new();
@@ -75,16 +73,17 @@ fn unneeded(images: &HashMap<Uuid, (ObjectPath, Option<Uuid>)>, needed: &HashSet
     left.into_iter().map(|(_, (path, _))| path.file_name().to_owned()).collect()
 }
 
-pub(super) fn is_image(entry: &Entry) -> bool {
-    entry.name.ends_with(".vhd") && !entry.name.starts_with('.') && !entry.is_directory
+/// Returns the names of the images among the entries of a folder.
+pub(super) fn images_of(folder: &ObjectPath, entries: &[Entry]) -> Result<Vec<ObjectPath>> {
+    let is_image = |entry: &&Entry| entry.name.ends_with(".vhd") && !entry.name.starts_with('.') && !entry.is_directory;
+    Ok(entries.iter().filter(is_image).map(|entry| folder.join(&entry.name)).collect::<storage::Result<_>>()?)
 }
 
 /// Opens the images of a chain: the base, and its children, oldest first.
 pub(super) fn images(reader: &Arc<dyn Storage>, folder: &ObjectPath, chain: &[String]) -> Result<(Image, Vec<Image>)> {
-    let mut images = Vec::with_capacity(chain.len());
-    for name in chain {
-        images.push(Image::open(reader, &folder.join(name)?)?);
-    }
+    let names = chain.iter().map(|name| folder.join(name)).collect::<storage::Result<Vec<_>>>()?;
+    let images = at_once::each(reader.capabilities(), &names, |name| Image::open(reader, name));
+    let mut images = images.into_iter().collect::<Result<Vec<_>>>()?;
     let children = images.split_off(1.min(images.len()));
     match images.pop() {
         Some(mut base) if !children.is_empty() && base.layer.header.is_none() => {
@@ -106,7 +105,8 @@ pub(super) fn check_can_change(
     children: &[Image],
 ) -> Result<()> {
     let images = std::iter::once(base).chain(children).flat_map(|image| [&image.layer.name, &image.layer.data]);
-    for path in std::iter::once(folder).chain(images) {
+    let paths: BTreeSet<&ObjectPath> = std::iter::once(folder).chain(images).collect();
+    for path in paths {
         if storage.is_immutable(path)? {
             let reason = "it is immutable (chattr +i), and can be merged once that is lifted";
             return Err(Error::new(ErrorKind::Unsupported, path, reason));
@@ -170,17 +170,18 @@ pub(super) enum Way {
     Anew,
 }
 
-/// Refuses what cannot be merged, or where the result would not be what the target is; else says how it is merged.
+/// Refuses what cannot be merged, or where the result would not be what the target is; else says how it is merged. `entries`
+/// are those of the folder.
 pub(super) fn check(
     reader: &Arc<dyn Storage>,
-    folder: &ObjectPath,
+    (folder, entries): (&ObjectPath, &[Entry]),
     base: &Image,
     children: &[Image],
     state: Option<&MergeState>,
 ) -> Result<Way> {
     check_links(base, children, state)?;
     let hindrance = hindrance(reader, base, children)?;
-    check_branches(reader, folder, base, children)?;
+    check_branches(reader, &images_of(folder, entries)?, base, children)?;
     match hindrance {
         None => {
             check_file(base, children)?;
@@ -317,25 +318,22 @@ fn unsupported(image: &Image, reason: &str) -> Error {
     Error::new(ErrorKind::Unsupported, &image.layer.name, reason)
 }
 
-/// No other image may be built on one that goes.
-fn check_branches(reader: &Arc<dyn Storage>, folder: &ObjectPath, base: &Image, children: &[Image]) -> Result<()> {
+/// No other image of the folder, which holds those `names`, may be built on one that goes.
+fn check_branches(reader: &Arc<dyn Storage>, names: &[ObjectPath], base: &Image, children: &[Image]) -> Result<()> {
     let images = || std::iter::once(base).chain(children);
     let going = &children[..children.len() - 1];
-    for entry in reader.list(folder)? {
-        let path = folder.join(&entry.name)?;
-        if !is_image(&entry) || images().any(|image| image.layer.name == path) {
-            continue;
-        }
+    let is_other = |name: &&ObjectPath| !images().any(|image| image.layer.name == **name);
+    let others: Vec<ObjectPath> = names.iter().filter(is_other).cloned().collect();
+    for (name, links) in others.iter().zip(Links::of_each(reader, &others)) {
         // What cannot be read may be built on any of them.
-        let other = chain::open(reader, &BlockCache::new(0), &path)?;
-        let parent = other.parent_uuid();
-        let built_on = std::iter::once(base).chain(going).find(|image| parent == Some(image.layer.footer.uuid));
+        let other = links?;
+        let built_on = std::iter::once(base).chain(going).find(|image| other.parent == Some(image.layer.footer.uuid));
         if let Some(image) = built_on.filter(|image| image.layer.footer.uuid != last_uuid(children)) {
-            let reason = format!("'{}' is built on it, too, and would be lost", other.name);
+            let reason = format!("'{name}' is built on it, too, and would be lost");
             return Err(Error::new(ErrorKind::Unsupported, &image.layer.name, reason));
         }
         if images().any(|image| image.layer.data == other.data) {
-            let reason = format!("'{}' leads to the same data", other.name);
+            let reason = format!("'{name}' leads to the same data");
             return Err(Error::new(ErrorKind::Damaged, &other.data, reason));
         }
     }
@@ -383,7 +381,7 @@ fn check_blocks(reader: &Arc<dyn Storage>, base: &Image, children: &[Image], sta
 /// Every block that the table of a VHD file lists must lie within the file, but those that are `awaited`.
 fn check_ends(image: &Image, is_awaited: impl Fn(BlockIndex) -> bool) -> Result<()> {
     let Body::Flat(flat) = &image.layer.body else { return Ok(()) };
-    let size = flat.object().stat()?.size;
+    let size = flat.size();
     let len = image.layer.block_size.full_bytes() as u64;
     let mut cut = None;
     image.map.each_held(image.block_count(), |block, sector| {

@@ -35,7 +35,7 @@ pub(super) enum Made {
 pub(super) fn make(merge: &Merge, base: &Image, target: &Image, control: &Control) -> Result<Made> {
     let header = header(base);
     let needed = u32::try_from(base.block_count().max(target.block_count())).expect("at most MAX_BLOCKS");
-    let has_space = space(base)? >= table_len(base, target) as u64;
+    let has_space = space(base) >= table_len(base, target) as u64;
     if has_space && header.max_table_entries >= needed {
         return Ok(Made::Not);
     }
@@ -97,13 +97,13 @@ fn used(header: &Header) -> impl Iterator<Item = &ParentLocator> {
 }
 
 /// Returns how many bytes the table may have where it lies.
-fn space(image: &Image) -> Result<u64> {
+fn space(image: &Image) -> u64 {
     let (header, header_at) = (header(image), image.layer.footer.data_offset);
     let at = header.table_offset;
     if at < FOOTER_BYTES as u64 || (header_at..header_at.saturating_add(HEADER_BYTES as u64)).contains(&at) {
-        return Ok(0);
+        return 0;
     }
-    let mut next = image.flat().object().stat()?.size.saturating_sub(FOOTER_BYTES as u64);
+    let mut next = image.flat().size().saturating_sub(FOOTER_BYTES as u64);
     let mut meet = |other: u64| {
         if other >= at {
             next = next.min(other);
@@ -112,7 +112,7 @@ fn space(image: &Image) -> Result<u64> {
     meet(header_at);
     used(header).for_each(|locator| meet(locator.offset));
     image.map.each_held(image.block_count(), |_, sector| meet(FileSector(sector).bytes()));
-    Ok(next.saturating_sub(at))
+    next.saturating_sub(at)
 }
 
 /// Makes the table longer where it lies. What is behind it becomes entries without a block before the header counts them.
