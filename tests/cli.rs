@@ -554,13 +554,13 @@ fn forget_merges_the_disks_of_several_vms_at_a_time() {
     let (code, _, err) = run(xofs().args(["repository", "init"]).arg(&repository));
     assert_eq!(code, 0, "{err}");
     let vms = ["1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a51", "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a52"];
-    let make = |days: &[&str]| {
+    let make = |vms: &[&str], disks: &[&str], days: &[&str]| {
         for day in days {
             for vm in vms {
                 let mut ingest = xofs();
                 ingest.arg("ingest").arg(&repository).args(["--vm", vm, "--name", "web"]);
                 ingest.args(["--time", &format!("2026-08-{day}T02:00:00Z"), "--compression", "none"]);
-                for disk in ["xvda", "xvdb"] {
+                for disk in disks {
                     let image = folder.path().join(format!("{vm}-{disk}.raw"));
                     fs::write(&image, format!("{vm} {disk} {day}").repeat(100_000)).expect("writes");
                     ingest.arg("--disk").arg(format!("{disk}={}", image.display()));
@@ -577,10 +577,11 @@ fn forget_merges_the_disks_of_several_vms_at_a_time() {
         assert_eq!((code, err.as_str()), (0, ""));
         serde_json::from_str::<Value>(&out).expect("--json writes JSON")["applied"].clone()
     };
-    make(&["01", "02", "03"]);
+    let disks = ["xvda", "xvdb"];
+    make(&vms, &disks, &["01", "02", "03"]);
     let said = forget(&["--jobs", "3"]);
     assert_eq!((&said["jobs"], &said["renameSeconds"]), (&Value::from(3), &Value::Null), "{said}");
-    make(&["04"]);
+    make(&vms, &disks, &["04"]);
     let probed = forget(&[]);
     assert!(probed["renameSeconds"].as_f64().is_some_and(|seconds| seconds > 0.0), "{probed}");
     for (applied, merged) in [(&said, 4), (&probed, 2)] {
@@ -590,12 +591,15 @@ fn forget_merges_the_disks_of_several_vms_at_a_time() {
             assert_eq!((&vm["mergedDisks"], &vm["problems"]), (&Value::from(merged), &Value::from(Vec::<u8>::new())));
         }
     }
+    make(&["1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a53"], &disks[..1], &["01", "02"]);
+    let alone = forget(&[]);
+    assert_eq!((&alone["jobs"], &alone["renameSeconds"]), (&Value::from(1), &Value::Null), "one disk goes: {alone}");
     let mut left: Vec<_> =
         fs::read_dir(&repository).expect("lists").map(|entry| entry.expect("lists").file_name()).collect();
     left.sort();
     assert_eq!(left, ["xo-vm-backups"]);
     for vm in vms {
-        for disk in ["xvda", "xvdb"] {
+        for disk in disks {
             let copy = folder.path().join("copy.raw");
             let (code, _, err) = run(xofs()
                 .arg("export")

@@ -15,10 +15,12 @@ use anyhow::{Context, Result};
 use clap::{ArgGroup, Args};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use storage::ObjectPath;
 
 use super::exit::{Exit, Failure};
 use super::text::{Shown, count};
 use super::{Global, open, print, signals};
+use crate::merge::disks_of;
 use crate::repository::{
     Backup, Backups, Decision, Error, ErrorKind, Layout, Mode, Protection, Reason, Repository, Rules, Selection, Vm,
 };
@@ -115,9 +117,7 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
                 let decided = decide(backups, &rules, &protection, named.as_ref());
                 decided.into_iter().filter(|row| !row.decision.is_keep()).map(|row| row.backup).collect()
             };
-            // Where nothing goes there is nothing to be merged, but for what was begun earlier.
-            let is_any_going = judged.iter().flat_map(Judged::rows).any(|row| !row.decision.is_keep());
-            let jobs = Jobs::new(arguments.jobs.or((!is_any_going).then_some(1)), &*storage);
+            let jobs = Jobs::new(arguments.jobs.or((!is_side_by_side(&judged)).then_some(1)), &*storage);
             if let Some(rename) = jobs.rename.filter(|_| !arguments.json) {
                 let milliseconds = rename.as_secs_f64() * 1000.0;
                 eprintln!("xofs: {} at a time: a rename takes {milliseconds:.1} ms here", count(jobs.count, "merge"));
@@ -156,6 +156,15 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
         Exit::Done if !is_listed => Exit::Partial,
         exit => exit,
     })
+}
+
+/// Whether there is something to be done at a time: what goes is of several VMs, or of several of a VM's disks. What was begun
+/// earlier is finished one after the other.
+fn is_side_by_side(judged: &[Judged]) -> bool {
+    let going = |vm: &Judged| vm.rows().filter(|row| !row.decision.is_keep()).map(|row| row.backup.clone()).collect();
+    let going: Vec<Vec<Arc<Backup>>> = judged.iter().map(going).filter(|going: &Vec<_>| !going.is_empty()).collect();
+    let disks = going.iter().flatten().flat_map(|backup| disks_of(backup));
+    going.len() > 1 || disks.map(ObjectPath::parent).collect::<BTreeSet<_>>().len() > 1
 }
 
 /// A VM with what is to become of those of its backups that were named.

@@ -526,11 +526,14 @@ impl<'a> Run<'a> {
                 is_whole = false;
                 unneeded.truncate(position);
             }
+            let noted: Vec<&ObjectPath> = alone.disks.keys().filter(|name| name.parent() == *folder).collect();
+            if noted.is_empty() {
+                continue;
+            }
             // Of some only the name went the last time.
             let there = self.reader.list(folder)?;
             let is_nameless = |name: &&ObjectPath| !there.iter().any(|entry| entry.name == name.file_name());
-            let nameless = alone.disks.keys().filter(|name| name.parent() == *folder).filter(is_nameless);
-            for name in unneeded.iter().chain(nameless) {
+            for name in unneeded.iter().chain(noted.into_iter().filter(is_nameless)) {
                 self.lock.check()?;
                 match vhd::remove_image(&self.storage, name, &alone.disks[name]) {
                     Err(error) if !matches!(error.kind(), vhd::ErrorKind::Unavailable | vhd::ErrorKind::Stale) => {
