@@ -19,7 +19,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use builder::{Image, Kind, SECTOR};
 use disk::Disk;
 use seeds::Random;
-use storage::{Fault, FaultyStorage, Loss, MemoryStorage, ObjectPath, Storage, WritableStorage};
+use storage::{Fault, FaultyStorage, Loss, MemoryStorage, ObjectPath, Operation, Storage, WritableStorage};
 use vhd::{
     BlockCache, BlockIndex, BlockSize, ChainDisk, Context, Control, DIGESTS, Digest, Liveness, Merge, Outcome,
     digests_name,
@@ -341,6 +341,17 @@ fn until(memory: &Arc<MemoryStorage>, count: u64, is_half: bool) -> (Arc<dyn Wri
     (Arc::new(faulty), is_cut)
 }
 
+/// The storage until a state file was removed; then nothing works any more.
+fn until_forgotten(memory: &Arc<MemoryStorage>) -> Arc<dyn WritableStorage> {
+    let faulty = FaultyStorage::new(memory.clone());
+    let is_cut = AtomicBool::new(false);
+    faulty.set_rule(move |operation, path| {
+        let is_state = path.file_name().ends_with("merge.json");
+        is_cut.fetch_or(operation == Operation::Remove && is_state, Ordering::SeqCst).then_some(Fault::Errno(GONE))
+    });
+    Arc::new(faulty)
+}
+
 /// Cuts the power at every point of a merge.
 fn cut_everywhere(seed: u64) {
     let mut random = Random::new(seed.wrapping_add(1 << 32));
@@ -384,6 +395,12 @@ fn cut_everywhere(seed: u64) {
             merge(&storage, &world.chain).unwrap_or_else(|error| panic!("{when}, round {round}: {error}"));
             world.check_end(&left, &format!("{when}, round {round}, in the end"));
         }
+        // What either of two runs removed does not come back once nothing says that it is to go.
+        let _ = merge(&until_forgotten(&world.memory), &world.chain);
+        let left = Arc::new(world.memory.after_power_cut(|| [Loss::All, Loss::Half, Loss::None][random.below(3)]));
+        let storage: Arc<dyn WritableStorage> = left.clone();
+        merge(&storage, &world.chain).unwrap_or_else(|error| panic!("{when}, cut when all was done: {error}"));
+        world.check_end(&left, &format!("{when}, cut when all was done"));
         let storage: Arc<dyn WritableStorage> = world.memory.clone();
         merge(&storage, &world.chain).unwrap_or_else(|error| panic!("{when}, gone on: {error}"));
         World::check_opened(&opened, &format!("{when}, gone on"));
