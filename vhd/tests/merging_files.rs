@@ -73,6 +73,22 @@ fn blocks_that_the_base_has_are_replaced_and_others_follow_its_own() {
 }
 
 #[test]
+fn what_lies_between_the_last_block_and_the_footer_is_cut_off() {
+    for appended in [0, 1] {
+        let memory = put(&[image(1, 4, &[(0, 10)]), image(2, 4, &[(appended, 20)])]);
+        let mut file = stored(&memory, "1.vhd");
+        let end = file.len() - SECTOR;
+        file.splice(end..end, [0xdd; 2 * (SECTOR + BLOCK)]);
+        memory.put("1.vhd", file).unwrap();
+        let storage: Arc<dyn WritableStorage> = memory.clone();
+        merge(&storage, &["1.vhd", "2.vhd"]).unwrap();
+        let merged = stored(&memory, "2.vhd");
+        assert_eq!(merged.len(), end + appended as usize * (SECTOR + BLOCK) + SECTOR, "{appended} appended");
+        assert_eq!(merged[..SECTOR], merged[merged.len() - SECTOR..], "both footers are alike, as XO expects them");
+    }
+}
+
+#[test]
 fn a_table_that_is_exactly_full_gets_room_and_one_with_room_stays_where_it_is() {
     // A sector has 128 entries.
     for (first, second, is_moved) in [(128, 129, true), (128, 300, true), (127, 128, false), (128, 128, false)] {
