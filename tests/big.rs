@@ -124,7 +124,7 @@ fn a_full_disk_of_2_tib_is_ingested_merged_and_listed_in_bounded_memory() {
     drop(mounted);
 
     let storage: Arc<dyn WritableStorage> = Arc::new(LocalStorage::open(&place.path()).unwrap());
-    let lock = VmLock::take(storage.clone(), &VmId::new(VM).unwrap(), Duration::ZERO, |_| {}).unwrap();
+    let lock = VmLock::take(storage.clone(), &VmId::new(VM).unwrap(), Duration::ZERO, |_| true).unwrap();
     let watch = Watch { threads: 4, jobs: 1, planned: &|_| {}, moved: &|_| {}, is_stopped: &|| false };
     let (forgotten, peak) =
         measured("merge", || merge::forget(&lock, |backups| vec![backups[0].clone()], &watch).unwrap());

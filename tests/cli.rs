@@ -6,11 +6,14 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use storage::{LocalStorage, WritableStorage};
 use support::{copy_of, expected, fixture, is_mounted, scratch, sha256, succeed, write_key, xofs};
+use xofs::repository::{VmId, VmLock};
 
 fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("cli-").tempdir_in(scratch()).expect("a folder")
@@ -613,4 +616,30 @@ fn forget_merges_the_disks_of_several_vms_at_a_time() {
             assert!(fs::read(&copy).expect("reads")[..expected.len()] == expected, "{vm} {disk}");
         }
     }
+}
+
+#[test]
+fn who_waits_for_another_program_stops_when_told_to() {
+    let repository = copy_of(&fixture("main").join("repo"));
+    let listed = json(xofs().arg("list").arg(repository.path()).arg("--json"));
+    let vm = text(&listed["vms"][0], "uuid");
+    let storage: Arc<dyn WritableStorage> = Arc::new(LocalStorage::open(repository.path()).expect("a folder"));
+    let lock = VmLock::take(storage, &VmId::new(vm).expect("a VM"), Duration::ZERO, |_| true).expect("the lock");
+    let image = repository.path().join("image.raw");
+    fs::write(&image, "an image").expect("writes");
+    let disk = format!("xvda={}", image.display());
+    let forget: &[&str] = &["forget", "--vm", vm, "--keep-last=1", "--apply", "--wait=3600"];
+    let ingest: &[&str] = &["ingest", "--vm", vm, "--disk", &disk, "--wait=3600"];
+    for arguments in [forget, ingest] {
+        let mut command = xofs();
+        command.arg(arguments[0]).arg(repository.path()).args(&arguments[1..]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("the built binary starts");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines().map(|line| line.expect("UTF-8"));
+        assert!(lines.any(|line| line.contains("for another program that w")), "{arguments:?} waits");
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
+            .expect("it runs");
+        let said: Vec<String> = lines.collect();
+        assert_eq!(child.wait().expect("it ends").code(), Some(130), "{arguments:?}: {said:?}");
+    }
+    lock.check().expect("nobody took it");
 }

@@ -294,7 +294,7 @@ fn a_merge_that_fills_the_place_stops_and_is_finished_when_there_is_room() {
         names.any(|name| name.to_string_lossy().ends_with(".merge.json"))
     };
     let storage: Arc<dyn WritableStorage> = Arc::new(LocalStorage::open(&world.repository).unwrap());
-    let lock = VmLock::take(storage, &VmId::new(VM).unwrap(), Duration::ZERO, |_| {}).unwrap();
+    let lock = VmLock::take(storage, &VmId::new(VM).unwrap(), Duration::ZERO, |_| true).unwrap();
     let watch = Watch { threads: 1, jobs: 1, planned: &|_| {}, moved: &|_| {}, is_stopped: &has_begun };
     let forgotten = merge::forget(&lock, |backups| backups[..BACKUPS - 1].to_vec(), &watch).unwrap();
     assert!(forgotten.is_stopped && forgotten.backups.len() == BACKUPS - 1, "{forgotten:?}");

@@ -214,7 +214,7 @@ fn examine(storage: &Arc<MemoryStorage>, include: Include) -> VmPlan {
 
 /// Takes the lock; one that a dead machine left behind is gone by then.
 fn lock(storage: Arc<dyn WritableStorage>) -> xofs::repository::Result<VmLock> {
-    VmLock::take(storage, &vm().id, Duration::ZERO, |_| {})
+    VmLock::take(storage, &vm().id, Duration::ZERO, |_| true)
 }
 
 fn free(storage: &MemoryStorage) {
@@ -640,7 +640,7 @@ fn what_is_left_of_locks_is_found_also_of_a_vm_that_is_gone_and_goes_when_the_pl
         let [action] = plan.actions.as_slice() else { panic!("{plan:#?}") };
         assert_eq!((action.kind, action.act, &action.paths), (Sort::StaleLock, Act::TakeLock, &vec![aside(vm)]));
         assert_eq!((plan.explanations.len(), plan.good.len(), plan.name.as_str()), (0, good, name));
-        let lock = VmLock::take(world.memory.clone(), &VmId::new(vm).unwrap(), Duration::ZERO, |_| {}).unwrap();
+        let lock = VmLock::take(world.memory.clone(), &VmId::new(vm).unwrap(), Duration::ZERO, |_| true).unwrap();
         if vm == GONE_VM {
             assert_eq!(found().unwrap().explanations[0].kind, Sort::Busy);
         }

@@ -648,7 +648,7 @@ impl Check<'_> {
         let (Some(storage), Some(vm)) = (&self.storage, digests.vm.filter(|_| digests.chain.has_made())) else {
             return;
         };
-        let stored = VmLock::take(storage.clone(), &vm, PATIENCE, |_| {}).and_then(|lock| {
+        let stored = VmLock::take(storage.clone(), &vm, PATIENCE, |_| true).and_then(|lock| {
             lock.check()?;
             Ok(digests.chain.publish(storage).map_err(disk::Error::from)?)
         });

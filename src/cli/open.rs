@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -91,15 +92,26 @@ pub fn initialize(global: &Global, place: &Place, is_encrypted: bool) -> Result<
 /// Takes the lock of a VM, which is called `name`; says once if it is waited for.
 ///
 /// # Errors
-/// As for [`VmLock::take`].
-pub fn lock(storage: &Arc<dyn WritableStorage>, vm: &VmId, name: &str, patience: Duration) -> Result<VmLock> {
+/// That it was interrupted, if `is_stopped` was set while it waited; else as for [`VmLock::take`].
+pub fn lock(
+    storage: &Arc<dyn WritableStorage>,
+    vm: &VmId,
+    name: &str,
+    patience: Duration,
+    is_stopped: &AtomicBool,
+) -> Result<VmLock> {
     let mut is_said = false;
-    Ok(VmLock::take(storage.clone(), vm, patience, |age| {
+    let taken = VmLock::take(storage.clone(), vm, patience, |age| {
         if !std::mem::replace(&mut is_said, true) {
             let seconds = age.as_secs();
             eprintln!("xofs: {}: waiting for another program that writes it (last sign {seconds} s ago)", Shown(name));
         }
-    })?)
+        !is_stopped.load(Ordering::Relaxed)
+    });
+    match taken {
+        Err(_) if is_stopped.load(Ordering::Relaxed) => Err(Failure::new(Exit::Interrupted, "interrupted").into()),
+        taken => Ok(taken?),
+    }
 }
 
 /// Opens with the key that is given somewhere, else asks for one if it is needed.

@@ -10,7 +10,7 @@
 //! exists is then known only by the metadata, which the next run looks for.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use storage::ObjectPath;
 use uuid::Uuid;
@@ -253,24 +253,16 @@ impl<'a> Target<'a> {
 
 /// Takes the lock of a VM, and gives up when asked to.
 fn take_lock(destination: &Destination, vm: &VmId, patience: Duration, watch: &Watch) -> Result<VmLock> {
-    /// Long enough to take over what a program left that is gone, which takes ten seconds.
-    const SLICE: Duration = Duration::from_secs(12);
-    let start = Instant::now();
     let mut is_told = false;
-    loop {
-        watch.check()?;
-        let left = patience.saturating_sub(start.elapsed());
-        let taken = VmLock::take(destination.storage.clone(), vm, left.min(SLICE), |age| {
-            if !std::mem::replace(&mut is_told, true) {
-                let (name, age) = (&destination.name, age.as_secs());
-                watch.say(&format!(
-                    "{name}: waits for another program that works on this VM (its last sign seems {age} s old)"
-                ));
-            }
-        });
-        match taken {
-            Err(error) if error.kind() == repository::ErrorKind::Locked && left > SLICE => {}
-            other => return other.map_err(|error| room::explain(&*destination.storage, error.into())),
+    let taken = VmLock::take(destination.storage.clone(), vm, patience, |age| {
+        if !std::mem::replace(&mut is_told, true) {
+            let (name, age) = (&destination.name, age.as_secs());
+            watch.say(&format!(
+                "{name}: waits for another program that works on this VM (its last sign seems {age} s old)"
+            ));
         }
-    }
+        !watch.is_cancelled()
+    });
+    watch.check()?;
+    taken.map_err(|error| room::explain(&*destination.storage, error.into()))
 }

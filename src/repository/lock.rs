@@ -108,8 +108,8 @@ impl VmLock {
     /// Takes the lock of a VM, waiting up to `patience` for who has it; `storage` is that of the repository, encrypting if
     /// it does.
     ///
-    /// While it waits, `waiting` is told again and again how old the holder's last sign looks. A lock that was left behind
-    /// is taken over once it gave no sign for ten seconds, so with less patience never.
+    /// While it waits, `waiting` is told again and again how old the holder's last sign looks, and returns whether to wait on.
+    /// A lock that was left behind is taken over once it gave no sign for ten seconds, so with less patience never.
     ///
     /// # Errors
     /// [`ErrorKind::Locked`] if another has it still; else what the storage says.
@@ -117,7 +117,7 @@ impl VmLock {
         storage: Arc<dyn WritableStorage>,
         vm: &VmId,
         patience: Duration,
-        waiting: impl FnMut(Duration),
+        waiting: impl FnMut(Duration) -> bool,
     ) -> Result<Self> {
         Self::take_at(Pace::XO, storage, vm, patience, waiting)
     }
@@ -127,7 +127,7 @@ impl VmLock {
         storage: Arc<dyn WritableStorage>,
         vm: &VmId,
         patience: Duration,
-        waiting: impl FnMut(Duration),
+        waiting: impl FnMut(Duration) -> bool,
     ) -> Result<Self> {
         let folder = ObjectPath::new(VM_FOLDER)?;
         create_directories(&*storage, &folder)?;
@@ -151,7 +151,7 @@ impl VmLock {
         place: &Place,
         vm: &VmId,
         patience: Duration,
-        mut waiting: impl FnMut(Duration),
+        mut waiting: impl FnMut(Duration) -> bool,
     ) -> Result<Self> {
         let start = Instant::now();
         let mut watched: Option<(Sign, Instant)> = None;
@@ -185,10 +185,9 @@ impl VmLock {
             }
             let age = seen.map_or(Duration::ZERO, Sign::age);
             let left = patience.saturating_sub(start.elapsed());
-            if left.is_zero() {
+            if left.is_zero() || !waiting(age) {
                 return Err(locked_by_another(pace, &place.path, age));
             }
-            waiting(age);
             std::thread::sleep(pace.poll.min(left));
         }
     }

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
     let local: Arc<dyn WritableStorage> = Arc::new(LocalStorage::open(Path::new(repository)).expect("a repository"));
     let faulty = Arc::new(FaultyStorage::new(local));
     let storage: Arc<dyn WritableStorage> = faulty.clone();
-    let lock = VmLock::take(storage, &vm, Duration::ZERO, |_| {}).expect("the lock");
+    let lock = VmLock::take(storage, &vm, Duration::ZERO, |_| true).expect("the lock");
     let done = AtomicU64::new(0);
     faulty.set_rule(move |operation, path| {
         // Signs of life come when they come.

@@ -167,7 +167,7 @@ impl World {
 
     /// Forgets what is not kept; a lock that a dead machine left behind is gone by then.
     pub fn forget(&self, storage: Arc<dyn WritableStorage>) -> xofs::repository::Result<Forgotten> {
-        let lock = VmLock::take(storage, &VmId::new(VM).unwrap(), Duration::ZERO, |_| {})?;
+        let lock = VmLock::take(storage, &VmId::new(VM).unwrap(), Duration::ZERO, |_| true)?;
         // At times both disks at a time.
         let jobs = 1 + self.truths.len() % 2;
         let watch = Watch { threads: 1, jobs, planned: &|_| {}, moved: &|_| {}, is_stopped: &|| false };

@@ -90,7 +90,7 @@ fn forget(
     progress: &Mutex<Progress>,
 ) -> Result<Forgotten> {
     let name = if vm.name.is_empty() { vm.id.as_str() } else { &vm.name };
-    let lock = open::lock(storage, &vm.id, name, manner.wait)?;
+    let lock = open::lock(storage, &vm.id, name, manner.wait, is_stopped)?;
     let threads = if storage.capabilities().is_remote { THREADS_REMOTE } else { THREADS_LOCAL };
     let with_progress = |act: &dyn Fn(&mut Progress)| act(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
     let watch = Watch {

@@ -66,7 +66,7 @@ fn apply(
     is_stopped: &AtomicBool,
 ) -> Result<Applied> {
     let id = VmId::new(&vm.uuid).ok_or_else(|| Failure::usage(format!("'{}' is no VM", vm.uuid.escape_debug())))?;
-    let lock = lock(arguments, storage, &id)?;
+    let lock = lock(arguments, storage, &id, is_stopped)?;
     let watch = Watch {
         threads: THREADS,
         jobs: 1,
@@ -78,8 +78,13 @@ fn apply(
 }
 
 /// Takes the lock of a VM, as patiently as is asked for.
-pub fn lock(arguments: &RepairArgs, storage: &Arc<dyn WritableStorage>, vm: &VmId) -> Result<VmLock> {
-    open::lock(storage, vm, vm.as_str(), Duration::from_secs(arguments.wait))
+pub fn lock(
+    arguments: &RepairArgs,
+    storage: &Arc<dyn WritableStorage>,
+    vm: &VmId,
+    is_stopped: &AtomicBool,
+) -> Result<VmLock> {
+    open::lock(storage, vm, vm.as_str(), Duration::from_secs(arguments.wait), is_stopped)
 }
 
 fn to_text(all: &[(&VmPlan, Result<Applied>)]) -> String {

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -54,7 +55,7 @@ pub fn undo(arguments: &RepairArgs, storage: &Arc<dyn WritableStorage>, id: Opti
             None => return Err(Failure::new(Exit::Failed, "nothing is in the trash").into()),
         },
     };
-    let lock = apply::lock(arguments, storage, &set.vm)?;
+    let lock = apply::lock(arguments, storage, &set.vm, &AtomicBool::new(false))?;
     let done = doctor::put_back(&lock, &set.id)?;
     if arguments.json {
         print::json(&json!({ "set": set.id, "uuid": set.vm.as_str(), "paths": done.paths, "missing": done.missing }))?;
@@ -76,7 +77,7 @@ pub fn undo(arguments: &RepairArgs, storage: &Arc<dyn WritableStorage>, id: Opti
 /// If there is none of that name, and as the storage says.
 pub fn purge(arguments: &RepairArgs, storage: &Arc<dyn WritableStorage>, id: &str) -> Result<Exit> {
     let set = doctor::find(&**storage, id)?;
-    let lock = apply::lock(arguments, storage, &set.vm)?;
+    let lock = apply::lock(arguments, storage, &set.vm, &AtomicBool::new(false))?;
     doctor::purge(&lock, &set.id)?;
     if arguments.json {
         print::json(&json!({ "set": set.id, "uuid": set.vm.as_str(), "size": set.size }))?;

@@ -27,7 +27,7 @@ impl Pace {
 impl VmLock {
     /// Takes the lock at once, from whoever has it.
     pub(in crate::repository) fn seize(storage: Arc<dyn WritableStorage>, vm: &VmId) -> Self {
-        Self::take_at(Pace::HASTY, storage, vm, PATIENCE, |_| {}).unwrap()
+        Self::take_at(Pace::HASTY, storage, vm, PATIENCE, |_| true).unwrap()
     }
 
     fn renew(&self) -> storage::Result<()> {
@@ -49,7 +49,7 @@ fn names(storage: &dyn Storage) -> Vec<String> {
 }
 
 fn take(pace: Pace, storage: &Arc<dyn WritableStorage>, patience: Duration) -> Result<VmLock> {
-    VmLock::take_at(pace, storage.clone(), &vm(), patience, |_| {})
+    VmLock::take_at(pace, storage.clone(), &vm(), patience, |_| true)
 }
 
 fn memory() -> Arc<dyn WritableStorage> {
@@ -66,18 +66,18 @@ fn memory_with_a_lock() -> Arc<dyn WritableStorage> {
 #[test]
 fn a_lock_is_a_folder_beside_the_vm_and_goes_when_it_is_dropped() {
     let storage = memory();
-    let lock = VmLock::take(storage.clone(), &vm(), Duration::ZERO, |_| {}).unwrap();
+    let lock = VmLock::take(storage.clone(), &vm(), Duration::ZERO, |_| true).unwrap();
     assert_eq!(names(&*storage), [format!("{VM}.lock")]);
     assert_eq!(storage.stat(&path()).unwrap().kind, storage::Kind::Directory);
     lock.check().unwrap();
-    let error = VmLock::take(storage.clone(), &vm(), Duration::ZERO, |_| {}).err().unwrap();
+    let error = VmLock::take(storage.clone(), &vm(), Duration::ZERO, |_| true).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Locked);
     assert!(error.to_string().starts_with(&format!("'{}' is held: ", path())), "{error}");
     let other = VmId::new("other").unwrap();
-    drop(VmLock::take(storage.clone(), &other, Duration::ZERO, |_| {}).unwrap());
+    drop(VmLock::take(storage.clone(), &other, Duration::ZERO, |_| true).unwrap());
     drop(lock);
     assert_eq!(names(&*storage), [""; 0]);
-    drop(VmLock::take(storage, &vm(), Duration::ZERO, |_| {}).unwrap());
+    drop(VmLock::take(storage, &vm(), Duration::ZERO, |_| true).unwrap());
 }
 
 #[test]
@@ -91,9 +91,23 @@ fn who_is_patient_gets_the_lock_when_it_is_released() {
         if asked == 3 {
             holder = None;
         }
+        true
     });
     lock.unwrap().check().unwrap();
     assert_eq!(asked, 3);
+}
+
+#[test]
+fn who_waits_for_a_lock_may_give_up() {
+    let storage = memory();
+    let lock = take(Pace::PATIENT, &storage, Duration::ZERO).unwrap();
+    let mut asked = 0;
+    let taken = VmLock::take_at(Pace::PATIENT, storage, &vm(), Duration::MAX, |_| {
+        asked += 1;
+        asked < 3
+    });
+    assert_eq!((taken.err().unwrap().kind(), asked), (ErrorKind::Locked, 3));
+    lock.check().unwrap();
 }
 
 #[test]
@@ -115,7 +129,7 @@ fn a_lock_is_renewed_as_long_as_it_is_held() {
 fn an_abandoned_lock_is_taken_over_but_not_because_it_looks_old() {
     let storage = memory_with_a_lock();
     assert_eq!(storage.stat(&path()).unwrap().modified.max(SystemTime::UNIX_EPOCH), SystemTime::UNIX_EPOCH);
-    let error = VmLock::take(storage.clone(), &vm(), Duration::from_millis(5), |_| {}).err().unwrap();
+    let error = VmLock::take(storage.clone(), &vm(), Duration::from_millis(5), |_| true).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::Locked);
     let pace = Pace { abandoned: Duration::from_millis(20), ..Pace::PATIENT };
     let lock = take(pace, &storage, PATIENCE).unwrap();
@@ -135,6 +149,7 @@ fn a_lock_that_gives_signs_is_not_taken_over() {
     let taken = VmLock::take_at(pace, storage, &vm(), Duration::from_millis(30), |_| {
         asked += 1;
         lock.renew().unwrap();
+        true
     });
     assert_eq!(taken.err().unwrap().kind(), ErrorKind::Locked);
     assert!(asked > 0);
