@@ -1,7 +1,7 @@
 //! One operation of the storage fails, in each way, at each point of an ingest and of a forget: no backup is lost, the error names
 //! the file, and the next run, which nothing disturbs, ends as if nothing had been.
 //!
-//! Each run of the tests takes every thirtieth combination; `XOFS_EVERY=1` takes all.
+//! Each run of the tests takes some of the combinations; `XOFS_EVERY=1` takes all.
 
 #[allow(dead_code, reason = "each test file uses its part of the module")]
 #[path = "../vhd/tests/seeds/mod.rs"]
@@ -13,10 +13,14 @@ use std::sync::{Arc, Mutex};
 
 use disk::{Disk, Extent};
 use jiff::Timestamp;
+use serde_json::json;
 use storage::{ErrorKind, Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation, Storage, WritableStorage};
 use world::{VM, World, path};
 use xofs::ingest::{self, Destination, Layout, Source, Wanted};
 use xofs::repository::{OpenOptions, Repository};
+
+/// Of so many combinations one is taken.
+const EVERY: u64 = 30;
 
 /// What happens once, by what it is called in a failure.
 const FAULTS: [(&str, Fault); 7] = [
@@ -68,9 +72,10 @@ fn with_fault(memory: &Arc<MemoryStorage>, fault: Fault, count: u64) -> (Arc<dyn
     (Arc::new(faulty), seen)
 }
 
-/// Has each operation meet each fault: `attempt` does what is tested with a fault after so many operations, and judges it.
-fn each_fault(what: &str, attempt: impl Fn(&str, Fault, u64) -> Seen) {
-    let every = std::env::var("XOFS_EVERY").map_or(30, |text| text.parse().expect("a number"));
+/// Has operations meet faults, one combination of `every`: `attempt` does what is tested with a fault after so many operations,
+/// and judges it.
+fn each_fault(what: &str, every: u64, attempt: impl Fn(&str, Fault, u64) -> Seen) {
+    let every = std::env::var("XOFS_EVERY").map_or(every, |text| text.parse().expect("a number"));
     let mut met = 0;
     for count in 0.. {
         let mut is_over = false;
@@ -106,7 +111,7 @@ fn check_names(message: &str, seen: &Seen, when: &str) {
 #[test]
 fn a_forget_that_meets_a_fault_loses_no_backup_and_the_next_one_finishes() {
     for seed in [3, 4] {
-        each_fault(&format!("forget, seed {seed}"), |when, fault, count| {
+        each_fault(&format!("forget, seed {seed}"), EVERY, |when, fault, count| {
             let world = World { may_lose_digests: true, ..World::new(seed) };
             let (storage, seen) = with_fault(&world.memory, fault, count);
             let done = world.forget(storage);
@@ -195,7 +200,7 @@ fn files(memory: &MemoryStorage) -> BTreeMap<&'static str, usize> {
             if entry.is_directory {
                 folders.push(folder.join(&entry.name).unwrap());
             } else {
-                let ends = ["Z.json", "Z.alias.vhd", "Z.vhd", "footer"];
+                let ends = ["Z.json", "Z.alias.vhd", "Z.vhd", "footer", "Z.xva", "Z.xva.checksum"];
                 let is_odd = entry.name.starts_with('.');
                 let end = ends.into_iter().find(|end| !is_odd && entry.name.ends_with(end));
                 let is_of_disk = ["header", "bat", "chunk-filters.json"].contains(&entry.name.as_str());
@@ -213,7 +218,7 @@ fn files(memory: &MemoryStorage) -> BTreeMap<&'static str, usize> {
 #[test]
 fn an_ingest_that_meets_a_fault_loses_no_backup_and_the_next_one_cleans_up() {
     for layout in [Layout::Exploded(Some(vhd::Filter::Gzip)), Layout::File] {
-        each_fault(&format!("ingest, {layout:?}"), |when, fault, count| {
+        each_fault(&format!("ingest, {layout:?}"), EVERY, |when, fault, count| {
             let memory = Arc::new(MemoryStorage::new());
             WritableStorage::create_directory(&*memory, &path("xo-vm-backups")).unwrap();
             let whole: Arc<dyn WritableStorage> = memory.clone();
@@ -239,6 +244,88 @@ fn an_ingest_that_meets_a_fault_loses_no_backup_and_the_next_one_cleans_up() {
                 Layout::File => BTreeMap::from([("Z.json", count), ("Z.vhd", count)]),
                 Layout::Exploded(_) => BTreeMap::from([("Z.json", count), ("Z.alias.vhd", count), ("footer", count)]),
             };
+            assert_eq!(files(&memory), names, "{when}");
+            seen
+        });
+    }
+}
+
+/// An XVA: of a compressed one nobody looks at more than its beginning.
+fn xva(number: u8) -> Vec<u8> {
+    [&[0x1f, 0x8b][..], &vec![number; (2 << 20) + 100]].concat()
+}
+
+fn of_full(number: u8, end: &str) -> String {
+    format!("xo-vm-backups/{VM}/2026080{}T020003Z.{end}", number + 1)
+}
+
+/// Another repository, with full backups.
+fn fulls() -> Arc<MemoryStorage> {
+    let memory = Arc::new(MemoryStorage::new());
+    for number in 0..3 {
+        let metadata = json!({
+            "mode": "full", "jobId": "job", "scheduleId": "schedule", "timestamp": 1_785_549_603_000_u64,
+            "xva": format!("./2026080{}T020003Z.xva", number + 1), "vm": { "name_label": "web01" },
+            "size": xva(number).len(),
+        });
+        memory.put(&of_full(number, "json"), metadata.to_string()).unwrap();
+        memory.put(&of_full(number, "xva"), xva(number)).unwrap();
+    }
+    memory
+}
+
+fn mirror(source: Arc<dyn Storage>, number: u8, storage: &Arc<dyn WritableStorage>) -> ingest::Result<()> {
+    let options = || OpenOptions { key: None, cache_bytes: 0 };
+    let origin = Repository::with_storage(source, options())?;
+    let vm = origin.vms()?[0].clone();
+    let backup = origin.backups(&vm.id)?[usize::from(number)].clone();
+    let wanted = Wanted::mirror(&origin, &vm, &backup)?;
+    let repository = Repository::with_storage(storage.clone().reader(), options())?;
+    let destination = Destination { name: "repository".to_owned(), repository, storage: storage.clone(), quota: None };
+    let mut report = ingest::run(&wanted, &[destination], &ingest::Watch::new(|_| ()))?;
+    report.outcomes.remove(0).stored.map(|_| ())
+}
+
+/// The full backups that are there, by number, each of which has all its bytes.
+fn mirrored(memory: &MemoryStorage, when: &str) -> Vec<u8> {
+    let is_there = |number: &u8| memory.stat(&path(&of_full(*number, "json"))).is_ok();
+    let whole = |number: u8| {
+        let read = memory.read(&path(&of_full(number, "xva")), u64::MAX).unwrap_or_else(|it| panic!("{when}: {it}"));
+        assert!(read == xva(number), "{when}: backup {number} has other bytes");
+        number
+    };
+    (0..3).filter(is_there).map(whole).collect()
+}
+
+#[test]
+fn a_mirror_of_a_full_backup_that_meets_a_fault_loses_no_backup_and_the_next_one_cleans_up() {
+    for is_source in [false, true] {
+        each_fault(&format!("mirror, source {is_source}"), if is_source { 3 } else { 11 }, |when, fault, count| {
+            let (source, memory) = (fulls(), Arc::new(MemoryStorage::new()));
+            WritableStorage::create_directory(&*memory, &path("xo-vm-backups")).unwrap();
+            let whole: Arc<dyn WritableStorage> = memory.clone();
+            mirror(source.clone(), 0, &whole).unwrap();
+            let (storage, seen) = with_fault(if is_source { &source } else { &memory }, fault, count);
+            let done = match is_source {
+                true => mirror(storage.reader(), 1, &whole),
+                false => mirror(source.clone(), 1, &storage),
+            };
+            let seen = std::mem::take(&mut *seen.lock().unwrap());
+            let when = format!("{when} ({:?})", seen.met);
+            let there = mirrored(&memory, &when);
+            match done {
+                Ok(()) => assert_eq!(there, [0, 1], "{when}"),
+                Err(error) => {
+                    check_names(&error.to_string(), &seen, &when);
+                    assert!(there == [0] || there == [0, 1], "{when}: {there:?}");
+                }
+            }
+            let _ = memory.remove(&format!("xo-vm-backups/{VM}.lock"));
+            mirror(source, 2, &whole).unwrap_or_else(|error| panic!("{when}: {error}"));
+            let expected = [there, vec![2]].concat();
+            assert_eq!(mirrored(&memory, &when), expected, "{when}");
+            let count = expected.len();
+            let names = BTreeMap::from([("Z.json", count), ("Z.xva", count), ("Z.xva.checksum", count)]);
             assert_eq!(files(&memory), names, "{when}");
             seen
         });

@@ -119,16 +119,10 @@ fn what_cannot_be_mirrored_is_refused_with_the_reason() {
     let source = open(&main, false);
     let (vm, backups) = vm_of(&source, "web01");
     let newest = backups.last().unwrap();
-    let full = source.all_backups().unwrap().into_iter().find_map(|(vm, backups)| {
-        let backups = backups.ok()?;
-        let full = backups.iter().find(|backup| backup.mode == Mode::Full)?;
-        Some(format!("{}/{}", vm.id, full.time))
-    });
     let disk = format!("{}/{}/{}", vm.id, newest.time, newest.disks[0].name);
     let to_itself = main.to_str().unwrap();
     for (arguments, code, part) in [
-        (&["--backup", full.as_deref().unwrap()][..], 2, "only incremental ones are mirrored"),
-        (&["--backup", &disk], 2, "a backup is mirrored as a whole"),
+        (&["--backup", &disk][..], 2, "a backup is mirrored as a whole"),
         (&["--backup", "nothing"], 1, "no VM has the name or uuid 'nothing'"),
         (&["--backup", "web01", "--to", to_itself], 2, "is named twice"),
         (&["--backup", "web01", "--vm", "web01"], 2, "cannot be used with"),

@@ -127,6 +127,8 @@ impl World {
         if has("dead-ingest") {
             world.image(GOOD, "20260807T020003Z", uuid(103), last(), 1, 0xdd);
             world.put(&format!("{GOOD}/.20260807T020003Z.xofs-ingest"), b"intent");
+            // One of a full backup, whose XVA is the orphan below.
+            world.put(".20260701T020003Z.xofs-ingest", b"intent");
         }
         if has("dead-forget") {
             let note = r#"{"disks":{},"files":["20260701T020003Z.xva"]}"#;

@@ -39,6 +39,8 @@ Examples:
   xofs ingest main --vm web01 --disk xvda=/var/lib/libvirt/images/web01.qcow2
   xofs ingest offsite --from main --backup web01/latest
 
+A full backup (XVA) that is mirrored is stored as it is: --format, --compression and --incremental are not for it.
+
 IMAGE is a raw file or block device (holes are skipped), - for standard input (raw), a .vhd file, an alias or the folder \
 of an exploded VHD, a qcow2, VMDK, VHDX, VDI, QED or Parallels image (read by qemu-nbd, of the package qemu-utils), or an \
 export: nbd://HOST:PORT/EXPORT, nbd+unix:///EXPORT?socket=PATH. An image must not change meanwhile: take a snapshot.
@@ -85,7 +87,7 @@ pub struct IngestArgs {
     /// A disk, by the name that the guest has for it, and its image; may be repeated
     #[arg(long = "disk", value_name = "NAME=IMAGE", required_unless_present = "from")]
     disks: Vec<OsString>,
-    /// Mirrors a backup of this repository instead: its VM, disks and time
+    /// Mirrors a backup of this repository instead: its VM, disks and time, or the XVA of a full one as it is
     #[arg(long, value_name = "REPO", requires = "backup", conflicts_with_all = ["vm", "name", "disks", "time"])]
     from: Option<OsString>,
     /// The backup that is mirrored: VM, for its newest, or VM/BACKUP, as in xofs export
@@ -337,6 +339,9 @@ fn to_text(report: &Report) -> String {
                 size(disk.stored_bytes),
             );
         }
+        if let Some(xva) = &stored.xva {
+            let _ = writeln!(text, "  full, an XVA  {} stored", size(xva.bytes));
+        }
     }
     if report.outcomes.iter().all(|outcome| outcome.stored.is_err()) {
         return text;
@@ -360,6 +365,7 @@ fn to_json(report: &Report, retention: Option<&Retention>) -> Value {
             "jobId": stored.job,
             "scheduleId": stored.schedule,
             "disks": disks_to_json(stored),
+            "xva": stored.xva.as_ref().map(xva_to_json),
             "stages": stages(&stored.stages),
             "retention": forgotten.get(number),
         }),
@@ -397,6 +403,10 @@ fn disks_to_json(stored: &Stored) -> Value {
         })
     };
     stored.disks.iter().map(disk).collect()
+}
+
+fn xva_to_json(xva: &ingest::StoredXva) -> Value {
+    json!({ "path": xva.path, "bytes": xva.bytes, "checksum": xva.checksum.to_string() })
 }
 
 fn reading_to_json(reading: &Reading) -> Value {

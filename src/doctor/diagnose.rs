@@ -366,6 +366,11 @@ impl<'a> Diagnosis<'a> {
     fn folder(&mut self) -> Result<()> {
         let survey = self.survey;
         self.leftovers(&survey.entries)?;
+        for seen in survey.entries.iter().filter(|seen| seen.is_file()) {
+            let Some(time) = ingest::time_of_intent(&seen.name) else { continue };
+            let reason = format!("an ingest noted here that it began to write the XVA of {time}, and did not end");
+            self.trash(Kind::DeadIngest, vec![seen.path.clone()], reason)?;
+        }
         let note = note_of(&survey.folder);
         match self.storage.stat(&note) {
             Err(error) if error.kind() == storage::ErrorKind::NotFound => {}

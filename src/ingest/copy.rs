@@ -58,7 +58,7 @@ impl Failure {
         self.error.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn is_failed(&self) -> bool {
+    pub fn is_failed(&self) -> bool {
         self.is_failed.load(Ordering::Acquire)
     }
 }
@@ -181,7 +181,7 @@ pub(super) fn copy(source: &Source, lanes: &[Lane], stages: &Stages, watch: &Wat
 }
 
 /// Starts up to `count` threads; where the system refuses one there are fewer, but one is needed.
-fn start<'scope, F: FnOnce() + Send + 'scope>(
+pub(super) fn start<'scope, F: FnOnce() + Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     count: usize,
     work: impl Fn() -> F,

@@ -2,7 +2,7 @@
 //!
 //! Once it is certain that nothing has the names of a new disk, and before a file of it is made, `.<time>.xofs-ingest` is
 //! published in the disk's folder (its lineage). It is removed after the backup's metadata was published. Xen Orchestra leaves
-//! names there alone that do not end in `.vhd`.
+//! names there alone that do not end in `.vhd`. (What announces an XVA is in the folder of the VM: `archive`.)
 //!
 //! | intent | metadata of that time | then |
 //! |--------|-----------------------|------|
@@ -23,7 +23,7 @@ use crate::repository::{self, Backup, BackupTime, DiskSource, VmLock};
 /// What the name of an intent ends with.
 const SUFFIX: &str = ".xofs-ingest";
 /// What an intent holds: enough for a person who finds it.
-const TEXT: &[u8] = b"xofs ingest writes, or wrote, the disk of this time\n";
+const TEXT: &[u8] = b"xofs ingest writes, or wrote, what has this time\n";
 /// Longest alias that is read (bytes).
 const ALIAS_LIMIT: u64 = 4096;
 
@@ -32,36 +32,53 @@ pub(crate) fn time_of(name: &str) -> Option<BackupTime> {
     BackupTime::parse(name.strip_prefix('.')?.strip_suffix(SUFFIX)?)
 }
 
+fn path_of(folder: &ObjectPath, time: BackupTime) -> Result<ObjectPath> {
+    Ok(folder.join(&format!(".{}{SUFFIX}", time.stored()))?)
+}
+
+/// Says durably that something of that time is about to be written in a folder.
+pub(super) fn announce(storage: &dyn WritableStorage, folder: &ObjectPath, time: BackupTime) -> Result<()> {
+    Ok(publish(storage, &path_of(folder, time)?, TEXT)?)
+}
+
+/// Says durably that nothing of that time is under way any more.
+pub(super) fn conclude(storage: &dyn WritableStorage, folder: &ObjectPath, time: BackupTime) -> Result<()> {
+    unless_gone(storage.remove(&path_of(folder, time)?))?;
+    Ok(storage.sync(folder)?)
+}
+
+/// Whether a file is an intent that was not published: nothing was done yet.
+pub(super) fn is_unpublished(name: &str) -> bool {
+    let hidden = name.strip_prefix('.').and_then(|name| name.strip_suffix(UNPUBLISHED));
+    hidden.and_then(|name| name.strip_prefix('.')).is_some_and(|name| name.ends_with(SUFFIX))
+}
+
 /// The names of one disk of a backup, in the folder of its lineage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Names {
     /// `vdis/<job>/<vdi>` of the VM.
     pub lineage: ObjectPath,
-    time: String,
+    time: BackupTime,
 }
 
 impl Names {
     pub fn new(lineage: ObjectPath, time: BackupTime) -> Self {
-        Self { lineage, time: time.stored() }
+        Self { lineage, time }
     }
 
     /// The alias of an exploded VHD.
     pub fn alias(&self) -> Result<ObjectPath> {
-        Ok(self.lineage.join(&format!("{}.alias.vhd", self.time))?)
+        Ok(self.lineage.join(&format!("{}.alias.vhd", self.time.stored()))?)
     }
 
     /// The folder of an exploded VHD.
     pub fn data(&self) -> Result<ObjectPath> {
-        Ok(self.lineage.join("data")?.join(&format!("{}.vhd", self.time))?)
+        Ok(self.lineage.join("data")?.join(&format!("{}.vhd", self.time.stored()))?)
     }
 
     /// A VHD file.
     pub fn file(&self) -> Result<ObjectPath> {
-        Ok(self.lineage.join(&format!("{}.vhd", self.time))?)
-    }
-
-    fn intent(&self) -> Result<ObjectPath> {
-        Ok(self.lineage.join(&format!(".{}{SUFFIX}", self.time))?)
+        Ok(self.lineage.join(&format!("{}.vhd", self.time.stored()))?)
     }
 
     /// Makes the folders it needs, and sees to it that nothing has its names: what an intent stands for may be removed.
@@ -82,13 +99,12 @@ impl Names {
 
     /// Says durably that the disk is about to be written.
     pub fn announce(&self, storage: &dyn WritableStorage) -> Result<()> {
-        Ok(publish(storage, &self.intent()?, TEXT)?)
+        announce(storage, &self.lineage, self.time)
     }
 
     /// Says durably that nothing is under way any more.
     pub fn conclude(&self, storage: &dyn WritableStorage) -> Result<()> {
-        unless_gone(storage.remove(&self.intent()?))?;
-        Ok(storage.sync(&self.lineage)?)
+        conclude(storage, &self.lineage, self.time)
     }
 
     /// Removes all that was written, in the order in which nothing ever leads nowhere, and then the intent.
@@ -126,8 +142,7 @@ pub(super) fn recover(lock: &VmLock, folder: &ObjectPath, backups: &[std::sync::
             let names: Vec<String> = storage.list(&lineage)?.into_iter().map(|entry| entry.name).collect();
             for name in &names {
                 let Some(hidden) = name.strip_prefix('.') else { continue };
-                let unpublished = hidden.strip_suffix(UNPUBLISHED).and_then(|name| name.strip_prefix('.'));
-                if unpublished.is_some_and(|name| name.ends_with(SUFFIX)) {
+                if is_unpublished(name) {
                     lock.check()?;
                     unless_gone(storage.remove(&lineage.join(name)?))?;
                 }
@@ -139,7 +154,7 @@ pub(super) fn recover(lock: &VmLock, folder: &ObjectPath, backups: &[std::sync::
                     lock.check()?;
                     unless_gone(storage.remove(&lineage.join(name)?))?;
                 }
-                let Some(time) = hidden.strip_suffix(SUFFIX).and_then(BackupTime::parse) else { continue };
+                let Some(time) = time_of(name) else { continue };
                 let disk = Names::new(lineage.clone(), time);
                 lock.check()?;
                 match disk.fate(storage, folder, backups, &names)? {
@@ -157,7 +172,7 @@ pub(super) fn recover(lock: &VmLock, folder: &ObjectPath, backups: &[std::sync::
 }
 
 /// What is to become of what an intent names.
-enum Fate {
+pub(super) enum Fate {
     Complete,
     Abandoned,
     Unknown(String),
@@ -183,7 +198,7 @@ impl Names {
             return Ok(Fate::Complete);
         }
         // The listing of backups may lack what has an odd name.
-        let is_of_time = |name: &str| name.starts_with(&self.time) && name.ends_with(".json");
+        let is_of_time = |name: &str| name.starts_with(&self.time.stored()) && name.ends_with(".json");
         if storage.list(folder)?.iter().any(|entry| is_of_time(&entry.name)) {
             return Ok(Fate::Unknown("its metadata is there, but does not name it, or cannot be read".to_owned()));
         }
@@ -215,7 +230,8 @@ fn folders(storage: &(impl Storage + ?Sized), path: &ObjectPath) -> Result<Vec<O
     folders.collect()
 }
 
-fn unless_gone(removed: storage::Result<()>) -> storage::Result<()> {
+/// What is gone already needs not be removed.
+pub(super) fn unless_gone(removed: storage::Result<()>) -> storage::Result<()> {
     match removed {
         Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(()),
         other => other,

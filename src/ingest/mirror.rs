@@ -3,16 +3,18 @@
 //!
 //! Like Xen Orchestra's own mirror: the disks are read through their chains and stored anew, as keys or increments on what is
 //! here, and the backup belongs to the job that mirrors. Of the job that made it, which may write here too, two programs would
-//! continue one chain.
+//! continue one chain. Of a full backup the XVA is stored as it is.
 //!
-//! Source: XO, `@xen-orchestra/backups/_runners/_vmRunners/IncrementalRemote.mjs`.
+//! Source: XO, `@xen-orchestra/backups/_runners/_vmRunners/IncrementalRemote.mjs`, `FullRemote.mjs`.
 
 use indexmap::IndexMap;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::archive::named_by;
 use super::error::{Error, ErrorKind, Result};
+use super::full::Xva;
 use super::record::{Record, map, raw, set, text};
 use super::source::Source;
 use super::{Wanted, fresh};
@@ -21,7 +23,15 @@ use crate::repository::{Backup, Document, Mode, Repository, Vm};
 /// The backup that is mirrored.
 pub struct Origin {
     document: Document,
-    disks: Vec<OriginDisk>,
+    content: Content,
+}
+
+/// What it holds.
+enum Content {
+    /// Of an incremental backup.
+    Disks(Vec<OriginDisk>),
+    /// Of a full one.
+    Xva(Xva),
 }
 
 struct OriginDisk {
@@ -35,21 +45,29 @@ impl Wanted {
     /// Makes what is wanted to mirror a backup.
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] if it is a full one, [`ErrorKind::Source`] if it or a disk of it cannot be read.
+    /// [`ErrorKind::Source`] if it, a disk of it or its XVA cannot be read.
     pub fn mirror(repository: &Repository, vm: &Vm, backup: &Backup) -> Result<Self> {
         let name = format!("{}/{}", if vm.name.is_empty() { vm.id.as_str() } else { &vm.name }, backup.time);
         let source = |reason: &dyn std::fmt::Display| {
             Error::new(ErrorKind::Source, format!("the backup {} cannot be mirrored: {reason}", name.escape_debug()))
         };
-        if backup.mode == Mode::Full {
-            let message = "is a full backup, an XVA: only incremental ones are mirrored";
-            return Err(Error::new(ErrorKind::Usage, format!("{} {message}", name.escape_debug())));
-        }
-        if let Some(problem) = &backup.problem {
+        // An XVA need not be understood to be stored as it is.
+        if let Some(problem) = backup.problem.as_ref().filter(|_| backup.mode != Mode::Full) {
             return Err(source(problem));
         }
         let stored = repository.backup_metadata(backup).map_err(|error| source(&error))?;
-        let document: Document = serde_json::from_slice(&stored).map_err(|error| source(&error))?;
+        let unreadable = |error| source(&format!("'{}': {error}", backup.metadata));
+        let document: Document = serde_json::from_slice(&stored).map_err(unreadable)?;
+        let time = Timestamp::from_second(backup.time.unix()).map_err(|error| source(&error))?;
+        let wanted =
+            Self { vm: vm.id.as_str().to_owned(), name: Some(vm.name.clone()), time: Some(time), ..Self::default() };
+        if backup.mode == Mode::Full {
+            let path = named_by(&document, &backup.metadata.parent());
+            let names_none = || source(&format!("'{}' names no XVA of this repository", backup.metadata));
+            let path = path.ok_or_else(names_none)?;
+            let xva = Xva::open(&**repository.storage(), path, backup.size).map_err(|error| source(&error))?;
+            return Ok(Self { origin: Some(Origin { document, content: Content::Xva(xva) }), ..wanted });
+        }
         let vdis = map(&document, "vdis");
         let mut disks = Vec::with_capacity(backup.disks.len());
         let mut origins = Vec::with_capacity(backup.disks.len());
@@ -62,32 +80,46 @@ impl Wanted {
             disks.push((disk.name.clone(), Source::Disk(opened)));
             origins.push(OriginDisk { key, identity: (vdi, snapshot.map_or_else(fresh, Ok)?) });
         }
-        let time = Timestamp::from_second(backup.time.unix()).map_err(|error| source(&error))?;
-        Ok(Self {
-            vm: vm.id.as_str().to_owned(),
-            name: Some(vm.name.clone()),
-            disks,
-            time: Some(time),
-            origin: Some(Origin { document, disks: origins }),
-            ..Self::default()
-        })
+        Ok(Self { disks, origin: Some(Origin { document, content: Content::Disks(origins) }), ..wanted })
     }
 }
 
 impl Origin {
     /// Returns the uuids of each disk and of its snapshot.
     pub(super) fn identities(&self) -> Vec<(Uuid, Uuid)> {
-        self.disks.iter().map(|disk| disk.identity).collect()
+        self.disks().iter().map(|disk| disk.identity).collect()
+    }
+
+    /// Returns the XVA, if it is a full backup.
+    pub(super) fn xva(&self) -> Option<&Xva> {
+        match &self.content {
+            Content::Xva(xva) => Some(xva),
+            Content::Disks(_) => None,
+        }
+    }
+
+    fn disks(&self) -> &[OriginDisk] {
+        match &self.content {
+            Content::Xva(_) => &[],
+            Content::Disks(disks) => disks,
+        }
     }
 
     /// Returns the metadata: its own, with what `record` says of this repository.
     pub(super) fn to_document(&self, record: &Record) -> Document {
         let mut document = self.document.clone();
+        set(&mut document, "jobId", record.job);
+        set(&mut document, "scheduleId", record.schedule);
+        if let Some(xva) = self.xva() {
+            set(&mut document, "xva", &record.xva);
+            set(&mut document, "size", &xva.size);
+            return document;
+        }
         let of_disks = |value: &dyn Fn(usize) -> Value| -> IndexMap<&str, Value> {
-            self.disks.iter().enumerate().map(|(number, disk)| (disk.key.as_str(), value(number))).collect()
+            self.disks().iter().enumerate().map(|(number, disk)| (disk.key.as_str(), value(number))).collect()
         };
         let mut vdis = map(&document, "vdis");
-        for (disk, written) in self.disks.iter().zip(&record.disks) {
+        for (disk, written) in self.disks().iter().zip(&record.disks) {
             let Some(vdi) = vdis.get_mut(&disk.key) else { continue };
             let Ok(mut fields) = serde_json::from_str::<Document>(vdi.get()) else { continue };
             let mut config = map(&fields, "other_config");
@@ -101,8 +133,6 @@ impl Origin {
             *vdi = raw(&fields);
         }
         set(&mut document, "isVhdDifferencing", &of_disks(&|number| json!(record.disks[number].base.is_some())));
-        set(&mut document, "jobId", record.job);
-        set(&mut document, "scheduleId", record.schedule);
         set(&mut document, "vdis", &vdis);
         set(&mut document, "vhds", &of_disks(&|number| json!(record.disks[number].path)));
         set(&mut document, "size", &record.disks.iter().map(|disk| disk.size).sum::<u64>());

@@ -5,6 +5,7 @@
 //!     ─► plan     a key or an increment of each disk, and in which layout
 //!     ─► room     whether it fits, before anything is written
 //!     ─► copy     one pass over a disk: read, compare, encode, write        ◄─ source, changes; probe
+//!     ─► full     one pass over the XVA of a full backup that is mirrored   ─► archive
 //! source ─► qemu ─► nbd   images that are neither raw nor VHD
 //!     ─► record   the metadata of the backup, or mirror that of another repository
 //! ```
@@ -12,9 +13,11 @@
 //! Invariants: a backup is there as a whole or not at all, whenever the program ends; nothing that was there before is changed or
 //! removed; memory is bounded (`copy`). A destination that fails is given up, and the others go on.
 
+mod archive;
 mod changes;
 mod copy;
 mod error;
+mod full;
 mod intent;
 mod mirror;
 mod nbd;
@@ -33,7 +36,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use storage::{ObjectPath, WritableStorage};
+use storage::{Checksum, ObjectPath, WritableStorage};
 use uuid::Uuid;
 use vhd::{Filter, Format};
 
@@ -45,8 +48,9 @@ pub use nbd::NbdDisk;
 pub use probe::{Probe, Reading};
 pub use source::{ImageOptions, RawFile, Source};
 
-use crate::repository::{self, BackupTime, Repository, VmId, is_device_name};
+use crate::repository::{self, BackupTime, Mode, Repository, VmId, is_device_name};
 use copy::Lane;
+use full::Xva;
 use record::{DiskRecord, Record};
 use target::Target;
 
@@ -226,8 +230,10 @@ pub struct Stored {
     pub job: String,
     /// Its schedule.
     pub schedule: String,
-    /// Its disks.
+    /// Its disks; none of a full one.
     pub disks: Vec<StoredDisk>,
+    /// Its XVA, if it is a full one.
+    pub xva: Option<StoredXva>,
     /// Writing blocks, syncing, publishing.
     pub stages: [(&'static str, Reading); 3],
 }
@@ -259,10 +265,28 @@ pub struct StoredDisk {
     pub compared_by_bytes: u64,
 }
 
+/// An XVA that was stored.
+#[derive(Debug, Clone)]
+pub struct StoredXva {
+    /// Where it lies, relative to the folder of the VM.
+    pub path: String,
+    /// In bytes, before it was encrypted.
+    pub bytes: u64,
+    /// Of these, as Xen Orchestra writes it.
+    pub checksum: Checksum,
+}
+
 /// A destination, as far as it came.
 struct Attempt<'a> {
     name: String,
     state: Result<Target<'a>>,
+}
+
+impl Wanted {
+    /// Returns the XVA that is mirrored, if it is a full backup.
+    fn xva(&self) -> Option<&Xva> {
+        self.origin.as_ref()?.xva()
+    }
 }
 
 impl<'a> Attempt<'a> {
@@ -301,6 +325,9 @@ pub fn run(wanted: &Wanted, destinations: &[Destination], watch: &Watch) -> Resu
         let stages = Stages::default();
         for disk in 0..wanted.disks.len() {
             copy_disk(wanted, disk, &mut attempts, &stages, watch)?;
+        }
+        if let Some(xva) = wanted.xva() {
+            copy_xva(xva, &mut attempts, &stages, watch)?;
         }
         watch.check()?;
         publish(wanted, &vm, &job, timestamp, time, &mut attempts)?;
@@ -343,7 +370,12 @@ pub fn run(wanted: &Wanted, destinations: &[Destination], watch: &Watch) -> Resu
 /// Refuses what can be seen to be wrong before anything is looked at.
 fn check(wanted: &Wanted) -> Result<()> {
     let usage = |message: String| Err(Error::new(ErrorKind::Usage, message));
-    if wanted.disks.is_empty() {
+    if wanted.xva().is_some() && (wanted.layout.is_some() || wanted.extent == Some(Extent::Incremental)) {
+        let message = "it is a full backup, an XVA, which is stored as it is: it has neither a format nor a compression to \
+                       choose, and is never an increment; leave --format, --compression and --incremental out";
+        return usage(message.to_owned());
+    }
+    if wanted.disks.is_empty() && wanted.xva().is_none() {
         return usage("no disk is named: give one with --disk xvda=IMAGE".to_owned());
     }
     let mut names = BTreeSet::new();
@@ -413,14 +445,15 @@ fn resolve(wanted: &Wanted, destinations: &[Destination]) -> Result<VmId> {
     }
 }
 
-/// Refuses to mirror a backup that is there, or that newer ones of the job would have to be put on.
+/// Refuses to mirror a backup that is there, or that newer ones of the job would have to be put on, as those of disks are.
 fn follows(target: &Target, wanted: &Wanted, job: &str) -> Result<()> {
     let Some(time) = wanted.time else { return Ok(()) };
     if let Some(same) = target.backups.iter().find(|backup| backup.time.unix() == time.as_second()) {
         return Err(Error::new(ErrorKind::Present, format!("the backup of {} is there already", same.time)));
     }
-    let newest = target.backups.iter().filter(|backup| backup.job_id == job).map(|backup| backup.time).max();
-    match newest.filter(|newest| newest.unix() > time.as_second()) {
+    let is_built_on = |backup: &&Arc<repository::Backup>| backup.job_id == job && backup.mode != Mode::Full;
+    let newest = target.backups.iter().filter(is_built_on).map(|backup| backup.time).max();
+    match newest.filter(|newest| newest.unix() > time.as_second() && wanted.xva().is_none()) {
         Some(newest) => {
             let message = format!(
                 "the newest backup of the job {job} is of {newest}, and older ones cannot be put before it: mirror the \
@@ -467,6 +500,9 @@ fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt
     for attempt in attempts.iter_mut() {
         let name = attempt.name.clone();
         attempt.then(|target| {
+            if let Some(xva) = wanted.xva() {
+                return target.plan_xva(xva.size, time, wanted.reserve);
+            }
             target.plan(wanted, job, time, &identities)?;
             for plan in &target.plans {
                 if let Some(why) = &plan.why_full {
@@ -502,6 +538,25 @@ fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], stages: &St
     let size = copy::copy(&wanted.disks[disk].1, &lanes, stages, watch)?;
     drop(lanes);
     each(attempts, |target| target.finish(disk, size));
+    Ok(())
+}
+
+/// Stores the XVA of a full backup in all destinations that have not failed.
+fn copy_xva(xva: &Xva, attempts: &mut [Attempt], stages: &Stages, watch: &Watch) -> Result<()> {
+    attempts.iter_mut().for_each(|attempt| attempt.then(Target::create_xva));
+    let lanes: Vec<full::Lane> = attempts
+        .iter()
+        .filter_map(|attempt| {
+            let target = attempt.state.as_ref().ok()?;
+            Some(full::Lane { writing: target.writing.as_ref()?, failure: &target.failure, probe: &target.write })
+        })
+        .collect();
+    if lanes.is_empty() {
+        return Ok(());
+    }
+    let checksum = full::copy(xva, &lanes, stages, watch)?;
+    drop(lanes);
+    each(attempts, |target| target.finish_xva(checksum, xva.size));
     Ok(())
 }
 
@@ -546,6 +601,7 @@ fn publish(
             timestamp,
             snapshot,
             disks: disks?,
+            xva: target.xva.as_ref().map(|xva| xva.path.clone()),
         };
         // Where the VM is new, another destination may know it.
         let template = target.template.as_ref().or_else(|| live().find_map(|target| target.template.as_ref()));
@@ -596,6 +652,7 @@ fn outcome(attempt: Attempt, wanted: &Wanted, job: &str, metadata: &str) -> Outc
             job: job.to_owned(),
             schedule: wanted.schedule.clone().unwrap_or_else(|| target.schedule.clone()),
             disks: disks.map(disk).collect::<Result<_>>()?,
+            xva: target.xva.clone(),
             stages: [
                 ("write", target.write.reading()),
                 ("sync", target.sync.reading()),

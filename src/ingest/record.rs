@@ -27,6 +27,8 @@ pub(super) struct Record<'a> {
     pub timestamp: Timestamp,
     pub snapshot: Uuid,
     pub disks: Vec<DiskRecord>,
+    /// The XVA of a full backup, relative to the folder of the VM.
+    pub xva: Option<String>,
 }
 
 /// What it tells of a disk.

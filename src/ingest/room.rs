@@ -23,6 +23,8 @@ const RESERVE: u64 = 1 << 30;
 const RESERVE_PART: u64 = 20;
 /// The same of files and folders.
 const RESERVE_INODES: u64 = 1000;
+/// Bytes of what an XVA has beside it, about: checksum, metadata, intent.
+const XVA_BESIDE: u64 = 64 << 10;
 
 /// What a backup will take.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -106,6 +108,11 @@ impl<'a> Needs<'a> {
 }
 
 impl Estimate {
+    /// What the XVA of a full backup takes, of `size` bytes.
+    pub fn of_xva(size: u64) -> Self {
+        Self { blocks: 0, bytes: size.saturating_add(XVA_BESIDE), inodes: 5 }
+    }
+
     fn add(&mut self, plan: &DiskPlan, blocks: u64, bytes: u64) {
         let table = u64::from(plan.layer.block_count()) * 4 + 4096;
         self.blocks += blocks;
@@ -134,12 +141,14 @@ pub(super) fn check(
     let reserve = reserve.unwrap_or_else(|| RESERVE.min(room.bytes / RESERVE_PART));
     let free = room.bytes.saturating_sub(reserve);
     if estimate.bytes > free {
+        let blocks = match estimate.blocks {
+            0 => String::new(),
+            count => format!(" ({count} blocks of {} MiB)", mebibytes(BlockSize::DEFAULT.bytes())),
+        };
         let message = format!(
-            "too little room: about {} MiB are needed ({} blocks of {} MiB), {} MiB are free and {} MiB of them kept as the \
-             reserve; forget old backups, make room, or lower --reserve",
+            "too little room: about {} MiB are needed{blocks}, {} MiB are free and {} MiB of them kept as the reserve; \
+             forget old backups, make room, or lower --reserve",
             mebibytes(estimate.bytes),
-            estimate.blocks,
-            mebibytes(BlockSize::DEFAULT.bytes()),
             mebibytes(room.bytes),
             mebibytes(reserve)
         );

@@ -6,16 +6,19 @@
 //! blocks, synced · alias, synced · all of it opened and looked at · metadata: the commit · intents removed
 //! ```
 //!
+//! Of a full backup the XVA takes the place of the disks: `archive`.
+//!
 //! Until the commit begins, [`Target::undo`] removes what was written. After it began nothing is removed: whether the backup
 //! exists is then known only by the metadata, which the next run looks for.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use storage::ObjectPath;
+use storage::{Checksum, ObjectPath};
 use uuid::Uuid;
 use vhd::{BlockCache, BlockSink, Context, Format, NewLayer, Written, create_layer, write_alias};
 
+use super::archive::{self, Archive, Writing};
 use super::copy::{Compared, Failure};
 use super::error::{Error, ErrorKind, Result};
 use super::intent;
@@ -24,7 +27,7 @@ use super::probe::Probe;
 use super::record::Template;
 use super::room::{self, Estimate, Needs, Quota};
 use super::source::Source;
-use super::{Destination, Wanted, Watch};
+use super::{Destination, StoredXva, Wanted, Watch};
 use crate::repository::{self, Backup, BackupTime, Document, Mode, VmFolder, VmId, VmLock};
 
 /// A repository that is written to.
@@ -40,13 +43,18 @@ pub(super) struct Target<'a> {
     /// Of the plans.
     pub compared: Vec<Compared>,
     pub sink: Option<Box<dyn BlockSink>>,
+    /// Of a full backup.
+    archive: Option<Archive>,
+    pub writing: Option<Writing>,
+    pub xva: Option<StoredXva>,
     pub failure: Failure,
     pub write: Probe,
     pub sync: Probe,
     pub publish: Probe,
     quota: Option<Quota>,
-    /// How many of the plans may have left something.
+    /// How many of the plans may have left something, and whether the archive may.
     announced: usize,
+    is_archive_announced: bool,
     is_committing: bool,
 }
 
@@ -60,7 +68,8 @@ impl<'a> Target<'a> {
             Err(error) if error.kind() == repository::ErrorKind::NotFound => Arc::default(),
             listed => listed?,
         };
-        for left in intent::recover(&lock, &folder, &backups)? {
+        let left_alone = [intent::recover(&lock, &folder, &backups)?, archive::recover(&lock, &folder, &backups)?];
+        for left in left_alone.concat() {
             watch.say(&format!("{name}: left alone what an ingest left that was ended: {left}"));
         }
         let newest = backups.iter().rev().find(|backup| backup.mode != Mode::Unreadable);
@@ -81,12 +90,16 @@ impl<'a> Target<'a> {
             written: Vec::new(),
             compared: Vec::new(),
             sink: None,
+            archive: None,
+            writing: None,
+            xva: None,
             failure: Failure::default(),
             write: Probe::default(),
             sync: Probe::default(),
             publish: Probe::default(),
             quota: None,
             announced: 0,
+            is_archive_announced: false,
             is_committing: false,
         })
     }
@@ -124,18 +137,25 @@ impl<'a> Target<'a> {
 
     /// Refuses what there is no room for.
     pub fn check_room(&mut self, sources: &[&Source], reserve: Option<u64>, is_exploded: bool) -> Result<()> {
-        let used = self.destination.quota.map(|_| self.destination.repository.used_bytes()).transpose()?;
-        self.quota = self.destination.quota.zip(used).map(|(limit, used)| Quota { limit, used });
-        let check = |estimate: Estimate| {
-            room::check(&*self.destination.storage, estimate, reserve, is_exploded)?;
-            self.quota.map_or(Ok(()), |quota| quota.check(estimate.bytes, "are to come"))
-        };
+        self.count_used()?;
+        let check = |estimate| self.check_estimate(estimate, reserve, is_exploded);
         let needs = Needs::of(sources, &self.plans)?;
         match check(needs.at_most()) {
             // Perhaps all the same.
             Err(error) if error.kind() == ErrorKind::NoRoom => check(needs.estimate()?),
             checked => checked,
         }
+    }
+
+    fn count_used(&mut self) -> Result<()> {
+        let used = self.destination.quota.map(|_| self.destination.repository.used_bytes()).transpose()?;
+        self.quota = self.destination.quota.zip(used).map(|(limit, used)| Quota { limit, used });
+        Ok(())
+    }
+
+    fn check_estimate(&self, estimate: Estimate, reserve: Option<u64>, is_exploded: bool) -> Result<()> {
+        room::check(&*self.destination.storage, estimate, reserve, is_exploded)?;
+        self.quota.map_or(Ok(()), |quota| quota.check(estimate.bytes, "are to come"))
     }
 
     /// Says durably which disks are about to be written.
@@ -146,6 +166,12 @@ impl<'a> Target<'a> {
             // From now on what has its names is ours.
             self.announced += 1;
             plan.names.announce(&*self.destination.storage)?;
+        }
+        if let Some(archive) = &self.archive {
+            self.lock.check()?;
+            archive.prepare(&*self.destination.storage)?;
+            self.is_archive_announced = true;
+            archive.announce(&*self.destination.storage)?;
         }
         Ok(())
     }
@@ -190,6 +216,38 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
+    /// Decides where the XVA of a full backup goes, of `size` bytes, and refuses one that there is no room for.
+    pub fn plan_xva(&mut self, size: u64, time: BackupTime, reserve: Option<u64>) -> Result<()> {
+        Archive::check_size(&*self.destination.storage, size)?;
+        self.count_used()?;
+        self.check_estimate(Estimate::of_xva(size), reserve, false)?;
+        self.archive = Some(Archive::new(self.folder.clone(), time));
+        Ok(())
+    }
+
+    /// Begins to write the XVA.
+    pub fn create_xva(&mut self) -> Result<()> {
+        let Some(archive) = &self.archive else { return Ok(()) };
+        self.lock.check()?;
+        self.writing = Some(archive.create(&*self.destination.storage)?);
+        Ok(())
+    }
+
+    /// Ends the XVA: durable, and found by its name.
+    pub fn finish_xva(&mut self, checksum: Checksum, size: u64) -> Result<()> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        let (Some(archive), Some(writing)) = (&self.archive, self.writing.take()) else { return Ok(()) };
+        let storage = &*self.destination.storage;
+        self.sync.work(|| archive.sync(storage, writing))?;
+        self.sync.add(usize::try_from(size).unwrap_or(usize::MAX));
+        self.lock.check()?;
+        self.publish.work(|| archive.publish(storage, checksum, size))?;
+        self.xva = Some(StoredXva { path: format!("./{}", archive.name()), bytes: size, checksum });
+        Ok(())
+    }
+
     /// Returns where a disk lies, relative to the folder of the VM.
     pub fn path(&self, disk: usize) -> Result<String> {
         let path = self.disk_path(disk)?;
@@ -220,9 +278,11 @@ impl<'a> Target<'a> {
         let folder = VmFolder::new(&self.lock)?;
         self.is_committing = true;
         self.publish.work(|| folder.add(time, metadata))?;
-        for plan in &self.plans {
+        let storage = &*self.destination.storage;
+        let disks = self.plans.iter().map(|plan| plan.names.conclude(storage));
+        for concluded in disks.chain(self.archive.iter().map(|archive| archive.conclude(storage))) {
             // The backup is there; the next run does what is left.
-            if let Err(error) = plan.names.conclude(&*self.destination.storage) {
+            if let Err(error) = concluded {
                 tracing::warn!(%error, "what says that an ingest is under way is left behind; the next one removes it");
             }
         }
@@ -241,6 +301,10 @@ impl<'a> Target<'a> {
             for plan in &self.plans[..self.announced] {
                 self.lock.check()?;
                 plan.names.remove(&*self.destination.storage)?;
+            }
+            if let Some(archive) = self.archive.as_ref().filter(|_| self.is_archive_announced) {
+                self.lock.check()?;
+                archive.remove(&*self.destination.storage)?;
             }
             Ok(())
         });

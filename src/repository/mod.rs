@@ -82,7 +82,7 @@ const POOL_FOLDER: &str = "xo-pool-metadata-backups";
 /// What only stands in a repository, at its root.
 const MARKERS: [&str; 5] = [VM_FOLDER, CONFIG_FOLDER, POOL_FOLDER, "encryption.json", "metadata.json"];
 /// Longest metadata file read (bytes); a longer one is a problem of its backup.
-const METADATA_LIMIT: u64 = 64 << 20;
+pub(crate) const METADATA_LIMIT: u64 = 64 << 20;
 /// Longest file read in one piece by [`Repository::read_stored`] (bytes); a longer one is refused.
 const STORED_LIMIT: u64 = 1 << 30;
 

@@ -12,6 +12,7 @@
 //!
 //! It never hears of VHD or backups.
 
+mod checksum;
 mod digest;
 mod direct;
 mod encrypted;
@@ -27,8 +28,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+pub use checksum::{Checksum, Summing};
 pub use digest::sha256;
-pub use encrypted::{EncryptedStorage, EncryptionKey};
+pub use encrypted::{EncryptedStorage, EncryptionKey, MAX_OPEN_OBJECT};
 pub use error::{Error, ErrorKind, Result};
 pub use faulty::{Fault, FaultyStorage, Operation};
 pub use local::LocalStorage;
