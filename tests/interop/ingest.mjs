@@ -1,12 +1,14 @@
 #!/usr/bin/env node
 // Xen Orchestra judges what `xofs ingest` writes: it lists and reads it, its cleaner has nothing to do, and it merges it. What is
-// ingested after each merge is right, too: the digests that xofs keeps beside the blocks do not outlive what they are of.
+// ingested after each merge is right, too: the digests that xofs keeps beside the blocks do not outlive what they are of. Full
+// backups that are mirrored have the bytes that they had.
 //
-// usage: ingest.mjs XOFS WORK
+// usage: ingest.mjs XOFS WORK FULLS     a repository that has full backups
 
 import { execFile } from 'node:child_process'
+import { createHash } from 'node:crypto'
 import { mkdir, open, readFile, readdir, rm, writeFile } from 'node:fs/promises'
-import { join, resolve } from 'node:path'
+import { basename, join, resolve } from 'node:path'
 import { isDeepStrictEqual, promisify } from 'node:util'
 
 import { openRemote, RemoteAdapter } from './lib/xo.mjs'
@@ -14,7 +16,7 @@ import { MIB, sha256OfFile } from './lib/files.mjs'
 import { Random } from './lib/random.mjs'
 import { readDisk, shortError } from './lib/xo-read.mjs'
 
-const [xofs, work] = process.argv.slice(2).map(path => resolve(path))
+const [xofs, work, fulls] = process.argv.slice(2).map(path => resolve(path))
 const ENCRYPTION_KEY = '73c1838d7d8a6088ca2317fb5f29cd91'
 
 let failures = 0
@@ -49,6 +51,69 @@ async function change(image, random, blocks) {
   } finally {
     await file.close()
   }
+}
+
+// what XO reads of a full backup, to restore or to mirror it
+async function sha256OfFull(adapter, metadata) {
+  const hash = createHash('sha256')
+  for await (const chunk of await adapter.readFullVmBackup(metadata)) {
+    hash.update(chunk)
+  }
+  return hash.digest('hex')
+}
+
+async function listFulls(adapter) {
+  const listed = Object.entries(await adapter.listAllVmBackups()).flatMap(([uuid, backups]) =>
+    backups.filter(({ mode }) => mode === 'full').map(backup => ({ uuid, backup }))
+  )
+  return listed.sort((a, b) => (a.backup.id < b.backup.id ? -1 : 1))
+}
+
+// every full backup of the repository of another, mirrored: XO reads the same bytes, and its cleaner has nothing to say
+async function mirrorFulls(name, encryptionKey) {
+  const repo = join(work, name)
+  const env = encryptionKey === undefined ? {} : { XOFS_PASSWORD: encryptionKey }
+  await run(['repository', 'init', repo, ...(encryptionKey === undefined ? [] : ['--encrypted'])], env)
+  const source = await openRemote(fulls, {})
+  const origins = await listFulls(new RemoteAdapter(source.handler))
+  if (origins.length === 0) {
+    fail(`${name}: ${fulls} has no full backup`)
+  }
+  for (const { uuid, backup } of origins) {
+    const time = basename(backup._filename, '.json')
+    const at = time.replace(/^(\d{4})(\d{2})(\d{2})/, '$1-$2-$3')
+    await run(['ingest', repo, '--from', fulls, '--backup', `${uuid}/${at}`], env)
+  }
+  const { handler, dispose } = await openRemote(repo, { useVhdDirectory: true, encryptionKey })
+  const adapter = new RemoteAdapter(handler)
+  const copies = await listFulls(adapter)
+  if (copies.length !== origins.length) {
+    fail(`${name}: XO lists ${copies.map(({ backup }) => backup._filename)}`)
+  }
+  for (const [index, { backup }] of copies.entries()) {
+    const expected = await sha256OfFull(new RemoteAdapter(source.handler), origins[index].backup)
+    const found = await sha256OfFull(adapter, backup)
+    if (found !== expected) {
+      fail(`${name}: ${backup._filename}: XO reads ${found} instead of ${expected}`)
+    }
+    const xva = join('/', backup._filename, '..', backup.xva)
+    if (!(await adapter.isValidXva(xva))) {
+      fail(`${name}: ${xva} is not valid for XO`)
+    }
+  }
+  const before = await tree(repo)
+  const said = []
+  const log = (message, data) => said.push(`${message} ${JSON.stringify(data ?? {})}`)
+  for (const uuid of new Set(copies.map(({ uuid }) => uuid))) {
+    await adapter
+      .cleanVm(`xo-vm-backups/${uuid}`, { remove: true, merge: true, lock: false, logInfo: log, logWarn: log })
+      .catch(error => said.push(shortError(error)))
+  }
+  if (said.length !== 0 || !isDeepStrictEqual(await tree(repo), before)) {
+    fail(`${name}: XO's cleaner has something to do: ${said}`)
+  }
+  await dispose()
+  await source.dispose()
 }
 
 await rm(work, { recursive: true, force: true })
@@ -202,6 +267,8 @@ for (const { name, args, encryptionKey, isMade = false } of KINDS) {
   }
   await dispose()
 }
+await mirrorFulls('fulls', undefined)
+await mirrorFulls('fulls-encrypted', ENCRYPTION_KEY)
 await rm(work, { recursive: true, force: true })
 console.log(`ingest: ${KINDS.length} kinds judged, ${failures} failures`)
 process.exit(failures === 0 ? 0 : 1)
