@@ -268,11 +268,12 @@ fn destinations(global: &Global, arguments: &IngestArgs) -> Result<Vec<Destinati
 /// Shows how far it is while `act` runs.
 fn with_progress<T: Send>(watch: &Watch, is_asked: bool, act: impl FnOnce() -> T + Send) -> T {
     const PAUSE: Duration = Duration::from_millis(200);
-    let is_done = AtomicBool::new(false);
+    let (is_done, watching) = (AtomicBool::new(false), thread::current());
     thread::scope(|scope| {
         let working = scope.spawn(|| {
             let result = act();
             is_done.store(true, Ordering::Release);
+            watching.unpark();
             result
         });
         let mut progress = Progress::new("ingest", 0, is_asked);
