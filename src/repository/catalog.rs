@@ -14,17 +14,14 @@ use super::crew::{Crew, Work};
 use super::metadata::{self, Backup, BackupDisk, DiskSource, Metadata, Mode};
 use super::naming::{Device, device_of_user_device, disk_names};
 use super::problems::{Problem, ProblemKind, Problems};
+use super::read::{self, Unread};
 use super::refresh::Refreshed;
-use super::{BackupTime, Backups, ErrorKind, METADATA_LIMIT, Result, VM_FOLDER, Vm, VmId, cache};
+use super::{BackupTime, Backups, ErrorKind, Result, VM_FOLDER, Vm, VmId, cache};
 
 /// How long a listing is believed without looking again, on this machine.
 const LOCAL_AGE: Duration = Duration::from_secs(1);
 /// The same, over a network.
 const REMOTE_AGE: Duration = Duration::from_secs(5);
-/// For how long what cannot be parsed may be what somebody is writing, by its time: XO writes metadata in place.
-const YOUNG: Duration = Duration::from_secs(10);
-/// How long one waits between two looks at it (milliseconds).
-const PAUSES: [u64; 6] = [5, 10, 20, 40, 80, 160];
 /// With fewer metadata files to read than this, the cache, which holds all, is not looked at.
 const CACHE_WORTH: usize = 4;
 
@@ -100,12 +97,6 @@ enum Look {
     Same,
     /// It was read.
     Read(Known),
-}
-
-/// Whether a file was written so lately that its writer may not be done.
-fn is_young(stat: &Stat) -> bool {
-    let now = SystemTime::now();
-    now.duration_since(stat.modified).or_else(|_| stat.modified.duration_since(now)).is_ok_and(|age| age < YOUNG)
 }
 
 /// Whether a metadata file is as it was when it was read.
@@ -210,20 +201,29 @@ impl Catalog {
         }
         let mut newest = None;
         let mut is_certain = true;
-        for (_, name) in folder.files.iter().rev() {
+        for (number, (_, name)) in folder.files.iter().enumerate().rev() {
             let Ok(path) = folder.path.join(name) else { continue };
-            let metadata = self.storage.stat(&path).and_then(|stat| {
-                let found = newest.get_or_insert_with(|| (name.clone(), Signature::from(&stat)));
-                let is_known = before.is_some_and(|before| before.newest.as_ref() == Some(found));
-                if is_known { Ok(None) } else { self.read_metadata(&path, Some(&stat)).map(Some) }
-            });
-            match metadata {
-                Ok(None) => return before.cloned(),
-                Ok(Some(Ok(metadata))) => {
+            match self.storage.stat(&path) {
+                Ok(stat) => {
+                    let found = newest.get_or_insert_with(|| (name.clone(), Signature::from(&stat)));
+                    if before.is_some_and(|before| before.newest.as_ref() == Some(found)) {
+                        return before.cloned();
+                    }
+                }
+                Err(error) => {
+                    is_certain &= !error.kind().is_unavailable();
+                    continue;
+                }
+            }
+            // Another one may give the name, but for the last.
+            let pauses = if number == 0 && before.is_none() { read::PAUSES } else { &[] };
+            match read::read(&*self.storage, &path, pauses) {
+                Ok(metadata) => {
                     return Some(Named { name: metadata.vm_name(), newest: newest.filter(|_| is_certain) });
                 }
-                Ok(Some(Err(_))) => {}
-                Err(error) => is_certain &= !error.kind().is_unavailable(),
+                Err(Unread::Broken { may_pass: true, .. }) if before.is_some() => return Some(unnamed()),
+                Err(Unread::Broken { may_pass, .. }) => is_certain &= !may_pass,
+                Err(Unread::Gone) => {}
             }
         }
         Some(Named { newest: newest.filter(|_| is_certain), ..unnamed() })
@@ -356,23 +356,6 @@ impl Catalog {
         cache::read(self.storage.as_ref(), &folder.path, &cache, &names)
     }
 
-    /// Reads and parses a metadata file; one that somebody may be writing is given a moment to become whole.
-    fn read_metadata(
-        &self,
-        path: &ObjectPath,
-        stat: Option<&Stat>,
-    ) -> storage::Result<std::result::Result<Metadata, String>> {
-        let mut pauses = PAUSES.into_iter().map(Duration::from_millis);
-        loop {
-            let parsed = Metadata::parse(&self.storage.read(path, METADATA_LIMIT)?);
-            if parsed.is_ok() || !stat.is_some_and(is_young) {
-                return Ok(parsed);
-            }
-            let Some(pause) = pauses.next() else { return Ok(parsed) };
-            std::thread::sleep(pause);
-        }
-    }
-
     /// Reads one backup, from `cached` if it is there; `None` if it was removed since it was listed.
     fn read_backup(
         &self,
@@ -387,18 +370,12 @@ impl Catalog {
         let mut signature = stat.map(Signature::from);
         let metadata = match cached {
             Some(metadata) => Ok(metadata),
-            None => match self.read_metadata(&path, stat) {
-                Ok(Err(reason)) => {
-                    signature = signature.filter(|_| !stat.is_some_and(is_young));
+            None => match read::read(&*self.storage, &path, read::PAUSES) {
+                Ok(metadata) => Ok(metadata),
+                Err(Unread::Gone) => return None,
+                Err(Unread::Broken { reason, may_pass }) => {
+                    signature = signature.filter(|_| !may_pass);
                     Err(reason)
-                }
-                Ok(parsed) => parsed,
-                Err(error) if error.kind() == storage::ErrorKind::NotFound => return None,
-                Err(error) => {
-                    if error.kind().is_unavailable() {
-                        signature = None;
-                    }
-                    Err(error.to_string())
                 }
             },
         };

@@ -35,6 +35,7 @@ mod metadata;
 mod naming;
 mod period;
 mod problems;
+mod read;
 mod refresh;
 mod retention;
 mod selector;

@@ -76,7 +76,10 @@ fn vms_are_the_folders_that_hold_backups() {
 fn the_name_comes_from_the_newest_metadata_that_can_be_read() {
     let (repository, memory, faulty) = repository(|memory| {
         put(memory, VM, "web01", 1);
-        memory.put(&format!("{VM_FOLDER}/{VM}/{}.json", time(2)), "{\"vm\":{\"name").unwrap();
+        let path = format!("{VM_FOLDER}/{VM}/{}.json", time(2));
+        memory.put(&path, "{\"vm\":{\"name").unwrap();
+        let long_ago = SystemTime::now() - Duration::from_secs(3600);
+        memory.set_modified(&ObjectPath::new(&path).unwrap(), long_ago).unwrap();
     });
     assert_eq!(repository.vms().unwrap()[0].name, "web01");
     faulty.reset_counts();
@@ -169,21 +172,24 @@ fn metadata_that_does_not_parse_is_a_listed_problem_until_it_does() {
 #[test]
 fn metadata_that_is_being_written_in_place_is_waited_for() {
     let path = format!("{VM_FOLDER}/{VM}/{}.json", time(2));
-    let (repository, memory, faulty) = repository(|memory| {
-        put(memory, VM, "web01", 1);
-        memory.put(&path, "").unwrap();
-    });
-    let (writer, written) = (memory.clone(), path.clone());
-    let reads = AtomicU32::new(0);
-    faulty.set_rule(move |operation, path| {
-        let is_read = operation == Operation::Read && path.as_str() == written;
-        if is_read && reads.fetch_add(1, Ordering::Relaxed) == 2 {
+    // Of an encrypted file a part is not authentic.
+    for fault in [None, Some(StorageError::Authentication)] {
+        let (repository, memory, faulty) = repository(|memory| {
+            put(memory, VM, "web01", 1);
+            memory.put(&path, "").unwrap();
+        });
+        let (writer, written, reads) = (memory.clone(), path.clone(), AtomicU32::new(0));
+        faulty.set_rule(move |operation, path| {
+            let is_read = operation == Operation::Read && path.as_str() == written;
+            if !is_read || reads.fetch_add(1, Ordering::Relaxed) < 2 {
+                return fault.filter(|_| is_read).map(Fault::Error);
+            }
             writer.overwrite(&written, metadata("web01", 2)).unwrap();
-        }
-        None
-    });
-    assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [1, 2]);
-    assert_eq!(repository.problems(), []);
+            None
+        });
+        assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [1, 2]);
+        assert_eq!(repository.problems(), []);
+    }
 }
 
 #[test]
@@ -191,8 +197,10 @@ fn metadata_that_is_written_again_in_place_is_shown_as_it_was_until_it_is_old() 
     let (repository, memory, _) = repository(|memory| put(memory, VM, "web01", 1));
     assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [1]);
     let path = ObjectPath::new(&format!("{VM_FOLDER}/{VM}/{}.json", time(1))).unwrap();
+    assert_eq!(repository.vms().unwrap()[0].name, "web01");
     memory.overwrite(path.as_str(), "{\"mode\":\"del").unwrap();
     assert_eq!(sizes(&repository.backups(&id(VM)).unwrap()), [1]);
+    assert_eq!(repository.vms().unwrap()[0].name, "web01");
     memory.set_modified(&path, SystemTime::now() - Duration::from_secs(11)).unwrap();
     assert_eq!(repository.backups(&id(VM)).unwrap()[0].mode, Mode::Unreadable);
     memory.overwrite(path.as_str(), metadata("web01", 3)).unwrap();
