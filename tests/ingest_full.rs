@@ -204,6 +204,24 @@ fn what_an_intent_names_is_left_alone_where_metadata_says_something_else() {
 }
 
 #[test]
+fn what_an_intent_names_is_left_alone_while_some_metadata_cannot_be_read() {
+    let (memory, source) = (empty(), source(&[1, 3, 4]));
+    let storage: Arc<dyn WritableStorage> = memory.clone();
+    mirror(&wanted(source.clone(), 1).unwrap(), &[&storage]).unwrap();
+    memory.remove(&file(1, "json")).unwrap();
+    memory.put(&format!("xo-vm-backups/{VM}/.{}.xofs-ingest", time(1)), "left").unwrap();
+    memory.put(&file(2, "json"), "{\"mode\":\"fu").unwrap();
+    let before = files(&*memory);
+    mirror(&wanted(source.clone(), 3).unwrap(), &[&storage]).unwrap();
+    let mut expected = [before, files_of(&[3])].concat();
+    expected.sort();
+    assert_eq!(files(&*memory), expected);
+    memory.remove(&file(2, "json")).unwrap();
+    mirror(&wanted(source.clone(), 4).unwrap(), &[&storage]).unwrap();
+    assert_eq!(files(&*memory), files_of(&[3, 4]));
+}
+
+#[test]
 fn an_xva_that_cannot_be_read_to_its_end_or_is_not_what_was_written_leaves_nothing() {
     let whole = xva(1);
     let tar = |end: &[u8]| [vec![7; 4096 - 1024].as_slice(), end].concat();
@@ -541,4 +559,34 @@ fn a_mirrored_full_backup_takes_the_options_that_fit_it_and_retention_forgets_ol
     left.retain(|name| name != "cache.json.gz");
     left.sort();
     assert_eq!(left, ["json", "xva", "xva.checksum"].map(|end| format!("{later}.{end}")));
+}
+
+#[test]
+fn a_new_backup_has_the_network_of_the_last_one_that_says_it() {
+    let (copy, folder) = (copy_of(&fixture("main").join("repo")), folder());
+    let repository = open(copy.path(), false);
+    let (vm, backups) = vm_of(&repository, "web01");
+    let newest = backups.iter().rfind(|backup| backup.mode == Mode::Incremental).unwrap();
+    let said = document(&repository, newest);
+    assert!(said["vifs"].as_object().is_some_and(|vifs| !vifs.is_empty()), "{said}");
+    // A full backup says nothing of it.
+    let full = json!({"mode": "full", "version": "2.0.0", "vm": said["vm"], "xva": "./20270101T000000Z.xva"});
+    let of_vm = copy.path().join(newest.metadata.parent().as_str());
+    fs::write(of_vm.join("20270101T000000Z.json"), full.to_string()).unwrap();
+    let image = folder.path().join("image.raw");
+    fs::write(&image, "an image").unwrap();
+    let disk = format!("xvda={}", image.display());
+    succeed(xofs().arg("ingest").arg(copy.path()).args([
+        "--vm",
+        vm.id.as_str(),
+        "--disk",
+        &disk,
+        "--time",
+        "2027-01-02T00:00:00Z",
+    ]));
+    let repository = open(copy.path(), false);
+    let (_, backups) = vm_of(&repository, "web01");
+    let made = backups.iter().rfind(|backup| backup.mode == Mode::Incremental).unwrap();
+    assert!(made.time != newest.time);
+    assert_eq!(document(&repository, made)["vifs"], said["vifs"]);
 }

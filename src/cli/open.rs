@@ -109,7 +109,9 @@ pub fn lock(
         !is_stopped.load(Ordering::Relaxed)
     });
     match taken {
-        Err(_) if is_stopped.load(Ordering::Relaxed) => Err(Failure::new(Exit::Interrupted, "interrupted").into()),
+        Err(error) if error.kind() == ErrorKind::Locked && is_stopped.load(Ordering::Relaxed) => {
+            Err(Failure::new(Exit::Interrupted, "interrupted").into())
+        }
         taken => Ok(taken?),
     }
 }

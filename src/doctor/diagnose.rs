@@ -368,7 +368,10 @@ impl<'a> Diagnosis<'a> {
         self.leftovers(&survey.entries)?;
         for seen in survey.entries.iter().filter(|seen| seen.is_file()) {
             let Some(time) = ingest::time_of_intent(&seen.name) else { continue };
-            let reason = format!("an ingest noted here that it began to write the XVA of {time}, and did not end");
+            let reason = match survey.xvas.contains_key(&time) {
+                true => "an ingest noted here that it began; its backup is complete".to_owned(),
+                false => format!("an ingest of {time} began here and died before its backup existed"),
+            };
             self.trash(Kind::DeadIngest, vec![seen.path.clone()], reason)?;
         }
         let note = note_of(&survey.folder);

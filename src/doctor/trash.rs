@@ -21,7 +21,9 @@ use std::collections::BTreeSet;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use storage::{Kind as What, ObjectPath, WritableStorage, create_directories, publish, publish_rename, remove_tree};
+use storage::{
+    Kind as What, ObjectPath, WritableStorage, create_directories, publish, publish_rename, remove_tree, unless_gone,
+};
 
 use super::plan::Kind;
 use crate::merge::note_of;
@@ -406,11 +408,4 @@ fn size_of(storage: &dyn WritableStorage, folder: &ObjectPath) -> Result<u64> {
         }
     }
     Ok(size)
-}
-
-fn unless_gone(removed: storage::Result<()>) -> storage::Result<()> {
-    match removed {
-        Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }

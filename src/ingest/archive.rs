@@ -16,18 +16,19 @@
 //! | there  | names the XVA         | the backup is complete: the intent alone is removed |
 //! | there  | none, nor another that names the XVA | XVA and checksum, then the intent are removed |
 //! | there  | anything else         | nothing is removed |
+//! | none   | none                  | nothing is removed, and a mirror of that time is refused |
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use storage::{
-    Checksum, Existing, ObjectPath, UNPUBLISHED, WritableObject, WritableStorage, create_directories, publish,
-    publish_rename,
+    Checksum, Existing, MAX_OPEN_OBJECT, ObjectPath, UNPUBLISHED, WritableObject, WritableStorage, create_directories,
+    publish, publish_rename, unless_gone,
 };
 
 use super::error::{Error, ErrorKind, Result};
-use super::full::{WHOLE_AT_MOST, checksum_name};
-use super::intent::{self, Fate, unless_gone};
-use crate::repository::{self, Backup, BackupTime, Document, METADATA_LIMIT, Mode, VmLock};
+use super::full::{WHOLE_AT_MOST, checksum_name, is_whole};
+use super::intent::{self, Fate};
+use crate::repository::{self, BackupTime, Document, METADATA_LIMIT, VmLock};
 
 /// The files of one full backup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,14 +87,14 @@ impl Archive {
     /// # Errors
     /// [`ErrorKind::Usage`] if it is too long to be encrypted.
     pub fn check_size(storage: &dyn WritableStorage, size: u64) -> Result<()> {
-        if storage.capabilities().ranged_reads || size <= WHOLE_AT_MOST {
+        if !is_whole(storage.capabilities()) || size <= WHOLE_AT_MOST {
             return Ok(());
         }
         let message = format!(
-            "the XVA has {} MiB, and of one that is to be encrypted at most {} can be written yet: mirror it to a repository \
-             that is not encrypted, or with Xen Orchestra",
+            "the XVA has {} MiB, and one of more than {} MiB cannot be encrypted yet: mirror it to a repository that is not \
+             encrypted, or with Xen Orchestra",
             size.div_ceil(1 << 20),
-            WHOLE_AT_MOST >> 20
+            MAX_OPEN_OBJECT >> 20
         );
         Err(Error::new(ErrorKind::Usage, message))
     }
@@ -124,7 +125,7 @@ impl Archive {
 
     /// Begins to write it.
     pub fn create(&self, storage: &dyn WritableStorage) -> Result<Writing> {
-        if !storage.capabilities().ranged_reads {
+        if is_whole(storage.capabilities()) {
             return Ok(Writing::Memory(Mutex::default()));
         }
         Ok(Writing::File(storage.create(&self.unpublished()?)?))
@@ -137,8 +138,7 @@ impl Archive {
             Writing::File(object) => object.sync()?,
             Writing::Memory(all) => {
                 let all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-                storage.write(&path, &all, Existing::Refuse)?;
-                storage.sync(&path)?;
+                storage.write_and_sync(&path, &all, Existing::Refuse)?;
             }
         }
         Ok(())
@@ -151,13 +151,14 @@ impl Archive {
     pub fn publish(&self, storage: &dyn WritableStorage, checksum: Checksum, size: u64) -> Result<()> {
         let path = self.path()?;
         publish_rename(storage, &self.unpublished()?, &path)?;
-        if !storage.capabilities().ranged_reads {
-            return Ok(());
-        }
-        let found = storage.stat(&path)?.size;
+        // Also decrypts it.
+        let found = storage.open(&path)?.stat()?.size;
         if found != size {
             let message = format!("'{path}' was written with {size} bytes and has {found}");
             return Err(repository::Error::new(repository::ErrorKind::Damaged, message).into());
+        }
+        if is_whole(storage.capabilities()) {
+            return Ok(());
         }
         Ok(publish(storage, &self.checksum()?, checksum.to_string().as_bytes())?)
     }
@@ -179,43 +180,35 @@ impl Archive {
         self.conclude(storage)
     }
 
-    /// Says what is to become of what an intent names; `backups` are those of the VM.
-    fn fate(&self, storage: &dyn WritableStorage, backups: &[Arc<Backup>]) -> Result<Fate> {
-        let path = self.path()?;
-        let metadata = self.folder.join(&format!("{}.json", self.time.stored()))?;
-        if let Some(read) = unless_unavailable(storage.read(&metadata, METADATA_LIMIT))? {
-            if read.is_none_or(|bytes| named_in(&bytes, &self.folder).as_ref() != Some(&path)) {
-                let why = "its metadata is there, but does not name it, or cannot be read";
-                return Ok(Fate::Unknown(why.to_owned()));
-            }
-            // One who was killed may not have come to make the metadata durable.
-            storage.sync(&self.folder)?;
-            return Ok(Fate::Complete);
-        }
-        for other in backups.iter().filter(|backup| backup.mode == Mode::Full) {
-            let read = unless_unavailable(storage.read(&other.metadata, METADATA_LIMIT))?.flatten();
-            if read.and_then(|bytes| named_in(&bytes, &self.folder)).as_ref() == Some(&path) {
-                return Ok(Fate::Unknown(format!("the backup of {} has it", other.time)));
+    /// Says what is to become of what an intent names; `names` are those in the folder.
+    fn fate(&self, storage: &dyn WritableStorage, names: &[String]) -> Result<Fate> {
+        let (path, own) = (self.path()?, format!("{}.json", self.time.stored()));
+        let others = names.iter().filter(|name| name.ends_with(".json") && **name != own);
+        for name in std::iter::once(&own).chain(others) {
+            let document: Option<Document> = match storage.read(&self.folder.join(name)?, METADATA_LIMIT) {
+                Ok(bytes) => serde_json::from_slice(&bytes).ok(),
+                Err(error) if error.kind().is_unavailable() => return Err(error.into()),
+                Err(error) if error.kind() == storage::ErrorKind::NotFound && !names.contains(name) => continue,
+                Err(_) => None,
+            };
+            let Some(document) = document else {
+                return Ok(Fate::Unknown(format!("'{name}' cannot be read, and may name it")));
+            };
+            match named_by(&document, &self.folder) == Some(path.clone()) {
+                true if *name == own => {
+                    // One who was killed may not have come to make the metadata durable.
+                    storage.sync(&self.folder)?;
+                    return Ok(Fate::Complete);
+                }
+                true => return Ok(Fate::Unknown(format!("'{name}' names it"))),
+                false if *name == own => {
+                    return Ok(Fate::Unknown("its metadata is there, but does not name it".into()));
+                }
+                false => {}
             }
         }
         Ok(Fate::Abandoned)
     }
-}
-
-/// Returns what was read, `None` within if it cannot be; `None` if nothing is there.
-///
-/// # Errors
-/// What the storage says if that may pass.
-fn unless_unavailable(read: storage::Result<Vec<u8>>) -> Result<Option<Option<Vec<u8>>>> {
-    match read {
-        Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(None),
-        Err(error) if error.kind().is_unavailable() => Err(error.into()),
-        read => Ok(Some(read.ok())),
-    }
-}
-
-fn named_in(metadata: &[u8], folder: &ObjectPath) -> Option<ObjectPath> {
-    named_by(&serde_json::from_slice(metadata).ok()?, folder)
 }
 
 /// Returns the XVA that metadata names, relative to the `folder` of the VM that it lies in.
@@ -224,32 +217,33 @@ pub(super) fn named_by(metadata: &Document, folder: &ObjectPath) -> Option<Objec
     folder.resolve(&name).ok()
 }
 
-/// Removes what runs left in the folder of a VM that died; `backups` are those of the VM. Returns what was left alone, and why.
+/// Removes what runs left in the folder of a VM that died. Returns what was left alone, and why.
 ///
 /// # Errors
 /// If the folder cannot be listed, something cannot be removed, or the lock is lost.
-pub(super) fn recover(lock: &VmLock, folder: &ObjectPath, backups: &[Arc<Backup>]) -> Result<Vec<String>> {
+pub(super) fn recover(lock: &VmLock, folder: &ObjectPath) -> Result<Vec<String>> {
     let storage = &**lock.storage();
     let entries = match storage.list(folder) {
         Err(error) if error.kind() == storage::ErrorKind::NotFound => return Ok(Vec::new()),
         listed => listed?,
     };
+    let names: Vec<String> = entries.into_iter().map(|entry| entry.name).collect();
     let mut left_alone = Vec::new();
-    for entry in entries {
-        if intent::is_unpublished(&entry.name) {
+    for name in &names {
+        if intent::is_unpublished(name) {
             lock.check()?;
-            unless_gone(storage.remove(&folder.join(&entry.name)?))?;
+            unless_gone(storage.remove(&folder.join(name)?))?;
         }
-        let Some(time) = intent::time_of(&entry.name) else { continue };
+        let Some(time) = intent::time_of(name) else { continue };
         let archive = Archive::new(folder.clone(), time);
         lock.check()?;
-        match archive.fate(storage, backups)? {
+        match archive.fate(storage, &names)? {
             Fate::Complete => archive.conclude(storage)?,
             Fate::Abandoned => {
                 tracing::info!(folder = %folder, %time, "removes what an ingest left that was ended");
                 archive.remove(storage)?;
             }
-            Fate::Unknown(why) => left_alone.push(format!("'{folder}/{}': {why}", entry.name)),
+            Fate::Unknown(why) => left_alone.push(format!("'{folder}/{}': {why}", name)),
         }
     }
     Ok(left_alone)

@@ -9,7 +9,7 @@
 //! stored in no order; each is there once.
 //!
 //! Memory: with R readers, N workers (one for each core), F formats and D destinations, at most
-//! R + N + N × (2 + F) + D × ([`DEPTH`] + [`WRITERS`]) blocks of 2 MiB, besides the caches and digests of the bases.
+//! R + N + N × (2 + F) + D × ([`DEPTH`] + 2 × [`WRITERS`]) blocks of 2 MiB, besides the caches and digests of the bases.
 
 use std::cell::OnceCell;
 use std::fs::File;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::thread;
 
 use crossbeam::channel::{self, Receiver, Sender};
-use storage::{Checksum, MAX_OPEN_OBJECT, Object, ObjectPath, Storage, Summing};
+use storage::{Capabilities, Checksum, MAX_OPEN_OBJECT, Object, ObjectPath, Storage, Summing};
 use xva::Compression;
 
 use super::archive::Writing;
@@ -73,8 +73,7 @@ impl Xva {
             return Err(xva.broken(&format!("has {size} bytes, and its metadata says {expected}: it is not whole")));
         }
         xva.check_ends()?;
-        // Of an encrypted one it is the sum of what is stored, which is not what is read.
-        if storage.capabilities().ranged_reads {
+        if !is_whole(storage.capabilities()) {
             xva.checksum = xva.stored_checksum(storage)?;
         }
         Ok(xva)
@@ -101,7 +100,13 @@ impl Xva {
         match storage.read(&path, CHECKSUM_LIMIT) {
             Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(Error::new(ErrorKind::Source, error.to_string())),
-            Ok(text) => Ok(std::str::from_utf8(&text).ok().and_then(Checksum::parse)),
+            Ok(text) => {
+                let checksum = std::str::from_utf8(&text).ok().and_then(Checksum::parse);
+                if checksum.is_none() {
+                    tracing::warn!(%path, "is no MD5 as Xen Orchestra writes it: the XVA is mirrored without being compared");
+                }
+                Ok(checksum)
+            }
         }
     }
 
@@ -128,6 +133,11 @@ impl Xva {
         }
         Ok(())
     }
+}
+
+/// Whether objects are read and written as a whole, since they are encrypted. Xen Orchestra writes no checksums beside them.
+pub(super) fn is_whole(storage: Capabilities) -> bool {
+    !storage.ranged_reads
 }
 
 /// Returns the name of the file that the checksum of another is in.

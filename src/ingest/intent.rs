@@ -14,7 +14,9 @@
 //! of the lineage is newer, and no other alias leads to its data. An intent may outlive its backup: a merge may
 //! since have put what it names to another use, and then one of these is so.
 
-use storage::{ObjectPath, Storage, UNPUBLISHED, WritableStorage, create_directories, publish, remove_tree};
+use storage::{
+    ObjectPath, Storage, UNPUBLISHED, WritableStorage, create_directories, publish, remove_tree, unless_gone,
+};
 use vhd::{DIGESTS, digests_name};
 
 use super::error::Result;
@@ -228,12 +230,4 @@ fn folders(storage: &(impl Storage + ?Sized), path: &ObjectPath) -> Result<Vec<O
     };
     let folders = entries.iter().filter(|entry| entry.is_directory).map(|entry| Ok(path.join(&entry.name)?));
     folders.collect()
-}
-
-/// What is gone already needs not be removed.
-pub(super) fn unless_gone(removed: storage::Result<()>) -> storage::Result<()> {
-    match removed {
-        Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }

@@ -68,12 +68,13 @@ impl<'a> Target<'a> {
             Err(error) if error.kind() == repository::ErrorKind::NotFound => Arc::default(),
             listed => listed?,
         };
-        let left_alone = [intent::recover(&lock, &folder, &backups)?, archive::recover(&lock, &folder, &backups)?];
+        let left_alone = [intent::recover(&lock, &folder, &backups)?, archive::recover(&lock, &folder)?];
         for left in left_alone.concat() {
             watch.say(&format!("{name}: left alone what an ingest left that was ended: {left}"));
         }
-        let newest = backups.iter().rev().find(|backup| backup.mode != Mode::Unreadable);
-        let template = match newest {
+        // What says that a backup is full says less of the VM.
+        let newest = |mode| backups.iter().rev().find(|backup| backup.mode == mode);
+        let template = match newest(Mode::Incremental).or_else(|| newest(Mode::Full)) {
             Some(backup) => Template::new(backup, &destination.repository.backup_metadata(backup)?),
             None => None,
         };
@@ -296,6 +297,8 @@ impl<'a> Target<'a> {
             return error
                 .and("whether the backup exists is seen by its metadata: the next ingest finds out, and cleans up");
         }
+        // Over NFS and SMB what is open cannot go.
+        self.writing = None;
         let discarded = self.sink.take().map_or(Ok(()), BlockSink::discard);
         let removed = discarded.map_err(Error::from).and_then(|()| {
             for plan in &self.plans[..self.announced] {

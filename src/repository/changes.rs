@@ -24,7 +24,7 @@ use flate2::{Compression, GzBuilder, read::MultiGzDecoder};
 use indexmap::IndexMap;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
-use storage::{ObjectPath, Storage, UNPUBLISHED, WritableStorage, create_directories, publish};
+use storage::{ObjectPath, Storage, UNPUBLISHED, WritableStorage, create_directories, publish, unless_gone};
 
 use super::{BackupTime, Error, ErrorKind, METADATA_LIMIT, Result, VM_FOLDER, VmLock, cache};
 
@@ -366,11 +366,4 @@ fn packed(entries: &Entries) -> Option<Vec<u8>> {
     let mut encoder = builder.write(Vec::new(), Compression::new(6));
     let packed = encoder.write_all(&text).and_then(|()| encoder.finish()).ok()?;
     (packed.len() as u64 <= cache::STORED_LIMIT).then_some(packed)
-}
-
-fn unless_gone(removed: storage::Result<()>) -> storage::Result<()> {
-    match removed {
-        Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }

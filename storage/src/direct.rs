@@ -12,7 +12,7 @@ use rustix::io::{Errno, pwrite};
 
 /// From how many bytes on a file is worth it: the disk is waited for, which takes longer than to copy few.
 pub(crate) const WORTH: usize = 64 << 10;
-/// What offsets, lengths and addresses must be multiples of: the largest that a disk or file system is known to ask for.
+/// What offsets, lengths and addresses are multiples of: what nearly all disks and file systems ask for, or a multiple of it.
 const GRAIN: usize = 4096;
 /// The most that is written at once, more than a block of an exploded VHD.
 const PIECE: usize = 4 << 20;

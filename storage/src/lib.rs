@@ -39,7 +39,7 @@ pub use path::ObjectPath;
 pub use power_cut::Loss;
 pub use write::{
     Existing, Moves, Room, Synced, UNPUBLISHED, WritableObject, WritableStorage, create_directories, publish,
-    publish_rename, remove_tree,
+    publish_rename, remove_tree, unless_gone,
 };
 
 /// What an object is.

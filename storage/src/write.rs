@@ -319,15 +319,22 @@ pub fn create_directories(storage: &dyn WritableStorage, path: &ObjectPath) -> R
     Ok(())
 }
 
+/// Returns what removing something gave, where it is as well if it was gone already.
+///
+/// # Errors
+/// What the storage says but that.
+pub fn unless_gone(removed: Result<()>) -> Result<()> {
+    match removed {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// Removes a file or a folder with all that is in it. What is gone already is no error.
 ///
 /// # Errors
 /// What the storage says; then a part may be gone.
 pub fn remove_tree(storage: &dyn WritableStorage, path: &ObjectPath) -> Result<()> {
-    let unless_gone = |result: Result<()>| match result {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-        other => other,
-    };
     match storage.remove(path) {
         Err(error) if error.kind() == ErrorKind::IsDirectory => {}
         other => return unless_gone(other),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use storage::{Entry, ObjectPath, Storage, UNPUBLISHED, WritableStorage, remove_tree};
+use storage::{Entry, ObjectPath, Storage, UNPUBLISHED, WritableStorage, remove_tree, unless_gone};
 
 use super::plan::images_of;
 use super::{Control, Merge};
@@ -99,11 +99,4 @@ fn named_data(
     let names = images_of(folder, there)?;
     let led_to = at_once::each(reader.capabilities(), &names, |name| chain::data_path(reader, name));
     names.into_iter().zip(led_to).map(|(name, data)| Ok((name, data?))).collect()
-}
-
-fn unless_gone(removed: storage::Result<()>) -> storage::Result<()> {
-    match removed {
-        Err(error) if error.kind() == storage::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
 }
