@@ -5,15 +5,16 @@
 //! under the lock of the VM
 //! 1  finish the merges that were begun earlier, by us or by XO
 //! 2  see that everything that would be merged can be; a backup that cannot go stays; write anew what fits nothing
-//! 3  note what goes with them alone (alone.rs): XVAs, disks nothing that stays is built on
+//! 3  note what goes with them (note.rs): XVAs and disks
 //! 4  remove the metadata of those that go, newest first; from here on they do not exist; then their XVAs
-//! 5  merge each chain (vhd::Merge), those of several disks at a time; then write what changed into the metadata of the targets
-//! 6  remove the disks that go alone, then the note
+//! 5  remove the disks that nothing is built on that stays: what is merged next may have been what they are built on
+//! 6  merge each chain (vhd::Merge), those of several disks at a time; then write what changed into the metadata of the targets;
+//!    then the note goes
 //! ```
 //!
 //! What is interrupted after step 4 is found the next time by its disks, which no metadata names, and by the note.
 
-mod alone;
+mod note;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,12 +22,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use serde_json::value::{RawValue, to_raw_value};
-use storage::{ObjectPath, Storage, WritableStorage};
+use storage::{ObjectPath, Storage, UNPUBLISHED, WritableStorage, unless_gone};
 use vhd::{Control, ImageSummary, Merge, Outcome};
 
-pub(crate) use alone::note_of;
+pub(crate) use note::note_of;
 
-use alone::Alone;
+use note::Note;
 
 use crate::repository::{
     Backup, BackupDisk, BackupTime, Backups, DiskSource, Error, ErrorKind, Mode, Repository, Result, VM_FOLDER,
@@ -149,8 +150,8 @@ impl<'a> Run<'a> {
         let mut going = choose(&backups);
         let folder = VmFolder::new(self.lock)?;
         self.keep_immutable(&folder, &mut going)?;
-        let mut alone = self.left_alone()?;
-        let mut merges = self.plan(&backups, &mut going, &lineages, &mut alone)?;
+        let mut note = self.left_note()?;
+        let mut merges = self.plan(&backups, &mut going, &lineages, &mut note)?;
         (self.watch.planned)(merges.iter().map(|planned| planned.merge.blocks()).sum());
         self.each_merge(&mut merges, |run, merge| run.prepare(merge))?;
         if self.done.is_stopped {
@@ -158,9 +159,9 @@ impl<'a> Run<'a> {
         }
         going.sort_by_key(|backup| std::cmp::Reverse(backup.time));
         for backup in &going {
-            alone.files.extend(self.archive(&folder, backup)?);
+            note.files.extend(self.archive(&folder, backup)?);
         }
-        alone.note(&*self.storage, &self.folder)?;
+        note.write(&*self.storage, &self.folder)?;
         for backup in &going {
             if (self.watch.is_stopped)() {
                 self.done.is_stopped = true;
@@ -169,7 +170,8 @@ impl<'a> Run<'a> {
             folder.remove(backup.time)?;
             self.done.backups.push(backup.time);
         }
-        self.remove_files(&folder, &backups, &going, &alone)?;
+        self.remove_files(&folder, &backups, &going, &note)?;
+        let are_gone = self.remove_disks(&backups, &going, &note, &lineages)?;
         self.each_merge(&mut merges, |run, merge| run.merge(merge))?;
         for merge in &merges {
             self.conclude(merge, &backups)?;
@@ -177,8 +179,8 @@ impl<'a> Run<'a> {
         if self.done.is_stopped {
             return Ok(self.done);
         }
-        if self.remove_disks(&backups, &going, &alone, &lineages)? {
-            alone.forget(&*self.storage, &self.folder)?;
+        if are_gone {
+            note.forget(&*self.storage, &self.folder)?;
         }
         Ok(self.done)
     }
@@ -258,29 +260,29 @@ impl<'a> Run<'a> {
     }
 
     /// Reads what a run noted that died.
-    fn left_alone(&mut self) -> Result<Alone> {
-        match Alone::read(&*self.reader, &self.folder) {
+    fn left_note(&mut self) -> Result<Note> {
+        match Note::read(&*self.reader, &self.folder) {
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 self.done.problems.push((note_of(&self.folder), error.to_string()));
-                Ok(Alone::default())
+                Ok(Note::default())
             }
             read => read,
         }
     }
 
-    /// Finds what is to be merged, and what is not since it goes alone; takes out of `going` the backups of which a disk
+    /// Finds what is to be merged, and notes the disks that go with it or alone; takes out of `going` the backups of which a disk
     /// cannot be merged.
     fn plan(
         &mut self,
         backups: &Backups,
         going: &mut Vec<Arc<Backup>>,
         lineages: &[ObjectPath],
-        alone: &mut Alone,
+        note: &mut Note,
     ) -> Result<Vec<Planned>> {
         loop {
             let kept = self.names_of(backups, going);
             let went: BTreeSet<&ObjectPath> = going.iter().flat_map(|backup| disks_of(backup)).collect();
-            let (mut merges, mut disks) = (Vec::new(), BTreeMap::new());
+            let (mut merges, mut alone, mut merged) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
             let mut problems = Vec::new();
             for lineage in lineages {
                 let found = match Merge::lineage(&self.reader, lineage, |path| kept.contains(path)) {
@@ -302,7 +304,7 @@ impl<'a> Run<'a> {
                     } else if let Some(path) = self.immutable([lineage, &name, &data])? {
                         problems.push((name, immutable(&path, "removed")));
                     } else {
-                        disks.insert(name, data);
+                        alone.insert(name, data);
                     }
                 }
                 for chain in found.chains {
@@ -314,8 +316,14 @@ impl<'a> Run<'a> {
                         problems.push((lineage.join(&chain[0])?, immutable(&path, "changed")));
                         continue;
                     }
-                    match Merge::new(&self.storage, lineage, &chain) {
-                        Ok(merge) => merges.push(Planned { images: chain.len() as u64 - 1, merge, outcome: None }),
+                    let is_alone = |name: &str| lineage.join(name).is_ok_and(|name| alone.contains_key(&name));
+                    match Merge::new_once_gone(&self.storage, lineage, &chain, is_alone) {
+                        Ok(merge) => {
+                            let sources =
+                                merge.sources().filter(|(name, data)| went.contains(name) && data.is_beneath(lineage));
+                            merged.extend(sources.map(|(name, data)| (name, data.clone())));
+                            merges.push(Planned { images: chain.len() as u64 - 1, merge, outcome: None });
+                        }
                         Err(error) => problems.push((lineage.join(&chain[0])?, error.to_string())),
                     }
                 }
@@ -336,7 +344,7 @@ impl<'a> Run<'a> {
             }
             if going.len() == before {
                 self.done.problems.extend(problems);
-                alone.disks.extend(disks);
+                note.disks.extend(alone.into_iter().chain(merged));
                 return Ok(merges);
             }
         }
@@ -475,8 +483,8 @@ impl<'a> Run<'a> {
     }
 
     /// Removes the files that went with backups and that none that stays has.
-    fn remove_files(&self, folder: &VmFolder, backups: &Backups, going: &[Arc<Backup>], alone: &Alone) -> Result<()> {
-        if alone.files.is_empty() {
+    fn remove_files(&self, folder: &VmFolder, backups: &Backups, going: &[Arc<Backup>], note: &Note) -> Result<()> {
+        if note.files.is_empty() {
             return Ok(());
         }
         let mut kept = BTreeSet::new();
@@ -487,7 +495,7 @@ impl<'a> Run<'a> {
             let name = path.file_name();
             path.parent() == self.folder && (name.ends_with(".xva") || name.ends_with(".xva.checksum"))
         };
-        for path in alone.files.difference(&kept).filter(is_archive) {
+        for path in note.files.difference(&kept).filter(is_archive) {
             self.lock.check()?;
             match self.storage.remove(path) {
                 Err(error) if error.kind() != storage::ErrorKind::NotFound => return Err(error.into()),
@@ -502,11 +510,11 @@ impl<'a> Run<'a> {
         &mut self,
         backups: &Backups,
         going: &[Arc<Backup>],
-        alone: &Alone,
+        note: &Note,
         lineages: &[ObjectPath],
     ) -> Result<bool> {
         let kept = self.names_of(backups, going);
-        let went = going.iter().flat_map(|backup| disks_of(backup)).chain(alone.disks.keys());
+        let went = going.iter().flat_map(|backup| disks_of(backup)).chain(note.disks.keys());
         let folders: BTreeSet<ObjectPath> = went.map(ObjectPath::parent).collect();
         let mut is_whole = true;
         for folder in folders.iter().filter(|folder| lineages.contains(folder)) {
@@ -520,22 +528,27 @@ impl<'a> Run<'a> {
             };
             let mut unneeded = unneeded.iter().map(|name| folder.join(name)).collect::<storage::Result<Vec<_>>>()?;
             // What is built on it and did not go with it is nobody's, and for a repair to judge.
-            if let Some(position) = unneeded.iter().position(|name| !alone.disks.contains_key(name)) {
+            if let Some(position) = unneeded.iter().position(|name| !note.disks.contains_key(name)) {
                 let problem = (unneeded[position].clone(), "no backup names it: see xofs check".to_owned());
                 self.done.problems.push(problem);
                 is_whole = false;
                 unneeded.truncate(position);
             }
-            let noted: Vec<&ObjectPath> = alone.disks.keys().filter(|name| name.parent() == *folder).collect();
+            let noted: Vec<&ObjectPath> = note.disks.keys().filter(|name| name.parent() == *folder).collect();
             if noted.is_empty() {
                 continue;
             }
             // Of some only the name went the last time.
             let there = self.reader.list(folder)?;
+            // Whoever wrote that is gone.
+            for entry in there.iter().filter(|entry| entry.name.ends_with(UNPUBLISHED)) {
+                self.lock.check()?;
+                unless_gone(self.storage.remove(&folder.join(&entry.name)?))?;
+            }
             let is_nameless = |name: &&ObjectPath| !there.iter().any(|entry| entry.name == name.file_name());
             for name in unneeded.iter().chain(noted.into_iter().filter(is_nameless)) {
                 self.lock.check()?;
-                match vhd::remove_image(&self.storage, name, &alone.disks[name]) {
+                match vhd::remove_image(&self.storage, name, &note.disks[name]) {
                     Err(error) if !matches!(error.kind(), vhd::ErrorKind::Unavailable | vhd::ErrorKind::Stale) => {
                         self.done.problems.push((name.clone(), error.to_string()));
                         is_whole = false;

@@ -122,8 +122,22 @@ impl Merge {
     /// [`ErrorKind::Missing`] if a block that a table lists is not there; [`ErrorKind::Damaged`] if it is no chain, or a merge
     /// has begun in it; else what the storage says.
     pub fn new(storage: &Arc<dyn WritableStorage>, folder: &ObjectPath, chain: &[String]) -> Result<Self> {
+        Self::new_once_gone(storage, folder, chain, |_| false)
+    }
+
+    /// The same, as if those images in the folder were gone of which `is_gone` says so: they have to be, before it is run.
+    ///
+    /// # Errors
+    /// As for [`Merge::new`].
+    pub fn new_once_gone(
+        storage: &Arc<dyn WritableStorage>,
+        folder: &ObjectPath,
+        chain: &[String],
+        is_gone: impl Fn(&str) -> bool,
+    ) -> Result<Self> {
         let reader = storage.clone().reader();
-        let entries = reader.list(folder)?;
+        let mut entries = reader.list(folder)?;
+        entries.retain(|entry| !is_gone(&entry.name));
         if let Some(entry) = entries.iter().find(|entry| is_state(&entry.name)) {
             let reason = "another merge has begun in its folder and has to be finished first";
             return Err(Error::new(ErrorKind::Damaged, &folder.join(&entry.name)?, reason));
@@ -302,6 +316,11 @@ impl Merge {
     #[must_use]
     pub fn target(&self) -> ObjectPath {
         self.path(self.chain.last().expect("a chain of two or more"))
+    }
+
+    /// Returns the names of the images that are to go into the target, oldest first, and what they lead to.
+    pub fn sources(&self) -> impl Iterator<Item = (ObjectPath, &ObjectPath)> {
+        self.chain[..self.chain.len() - 1].iter().map(|name| self.path(name)).zip(&self.data)
     }
 
     /// Opens the target as a disk, which its backup keeps alive.
