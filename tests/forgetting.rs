@@ -74,24 +74,51 @@ fn nothing_goes_while_a_backup_of_the_vm_cannot_be_read() {
     world.finish(&world.memory, "once it is gone");
 }
 
+/// Puts an image that no metadata names beside the second disks, built on that of a backup.
+fn put_child(world: &World, name: &str, parent: usize) {
+    let lineage = second_disks();
+    let storage: Arc<dyn WritableStorage> = world.memory.clone();
+    let data = path(&format!("{lineage}/data/{name}.vhd"));
+    let uuid = Uuid::from_u128(0x1111_1111_1111_4111_8111_ffff_ffff_ffff);
+    let parent_uuid = Uuid::from_u128(0x1111_1111_1111_4111_8111_0000_0000_0001 + 2 * parent as u128);
+    let layer = NewLayer::new(uuid, BLOCK as u64 * 6, 0).unwrap();
+    let layer = layer.with_block_size(BlockSize::new(u32::try_from(BLOCK).unwrap()).unwrap()).unwrap();
+    let layer = layer.child_of(parent_uuid, &format!("{}.alias.vhd", time(parent))).unwrap();
+    create_layer(storage.clone(), Format::Exploded(Filter::None), data.clone(), layer).unwrap().finish().unwrap();
+    write_alias(&*storage, &path(&format!("{lineage}/{name}.alias.vhd")), &data).unwrap();
+}
+
+fn second_disks() -> String {
+    format!("xo-vm-backups/{VM}/vdis/{JOB}/0a1b2c3d-0000-4000-8000-0000000000d1")
+}
+
+#[test]
+fn what_an_ingest_left_that_was_ended_is_in_nobodys_way() {
+    const LATER: &str = "20260820T020003Z";
+    let world = World::new(4);
+    put_child(&world, LATER, world.truths.len() - 1);
+    let done = world.forget(world.memory.clone()).unwrap();
+    assert_eq!(done.problems.len(), 1, "nobody knows what it is: {done:?}");
+    let world = World::new(4);
+    put_child(&world, LATER, world.truths.len() - 1);
+    world.memory.put(&format!("{}/.{LATER}.xofs-ingest", second_disks()), "begun").unwrap();
+    let done = world.forget(world.memory.clone()).unwrap();
+    assert!(done.problems.is_empty() && done.refused.is_empty() && !done.backups.is_empty(), "{done:?}");
+    assert_eq!(world.check(&world.memory, "forgotten", true), world.kept);
+    for left in [format!("{LATER}.alias.vhd"), format!(".{LATER}.xofs-ingest")] {
+        assert!(world.memory.stat(&path(&format!("{}/{left}", second_disks()))).is_ok(), "{left}");
+    }
+}
+
 #[test]
 fn a_backup_stays_that_another_chain_is_built_on() {
     // One whose second disk has one chain.
     let is_fit = |world: &World| world.truths.len() > 2 && world.keys[1].len() == 1;
     let mut world = (0..).map(World::new).find(is_fit).unwrap();
     world.kept = world.truths.keys().next_back().into_iter().cloned().chain([FULL.to_owned()]).collect();
-    let lineage = format!("xo-vm-backups/{VM}/vdis/{JOB}/0a1b2c3d-0000-4000-8000-0000000000d1");
-    let storage: Arc<dyn WritableStorage> = world.memory.clone();
     // A second child of the first backup's disk, which no metadata names.
-    let data = path(&format!("{lineage}/data/branch.vhd"));
-    let uuid = Uuid::from_u128(0x1111_1111_1111_4111_8111_ffff_ffff_ffff);
-    let parent = Uuid::from_u128(0x1111_1111_1111_4111_8111_0000_0000_0001);
-    let layer = NewLayer::new(uuid, BLOCK as u64 * 6, 0).unwrap();
-    let layer = layer.with_block_size(BlockSize::new(u32::try_from(BLOCK).unwrap()).unwrap()).unwrap();
-    let layer = layer.child_of(parent, &format!("{}.alias.vhd", time(0))).unwrap();
-    create_layer(storage.clone(), Format::Exploded(Filter::None), data.clone(), layer).unwrap().finish().unwrap();
-    write_alias(&*storage, &path(&format!("{lineage}/branch.alias.vhd")), &data).unwrap();
-    let done = world.forget(storage).unwrap();
+    put_child(&world, "branch", 0);
+    let done = world.forget(world.memory.clone()).unwrap();
     let refused: Vec<String> = done.refused.iter().map(|(time, _)| time.stored()).collect();
     assert_eq!(refused.len(), world.truths.len() - 1, "{done:?}");
     assert!(done.refused.iter().all(|(_, reason)| reason.contains("is built on it, too")), "{done:?}");

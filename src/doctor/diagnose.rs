@@ -20,7 +20,6 @@ use super::needed::{Needed, is_lost};
 use super::plan::{Act, Action, Explanation, Include, Kind, VmPlan};
 use super::survey::{CACHE, Health, Image, Lineage, Seen, Survey, is_metadata};
 use super::unclaimed::{Unclaimed, is_there, paths_of};
-use crate::ingest;
 use crate::merge::{Begun, disks_of, note_of};
 use crate::repository::{Backup, BackupTime, Mode, Result, Vm, VmFolder};
 
@@ -340,7 +339,7 @@ impl<'a> Diagnosis<'a> {
     /// Plans to move what runs of ingest left.
     fn dead_ingests(&mut self, lineage: &Lineage, unclaimed: &mut Unclaimed<'a>) -> Result<()> {
         for seen in &lineage.entries {
-            let Some(time) = ingest::time_of_intent(&seen.name) else { continue };
+            let Some(time) = BackupTime::of_intent_name(&seen.name) else { continue };
             let is_named =
                 |disk: &ObjectPath| disk.parent() == lineage.path && disk.file_name().starts_with(&time.stored());
             let is_complete = self.survey.backups.iter().any(|backup| disks_of(backup).any(is_named));
@@ -367,7 +366,7 @@ impl<'a> Diagnosis<'a> {
         let survey = self.survey;
         self.leftovers(&survey.entries)?;
         for seen in survey.entries.iter().filter(|seen| seen.is_file()) {
-            let Some(time) = ingest::time_of_intent(&seen.name) else { continue };
+            let Some(time) = BackupTime::of_intent_name(&seen.name) else { continue };
             let reason = match survey.xvas.contains_key(&time) {
                 true => "an ingest noted here that it began; its backup is complete".to_owned(),
                 false => format!("an ingest of {time} began here and died before its backup existed"),

@@ -234,7 +234,7 @@ pub(super) fn recover(lock: &VmLock, folder: &ObjectPath) -> Result<Vec<String>>
             lock.check()?;
             unless_gone(storage.remove(&folder.join(name)?))?;
         }
-        let Some(time) = intent::time_of(name) else { continue };
+        let Some(time) = BackupTime::of_intent_name(name) else { continue };
         let archive = Archive::new(folder.clone(), time);
         lock.check()?;
         match archive.fate(storage, &names)? {

@@ -22,20 +22,13 @@ use vhd::{DIGESTS, digests_name};
 use super::error::Result;
 use crate::repository::{self, Backup, BackupTime, DiskSource, VmLock};
 
-/// What the name of an intent ends with.
-const SUFFIX: &str = ".xofs-ingest";
 /// What an intent holds: enough for a person who finds it.
 const TEXT: &[u8] = b"xofs ingest writes, or wrote, what has this time\n";
 /// Longest alias that is read (bytes).
 const ALIAS_LIMIT: u64 = 4096;
 
-/// Returns the time of the disk that a file stands for; `None` if it is no intent.
-pub(crate) fn time_of(name: &str) -> Option<BackupTime> {
-    BackupTime::parse(name.strip_prefix('.')?.strip_suffix(SUFFIX)?)
-}
-
 fn path_of(folder: &ObjectPath, time: BackupTime) -> Result<ObjectPath> {
-    Ok(folder.join(&format!(".{}{SUFFIX}", time.stored()))?)
+    Ok(folder.join(&time.intent_name())?)
 }
 
 /// Says durably that something of that time is about to be written in a folder.
@@ -52,7 +45,7 @@ pub(super) fn conclude(storage: &dyn WritableStorage, folder: &ObjectPath, time:
 /// Whether a file is an intent that was not published: nothing was done yet.
 pub(super) fn is_unpublished(name: &str) -> bool {
     let hidden = name.strip_prefix('.').and_then(|name| name.strip_suffix(UNPUBLISHED));
-    hidden.and_then(|name| name.strip_prefix('.')).is_some_and(|name| name.ends_with(SUFFIX))
+    hidden.and_then(BackupTime::of_intent_name).is_some()
 }
 
 /// The names of one disk of a backup, in the folder of its lineage.
@@ -156,7 +149,7 @@ pub(super) fn recover(lock: &VmLock, folder: &ObjectPath, backups: &[std::sync::
                     lock.check()?;
                     unless_gone(storage.remove(&lineage.join(name)?))?;
                 }
-                let Some(time) = time_of(name) else { continue };
+                let Some(time) = BackupTime::of_intent_name(name) else { continue };
                 let disk = Names::new(lineage.clone(), time);
                 lock.check()?;
                 match disk.fate(storage, folder, backups, &names)? {

@@ -42,7 +42,6 @@ use vhd::{Filter, Format};
 
 pub use changes::{BlockSet, Changes};
 pub use error::{Error, ErrorKind, Result};
-pub(crate) use intent::time_of as time_of_intent;
 pub use mirror::Origin;
 pub use nbd::NbdDisk;
 pub use probe::{Probe, Reading};

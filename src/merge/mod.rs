@@ -527,6 +527,12 @@ impl<'a> Run<'a> {
                 }
             };
             let mut unneeded = unneeded.iter().map(|name| folder.join(name)).collect::<storage::Result<Vec<_>>>()?;
+            let there = self.reader.list(folder)?;
+            // What an ingest left that died is removed by the next one.
+            let intents = there.iter().filter_map(|entry| BackupTime::of_intent_name(&entry.name));
+            let intents: Vec<String> = intents.map(|time| time.stored()).collect();
+            let is_begun = |name: &ObjectPath| intents.iter().any(|time| name.file_name().starts_with(time));
+            unneeded.retain(|name| note.disks.contains_key(name) || !is_begun(name));
             // What is built on it and did not go with it is nobody's, and for a repair to judge.
             if let Some(position) = unneeded.iter().position(|name| !note.disks.contains_key(name)) {
                 let problem = (unneeded[position].clone(), "no backup names it: see xofs check".to_owned());
@@ -539,7 +545,6 @@ impl<'a> Run<'a> {
                 continue;
             }
             // Of some only the name went the last time.
-            let there = self.reader.list(folder)?;
             // Whoever wrote that is gone.
             for entry in there.iter().filter(|entry| entry.name.ends_with(UNPUBLISHED)) {
                 self.lock.check()?;

@@ -5,6 +5,9 @@ use std::fmt;
 use jiff::Timestamp;
 use jiff::civil::DateTime;
 
+/// What the name of an intent ends with.
+const INTENT: &str = ".xofs-ingest";
+
 /// The time of a backup: UTC, in whole seconds, taken from the *name* of its metadata file.
 ///
 /// Very old repositories lack the final `Z`; both spellings of one second are different times here (they are different
@@ -30,6 +33,17 @@ impl BackupTime {
         let at =
             DateTime::new(year, two(date, 4)?, two(date, 6)?, two(time, 0)?, two(time, 2)?, two(time, 4)?, 0).ok()?;
         Some(Self { at, has_zone })
+    }
+
+    /// Reads the time from the name of what `xofs ingest` puts beside files of that time before it writes them, and removes when
+    /// their backup exists; `None` if it is none.
+    pub(crate) fn of_intent_name(name: &str) -> Option<Self> {
+        Self::parse(name.strip_prefix('.')?.strip_suffix(INTENT)?)
+    }
+
+    /// Returns that name.
+    pub(crate) fn intent_name(self) -> String {
+        format!(".{}{INTENT}", self.stored())
     }
 
     /// Returns the time of a metadata file's name, `20260801T020003Z.json`; `None` if it is not one.
