@@ -544,12 +544,12 @@ impl<'a> Run<'a> {
             if noted.is_empty() {
                 continue;
             }
-            // Of some only the name went the last time.
             // Whoever wrote that is gone.
             for entry in there.iter().filter(|entry| entry.name.ends_with(UNPUBLISHED)) {
                 self.lock.check()?;
                 unless_gone(self.storage.remove(&folder.join(&entry.name)?))?;
             }
+            // Of some only the name went the last time.
             let is_nameless = |name: &&ObjectPath| !there.iter().any(|entry| entry.name == name.file_name());
             for name in unneeded.iter().chain(noted.into_iter().filter(is_nameless)) {
                 self.lock.check()?;
