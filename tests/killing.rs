@@ -16,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use seeds::Random;
 use storage::LocalStorage;
 use support::{scratch, succeed, xofs};
@@ -24,6 +25,8 @@ use xofs::repository::{OpenOptions, Repository};
 const VM: &str = "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b";
 const BLOCK: usize = 2 << 20;
 const BLOCKS: usize = 4;
+/// When the first one was made, in seconds since 1970: in August 2026.
+const FIRST: i64 = 1_785_549_603;
 /// Backups that a forget keeps.
 const KEPT: usize = 2;
 /// How often a process is killed where `XOFS_ROUNDS` does not say it.
@@ -39,6 +42,8 @@ struct World {
     truths: BTreeMap<String, Vec<u8>>,
     /// How long the last ingest and the last forget took that were not killed.
     took: [Duration; 2],
+    /// How many ingests there were; each is of a minute of its own, since several of one second would be set ahead of the clock.
+    ingests: i64,
 }
 
 impl World {
@@ -53,6 +58,7 @@ impl World {
             content: vec![0; BLOCKS * BLOCK],
             truths: BTreeMap::new(),
             took: [Duration::ZERO; 2],
+            ingests: 0,
         }
     }
 
@@ -66,10 +72,12 @@ impl World {
         fs::write(&self.image, &self.content).unwrap();
     }
 
-    fn ingest(&self) -> Command {
+    fn ingest(&mut self) -> Command {
+        self.ingests += 1;
+        let time = Timestamp::from_second(FIRST + 60 * self.ingests).unwrap();
         let mut command = xofs();
         command.arg("ingest").arg(&self.repository).args(["--vm", VM, "--name", "web01"]).args(self.layout);
-        command.arg("--disk").arg(format!("xvda={}", self.image.display()));
+        command.args(["--time", &time.to_string()]).arg("--disk").arg(format!("xvda={}", self.image.display()));
         command
     }
 
