@@ -350,11 +350,7 @@ impl<'a> Diagnosis<'a> {
                 // A merge has put what it names to another use, or its backup is another one: all of it stays.
                 continue;
             }
-            let reason = if is_complete {
-                "an ingest noted here that it began; its backup is complete".to_owned()
-            } else {
-                format!("an ingest of {time} began here and died before its backup existed")
-            };
+            let reason = reason_of_intent(time, is_complete);
             paths.push(seen.path.clone());
             self.trash(Kind::DeadIngest, paths, reason)?;
         }
@@ -367,10 +363,7 @@ impl<'a> Diagnosis<'a> {
         self.leftovers(&survey.entries)?;
         for seen in survey.entries.iter().filter(|seen| seen.is_file()) {
             let Some(time) = BackupTime::of_intent_name(&seen.name) else { continue };
-            let reason = match survey.xvas.contains_key(&time) {
-                true => "an ingest noted here that it began; its backup is complete".to_owned(),
-                false => format!("an ingest of {time} began here and died before its backup existed"),
-            };
+            let reason = reason_of_intent(time, survey.xvas.contains_key(&time));
             self.trash(Kind::DeadIngest, vec![seen.path.clone()], reason)?;
         }
         let note = note_of(&survey.folder);
@@ -440,6 +433,14 @@ impl<'a> Diagnosis<'a> {
 /// Returns the name of the image that a merge goes into, by the name of its state file.
 fn base_of(state: &ObjectPath) -> &str {
     state.file_name().trim_start_matches('.').trim_end_matches(".merge.json")
+}
+
+fn reason_of_intent(time: BackupTime, is_complete: bool) -> String {
+    if is_complete {
+        "an ingest noted here that it began; its backup is complete".to_owned()
+    } else {
+        format!("an ingest of {time} began here and died before its backup existed")
+    }
 }
 
 /// Whether a file has the name of one that is being written: `.<name>.xofs-new`, XO's `.<milliseconds>.<name>`, `<name>.tmp`.
