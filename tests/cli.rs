@@ -12,18 +12,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use storage::{LocalStorage, WritableStorage};
-use support::{copy_of, expected, fixture, is_mounted, scratch, sha256, succeed, write_key, xofs};
+use support::{copy_of, expected, fixture, is_mounted, run, scratch, sha256, succeed, write_key, xofs};
 use xofs::repository::{VmId, VmLock};
 
 fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("cli-").tempdir_in(scratch()).expect("a folder")
-}
-
-/// Runs `xofs` without a terminal and returns its exit code, standard output and standard error.
-fn run(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("the built binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("not ended by a signal"), text(stdout), text(stderr))
 }
 
 fn json(command: &mut Command) -> Value {

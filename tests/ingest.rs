@@ -20,7 +20,7 @@ use storage::{
     EncryptedStorage, EncryptionKey, Fault, FaultyStorage, LocalStorage, Loss, MemoryStorage, ObjectPath, Operation,
     Storage, WritableStorage,
 };
-use support::{scratch, succeed, xofs};
+use support::{run, scratch, succeed, xofs};
 use tempfile::TempDir;
 use vhd::{BlockIndex, BlockSize, Digest, Filter, Format};
 use xofs::ingest::{self, Destination, ErrorKind, Layout, Source, Wanted, Watch};
@@ -630,13 +630,6 @@ fn ingest(repository: &Path, image: &Path) -> Command {
     command.arg("ingest").arg(repository).args(["--vm", VM, "--name", "web01"]);
     command.arg("--disk").arg(format!("xvda={}", image.display()));
     command
-}
-
-/// Runs `xofs` without a terminal and returns its exit code, standard output and standard error.
-fn run(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("the built binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("not ended by a signal"), text(stdout), text(stderr))
 }
 
 fn local(repository: &Path) -> Arc<dyn Storage> {

@@ -6,8 +6,7 @@ mod support;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,13 +15,12 @@ use storage::{
     EncryptedStorage, EncryptionKey, Fault, FaultyStorage, Loss, MemoryStorage, ObjectPath, Operation, Storage,
     Summing, WritableStorage,
 };
-use support::{copy_of, fixture, scratch, succeed, xofs};
+use support::{KEY, copy_of, fixture, init, run, scratch, succeed, xofs};
 use tempfile::TempDir;
 use xofs::ingest::{self, Destination, ErrorKind, Extent, Layout, Wanted, Watch};
 use xofs::repository::{Backup, Mode, OpenOptions, Repository, Vm};
 
 const VM: &str = "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b";
-const KEY: &str = "0123456789abcdef0123456789abcdef";
 const MIB: usize = 1 << 20;
 /// The number of a backup that is larger than the others.
 const LARGE: usize = 9;
@@ -404,19 +402,6 @@ fn an_xva_that_is_too_long_to_be_encrypted_in_memory_is_refused_before_anything_
 
 fn folder() -> TempDir {
     tempfile::Builder::new().prefix("full-").tempdir_in(scratch()).expect("a folder")
-}
-
-/// Runs `xofs` without a terminal and returns its exit code, standard output and standard error.
-fn run(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("the built binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("not ended by a signal"), text(stdout), text(stderr))
-}
-
-fn init(folder: &Path, name: &str, arguments: &[&str]) -> PathBuf {
-    let place = folder.join(name);
-    succeed(xofs().args(["repository", "init"]).arg(&place).args(arguments).env("XOFS_PASSWORD", KEY));
-    place
 }
 
 fn open(place: &Path, is_encrypted: bool) -> Arc<Repository> {

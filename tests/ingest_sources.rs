@@ -4,37 +4,23 @@ mod support;
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use disk::Disk;
 use serde_json::{Value, json};
-use support::{fixture, scratch, succeed, xofs};
+use support::{KEY, fixture, init, run, scratch, succeed, xofs};
 use tempfile::TempDir;
 use xofs::repository::{Backup, Mode, OpenOptions, Repository, Vm};
 
 const VM: &str = "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b";
 const MIB: u64 = 1 << 20;
-const KEY: &str = "0123456789abcdef0123456789abcdef";
 
 fn folder() -> TempDir {
     tempfile::Builder::new().prefix("sources-").tempdir_in(scratch()).expect("a folder")
-}
-
-/// Runs `xofs` without a terminal and returns its exit code, standard output and standard error.
-fn run(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("the built binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("not ended by a signal"), text(stdout), text(stderr))
-}
-
-fn init(folder: &Path, name: &str, arguments: &[&str]) -> PathBuf {
-    let place = folder.join(name);
-    succeed(xofs().args(["repository", "init"]).arg(&place).args(arguments).env("XOFS_PASSWORD", KEY));
-    place
 }
 
 fn open(place: &Path, is_encrypted: bool) -> Arc<Repository> {

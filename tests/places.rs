@@ -6,14 +6,14 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 use storage::{LocalStorage, WritableStorage};
 use support::loop_mount::{FileSystem, LoopMount};
-use support::{Mounted, scratch, succeed, xofs};
+use support::{Mounted, run, scratch, succeed, xofs};
 use tempfile::TempDir;
 use xofs::merge::{self, Watch};
 use xofs::repository::{VmId, VmLock};
@@ -50,12 +50,6 @@ fn content(number: usize) -> Vec<u8> {
 }
 
 /// Runs a command; returns its exit code, standard output and standard error.
-fn run(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("the built binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("not ended by a signal"), text(stdout), text(stderr))
-}
-
 /// A repository of one VM with one disk.
 struct World {
     repository: PathBuf,

@@ -5,21 +5,13 @@ mod support;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
-use support::{copy_of, expected, fixture, scratch, write_key, xofs};
+use support::{copy_of, expected, fixture, run, scratch, write_key, xofs};
 use xofs::repository::{OpenOptions, Repository};
 
 /// Bytes read at a time.
 const PIECE: usize = 1 << 20;
-
-/// Runs `xofs` without a terminal and returns its exit code, standard output and standard error.
-fn run(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("the built binary starts");
-    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
-    (status.code().expect("not ended by a signal"), text(stdout), text(stderr))
-}
 
 fn repair(repository: &Path, arguments: &[&str]) -> (i32, String, String) {
     run(xofs().arg("repair").arg(repository).args(arguments))

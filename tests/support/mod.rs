@@ -22,6 +22,9 @@ use tempfile::TempDir;
 /// How long a mount may take to be readable, or to be gone. Generous: the machines of CI are slow, not wrong.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// The key of repositories that tests make.
+pub const KEY: &str = "0123456789abcdef0123456789abcdef";
+
 /// The folder of Cargo for what tests write.
 pub fn scratch() -> &'static Path {
     Path::new(env!("CARGO_TARGET_TMPDIR"))
@@ -79,6 +82,20 @@ pub fn succeed(command: &mut Command) -> String {
     let (stdout, stderr) = (String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));
     assert!(status.success(), "{command:?} ended with {status}\n{stdout}\n{stderr}");
     stdout.into_owned()
+}
+
+/// Runs `xofs` without a terminal and returns its exit code, standard output and standard error.
+pub fn run(command: &mut Command) -> (i32, String, String) {
+    let Output { status, stdout, stderr } = command.stdin(Stdio::null()).output().expect("the built binary starts");
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+    (status.code().expect("not ended by a signal"), text(stdout), text(stderr))
+}
+
+/// Makes a repository of that name in a folder, with [`KEY`] if it is to be encrypted.
+pub fn init(folder: &Path, name: &str, arguments: &[&str]) -> PathBuf {
+    let place = folder.join(name);
+    succeed(xofs().args(["repository", "init"]).arg(&place).args(arguments).env("XOFS_PASSWORD", KEY));
+    place
 }
 
 /// The SHA-256 of a file's content in hexadecimal, or what reading it failed with.
