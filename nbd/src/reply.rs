@@ -92,7 +92,7 @@ impl Pending {
                 came.push((start, len));
                 Ok(())
             }
-            (wire::CHUNK_BLOCK_STATUS, Kind::Status(contexts)) if len >= 12 && (len - 4) % 8 == 0 => {
+            (wire::CHUNK_BLOCK_STATUS, Kind::Status(contexts)) if len >= 12 && (len - 4).is_multiple_of(8) => {
                 let count = (len - 4) / 8;
                 if count > EXTENTS {
                     return protocol(format!("an account of {count} extents, at most {EXTENTS} were expected"));

@@ -596,7 +596,7 @@ impl DiskDigests {
     fn read(&self, disk: &dyn Disk, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
         let block_size = self.chain.block_size();
         let index = u32::try_from(offset / block_size.bytes()).ok().map(BlockIndex);
-        let is_block = offset % block_size.bytes() == 0 && buffer.len() == block_size.len();
+        let is_block = offset.is_multiple_of(block_size.bytes()) && buffer.len() == block_size.len();
         let Some(index) = index.filter(|_| is_block) else { return disk.read_at(offset, buffer) };
         let unread = if self.vm.is_some() { self.chain.look(index) } else { None };
         disk.read_at(offset, buffer)?;

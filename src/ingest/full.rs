@@ -88,7 +88,7 @@ impl Xva {
             return Ok(());
         }
         let mut end = [1; TAR_END];
-        let is_tar = self.size > TAR_END as u64 && self.size % TAR_BLOCK == 0 && {
+        let is_tar = self.size > TAR_END as u64 && self.size.is_multiple_of(TAR_BLOCK) && {
             let read = self.object.read_at(self.size - TAR_END as u64, &mut end).map_err(|error| failed(&error))?;
             read == TAR_END && end == [0; TAR_END]
         };

@@ -80,7 +80,7 @@ mod tests {
         let text = metrics();
         assert_eq!(faulty.total(), 0);
         let lines: Vec<&str> = text.lines().collect();
-        assert!(text.ends_with('\n') && lines.len() % 3 == 0, "{text}");
+        assert!(text.ends_with('\n') && lines.len().is_multiple_of(3), "{text}");
         for metric in lines.chunks(3) {
             let name = metric[2].split(['{', ' ']).next().unwrap();
             assert!(metric[0].starts_with(&format!("# HELP {name} ")), "{metric:?}");

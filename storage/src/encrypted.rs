@@ -133,7 +133,7 @@ impl Cipher {
                 (NONCE_LENGTH, plain.map_err(|_| "its authentication tag does not match".to_owned())?.len())
             }
             Self::Cbc(keys) => {
-                if length < 2 * CBC_BLOCK || length % CBC_BLOCK != 0 {
+                if length < 2 * CBC_BLOCK || !length.is_multiple_of(CBC_BLOCK) {
                     return Err(format!("{length} bytes, two or more blocks of {CBC_BLOCK} were expected"));
                 }
                 let (iv, sealed) = stored.split_first_chunk_mut::<CBC_BLOCK>().expect("two blocks are there");

@@ -251,7 +251,7 @@ impl Chain {
         let is_strict = self.is_strict(&mutation);
         let is_block = mutation.path.contains("/blocks/") && mutation.act != Act::Swap;
         let hit = is_block.then(|| mutation.path.rsplit('/').next().unwrap().to_owned());
-        let disk = match self.open(&memory, if seed % 2 == 0 { 0 } else { 1 << 20 }) {
+        let disk = match self.open(&memory, if seed.is_multiple_of(2) { 0 } else { 1 << 20 }) {
             Ok(disk) => disk,
             Err(error) => {
                 assert!(hit.is_none(), "{}: a block must not keep the disk from opening: {error}", told());

@@ -275,7 +275,7 @@ fn unlike_sizes(reader: &Arc<dyn Storage>, base: &Image, children: &[Image]) -> 
     // The last block of a smaller image may hold anything behind its end.
     let is_cut = |image: &Image| {
         let size = image.layer.virtual_size();
-        size < target && size % image.layer.block_size.bytes() != 0
+        size < target && !size.is_multiple_of(image.layer.block_size.bytes())
     };
     if images().any(is_cut) {
         return Ok(Some("the disk grew from within a block".to_owned()));

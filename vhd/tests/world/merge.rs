@@ -174,7 +174,7 @@ impl World {
         let (queue, memory, pace) = (left.clone(), self.memory.clone(), 1 + choices.below(12));
         let count = AtomicUsize::new(1);
         self.faulty.set_rule(move |_, _| {
-            if count.fetch_add(1, Ordering::Relaxed) % pace == 0 {
+            if count.fetch_add(1, Ordering::Relaxed).is_multiple_of(pace) {
                 let step = queue.lock().unwrap().pop_front();
                 step.into_iter().for_each(|step| step.apply(&memory));
             }

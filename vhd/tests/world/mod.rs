@@ -396,7 +396,7 @@ fn set_faults(faulty: &FaultyStorage, choices: &mut Choices) {
         let fails = match manner {
             0 => this == operation,
             1 => path.as_str().bytes().map(usize::from).sum::<usize>() % modulus == phase % modulus,
-            _ => count.fetch_add(1, Ordering::Relaxed) % modulus == 0,
+            _ => count.fetch_add(1, Ordering::Relaxed).is_multiple_of(modulus),
         };
         fails.then_some(fault)
     });
