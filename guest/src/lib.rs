@@ -1,0 +1,19 @@
+//! What lies in the disks of a guest: its volumes, and in each of them a filesystem.
+//!
+//! ```text
+//! GuestFs ─ names, attributes, extents         what a reader of a filesystem answers
+//! Error   ─ damaged, not read, beyond a limit ...
+//! Fields  ─ numbers in untrusted bytes
+//! ```
+//!
+//! A guest's administrator controls every byte of its disks, so nothing here trusts any: each length is checked before it
+//! is used, each loop is bounded by something other than what it reads. It never hears of VHD, backups, processes or FUSE.
+//! A file is never read here: its [extents](GuestFs::extents) say where its bytes lie, and whoever has the disk reads them there.
+
+mod error;
+mod fields;
+mod fs;
+
+pub use error::{Error, ErrorKind, Result};
+pub use fields::Fields;
+pub use fs::{Attributes, Entry, Extent, Extents, Facts, GuestFs, Inode, Kind, Source, Time, Xattr};
