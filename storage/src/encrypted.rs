@@ -1,4 +1,4 @@
-//! A decorator that decrypts and encrypts whole objects.
+//! A decorator that decrypts and encrypts whole objects, or objects in order.
 //!
 //! ```text
 //! nonce (12) | ciphertext | tag (16)            chacha20-poly1305, aes-256-gcm; no associated data
@@ -7,7 +7,8 @@
 //!
 //! The key is the text itself, 32 bytes, without derivation. Names, folders and a few files at the root are plain. One
 //! nonce and one tag cover an object, so no part of it can be read without reading all of it: an open object holds its
-//! decrypted bytes. No byte is handed out before the tag is verified. Each object that is written gets a random nonce.
+//! decrypted bytes, and of one that is long nothing but all, in order. No byte of an open object is handed out before the tag is
+//! verified, and of a stream not the last ones. Each object that is written gets a random nonce.
 //!
 //! Source: `@xen-orchestra/fs`, `_encryptor.js` and `abstract.js` (`_checkMetadata`, `readFile`).
 
@@ -17,26 +18,29 @@ use std::time::SystemTime;
 
 use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{
-    self, DecryptionContext, EncryptionContext, PaddedBlockDecryptingKey, PaddedBlockEncryptingKey, UnboundCipherKey,
+    self, DecryptionContext, EncryptionContext, PaddedBlockDecryptingKey, PaddedBlockEncryptingKey,
+    StreamingEncryptingKey, UnboundCipherKey,
 };
 use aws_lc_rs::iv::FixedLength;
 use aws_lc_rs::rand;
 use zeroize::Zeroizing;
 
 use crate::memory::copy_at;
+use crate::sealed::{CHACHA_LONGEST, GCM_LONGEST, KEY_LENGTH, NONCE_LENGTH, Sealing, TAG_LENGTH};
+use crate::sealed_stream::{Closing, Encrypting, Opening, damaged};
+use crate::stream::of_object;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Synced,
-    WritableObject, WritableStorage, publish,
+    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Stream,
+    Synced, WritableObject, WritableStorage, WritableStream, publish,
 };
 
 /// The longest object opened for positioned reads, as stored: it is decrypted as a whole, in memory. Blocks have 2 MiB
-/// and the largest BAT and metadata stay far below; only a full backup (XVA) is larger, and is refused.
+/// and the largest BAT and metadata stay far below; only a full backup (XVA) is larger, and is refused: it can be read as a
+/// [`Stream`].
 pub const MAX_OPEN_OBJECT: u64 = 64 << 20;
 
 /// The longest `encryption.json` and `metadata.json` read; they hold one short field each.
 const MAX_MARKER: u64 = 64 << 10;
-
-const KEY_LENGTH: usize = 32;
 
 /// The key of an encrypted repository, zeroized when dropped.
 #[derive(Clone)]
@@ -89,11 +93,23 @@ impl Algorithm {
             Self::Aes256Cbc => 2 * CBC_BLOCK as u64,
         }
     }
+
+    /// Returns the length of the longest object that is read or written in order (bytes, decrypted).
+    fn longest(self) -> u64 {
+        match self {
+            Self::ChaCha20Poly1305 => CHACHA_LONGEST,
+            Self::Aes256Gcm => GCM_LONGEST,
+            // Nothing would show that it is damaged: it has to be opened.
+            Self::Aes256Cbc => MAX_OPEN_OBJECT - 2 * CBC_BLOCK as u64,
+        }
+    }
 }
 
-const NONCE_LENGTH: usize = 12;
-const TAG_LENGTH: usize = 16;
 const CBC_BLOCK: usize = 16;
+
+const TOO_LONG_FOR_CBC: &str =
+    "it is longer than 64 MiB, and of aes-256-cbc no part is read of what is: nothing shows whether it is damaged";
+const NO_RANDOM: &str = "the system gave no random bytes";
 
 enum Cipher {
     Authenticated(LessSafeKey),
@@ -149,7 +165,7 @@ impl Cipher {
 
     /// Returns what is to be stored for `plain`; the reason if the system gives no random bytes.
     fn encrypt(&self, plain: &[u8]) -> std::result::Result<Vec<u8>, String> {
-        let no_random = |_| "the system gave no random bytes".to_owned();
+        let no_random = |_| NO_RANDOM.to_owned();
         match self {
             Self::Authenticated(key) => {
                 let mut stored = Vec::with_capacity(NONCE_LENGTH + plain.len() + TAG_LENGTH);
@@ -182,6 +198,7 @@ pub struct EncryptedStorage<S: ?Sized = dyn Storage> {
     inner: Arc<S>,
     algorithm: Algorithm,
     cipher: Cipher,
+    key: EncryptionKey,
 }
 
 impl EncryptedStorage {
@@ -270,7 +287,7 @@ impl<S: Storage + ?Sized> EncryptedStorage<S> {
             ));
         };
         let cipher = Cipher::new(algorithm, &key);
-        let encrypted = Self { inner: storage, algorithm, cipher };
+        let encrypted = Self { inner: storage, algorithm, cipher, key };
         encrypted.verify(marker.is_some())?;
         Ok(Some(encrypted))
     }
@@ -304,10 +321,7 @@ impl<S: Storage + ?Sized> EncryptedStorage<S> {
     }
 
     fn decrypt(&self, act: &'static str, path: &ObjectPath, stored: Vec<u8>) -> Result<Vec<u8>> {
-        self.cipher.decrypt(stored).map_err(|reason| {
-            let reason = format!("does not decrypt, it is damaged or not encrypted with this key: {reason}");
-            Error::new(ErrorKind::Authentication, act, path, reason)
-        })
+        self.cipher.decrypt(stored).map_err(|reason| damaged(act, path, &reason))
     }
 }
 
@@ -350,6 +364,25 @@ impl<S: Storage + ?Sized> Storage for EncryptedStorage<S> {
         let stored = read_all(&*inner, path)?;
         let bytes = self.decrypt("open", path, stored)?;
         Ok(Arc::new(DecryptedObject { inner, bytes }))
+    }
+
+    fn open_stream(&self, path: &ObjectPath) -> Result<Box<dyn Stream>> {
+        if is_plain(path) {
+            return self.inner.open_stream(path);
+        }
+        let begin = match self.algorithm {
+            Algorithm::ChaCha20Poly1305 => Sealing::chacha20_poly1305,
+            Algorithm::Aes256Gcm => Sealing::aes_256_gcm,
+            Algorithm::Aes256Cbc => {
+                let object = self.open(path).map_err(|error| match error.kind() {
+                    ErrorKind::TooLarge => Error::new(ErrorKind::TooLarge, "open", path, TOO_LONG_FOR_CBC),
+                    _ => error,
+                });
+                return of_object(object?);
+            }
+        };
+        let begin = |nonce: &_| begin(&self.key.0, nonce);
+        Ok(Box::new(Opening::new(self.inner.open_stream(path)?, path, self.algorithm.longest(), begin)?))
     }
 
     fn read(&self, path: &ObjectPath, limit: u64) -> Result<Vec<u8>> {
@@ -410,6 +443,39 @@ impl WritableStorage for EncryptedStorage<dyn WritableStorage> {
 
     fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {
         Err(only_whole("create", path))
+    }
+
+    fn create_stream(&self, path: &ObjectPath) -> Result<Box<dyn WritableStream>> {
+        if is_plain(path) {
+            return self.inner.create_stream(path);
+        }
+        let no_random = |_| Error::new(ErrorKind::Io, "write", path, NO_RANDOM);
+        let mut iv = [0; CBC_BLOCK];
+        rand::fill(&mut iv).map_err(no_random)?;
+        let nonce = iv.first_chunk::<NONCE_LENGTH>().expect("an IV is longer");
+        let (begins_with, encrypting): (&[u8], _) = match self.algorithm {
+            Algorithm::ChaCha20Poly1305 => (nonce, Encrypting::Sealing(Sealing::chacha20_poly1305(&self.key.0, nonce))),
+            Algorithm::Aes256Gcm => (nonce, Encrypting::Sealing(Sealing::aes_256_gcm(&self.key.0, nonce))),
+            Algorithm::Aes256Cbc => {
+                let key = UnboundCipherKey::new(&cipher::AES_256, &*self.key.0);
+                let key = key.expect("the algorithm's keys have 32 bytes");
+                let context = EncryptionContext::Iv128(FixedLength::from(&iv));
+                let key = StreamingEncryptingKey::less_safe_cbc_pkcs7(key, context).expect("CBC takes an AES key");
+                (&iv, Encrypting::Cbc(key))
+            }
+        };
+        let inner = self.inner.create_stream(path)?;
+        Ok(Box::new(Closing::new(inner, path, self.algorithm.longest(), begins_with, encrypting)))
+    }
+
+    fn check_size(&self, path: &ObjectPath, size: u64) -> Result<()> {
+        let longest = self.algorithm.longest();
+        if !is_plain(path) && size > longest {
+            let reason =
+                format!("it has {size} bytes, and the encryption of the repository protects at most {longest} at once");
+            return Err(Error::new(ErrorKind::TooLarge, "write", path, reason));
+        }
+        self.inner.check_size(path, size)
     }
 
     fn open_to_write(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {

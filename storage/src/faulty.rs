@@ -11,14 +11,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::write::MovesByPath;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Synced,
-    WritableObject, WritableStorage,
+    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Stream,
+    Synced, WritableObject, WritableStorage, WritableStream,
 };
 
 /// What is asked of a storage or of an open object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Operation {
-    /// [`Storage::open`].
+    /// [`Storage::open`] and [`Storage::open_stream`].
     Open,
     /// [`Storage::read`].
     Read,
@@ -26,13 +26,13 @@ pub enum Operation {
     List,
     /// [`Storage::stat`].
     Stat,
-    /// [`Object::read_at`].
+    /// [`Object::read_at`] and [`Stream::read`].
     ReadAt,
     /// [`Object::stat`].
     StatOpen,
     /// [`WritableStorage::write`] and [`WritableStorage::write_and_stat`].
     Write,
-    /// [`WritableStorage::create`].
+    /// [`WritableStorage::create`] and [`WritableStorage::create_stream`].
     Create,
     /// [`WritableStorage::open_to_write`].
     OpenToWrite,
@@ -44,11 +44,12 @@ pub enum Operation {
     Remove,
     /// [`WritableStorage::touch`] and [`WritableStorage::set_modified`].
     Touch,
-    /// [`WritableStorage::sync`], [`WritableStorage::sync_trees`] and [`WritableObject::sync`].
+    /// [`WritableStorage::sync`], [`WritableStorage::sync_trees`], [`WritableObject::sync`] and [`WritableStream::finish`].
     Sync,
     /// [`WritableStorage::room`].
     Room,
-    /// [`WritableObject::write_at`], [`WritableObject::copy_from`] and [`WritableObject::set_len`].
+    /// [`WritableObject::write_at`], [`WritableObject::copy_from`], [`WritableObject::set_len`] and
+    /// [`WritableStream::append`].
     WriteAt,
 }
 
@@ -238,6 +239,12 @@ impl<S: Storage + ?Sized> Storage for FaultyStorage<S> {
         Ok(Arc::new(FaultyObject { inner, path: path.clone(), control: Arc::clone(&self.control) }))
     }
 
+    fn open_stream(&self, path: &ObjectPath) -> Result<Box<dyn Stream>> {
+        self.control.begin(Operation::Open, "open", path)?;
+        let inner = self.inner.open_stream(path)?;
+        Ok(Box::new(FaultyStream { inner, path: path.clone(), control: Arc::clone(&self.control) }))
+    }
+
     fn read(&self, path: &ObjectPath, limit: u64) -> Result<Vec<u8>> {
         let come = self.control.begin_or_half(Operation::Read, "read", path, || {})?;
         let mut bytes = self.inner.read(path, limit)?;
@@ -288,6 +295,38 @@ impl Object for FaultyObject {
     }
 }
 
+/// A stream that is read, or one that is written.
+struct FaultyStream<S: ?Sized> {
+    inner: Box<S>,
+    path: ObjectPath,
+    control: Arc<Control>,
+}
+
+impl Stream for FaultyStream<dyn Stream> {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        let len = self.control.begin_read(&self.path, buffer.len())?;
+        self.inner.read(&mut buffer[..len])
+    }
+}
+
+impl WritableStream for FaultyStream<dyn WritableStream> {
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.control.begin_or_half(Operation::WriteAt, "write", &self.path, || {
+            let _ = self.inner.append(&bytes[..bytes.len() / 2]);
+        })?;
+        self.inner.append(bytes)
+    }
+
+    fn finish(self: Box<Self>) -> Result<()> {
+        self.control.begin(Operation::Sync, "sync", &self.path)?;
+        self.inner.finish()
+    }
+}
+
 impl<S: WritableStorage + ?Sized + 'static> WritableStorage for FaultyStorage<S> {
     fn reader(self: Arc<Self>) -> Arc<dyn Storage> {
         self
@@ -311,6 +350,16 @@ impl<S: WritableStorage + ?Sized + 'static> WritableStorage for FaultyStorage<S>
         self.control.begin(Operation::Create, "create", path)?;
         let inner = self.inner.create(path)?;
         Ok(Arc::new(FaultyWriter { inner, path: path.clone(), control: Arc::clone(&self.control) }))
+    }
+
+    fn create_stream(&self, path: &ObjectPath) -> Result<Box<dyn WritableStream>> {
+        self.control.begin(Operation::Create, "create", path)?;
+        let inner = self.inner.create_stream(path)?;
+        Ok(Box::new(FaultyStream { inner, path: path.clone(), control: Arc::clone(&self.control) }))
+    }
+
+    fn check_size(&self, path: &ObjectPath, size: u64) -> Result<()> {
+        self.inner.check_size(path, size)
     }
 
     fn open_to_write(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {

@@ -5,8 +5,9 @@
 //! WritableStorage ─ write, rename, remove, sync ...      and who changes it; publish, publish_rename
 //!   ├─ LocalStorage      a folder (also one that NFS or SMB put there)
 //!   ├─ MemoryStorage     for tests; also as it is after a power cut
-//!   ├─ EncryptedStorage  a decorator: whole objects, decrypted and encrypted
+//!   ├─ EncryptedStorage  a decorator: objects as a whole, or in order, decrypted and encrypted
 //!   └─ FaultyStorage     a decorator: delays, errors and stalls on demand, for tests
+//! Object, WritableObject ─ at any offset       Stream, WritableStream ─ from beginning to end
 //! ObjectPath ─ a relative path that cannot leave its storage
 //! ```
 //!
@@ -22,6 +23,9 @@ mod local;
 mod memory;
 mod path;
 mod power_cut;
+mod sealed;
+mod sealed_stream;
+mod stream;
 mod write;
 
 use std::os::fd::BorrowedFd;
@@ -37,6 +41,7 @@ pub use local::LocalStorage;
 pub use memory::MemoryStorage;
 pub use path::ObjectPath;
 pub use power_cut::Loss;
+pub use stream::{Stream, WritableStream};
 pub use write::{
     Existing, Moves, Room, Synced, UNPUBLISHED, WritableObject, WritableStorage, create_directories, publish,
     publish_rename, remove_tree, unless_gone,
@@ -96,6 +101,14 @@ pub trait Storage: Send + Sync {
     /// # Errors
     /// [`ErrorKind::NotFound`], [`ErrorKind::IsDirectory`], or what the storage says.
     fn open(&self, path: &ObjectPath) -> Result<Arc<dyn Object>>;
+
+    /// Opens an object to be read once, from its beginning to its end: also one that is encrypted and too long to be opened.
+    ///
+    /// # Errors
+    /// As for [`Storage::open`]; [`ErrorKind::TooLarge`] if its encryption shows of none that long whether it is damaged.
+    fn open_stream(&self, path: &ObjectPath) -> Result<Box<dyn Stream>> {
+        stream::of_object(self.open(path)?)
+    }
 
     /// Reads a whole object of at most `limit` bytes.
     ///

@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::{ErrorKind, ObjectPath, Result, Stat, Storage};
+use crate::stream::into_object;
+use crate::{ErrorKind, ObjectPath, Result, Stat, Storage, WritableStream};
 
 /// What becomes of an object that has the name already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -84,6 +85,22 @@ pub trait WritableStorage: Storage {
     /// [`ErrorKind::Exists`] if the name is taken, [`ErrorKind::Unsupported`] where objects are encrypted as a whole; else
     /// what the storage says.
     fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>>;
+
+    /// Makes a new object that is written from its beginning to its end, also where objects are encrypted as a whole.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Exists`] if the name is taken; else what the storage says.
+    fn create_stream(&self, path: &ObjectPath) -> Result<Box<dyn WritableStream>> {
+        Ok(into_object(self.create(path)?))
+    }
+
+    /// Refuses an object of `size` bytes that is too long to be written there.
+    ///
+    /// # Errors
+    /// [`ErrorKind::TooLarge`].
+    fn check_size(&self, _path: &ObjectPath, _size: u64) -> Result<()> {
+        Ok(())
+    }
 
     /// Opens an object that is there, to be changed in place.
     ///
