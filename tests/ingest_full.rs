@@ -24,6 +24,9 @@ const VM: &str = "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b";
 const MIB: usize = 1 << 20;
 /// The number of a backup that is larger than the others.
 const LARGE: usize = 9;
+/// That of one that is too long to be encrypted or decrypted in memory.
+const HUGE: usize = 8;
+const OTHER_KEY: &str = "fedcba9876543210fedcba9876543210";
 
 fn path(text: &str) -> ObjectPath {
     ObjectPath::new(text).unwrap()
@@ -44,9 +47,13 @@ fn checksum(bytes: &[u8]) -> String {
 }
 
 /// An XVA that is taken for one: of a compressed one nobody looks at more than its beginning. That of [`LARGE`] is copied in
-/// three pieces, the others in one.
+/// three pieces, that of [`HUGE`] in many, the others in one.
 fn xva(number: usize) -> Vec<u8> {
-    let len = if number == LARGE { 5 * MIB + 9 } else { 3000 };
+    let len = match number {
+        LARGE => 5 * MIB + 9,
+        HUGE => 65 * MIB + 12_345,
+        _ => 3000,
+    };
     let mut bytes = vec![u8::try_from(number).unwrap(); len];
     bytes[..2].copy_from_slice(&[0x1f, 0x8b]);
     bytes.chunks_mut(1000).zip(0_u32..).for_each(|(chunk, count)| chunk[2..6].copy_from_slice(&count.to_le_bytes()));
@@ -74,9 +81,13 @@ fn source(numbers: &[usize]) -> Arc<MemoryStorage> {
 
 fn wanted(source: Arc<dyn Storage>, number: usize) -> ingest::Result<Wanted> {
     let repository = Repository::with_storage(source, OpenOptions { key: None, cache_bytes: 0 })?;
-    let (vm, backups) = vm_of(&repository, "web01");
+    wanted_of(&repository, number)
+}
+
+fn wanted_of(repository: &Repository, number: usize) -> ingest::Result<Wanted> {
+    let (vm, backups) = vm_of(repository, "web01");
     let backup = backups.iter().find(|backup| backup.time.stored() == time(number)).unwrap();
-    Wanted::mirror(&repository, &vm, backup)
+    Wanted::mirror(repository, &vm, backup)
 }
 
 fn vm_of(repository: &Repository, name: &str) -> (Vm, Arc<Vec<Arc<Backup>>>) {
@@ -90,6 +101,17 @@ fn empty() -> Arc<MemoryStorage> {
     WritableStorage::create_directory(&*memory, &path("xo-vm-backups")).unwrap();
     memory.sync_tree(&ObjectPath::root()).unwrap();
     memory
+}
+
+/// Makes an empty repository an encrypted one.
+fn encrypt(storage: &Arc<dyn WritableStorage>, key: &str) -> Arc<dyn WritableStorage> {
+    let key = EncryptionKey::from_text(key).unwrap();
+    EncryptedStorage::initialize(&**storage, &key, "8fd5b6a5-0d5c-4f0e-8d6b-0f1f3e2d1c0b").unwrap();
+    decrypt(storage, key)
+}
+
+fn decrypt(storage: &Arc<dyn WritableStorage>, key: EncryptionKey) -> Arc<dyn WritableStorage> {
+    EncryptedStorage::detect_writable(storage.clone(), Some(key)).unwrap()
 }
 
 fn destination(storage: &Arc<dyn WritableStorage>) -> Destination {
@@ -288,19 +310,26 @@ fn an_xva_that_ends_or_fails_while_it_is_copied_leaves_nothing() {
 
 #[test]
 fn a_mirror_that_is_stopped_removes_what_was_written() {
-    let (memory, watch) = (empty(), Arc::new(Watch::new(|_| ())));
-    let (faulty, stopped) = (FaultyStorage::new(memory.clone()), watch.clone());
-    faulty.set_rule(move |operation, _| {
-        if operation == Operation::WriteAt {
-            stopped.cancel();
+    for is_encrypted in [false, true] {
+        let (memory, watch) = (empty(), Arc::new(Watch::new(|_| ())));
+        if is_encrypted {
+            drop(encrypt(&(memory.clone() as _), KEY));
         }
-        None
-    });
-    let storage: Arc<dyn WritableStorage> = Arc::new(faulty);
-    let wanted = wanted(source(&[LARGE]), LARGE).unwrap();
-    let Err(error) = ingest::run(&wanted, &[destination(&storage)], &watch) else { panic!("it went on") };
-    assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}");
-    assert_eq!(files(&*memory), [""; 0]);
+        let before = files(&*memory);
+        let (faulty, stopped) = (FaultyStorage::new(memory.clone()), watch.clone());
+        faulty.set_rule(move |operation, _| {
+            if operation == Operation::WriteAt {
+                stopped.cancel();
+            }
+            None
+        });
+        let key = is_encrypted.then(|| EncryptionKey::from_text(KEY).unwrap());
+        let storage = EncryptedStorage::detect_writable(Arc::new(faulty), key).unwrap();
+        let wanted = wanted(source(&[LARGE]), LARGE).unwrap();
+        let Err(error) = ingest::run(&wanted, &[destination(&storage)], &watch) else { panic!("it went on") };
+        assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}");
+        assert_eq!(files(&*memory), before);
+    }
 }
 
 fn refuses<S: Storage + 'static>(source: &Arc<S>, number: usize, what: &str, part: &str) {
@@ -381,23 +410,154 @@ fn what_has_no_meaning_for_an_xva_is_refused() {
 }
 
 #[test]
-fn an_xva_that_is_too_long_to_be_encrypted_in_memory_is_refused_before_anything_is_written() {
-    let long = source(&[1]);
-    let mut bytes = xva(1);
-    bytes.resize(64 * MIB, 1);
-    let metadata = String::from_utf8(long.read(&path(&file(1, "json")), u64::MAX).unwrap()).unwrap();
-    let size = |bytes: &[u8]| format!("\"size\":{}", bytes.len());
-    long.put(&file(1, "json"), metadata.replace(&size(&xva(1)), &size(&bytes))).unwrap();
-    long.remove(&file(1, "xva.checksum")).unwrap();
-    long.put(&file(1, "xva"), bytes).unwrap();
-    let memory: Arc<dyn WritableStorage> = empty();
-    let key = EncryptionKey::from_text(KEY).unwrap();
-    EncryptedStorage::initialize(&*memory, &key, "8fd5b6a5-0d5c-4f0e-8d6b-0f1f3e2d1c0b").unwrap();
-    let storage = EncryptedStorage::detect_writable(memory.clone(), Some(key)).unwrap();
-    let before = files(&*memory.clone().reader());
-    let Err(error) = mirror(&wanted(long, 1).unwrap(), &[&storage]) else { panic!("it was mirrored") };
-    assert!(error.kind() == ErrorKind::Usage && error.to_string().contains("the XVA has 64 MiB"), "{error}");
-    assert_eq!(files(&*memory.reader()), before);
+fn an_xva_that_is_too_long_for_memory_is_mirrored_to_and_from_encrypted_repositories() {
+    let [one, other, plain, back, again]: [Arc<dyn WritableStorage>; 5] = std::array::from_fn(|_| empty() as _);
+    let (one, other) = (encrypt(&one, KEY), encrypt(&other, OTHER_KEY));
+    let of = |storage: &Arc<dyn WritableStorage>| wanted_of(&destination(storage).repository, HUGE).unwrap();
+    mirror(&wanted(source(&[HUGE]), HUGE).unwrap(), &[&one, &plain]).unwrap();
+    mirror(&of(&one), &[&other, &back]).unwrap();
+    mirror(&of(&other), &[&again]).unwrap();
+    let expected = xva(HUGE);
+    for (name, storage) in [("one", one), ("other", other), ("plain", plain), ("back", back), ("again", again)] {
+        let read = |end| storage.read(&path(&file(HUGE, end)), u64::MAX);
+        assert!(read("xva").unwrap() == expected, "{name}");
+        let beside = read("xva.checksum").ok().map(|text| String::from_utf8(text).unwrap());
+        let has_one = storage.capabilities().ranged_reads;
+        assert_eq!(beside, has_one.then(|| checksum(&expected)), "{name}");
+        assert!(files(&*storage.reader()).iter().all(|file| !file.contains("xofs")), "{name}");
+    }
+}
+
+#[test]
+fn an_encrypted_xva_with_a_byte_that_changed_anywhere_is_mirrored_nowhere() {
+    let memory = empty();
+    let storage: Arc<dyn WritableStorage> = memory.clone();
+    let encrypted = encrypt(&storage, KEY);
+    mirror(&wanted(source(&[HUGE]), HUGE).unwrap(), &[&encrypted]).unwrap();
+    let name = file(HUGE, "xva");
+    let stored = memory.read(&path(&name), u64::MAX).unwrap();
+    let end = stored.len();
+    // In the nonce, the first bytes, a piece, the last bytes and the tag.
+    for at in [0, 12, 30 * MIB, end - 17, end - 16, end - 1] {
+        let mut changed = stored.clone();
+        changed[at] ^= 1;
+        memory.put(&name, changed).unwrap();
+        let [to, other] = [empty(), empty()];
+        let plain: Arc<dyn WritableStorage> = to.clone();
+        let sealed = encrypt(&(other.clone() as _), OTHER_KEY);
+        let before = files(&*other);
+        let wanted = wanted_of(&destination(&encrypted).repository, HUGE).unwrap();
+        let Err(error) = mirror(&wanted, &[&plain, &sealed]) else { panic!("byte {at}: it was mirrored") };
+        let message = error.to_string();
+        assert_eq!(error.kind(), ErrorKind::Source, "byte {at}: {message}");
+        assert!(message.contains(&name) && message.contains("its authentication tag does not match"), "{message}");
+        assert_eq!((files(&*to), files(&*other)), (Vec::new(), before), "byte {at}");
+    }
+    for (what, changed) in [("cut", stored[..end - 1].to_vec()), ("longer", [&stored[..], &[0]].concat())] {
+        memory.put(&name, changed).unwrap();
+        let refused = wanted_of(&destination(&encrypted).repository, HUGE);
+        let Err(error) = refused else { panic!("{what}: it was mirrored") };
+        let message = error.to_string();
+        assert!(message.contains(&name) && message.contains("it is not whole"), "{what}: {message}");
+    }
+}
+
+#[test]
+fn an_encrypted_tar_that_does_not_end_as_one_leaves_nothing() {
+    let tar = |end: &[u8]| [vec![7; 3 * MIB - 1024].as_slice(), end].concat();
+    for (bytes, is_whole) in [(tar(&[7; 1024]), false), (tar(&[0; 1000]), false), (tar(&[0; 1024]), true)] {
+        let (storage, to): (Arc<dyn WritableStorage>, _) = (empty(), empty());
+        let encrypted = encrypt(&storage, KEY);
+        mirror(&wanted(source(&[1]), 1).unwrap(), &[&encrypted]).unwrap();
+        encrypted.write(&path(&file(1, "xva")), &bytes, storage::Existing::Replace).unwrap();
+        let metadata = String::from_utf8(encrypted.read(&path(&file(1, "json")), u64::MAX).unwrap()).unwrap();
+        let metadata = metadata.replace("\"size\":3000", &format!("\"size\":{}", bytes.len()));
+        encrypted.write(&path(&file(1, "json")), metadata.as_bytes(), storage::Existing::Replace).unwrap();
+        let done = wanted_of(&destination(&encrypted).repository, 1).and_then(|it| mirror(&it, &[&(to.clone() as _)]));
+        match done {
+            Ok(_) => assert!(is_whole && files(&*to) == files_of(&[1]), "{} bytes", bytes.len()),
+            Err(error) => {
+                assert!(!is_whole && error.to_string().contains("it does not end as a tar does"), "{error}");
+                assert_eq!((error.kind(), files(&*to)), (ErrorKind::Source, Vec::new()), "{} bytes", bytes.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn an_encrypted_mirror_that_is_cut_off_anywhere_leaves_it_whole_or_nothing_and_the_next_one_cleans_up() {
+    let source = source(&[1, LARGE]);
+    let key = || EncryptionKey::from_text(KEY).unwrap();
+    let mirror_of = |number, storage: &Arc<dyn WritableStorage>| {
+        mirror(&wanted(source.clone(), number).unwrap(), &[storage])?.outcomes.remove(0).stored
+    };
+    let expected = xva(LARGE);
+    // Whether it is there, as it must be then.
+    let is_there = |storage: &Arc<dyn WritableStorage>, when: &str| {
+        let vms = destination(storage).repository.vms().unwrap();
+        let is_it = !vms.is_empty() && {
+            let (_, backups) = vm_of(&destination(storage).repository, "web01");
+            backups.iter().any(|backup| backup.time.stored() == time(LARGE))
+        };
+        assert!(!is_it || storage.read(&path(&file(LARGE, "xva")), u64::MAX).unwrap() == expected, "{when}");
+        is_it
+    };
+    for count in 0.. {
+        let when = format!("cut after {count} changes");
+        let memory = empty();
+        let storage: Arc<dyn WritableStorage> = memory.clone();
+        drop(encrypt(&storage, KEY));
+        memory.sync_tree(&ObjectPath::root()).unwrap();
+        let (storage, is_cut) = cut::until(&memory, count);
+        let done = mirror_of(LARGE, &decrypt(&storage, key()));
+        drop(storage);
+        if !is_cut.load(Ordering::SeqCst) {
+            done.unwrap_or_else(|error| panic!("{when}: {error}"));
+            assert!(count > 15, "{when}: a mirror takes more steps");
+            break;
+        }
+        for (round, mut loss) in [Some(Loss::All), Some(Loss::Half), Some(Loss::None), None].into_iter().enumerate() {
+            let when = format!("{when}, round {round}");
+            let left = loss.take().map_or(memory.clone(), |loss| Arc::new(memory.after_power_cut(|| loss)));
+            let _ = left.remove_directory(&path(&format!("xo-vm-backups/{VM}.lock")));
+            let storage: Arc<dyn WritableStorage> = left.clone();
+            let storage = decrypt(&storage, key());
+            let was_there = is_there(&storage, &when);
+            assert!(done.is_err() || was_there, "{when}: it said that it was done");
+            match mirror_of(LARGE, &storage) {
+                Err(error) => assert!(error.kind() == ErrorKind::Present && was_there, "{when}: {error}"),
+                Ok(_) => assert!(!was_there, "{when}"),
+            }
+            mirror_of(1, &storage).unwrap_or_else(|error| panic!("{when}: {error}"));
+            assert!(is_there(&storage, &when), "{when}");
+            let mut files = files(&*left);
+            files.retain(|file| file.starts_with("xo-vm-backups"));
+            let of_both = [1, LARGE].map(|number| ["json", "xva"].map(|end| file(number, end)));
+            assert_eq!(files, of_both.concat(), "{when}");
+        }
+    }
+}
+
+#[test]
+fn an_xva_that_is_longer_than_the_encryption_protects_is_refused_before_anything_is_written() {
+    const SIZE: u64 = 256 << 30;
+    // Holes, which end as a tar does.
+    let place = folder();
+    let of_vm = place.path().join("xo-vm-backups").join(VM);
+    fs::create_dir_all(&of_vm).unwrap();
+    let metadata = source(&[1]).read(&path(&file(1, "json")), u64::MAX).unwrap();
+    let metadata = String::from_utf8(metadata).unwrap().replace("\"size\":3000", &format!("\"size\":{SIZE}"));
+    fs::write(place.path().join(file(1, "json")), metadata).unwrap();
+    fs::File::create(place.path().join(file(1, "xva"))).unwrap().set_len(SIZE).unwrap();
+    let storage: Arc<dyn WritableStorage> = empty();
+    let encrypted = encrypt(&storage, KEY);
+    let before = files(&*storage.clone().reader());
+    let Err(error) = mirror(&wanted_of(&open(place.path(), false), 1).unwrap(), &[&encrypted]) else {
+        panic!("it was mirrored")
+    };
+    let message = error.to_string();
+    assert!(error.kind() == ErrorKind::Usage && message.contains("it has 274877906944 bytes"), "{message}");
+    assert_eq!(files(&*storage.reader()), before);
 }
 
 fn folder() -> TempDir {

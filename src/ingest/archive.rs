@@ -18,15 +18,13 @@
 //! | there  | anything else         | nothing is removed |
 //! | none   | none                  | nothing is removed, and a mirror of that time is refused |
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use storage::{
-    Checksum, Existing, MAX_OPEN_OBJECT, ObjectPath, UNPUBLISHED, WritableObject, WritableStorage, create_directories,
-    publish, publish_rename, unless_gone,
+    Checksum, ObjectPath, UNPUBLISHED, WritableStorage, WritableStream, create_directories, publish, publish_rename,
+    unless_gone,
 };
 
 use super::error::{Error, ErrorKind, Result};
-use super::full::{WHOLE_AT_MOST, checksum_name, is_whole};
+use super::full::{checksum_name, is_encrypted};
 use super::intent::{self, Fate};
 use crate::repository::{self, BackupTime, Document, METADATA_LIMIT, VmLock};
 
@@ -36,27 +34,6 @@ pub(super) struct Archive {
     /// Of the VM.
     folder: ObjectPath,
     time: BackupTime,
-}
-
-/// Where the bytes of an XVA go while they come.
-pub(super) enum Writing {
-    /// To a file.
-    File(Arc<dyn WritableObject>),
-    /// To memory: what is encrypted is written as a whole.
-    Memory(Mutex<Vec<u8>>),
-}
-
-impl Writing {
-    /// Takes the bytes that follow those that it has, which end at `offset`.
-    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> storage::Result<()> {
-        match self {
-            Self::File(object) => object.write_at(offset, bytes),
-            Self::Memory(all) => {
-                all.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
-                Ok(())
-            }
-        }
-    }
 }
 
 impl Archive {
@@ -85,18 +62,15 @@ impl Archive {
     /// Refuses an XVA of `size` bytes that the storage cannot take.
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] if it is too long to be encrypted.
-    pub fn check_size(storage: &dyn WritableStorage, size: u64) -> Result<()> {
-        if !is_whole(storage.capabilities()) || size <= WHOLE_AT_MOST {
-            return Ok(());
-        }
-        let message = format!(
-            "the XVA has {} MiB, and one of more than {} MiB cannot be encrypted yet: mirror it to a repository that is not \
-             encrypted, or with Xen Orchestra",
-            size.div_ceil(1 << 20),
-            MAX_OPEN_OBJECT >> 20
-        );
-        Err(Error::new(ErrorKind::Usage, message))
+    /// [`ErrorKind::Usage`] if it is too long for the encryption.
+    pub fn check_size(&self, storage: &dyn WritableStorage, size: u64) -> Result<()> {
+        storage.check_size(&self.path()?, size).map_err(|error| match error.kind() {
+            storage::ErrorKind::TooLarge => {
+                let message = format!("{error}: mirror it to a repository of another encryption, or of none");
+                Error::new(ErrorKind::Usage, message)
+            }
+            _ => error.into(),
+        })
     }
 
     /// Makes the folder of the VM, and sees to it that nothing has the names: what an intent stands for may be removed.
@@ -123,25 +97,9 @@ impl Archive {
         intent::announce(storage, &self.folder, self.time)
     }
 
-    /// Begins to write it.
-    pub fn create(&self, storage: &dyn WritableStorage) -> Result<Writing> {
-        if is_whole(storage.capabilities()) {
-            return Ok(Writing::Memory(Mutex::default()));
-        }
-        Ok(Writing::File(storage.create(&self.unpublished()?)?))
-    }
-
-    /// Makes what was written durable, still under the name of what is not published.
-    pub fn sync(&self, storage: &dyn WritableStorage, writing: Writing) -> Result<()> {
-        let path = self.unpublished()?;
-        match writing {
-            Writing::File(object) => object.sync()?,
-            Writing::Memory(all) => {
-                let all = all.into_inner().unwrap_or_else(PoisonError::into_inner);
-                storage.write_and_sync(&path, &all, Existing::Refuse)?;
-            }
-        }
-        Ok(())
+    /// Begins to write it, under the name of what is not published.
+    pub fn create(&self, storage: &dyn WritableStorage) -> Result<Box<dyn WritableStream>> {
+        Ok(storage.create_stream(&self.unpublished()?)?)
     }
 
     /// Gives it its name, and writes its checksum if the repository has such: one that is encrypted has none.
@@ -151,13 +109,13 @@ impl Archive {
     pub fn publish(&self, storage: &dyn WritableStorage, checksum: Checksum, size: u64) -> Result<()> {
         let path = self.path()?;
         publish_rename(storage, &self.unpublished()?, &path)?;
-        // Also decrypts it.
-        let found = storage.open(&path)?.stat()?.size;
+        // Of one that is encrypted only the first bytes are read.
+        let found = storage.open_stream(&path)?.size();
         if found != size {
             let message = format!("'{path}' was written with {size} bytes and has {found}");
             return Err(repository::Error::new(repository::ErrorKind::Damaged, message).into());
         }
-        if is_whole(storage.capabilities()) {
+        if is_encrypted(storage.capabilities()) {
             return Ok(());
         }
         Ok(publish(storage, &self.checksum()?, checksum.to_string().as_bytes())?)

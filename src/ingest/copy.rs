@@ -181,21 +181,23 @@ pub(super) fn copy(source: &Source, lanes: &[Lane], stages: &Stages, watch: &Wat
 }
 
 /// Starts up to `count` threads; where the system refuses one there are fewer, but one is needed.
-pub(super) fn start<'scope, F: FnOnce() + Send + 'scope>(
+fn start<'scope, F: FnOnce() + Send + 'scope>(
     scope: &'scope Scope<'scope, '_>,
     count: usize,
     work: impl Fn() -> F,
 ) -> Result<()> {
-    for number in 0..count {
-        if let Err(error) = Builder::new().name("xofs-ingest".to_owned()).spawn_scoped(scope, work()) {
-            if number == 0 {
-                let message = format!("start a thread: {error}: raise the limit of processes, or end other programs");
-                return Err(Error::new(ErrorKind::Source, message));
-            }
-            break;
-        }
-    }
+    start_one(scope, work())?;
+    let _fewer = (1..count).try_for_each(|_| start_one(scope, work()));
     Ok(())
+}
+
+/// Starts a thread.
+pub(super) fn start_one<'scope>(scope: &'scope Scope<'scope, '_>, work: impl FnOnce() + Send + 'scope) -> Result<()> {
+    let started = Builder::new().name("xofs-ingest".to_owned()).spawn_scoped(scope, work);
+    started.map(drop).map_err(|error| {
+        let message = format!("start a thread: {error}: raise the limit of processes, or end other programs");
+        Error::new(ErrorKind::Source, message)
+    })
 }
 
 /// Returns the blocks that may have to be stored: all but those that are holes in the source and in each base, or are known to

@@ -65,7 +65,7 @@ impl Wanted {
             let path = named_by(&document, &backup.metadata.parent());
             let names_none = || source(&format!("'{}' names no XVA of this repository", backup.metadata));
             let path = path.ok_or_else(names_none)?;
-            let xva = Xva::open(&**repository.storage(), path, backup.size).map_err(|error| source(&error))?;
+            let xva = Xva::open(repository.storage().clone(), path, backup.size).map_err(|error| source(&error))?;
             return Ok(Self { origin: Some(Origin { document, content: Content::Xva(xva) }), ..wanted });
         }
         let vdis = map(&document, "vdis");

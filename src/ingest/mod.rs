@@ -544,17 +544,16 @@ fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], stages: &St
 fn copy_xva(xva: &Xva, attempts: &mut [Attempt], stages: &Stages, watch: &Watch) -> Result<()> {
     attempts.iter_mut().for_each(|attempt| attempt.then(Target::create_xva));
     let lanes: Vec<full::Lane> = attempts
-        .iter()
+        .iter_mut()
         .filter_map(|attempt| {
-            let target = attempt.state.as_ref().ok()?;
-            Some(full::Lane { writing: target.writing.as_ref()?, failure: &target.failure, probe: &target.write })
+            let Target { writing, failure, write, .. } = attempt.state.as_mut().ok()?;
+            Some(full::Lane { writing: writing.as_deref_mut()?, failure, probe: write })
         })
         .collect();
     if lanes.is_empty() {
         return Ok(());
     }
-    let checksum = full::copy(xva, &lanes, stages, watch)?;
-    drop(lanes);
+    let checksum = full::copy(xva, lanes, stages, watch)?;
     each(attempts, |target| target.finish_xva(checksum, xva.size));
     Ok(())
 }

@@ -14,11 +14,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use storage::{Checksum, ObjectPath};
+use storage::{Checksum, ObjectPath, WritableStream};
 use uuid::Uuid;
 use vhd::{BlockCache, BlockSink, Context, Format, NewLayer, Written, create_layer, write_alias};
 
-use super::archive::{self, Archive, Writing};
+use super::archive::{self, Archive};
 use super::copy::{Compared, Failure};
 use super::error::{Error, ErrorKind, Result};
 use super::intent;
@@ -45,7 +45,7 @@ pub(super) struct Target<'a> {
     pub sink: Option<Box<dyn BlockSink>>,
     /// Of a full backup.
     archive: Option<Archive>,
-    pub writing: Option<Writing>,
+    pub writing: Option<Box<dyn WritableStream>>,
     pub xva: Option<StoredXva>,
     pub failure: Failure,
     pub write: Probe,
@@ -219,10 +219,11 @@ impl<'a> Target<'a> {
 
     /// Decides where the XVA of a full backup goes, of `size` bytes, and refuses one that there is no room for.
     pub fn plan_xva(&mut self, size: u64, time: BackupTime, reserve: Option<u64>) -> Result<()> {
-        Archive::check_size(&*self.destination.storage, size)?;
+        let archive = Archive::new(self.folder.clone(), time);
+        archive.check_size(&*self.destination.storage, size)?;
         self.count_used()?;
         self.check_estimate(Estimate::of_xva(size), reserve, false)?;
-        self.archive = Some(Archive::new(self.folder.clone(), time));
+        self.archive = Some(archive);
         Ok(())
     }
 
@@ -241,7 +242,7 @@ impl<'a> Target<'a> {
         }
         let (Some(archive), Some(writing)) = (&self.archive, self.writing.take()) else { return Ok(()) };
         let storage = &*self.destination.storage;
-        self.sync.work(|| archive.sync(storage, writing))?;
+        self.sync.work(|| writing.finish())?;
         self.sync.add(usize::try_from(size).unwrap_or(usize::MAX));
         self.lock.check()?;
         self.publish.work(|| archive.publish(storage, checksum, size))?;

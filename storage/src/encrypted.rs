@@ -37,7 +37,7 @@ use crate::{
 /// The longest object opened for positioned reads, as stored: it is decrypted as a whole, in memory. Blocks have 2 MiB
 /// and the largest BAT and metadata stay far below; only a full backup (XVA) is larger, and is refused: it can be read as a
 /// [`Stream`].
-pub const MAX_OPEN_OBJECT: u64 = 64 << 20;
+const MAX_OPEN_OBJECT: u64 = 64 << 20;
 
 /// The longest `encryption.json` and `metadata.json` read; they hold one short field each.
 const MAX_MARKER: u64 = 64 << 10;

@@ -34,7 +34,7 @@ use std::time::SystemTime;
 
 pub use checksum::{Checksum, Summing};
 pub use digest::sha256;
-pub use encrypted::{EncryptedStorage, EncryptionKey, MAX_OPEN_OBJECT};
+pub use encrypted::{EncryptedStorage, EncryptionKey};
 pub use error::{Error, ErrorKind, Result};
 pub use faulty::{Fault, FaultyStorage, Operation};
 pub use local::LocalStorage;

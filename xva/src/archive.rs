@@ -23,20 +23,31 @@ pub enum Compression {
     Zstd,
 }
 
+impl Compression {
+    /// Bytes that tell it.
+    pub const TOLD_BY: usize = 4;
+
+    /// Returns how an XVA is compressed that begins with these bytes.
+    ///
+    /// Source: XO `@xen-orchestra/backups/_isValidXva.mjs`.
+    #[must_use]
+    pub fn of(beginning: &[u8]) -> Self {
+        match beginning {
+            [0x1f, 0x8b, ..] => Self::Gzip,
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+}
+
 /// Returns how an XVA is compressed, by its first bytes.
-///
-/// Source: XO `@xen-orchestra/backups/_isValidXva.mjs`.
 ///
 /// # Errors
 /// What the storage says.
 pub fn compression(object: &dyn Object) -> Result<Compression> {
-    let mut magic = [0; 4];
-    let len = object.read_at(0, &mut magic)?.min(magic.len());
-    Ok(match &magic[..len] {
-        [0x1f, 0x8b, ..] => Compression::Gzip,
-        [0x28, 0xb5, 0x2f, 0xfd] => Compression::Zstd,
-        _ => Compression::None,
-    })
+    let mut beginning = [0; Compression::TOLD_BY];
+    let len = object.read_at(0, &mut beginning)?;
+    Ok(Compression::of(&beginning[..len]))
 }
 
 /// The bytes of the file.
