@@ -1,13 +1,14 @@
 #!/usr/bin/env node
 // Xen Orchestra judges what `xofs ingest` writes: it lists and reads it, its cleaner has nothing to do, and it merges it. What is
 // ingested after each merge is right, too: the digests that xofs keeps beside the blocks do not outlive what they are of. Full
-// backups that are mirrored have the bytes that they had.
+// backups that are mirrored have the bytes that they had, also where they are long and encrypted, by xofs or by XO.
 //
 // usage: ingest.mjs XOFS WORK FULLS     a repository that has full backups
 
 import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { mkdir, open, readFile, readdir, rm, writeFile } from 'node:fs/promises'
+import { createReadStream } from 'node:fs'
+import { cp, mkdir, open, readFile, readdir, rm, writeFile } from 'node:fs/promises'
 import { basename, join, resolve } from 'node:path'
 import { isDeepStrictEqual, promisify } from 'node:util'
 
@@ -69,8 +70,52 @@ async function listFulls(adapter) {
   return listed.sort((a, b) => (a.backup.id < b.backup.id ? -1 : 1))
 }
 
+// the repository that has full backups, of which those that are not compressed are too long to be encrypted in memory: of a tar
+// neither XO nor xofs looks at what is between its beginning and its end
+async function makeLong(repo) {
+  await cp(fulls, repo, { recursive: true })
+  let count = 0
+  for (const file of (await tree(repo)).filter(file => file.endsWith('.xva'))) {
+    const bytes = await readFile(file)
+    if (['1f8b', '28b5'].includes(bytes.toString('hex', 0, 2))) {
+      continue
+    }
+    count++
+    const words = Uint32Array.from({ length: 16 * MIB + 128 }, (_, index) => Math.imul(index, 0x9e3779b1))
+    const long = Buffer.concat([bytes.subarray(0, -1024), Buffer.from(words.buffer), Buffer.alloc(1024)])
+    await writeFile(file, long)
+    const metadata = file.replace(/xva$/, 'json')
+    await writeFile(metadata, JSON.stringify({ ...JSON.parse(await readFile(metadata)), size: long.length }))
+    await rm(`${file}.checksum`)
+    await rm(join(file, '..', 'cache.json.gz'), { force: true })
+  }
+  if (count === 0) {
+    fail(`${fulls} has no full backup that is not compressed`)
+  }
+}
+
+// what XO itself encrypts, in order, xofs reads
+async function mirrorBack(name, encryptionKey) {
+  const [from, to] = [join(work, name), join(work, `${name}-back`)]
+  const { handler, dispose } = await openRemote(from, { encryptionKey })
+  await run(['repository', 'init', to])
+  for (const { uuid, backup } of await listFulls(new RemoteAdapter(handler))) {
+    const file = join('/', backup._filename, '..', backup.xva)
+    const plain = join(work, 'long', file)
+    await handler.unlink(file)
+    await handler.outputStream(file, createReadStream(plain), { checksum: false })
+    const at = basename(file, '.xva').replace(/^(\d{4})(\d{2})(\d{2})/, '$1-$2-$3')
+    await run(['ingest', to, '--from', from, '--backup', `${uuid}/${at}`], { XOFS_PASSWORD: encryptionKey })
+    const [expected, found] = [(await sha256OfFile(plain)).sha256, (await sha256OfFile(join(to, file))).sha256]
+    if (found !== expected) {
+      fail(`${name}: ${file}: xofs reads ${found} of what XO encrypted instead of ${expected}`)
+    }
+  }
+  await dispose()
+}
+
 // every full backup of the repository of another, mirrored: XO reads the same bytes, and its cleaner has nothing to say
-async function mirrorFulls(name, encryptionKey) {
+async function mirrorFulls(name, fulls, encryptionKey) {
   const repo = join(work, name)
   const env = encryptionKey === undefined ? {} : { XOFS_PASSWORD: encryptionKey }
   await run(['repository', 'init', repo, ...(encryptionKey === undefined ? [] : ['--encrypted'])], env)
@@ -267,8 +312,11 @@ for (const { name, args, encryptionKey, isMade = false } of KINDS) {
   }
   await dispose()
 }
-await mirrorFulls('fulls', undefined)
-await mirrorFulls('fulls-encrypted', ENCRYPTION_KEY)
+await makeLong(join(work, 'long'))
+await mirrorFulls('fulls', fulls, undefined)
+await mirrorFulls('fulls-encrypted', fulls, ENCRYPTION_KEY)
+await mirrorFulls('long-encrypted', join(work, 'long'), ENCRYPTION_KEY)
+await mirrorBack('long-encrypted', ENCRYPTION_KEY)
 await rm(work, { recursive: true, force: true })
 console.log(`ingest: ${KINDS.length} kinds judged, ${failures} failures`)
 process.exit(failures === 0 ? 0 : 1)
