@@ -6,6 +6,7 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -179,7 +180,7 @@ impl TreeFilesystem {
     fn entries(&self, inode: u64) -> tree::Result<Vec<DirectoryEntry>> {
         let listed = self.tree.list(inode)?;
         let own = [(inode, "."), (self.tree.parent(inode)?, "..")];
-        let own = own.map(|(inode, name)| (inode, FileKind::Directory, name.to_owned()));
+        let own = own.map(|(inode, name)| (inode, FileKind::Directory, name.into()));
         let listed = listed.into_iter().map(|entry| (entry.inode, file_kind(entry.kind), entry.name));
         Ok(own
             .into_iter()
@@ -276,7 +277,7 @@ impl TreeFilesystem {
 
     /// Whether what stands at a name is known without asking the storage.
     pub(super) fn is_name_at_hand(&self, parent: u64, name: &OsStr) -> bool {
-        name.to_str().is_none_or(|name| self.tree.is_name_at_hand(parent, name))
+        self.tree.is_name_at_hand(parent, name)
     }
 
     /// Whether a directory can be listed without asking the storage.
@@ -296,8 +297,6 @@ impl TreeFilesystem {
 
     /// Looks a name up. May wait, unless it [is at hand](Self::is_name_at_hand).
     pub(super) fn lookup(&self, parent: u64, name: &OsStr, reply: Reply<Timed>) {
-        // All our names are UTF-8.
-        let Some(name) = name.to_str() else { return reply.error(Errno::NOT_FOUND) };
         match self.tree.lookup(parent, name) {
             Ok(attributes) => reply.ok(&self.timed(&attributes)),
             Err(error) => reply.error(self.tree_errno(parent, &error)),

@@ -3,7 +3,7 @@
 //! A [`Reply`] answers exactly once and may be sent to another thread first. One that is dropped unanswered says EIO, so
 //! that a panic never leaves a reader waiting.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::time::{Duration, SystemTime};
 
 use super::errno::Errno;
@@ -82,7 +82,7 @@ pub(super) struct Opened {
 pub(super) struct DirectoryEntry {
     pub(super) inode: u64,
     pub(super) kind: FileKind,
-    pub(super) name: String,
+    pub(super) name: OsString,
     /// Offset from which a later request goes on after this entry.
     pub(super) next: u64,
 }

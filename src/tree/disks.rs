@@ -322,7 +322,7 @@ mod tests {
         };
         put(1, 4096);
         let tree = Tree::new(Repository::with_storage(storage.clone(), OpenOptions::default()).unwrap());
-        let sizes = || ["a.raw", "a.vhd"].map(|name| tree.lookup(ROOT, name).unwrap().size);
+        let sizes = || ["a.raw", "a.vhd"].map(|name| tree.lookup(ROOT, name.as_ref()).unwrap().size);
         assert_eq!(sizes(), [4096, 2560]);
         put(2, 1 << 31);
         assert_eq!(sizes(), [1 << 31, 512 + 1024 + 4096 + 512]);

@@ -25,6 +25,7 @@ mod metrics;
 mod names;
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -77,8 +78,8 @@ pub struct Entry {
     pub inode: u64,
     /// What it is.
     pub kind: Kind,
-    /// The name.
-    pub name: String,
+    /// The name, any bytes but `/` and zero.
+    pub name: OsString,
 }
 
 /// The bytes of a file.
@@ -182,7 +183,8 @@ impl Tree {
 
     /// Returns whether what stands at a name is known, with its attributes, without asking the repository.
     #[must_use]
-    pub fn is_name_at_hand(&self, parent: u64, name: &str) -> bool {
+    pub fn is_name_at_hand(&self, parent: u64, name: &OsStr) -> bool {
+        let Some(name) = name.to_str() else { return true };
         match self.inodes.key(parent) {
             Some(Key::Root) => name == CONTROL || self.repository.layout() == Layout::Repository,
             _ => self.is_at_hand(parent),
@@ -220,7 +222,9 @@ impl Tree {
     ///
     /// # Errors
     /// `NotFound`, `Stale`, `NotDirectory`, or why it cannot be looked at.
-    pub fn lookup(&self, parent: u64, name: &str) -> Result<Attributes> {
+    pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attributes> {
+        // All names of keys are UTF-8.
+        let name = name.to_str().ok_or(Error::NotFound)?;
         let found = self.key(parent).and_then(|parent| self.child(&parent, name));
         self.counted(found.and_then(|key| self.attributes_of(&key)))
     }
@@ -241,7 +245,7 @@ impl Tree {
         let children = self.counted(self.children(&self.key(inode)?)).map_err(Error::of_known)?;
         Ok(children
             .into_iter()
-            .map(|(name, key)| Entry { inode: self.inodes.number(&key), kind: kind_of(&key), name })
+            .map(|(name, key)| Entry { inode: self.inodes.number(&key), kind: kind_of(&key), name: name.into() })
             .collect())
     }
 
@@ -257,9 +261,9 @@ impl Tree {
     ///
     /// # Errors
     /// `NotLink` if it is none.
-    pub fn target(&self, inode: u64) -> Result<String> {
+    pub fn target(&self, inode: u64) -> Result<OsString> {
         match self.key(inode)? {
-            Key::Link(link) => Ok(link.target.clone()),
+            Key::Link(link) => Ok(link.target.clone().into()),
             _ => Err(Error::NotLink),
         }
     }
@@ -610,6 +614,8 @@ fn at(unix: i64) -> SystemTime {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
     use storage::{Fault, FaultyStorage, MemoryStorage};
 
     use super::*;
@@ -628,14 +634,27 @@ mod tests {
         let names = || Ok::<_, Error>(tree.list(ROOT)?.into_iter().map(|entry| entry.name).collect::<Vec<_>>());
         assert!(!tree.is_list_at_hand(ROOT));
         tree.health().silent();
-        assert!(tree.is_list_at_hand(ROOT) && tree.is_name_at_hand(ROOT, CONTROL));
-        assert!(!tree.is_at_hand(ROOT) && !tree.is_name_at_hand(ROOT, "a.raw"));
+        assert!(tree.is_list_at_hand(ROOT) && tree.is_name_at_hand(ROOT, CONTROL.as_ref()));
+        assert!(!tree.is_at_hand(ROOT) && !tree.is_name_at_hand(ROOT, "a.raw".as_ref()));
         assert_eq!(names().unwrap(), [".xofs", "a.raw", "a.vhd"]);
-        let control = tree.lookup(ROOT, CONTROL).unwrap().inode;
+        let control = tree.lookup(ROOT, CONTROL.as_ref()).unwrap().inode;
         for entry in tree.list(control).unwrap() {
-            assert!(tree.is_name_at_hand(control, &entry.name) && tree.is_at_hand(entry.inode), "{}", entry.name);
-            assert!(tree.has_attributes_at_hand(entry.inode) && tree.open(entry.inode).is_ok(), "{}", entry.name);
+            assert!(tree.is_name_at_hand(control, &entry.name) && tree.is_at_hand(entry.inode), "{:?}", entry.name);
+            assert!(tree.has_attributes_at_hand(entry.inode) && tree.open(entry.inode).is_ok(), "{:?}", entry.name);
         }
         assert_eq!(faulty.total(), 0, "the storage was asked");
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_stands_nowhere_and_no_storage_is_asked() {
+        let memory = Arc::new(MemoryStorage::new());
+        memory.put("a.vhd", "no VHD").unwrap();
+        let faulty = Arc::new(FaultyStorage::new(memory));
+        let tree = Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap());
+        faulty.reset_counts();
+        let name = OsStr::from_bytes(b"a\xff.raw");
+        assert!(tree.is_name_at_hand(ROOT, name));
+        assert!(matches!(tree.lookup(ROOT, name), Err(Error::NotFound)));
+        assert_eq!(faulty.total(), 0);
     }
 }
