@@ -15,9 +15,7 @@ use disk::Readahead;
 use super::caching::{Habits, Watched};
 use super::errno::Errno;
 use super::handles::Handles;
-use super::transport::{
-    Access, Attributes, Caching, Ctx, DirectoryEntry, FileKind, Opened, Reply, Seek, Statfs, Timed,
-};
+use super::transport::{Access, Attributes, Caching, Ctx, DirectoryEntry, Opened, Reply, Seek, Statfs, Timed};
 use crate::tree::{self, Content, Health, Kind, Tree};
 
 /// For how long the kernel believes names and attributes: so long may what appears or leaves stay unseen.
@@ -63,12 +61,12 @@ impl Owner {
         }
     }
 
-    fn mode(self, kind: FileKind) -> u16 {
+    fn mode(self, kind: Kind) -> u16 {
         match kind {
-            FileKind::Directory => 0o555 & !self.umask,
-            FileKind::File => 0o444 & !self.umask,
+            Kind::Directory => 0o555 & !self.umask,
             // Nobody asks for the permissions of a link.
-            FileKind::Symlink => 0o777,
+            Kind::Symlink => 0o777,
+            _ => 0o444 & !self.umask,
         }
     }
 }
@@ -125,7 +123,7 @@ impl TreeFilesystem {
     }
 
     fn timed(&self, attributes: &tree::Attributes) -> Timed {
-        let kind = file_kind(attributes.kind);
+        let kind = attributes.kind;
         let attributes = Attributes {
             inode: attributes.inode,
             kind,
@@ -134,7 +132,7 @@ impl TreeFilesystem {
             block_size: if attributes.is_disk { DISK_BLOCK } else { FILE_BLOCK },
             modified: attributes.modified,
             mode: self.owner.mode(kind),
-            links: if kind == FileKind::Directory { 2 } else { 1 },
+            links: if kind == Kind::Directory { 2 } else { 1 },
             uid: self.owner.uid,
             gid: self.owner.gid,
         };
@@ -180,8 +178,8 @@ impl TreeFilesystem {
     fn entries(&self, inode: u64) -> tree::Result<Vec<DirectoryEntry>> {
         let listed = self.tree.list(inode)?;
         let own = [(inode, "."), (self.tree.parent(inode)?, "..")];
-        let own = own.map(|(inode, name)| (inode, FileKind::Directory, name.into()));
-        let listed = listed.into_iter().map(|entry| (entry.inode, file_kind(entry.kind), entry.name));
+        let own = own.map(|(inode, name)| (inode, Kind::Directory, name.into()));
+        let listed = listed.into_iter().map(|entry| (entry.inode, entry.kind, entry.name));
         Ok(own
             .into_iter()
             .chain(listed)
@@ -228,14 +226,6 @@ fn with_buffer<T>(len: usize, act: impl FnOnce(&mut [u8]) -> T) -> T {
         }
         act(&mut buffer[..len])
     })
-}
-
-fn file_kind(kind: Kind) -> FileKind {
-    match kind {
-        Kind::Directory => FileKind::Directory,
-        Kind::File => FileKind::File,
-        Kind::Symlink => FileKind::Symlink,
-    }
 }
 
 /// Returns the bytes that a read from a whole file gives.

@@ -16,8 +16,9 @@ use ::fuser::{
 
 use super::errno::Errno;
 use super::transport::{
-    Access, Attributes, Caching, Ctx, DirectoryEntry, FileKind, Handler, Opened, Reply, Seek, Sink, Statfs, Timed,
+    Access, Attributes, Caching, Ctx, DirectoryEntry, Handler, Opened, Reply, Seek, Sink, Statfs, Timed,
 };
+use crate::tree::Kind;
 
 /// Longest answer to a read, in bytes: the most the kernel asks for by default (`fs.fuse.max_pages_limit`).
 const MAX_REQUEST: u32 = 1 << 20;
@@ -74,11 +75,15 @@ fn errno(errno: Errno) -> FuserErrno {
     FuserErrno::from_i32(errno.code())
 }
 
-fn file_type(kind: FileKind) -> FileType {
+fn file_type(kind: Kind) -> FileType {
     match kind {
-        FileKind::Directory => FileType::Directory,
-        FileKind::File => FileType::RegularFile,
-        FileKind::Symlink => FileType::Symlink,
+        Kind::Directory => FileType::Directory,
+        Kind::File => FileType::RegularFile,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+        Kind::CharacterDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
     }
 }
 

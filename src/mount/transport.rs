@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::time::{Duration, SystemTime};
 
 use super::errno::Errno;
+use crate::tree::Kind;
 
 /// Who asks, and the number of the request.
 #[derive(Debug, Clone, Copy)]
@@ -17,19 +18,11 @@ pub(super) struct Ctx {
     pub(super) pid: u32,
 }
 
-/// What stands at a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FileKind {
-    Directory,
-    File,
-    Symlink,
-}
-
 /// What `stat(2)` shows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Attributes {
     pub(super) inode: u64,
-    pub(super) kind: FileKind,
+    pub(super) kind: Kind,
     /// Size in bytes.
     pub(super) size: u64,
     /// Allocated, in units of 512 bytes.
@@ -81,7 +74,7 @@ pub(super) struct Opened {
 #[derive(Debug, Clone)]
 pub(super) struct DirectoryEntry {
     pub(super) inode: u64,
-    pub(super) kind: FileKind,
+    pub(super) kind: Kind,
     pub(super) name: OsString,
     /// Offset from which a later request goes on after this entry.
     pub(super) next: u64,

@@ -52,6 +52,14 @@ pub enum Kind {
     File,
     /// Leads to another name.
     Symlink,
+    /// A pipe with a name.
+    Fifo,
+    /// A local socket.
+    Socket,
+    /// A device read byte by byte.
+    CharacterDevice,
+    /// A device read in blocks.
+    BlockDevice,
 }
 
 /// What is known of a place.
