@@ -8,28 +8,18 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use disk::Readahead;
 
+use super::attributes::{Appearance, FILE_BLOCK, Owner};
 use super::caching::{Habits, Watched};
 use super::errno::Errno;
 use super::handles::Handles;
-use super::transport::{Access, Attributes, Caching, Ctx, DirectoryEntry, Opened, Reply, Seek, Statfs, Timed};
+use super::transport::{Access, Caching, Ctx, DirectoryEntry, Opened, Reply, Seek, Statfs, Timed};
 use crate::tree::{self, Content, Health, Kind, Tree};
-
-/// For how long the kernel believes names and attributes: so long may what appears or leaves stay unseen.
-const BELIEVED_LOCAL: Duration = Duration::from_secs(1);
-/// The same where looking again crosses a network.
-const BELIEVED_REMOTE: Duration = Duration::from_secs(5);
 
 /// Prefix of our extended attributes.
 const PREFIX: &str = "user.xofs.";
-
-/// What programs are told to read at once, in bytes: of a disk as much as one request carries, since each request
-/// comes to us.
-const DISK_BLOCK: u32 = 1 << 20;
-const FILE_BLOCK: u32 = 4096;
 
 /// Longest name, in bytes.
 const NAME_LENGTH: u32 = 255;
@@ -40,35 +30,6 @@ const LOGGED_LIMIT: usize = 4096;
 thread_local! {
     /// Grows to the largest read of the thread (1 MiB) and is then reused as it is.
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// To whom everything seems to belong, and what they may do with it.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Owner {
-    uid: u32,
-    gid: u32,
-    /// Permission bits taken away from 0555 and 0444.
-    umask: u16,
-}
-
-impl Owner {
-    /// Makes an owner; what is not given is who mounts, who alone may read.
-    pub(super) fn new(uid: Option<u32>, gid: Option<u32>, umask: Option<u32>) -> Self {
-        Self {
-            uid: uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
-            gid: gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
-            umask: umask.map_or(0o077, |umask| u16::try_from(umask & 0o777).expect("nine bits")),
-        }
-    }
-
-    fn mode(self, kind: Kind) -> u16 {
-        match kind {
-            Kind::Directory => 0o555 & !self.umask,
-            // Nobody asks for the permissions of a link.
-            Kind::Symlink => 0o777,
-            _ => 0o444 & !self.umask,
-        }
-    }
 }
 
 /// An open file or directory.
@@ -108,8 +69,7 @@ impl Open {
 /// A tree, as a mount shows it.
 pub(super) struct TreeFilesystem {
     tree: Tree,
-    owner: Owner,
-    believed: Duration,
+    appearance: Appearance,
     open: Handles<Open>,
     habits: Habits,
     /// (inode, message) of the errors that were logged.
@@ -118,25 +78,8 @@ pub(super) struct TreeFilesystem {
 
 impl TreeFilesystem {
     pub(super) fn new(tree: Tree, owner: Owner) -> Self {
-        let believed = if tree.is_remote() { BELIEVED_REMOTE } else { BELIEVED_LOCAL };
-        Self { tree, owner, believed, open: Handles::new(), habits: Habits::new(), logged: Mutex::default() }
-    }
-
-    fn timed(&self, attributes: &tree::Attributes) -> Timed {
-        let kind = attributes.kind;
-        let attributes = Attributes {
-            inode: attributes.inode,
-            kind,
-            size: attributes.size,
-            blocks: attributes.allocated.div_ceil(512),
-            block_size: if attributes.is_disk { DISK_BLOCK } else { FILE_BLOCK },
-            modified: attributes.modified,
-            mode: self.owner.mode(kind),
-            links: if kind == Kind::Directory { 2 } else { 1 },
-            uid: self.owner.uid,
-            gid: self.owner.gid,
-        };
-        Timed { attributes, valid: self.believed }
+        let appearance = Appearance::new(owner, tree.is_remote());
+        Self { tree, appearance, open: Handles::new(), habits: Habits::new(), logged: Mutex::default() }
     }
 
     /// Makes a number of an error; one that means trouble is logged, once for each file and message.
@@ -288,7 +231,7 @@ impl TreeFilesystem {
     /// Looks a name up. May wait, unless it [is at hand](Self::is_name_at_hand).
     pub(super) fn lookup(&self, parent: u64, name: &OsStr, reply: Reply<Timed>) {
         match self.tree.lookup(parent, name) {
-            Ok(attributes) => reply.ok(&self.timed(&attributes)),
+            Ok(attributes) => reply.ok(&self.appearance.timed(&attributes)),
             Err(error) => reply.error(self.tree_errno(parent, &error)),
         }
     }
@@ -296,7 +239,7 @@ impl TreeFilesystem {
     /// Returns attributes. May wait, unless they [are at hand](Self::has_attributes_at_hand).
     pub(super) fn getattr(&self, inode: u64, reply: Reply<Timed>) {
         match self.tree.attributes(inode) {
-            Ok(attributes) => reply.ok(&self.timed(&attributes)),
+            Ok(attributes) => reply.ok(&self.appearance.timed(&attributes)),
             Err(error) => reply.error(self.tree_errno(inode, &error)),
         }
     }

@@ -87,21 +87,28 @@ fn file_type(kind: Kind) -> FileType {
     }
 }
 
+/// Returns a device's number as the protocol has it: twelve bits of major, twenty of minor. One that has more is 0, since no
+/// other device may be taken for it. Source: `new_encode_dev` in `include/linux/kdev_t.h` of Linux.
+fn rdev((major, minor): (u32, u32)) -> u32 {
+    u32::try_from(rustix::fs::makedev(major, minor)).unwrap_or(0)
+}
+
 fn file_attr(attributes: &Attributes) -> FileAttr {
     FileAttr {
         ino: INodeNo(attributes.inode),
         size: attributes.size,
         blocks: attributes.blocks,
-        atime: attributes.modified,
+        atime: attributes.accessed,
         mtime: attributes.modified,
-        ctime: attributes.modified,
-        crtime: attributes.modified,
+        ctime: attributes.changed,
+        // Carried on macOS only.
+        crtime: attributes.created,
         kind: file_type(attributes.kind),
         perm: attributes.mode,
         nlink: attributes.links,
         uid: attributes.uid,
         gid: attributes.gid,
-        rdev: 0,
+        rdev: rdev(attributes.device),
         blksize: attributes.block_size,
         flags: 0,
     }
@@ -342,7 +349,51 @@ impl<H: Handler> Filesystem for Adapter<H> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
     use super::*;
+
+    #[test]
+    fn every_attribute_reaches_the_kernel_as_it_is() {
+        let before = |millis| UNIX_EPOCH - Duration::from_millis(millis);
+        let attributes = Attributes {
+            inode: 7,
+            kind: Kind::CharacterDevice,
+            size: 1,
+            blocks: 2,
+            block_size: 4096,
+            accessed: before(1),
+            modified: before(2),
+            changed: before(3),
+            created: before(4),
+            mode: 0o620,
+            links: 5,
+            uid: 1000,
+            gid: 100,
+            device: (0xabc, 0xdef12),
+        };
+        let expected = FileAttr {
+            ino: INodeNo(7),
+            size: 1,
+            blocks: 2,
+            atime: before(1),
+            mtime: before(2),
+            ctime: before(3),
+            crtime: before(4),
+            kind: FileType::CharDevice,
+            perm: 0o620,
+            nlink: 5,
+            uid: 1000,
+            gid: 100,
+            rdev: 0xdefa_bc12,
+            blksize: 4096,
+            flags: 0,
+        };
+        assert_eq!(file_attr(&attributes), expected);
+        for (device, number) in [((0, 0), 0), ((8, 1), 0x801), ((0x1000, 1), 0), ((1, 1 << 20), 0)] {
+            assert_eq!(rdev(device), number, "{device:?}");
+        }
+    }
 
     #[test]
     fn a_panic_ends_no_thread() {

@@ -7,6 +7,7 @@
 //!   │    ├─ watcher ─ answers in place of work that is stuck: deadlines and signals
 //!   │    ├─ pool ─ threads for work that may wait
 //!   │    └─ filesystem ─ answers requests from the tree; open files and directories
+//!   │         ├─ attributes ─ what stat(2) shows, and for how long that is believed
 //!   │         ├─ caching ─ whether a disk is read through the page cache
 //!   │         └─ errno ─ the one place where an error becomes an error number
 //!   ├─ kernel ─ mount(2) or fusermount3; mounts, what is mounted where
@@ -16,6 +17,7 @@
 //!
 //! Nothing here writes: a mount is read-only.
 
+mod attributes;
 mod caching;
 mod dispatch;
 mod errno;

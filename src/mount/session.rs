@@ -12,9 +12,10 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::attributes::Owner;
 use super::dispatch::Dispatcher;
 use super::errno::Errno;
-use super::filesystem::{Owner, TreeFilesystem};
+use super::filesystem::TreeFilesystem;
 use super::fuser::Connection;
 use super::kernel::{self, Mounting};
 use super::mounts;

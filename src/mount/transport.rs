@@ -19,7 +19,7 @@ pub(super) struct Ctx {
 }
 
 /// What `stat(2)` shows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Attributes {
     pub(super) inode: u64,
     pub(super) kind: Kind,
@@ -29,15 +29,20 @@ pub(super) struct Attributes {
     pub(super) blocks: u64,
     /// Bytes a reader should ask for at once, a power of two.
     pub(super) block_size: u32,
+    pub(super) accessed: SystemTime,
     pub(super) modified: SystemTime,
+    pub(super) changed: SystemTime,
+    pub(super) created: SystemTime,
     pub(super) mode: u16,
     pub(super) links: u32,
     pub(super) uid: u32,
     pub(super) gid: u32,
+    /// Major and minor number of a device.
+    pub(super) device: (u32, u32),
 }
 
 /// Attributes, and for how long the kernel may believe them.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Timed {
     pub(super) attributes: Attributes,
     pub(super) valid: Duration,

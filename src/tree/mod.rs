@@ -16,6 +16,7 @@
 //! to the repository, which lists again when what it knows is old. A list that was returned does not change. Looking at
 //! directories opens no VHD; the first `stat` of a disk does, since its exact size stands nowhere else.
 
+mod attributes;
 mod control;
 mod disks;
 mod error;
@@ -33,6 +34,7 @@ use disk::Disk;
 use storage::{Object, ObjectPath};
 
 use crate::repository::{Backup, BackupId, BackupTime, Layout, Problem, ProblemKind, Repository, StoredBackup, VmId};
+pub use attributes::{Attributes, GuestAttributes, Kind};
 use disks::Sizes;
 pub use error::{Error, Result};
 pub use health::{Health, Report};
@@ -42,42 +44,6 @@ use names::{Names, VmNames};
 
 /// The directory in the root for what the mount says about itself.
 const CONTROL: &str = ".xofs";
-
-/// What stands at a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Holds names.
-    Directory,
-    /// Holds bytes.
-    File,
-    /// Leads to another name.
-    Symlink,
-    /// A pipe with a name.
-    Fifo,
-    /// A local socket.
-    Socket,
-    /// A device read byte by byte.
-    CharacterDevice,
-    /// A device read in blocks.
-    BlockDevice,
-}
-
-/// What is known of a place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Attributes {
-    /// Its number.
-    pub inode: u64,
-    /// What it is.
-    pub kind: Kind,
-    /// Exact size in bytes; of a link, the length of its target.
-    pub size: u64,
-    /// Bytes that are stored, not holes.
-    pub allocated: u64,
-    /// Time of the backup it belongs to; of what belongs to none, when the tree was made.
-    pub modified: SystemTime,
-    /// Whether it is a disk, best read in large pieces.
-    pub is_disk: bool,
-}
 
 /// One name in a directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -495,6 +461,7 @@ impl Tree {
             allocated,
             modified: key.time().map_or(self.since, |time| at(time.unix())),
             is_disk: matches!(key, Key::Disk(..) | Key::Loose(..)),
+            guest: None,
         })
     }
 
