@@ -290,6 +290,7 @@ fn extended_attributes_say_what_a_disk_is() {
     listed.sort_unstable();
     let expected = ["allocated", "chain", "description", "name", "uuid"].map(|name| format!("user.xofs.{name}"));
     assert_eq!(listed, expected);
+    assert_eq!(rustix::fs::listxattr(&raw, &mut buffer[..len - 1]), Err(rustix::io::Errno::RANGE));
     assert_eq!(xattr(&raw, "user.xofs.allocated"), Ok((4 * MIB).to_string()));
     assert_eq!(xattr(&raw, "user.xofs.chain"), Ok("1".to_owned()));
     assert_eq!(xattr(&raw, "user.xofs.name"), Ok("system".to_owned()));

@@ -209,7 +209,9 @@ impl Handler for Dispatcher {
     }
 
     fn getxattr(&self, ctx: Ctx, inode: u64, name: &OsStr, reply: Reply<[u8]>) {
-        let Some(name) = TreeFilesystem::own_attribute(name) else { return reply.error(Errno::NO_ATTRIBUTE) };
+        if self.files.is_xattr_at_hand(inode, name) {
+            return self.run_at_hand(ctx, inode, reply, |files, reply| files.getxattr(inode, name, reply));
+        }
         let name = name.to_owned();
         self.run(&self.names, ctx, inode, reply, move |files, reply| files.getxattr(inode, &name, reply));
     }

@@ -18,9 +18,6 @@ use super::handles::Handles;
 use super::transport::{Access, Caching, Ctx, DirectoryEntry, Opened, Reply, Seek, Statfs, Timed};
 use crate::tree::{self, Content, Health, Kind, Tree};
 
-/// Prefix of our extended attributes.
-const PREFIX: &str = "user.xofs.";
-
 /// Longest name, in bytes.
 const NAME_LENGTH: u32 = 255;
 
@@ -223,6 +220,11 @@ impl TreeFilesystem {
         self.tree.has_attributes_at_hand(inode)
     }
 
+    /// Whether an extended attribute is known without asking the storage.
+    pub(super) fn is_xattr_at_hand(&self, inode: u64, name: &OsStr) -> bool {
+        self.tree.is_xattr_at_hand(inode, name)
+    }
+
     /// Returns an open file or directory.
     pub(super) fn file(&self, handle: u64) -> Option<Arc<Open>> {
         self.open.get(handle)
@@ -382,28 +384,22 @@ impl TreeFilesystem {
         reply.ok(&entries[start..]);
     }
 
-    /// Returns the name of one of our attributes without its prefix; the tree is not asked for those of others.
-    pub(super) fn own_attribute(name: &OsStr) -> Option<&str> {
-        name.to_str()?.strip_prefix(PREFIX)
-    }
-
-    /// Returns one of our attributes. May wait.
-    pub(super) fn getxattr(&self, inode: u64, name: &str, reply: Reply<[u8]>) {
-        match self.tree.properties(inode) {
-            Ok(properties) => match properties.into_iter().find(|(found, _)| *found == name) {
-                Some((_, value)) => reply.ok(value.as_bytes()),
-                None => reply.error(Errno::NO_ATTRIBUTE),
-            },
+    /// Returns an extended attribute. May wait, unless it [is at hand](Self::is_xattr_at_hand).
+    pub(super) fn getxattr(&self, inode: u64, name: &OsStr, reply: Reply<[u8]>) {
+        match self.tree.xattr(inode, name) {
+            Ok(Some(value)) => reply.ok(&value),
+            Ok(None) => reply.error(Errno::NO_ATTRIBUTE),
             Err(error) => reply.error(self.tree_errno(inode, &error)),
         }
     }
 
-    /// Returns the names of our attributes. May wait.
+    /// Returns the names of the extended attributes. May wait.
     pub(super) fn listxattr(&self, inode: u64, reply: Reply<[u8]>) {
-        match self.tree.properties(inode) {
-            Ok(properties) => {
-                let names: String = properties.iter().map(|(name, _)| format!("{PREFIX}{name}\0")).collect();
-                reply.ok(names.as_bytes());
+        match self.tree.xattr_names(inode) {
+            Ok(names) => {
+                let names: Vec<u8> =
+                    names.iter().flat_map(|name| [name.as_bytes(), b"\0"]).flatten().copied().collect();
+                reply.ok(&names);
             }
             Err(error) => reply.error(self.tree_errno(inode, &error)),
         }

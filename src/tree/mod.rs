@@ -24,6 +24,7 @@ mod health;
 mod key;
 mod metrics;
 mod names;
+mod xattrs;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -39,7 +40,7 @@ use disks::Sizes;
 pub use error::{Error, Result};
 pub use health::{Health, Report};
 pub use key::ROOT;
-use key::{Form, Inodes, Key, Link, Store};
+use key::{Inodes, Key, Link, Store};
 use names::{Names, VmNames};
 
 /// The directory in the root for what the mount says about itself.
@@ -249,23 +250,6 @@ impl Tree {
     pub fn open(&self, inode: u64) -> Result<Content> {
         let key = self.key(inode)?;
         self.counted(self.open_key(&key)).map_err(Error::of_known)
-    }
-
-    /// Returns the extended attributes of a place, without the prefix `user.xofs.`.
-    ///
-    /// # Errors
-    /// `Stale`, or why it cannot be looked at.
-    pub fn properties(&self, inode: u64) -> Result<Vec<(&'static str, String)>> {
-        let key = self.key(inode)?;
-        let found = match &key {
-            Key::Disk(id, name, Form::Raw) => self.disk_properties(id, name),
-            Key::Loose(name, Form::Raw) => self.loose_properties(name),
-            Key::Backup(id) => {
-                Ok(self.backup(id)?.problem.iter().map(|problem| ("problem", problem.clone())).collect())
-            }
-            _ => Ok(Vec::new()),
-        };
-        self.counted(found).map_err(Error::of_known)
     }
 
     /// Remembers that some bytes of a disk could not be read.
