@@ -1,6 +1,12 @@
 //! What lies in the disks of a guest: its volumes, and in each of them a filesystem.
 //!
 //! ```text
+//! survey  ─ disks → volumes: name, Map, Content, what is wrong
+//!   ├─ table   partitions: MBR, GPT
+//!   ├─ md      arrays of partitions or disks
+//!   ├─ lvm     logical volumes
+//!   └─ probe   what stands on a volume
+//! Map     ─ where the bytes of a volume lie; Mapped: the volume as a disk
 //! GuestFs ─ names, attributes, extents         what a reader of a filesystem answers
 //! Error   ─ damaged, not read, beyond a limit ...
 //! Fields  ─ numbers in untrusted bytes
@@ -10,10 +16,25 @@
 //! is used, each loop is bounded by something other than what it reads. It never hears of VHD, backups, processes or FUSE.
 //! A file is never read here: its [extents](GuestFs::extents) say where its bytes lie, and whoever has the disk reads them there.
 
+mod crc32;
 mod error;
 mod fields;
 mod fs;
+mod lvm;
+mod map;
+mod mapped;
+mod md;
+#[cfg(test)]
+mod memory;
+mod probe;
+mod read;
+mod survey;
+mod table;
 
 pub use error::{Error, ErrorKind, Result};
 pub use fields::Fields;
 pub use fs::{Attributes, Entry, Extent, Extents, Facts, GuestFs, Inode, Kind, Source, Time, Xattr};
+pub use map::{Map, Place, Segment, SegmentSource, Stripes};
+pub use mapped::Mapped;
+pub use probe::{Content, probe};
+pub use survey::{Survey, Volume, survey};

@@ -1,0 +1,184 @@
+//! The volumes on the disks of one guest: its partitions, what is made of them, and disks that are volumes as a whole.
+//!
+//! A survey always ends with what was found. What is wrong with one disk, table or volume is said beside it and hides no other.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use disk::Disk;
+
+use crate::map::{Map, Place};
+use crate::probe::{Content, probe};
+use crate::table::{self, Partition, Purpose};
+use crate::{Error, ErrorKind, Mapped, Result};
+
+/// More disks are not looked at.
+const MAX_DISKS: usize = 64;
+/// More volumes are not shown.
+const MAX_VOLUMES: usize = 1024;
+
+/// A volume of a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// As Linux calls it (`xvda1`, `vg0-root`), told apart by `~2` from another of that name; never with a `/`, never
+    /// empty.
+    pub name: String,
+    /// Where its bytes lie; `None` if they cannot be had, of which [`Volume::problem`] is the reason.
+    pub map: Option<Map>,
+    /// What stands on it; [`Content::Unread`] if it could not be read.
+    pub content: Content,
+    /// What is wrong with it. [`ErrorKind::Disk`] if reading a disk failed: another survey may say more.
+    pub problem: Option<Error>,
+}
+
+/// What was found on the disks of a guest.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// The volumes: those of each disk in order, then what is made of them.
+    pub volumes: Vec<Volume>,
+    /// What is wrong with disks and tables, with the name of the disk. [`ErrorKind::Disk`] as for [`Volume::problem`].
+    pub problems: Vec<Error>,
+}
+
+impl Survey {
+    /// Returns whether reading a disk failed, so that another survey may find more.
+    #[must_use]
+    pub fn is_unread(&self) -> bool {
+        let of_volumes = self.volumes.iter().filter_map(|volume| volume.problem.as_ref());
+        self.problems.iter().chain(of_volumes).any(|problem| problem.kind() == ErrorKind::Disk)
+    }
+}
+
+/// Finds the volumes on the disks of one guest, each with the name that it has there (`xvda`).
+///
+/// Maps count the disks as they are given here. Nothing is an error: see [`Survey::problems`]. At most 64 disks are looked
+/// at and 1,024 volumes shown; what is beyond is said.
+#[must_use]
+pub fn survey(disks: &[(String, Arc<dyn Disk>)]) -> Survey {
+    let mut surveyor = Surveyor {
+        disks: disks.iter().take(MAX_DISKS).map(|(_, disk)| disk.clone()).collect(),
+        names: HashSet::new(),
+        survey: Survey::default(),
+    };
+    if disks.len() > MAX_DISKS {
+        surveyor.say(Error::new(ErrorKind::TooMuch, format!("only the first {MAX_DISKS} disks are looked at")));
+    }
+    for (index, (name, disk)) in (0..).zip(disks.iter().take(MAX_DISKS)) {
+        surveyor.disk(index, name, disk);
+    }
+    surveyor.survey
+}
+
+struct Surveyor {
+    disks: Vec<Arc<dyn Disk>>,
+    names: HashSet<String>,
+    survey: Survey,
+}
+
+impl Surveyor {
+    fn say(&mut self, problem: Error) {
+        self.survey.problems.push(problem);
+    }
+
+    /// Adds the partitions of a disk, or the disk itself if something known stands on it as a whole.
+    fn disk(&mut self, index: u16, name: &str, disk: &Arc<dyn Disk>) {
+        let of_disk = |error: Error| Error::new(error.kind(), format!("disk {name}: {error}"));
+        let table = match table::read(disk) {
+            Ok(Some(table)) => table,
+            Ok(None) => {
+                let map = Map::of_range(Place { disk: index, offset: 0 }, disk.size());
+                match map.and_then(|map| Ok((self.content(&map)?, map))) {
+                    Ok((Content::Empty | Content::Unknown, _)) => {}
+                    Ok((content, map)) => self.add(name, Ok(map), Some(content), None),
+                    Err(error) => self.say(of_disk(error)),
+                }
+                return;
+            }
+            Err(error) => return self.say(of_disk(error.into())),
+        };
+        for problem in table.problems {
+            self.say(of_disk(problem));
+        }
+        for partition in table.partitions {
+            let separator = if name.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };
+            self.partition(index, &format!("{name}{separator}{}", partition.number), &partition);
+        }
+    }
+
+    fn partition(&mut self, index: u16, name: &str, partition: &Partition) {
+        let disk_size = self.disks[usize::from(index)].size();
+        let len = partition.len_within(disk_size);
+        let missing = partition.len - len;
+        let problem = (missing > 0).then(|| {
+            Error::damaged(match len {
+                0 => format!("it starts past the end of the disk, at {} of {disk_size} bytes", partition.start),
+                _ => format!("its last {missing} bytes are past the end of the disk: it is shown without them"),
+            })
+        });
+        let map = match len {
+            0 => Err(Error::damaged("it has no bytes")),
+            _ => Map::of_range(Place { disk: index, offset: partition.start }, len),
+        };
+        let map = match (map, &problem) {
+            (Err(_), Some(problem)) => Err(problem.clone()),
+            (map, _) => map,
+        };
+        self.add(name, map, content_of(partition.purpose), problem);
+    }
+
+    /// Adds a volume under a name that no other has. What stands on it is looked at; `if_unknown` is what its table says.
+    fn add(&mut self, name: &str, map: Result<Map>, if_unknown: Option<Content>, problem: Option<Error>) {
+        if self.survey.volumes.len() == MAX_VOLUMES {
+            let text = format!("there are more than {MAX_VOLUMES} volumes, the others are not shown");
+            let problem = Error::new(ErrorKind::TooMuch, text);
+            if !self.survey.problems.contains(&problem) {
+                self.say(problem);
+            }
+            return;
+        }
+        let name = self.unique(name);
+        let (map, content, problem) = match map {
+            Err(reason) => (None, Content::Unread, Some(reason)),
+            Ok(map) => match self.content(&map) {
+                Ok(Content::Empty | Content::Unknown) if if_unknown.is_some() => {
+                    (Some(map), if_unknown.unwrap_or(Content::Unknown), problem)
+                }
+                Ok(content) => (Some(map), content, problem),
+                Err(error) => (Some(map), Content::Unread, Some(error)),
+            },
+        };
+        self.survey.volumes.push(Volume { name, map, content, problem });
+    }
+
+    fn content(&self, map: &Map) -> Result<Content> {
+        Ok(probe(&Mapped::new(map.clone(), self.disks.clone())?)?)
+    }
+
+    fn unique(&mut self, name: &str) -> String {
+        let name = if name.is_empty() { "_".to_owned() } else { name.replace(['/', '\0'], "_") };
+        let others = (2..).map(|number| format!("{name}~{number}"));
+        let name = std::iter::once(name.clone()).chain(others).find(|name| !self.names.contains(name));
+        let name = name.expect("there are more numbers than volumes");
+        self.names.insert(name.clone());
+        name
+    }
+}
+
+/// Returns what a table's word for a partition says of its content, where that tells more than its bytes do.
+fn content_of(purpose: Purpose) -> Option<Content> {
+    /// GUIDs as stored: the first three numbers are little-endian.
+    const LDM_METADATA: [u8; 16] =
+        [0xaa, 0xc8, 0x08, 0x58, 0x8f, 0x7e, 0xe0, 0x42, 0x85, 0xd2, 0xe1, 0xe9, 0x04, 0x34, 0xcf, 0xb3];
+    const LDM_DATA: [u8; 16] =
+        [0xa0, 0x60, 0x9b, 0xaf, 0x31, 0x14, 0x62, 0x4f, 0xbc, 0x68, 0x33, 0x11, 0x71, 0x4a, 0x69, 0xad];
+    const STORAGE_SPACES: [u8; 16] =
+        [0x8f, 0xaf, 0x5c, 0xe7, 0x80, 0xf6, 0xee, 0x4c, 0xaf, 0xa3, 0xb0, 0x01, 0xe5, 0x6e, 0xfc, 0x2d];
+    match purpose {
+        Purpose::Mbr(0x42) | Purpose::Gpt(LDM_METADATA | LDM_DATA) => Some(Content::WindowsDynamicDisk),
+        Purpose::Gpt(STORAGE_SPACES) => Some(Content::StorageSpaces),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;
