@@ -8,6 +8,8 @@
 //!   └─ probe   what stands on a volume
 //! Map     ─ where the bytes of a volume lie; Mapped: the volume as a disk
 //! GuestFs ─ names, attributes, extents         what a reader of a filesystem answers
+//!   ext   ─ ext2, ext3, ext4, journals replayed
+//! Overlay ─ a disk with other bytes in some places
 //! Error   ─ damaged, not read, beyond a limit ...
 //! Fields  ─ numbers in untrusted bytes
 //! ```
@@ -18,6 +20,7 @@
 
 mod crc32;
 mod error;
+pub mod ext;
 mod fields;
 mod fs;
 mod lvm;
@@ -26,6 +29,7 @@ mod mapped;
 mod md;
 #[cfg(test)]
 mod memory;
+mod overlay;
 mod probe;
 mod read;
 mod survey;
@@ -34,7 +38,8 @@ mod table;
 pub use error::{Error, ErrorKind, Result};
 pub use fields::Fields;
 pub use fs::{Attributes, Entry, Extent, Extents, Facts, GuestFs, Inode, Kind, Source, Time, Xattr};
-pub use map::{Map, Place, Segment, SegmentSource, Stripes};
+pub use map::Map;
 pub use mapped::Mapped;
+pub use overlay::{Overlay, Place};
 pub use probe::{Content, probe};
 pub use survey::{Survey, Volume, survey};

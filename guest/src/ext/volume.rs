@@ -1,0 +1,203 @@
+//! The volume: its blocks, its inodes, and the errors of both.
+//!
+//! rust-fs-ext4 finds an inode and checks it; it is shown a volume without a journal, so that it never looks for one.
+//! Its errors do not keep those of the disk, so the last of these is kept here: a network that failed is no damage.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use disk::Disk;
+use fs_ext4::block_io::BlockDevice;
+use fs_ext4::checksum::linux_crc32c;
+use fs_ext4::features::{Compat, Incompat, RoCompat};
+use fs_ext4::fs::Filesystem;
+use fs_ext4::inode::{Inode, InodeFlags};
+use fs_ext4::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
+
+use crate::{Error, ErrorKind, Overlay, Result};
+
+/// The root directory; lower than this and up to the first of the superblock are what the filesystem keeps for itself.
+pub(super) const ROOT: u32 = 2;
+
+/// Blocks that rust-fs-ext4 keeps in memory, 64 KiB each at most.
+const CACHED_BLOCKS: usize = 256;
+
+/// An inode that is in use, checked.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) number: u32,
+    pub(super) inode: Inode,
+    /// As it stands on the volume, with what follows the fields.
+    pub(super) raw: Vec<u8>,
+}
+
+impl Node {
+    pub(super) fn has(&self, flag: InodeFlags) -> bool {
+        self.inode.flags & flag.bits() != 0
+    }
+
+    /// Refuses what only the guest has the key to.
+    pub(super) fn check_plain(&self) -> Result<()> {
+        if self.has(InodeFlags::ENCRYPT) {
+            return Err(Error::unsupported(format!(
+                "inode {} is encrypted by the guest's filesystem: the key is not in the volume",
+                self.number
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A volume whose blocks and inodes can be read.
+pub(super) struct Volume {
+    device: Arc<Device>,
+    filesystem: Filesystem,
+}
+
+impl Volume {
+    /// Opens what the overlay shows; from here on it has no journal.
+    pub(super) fn open(mut overlay: Overlay) -> Result<Self> {
+        let mut superblock = read_superblock(&overlay)?;
+        hide_journal(&mut superblock);
+        overlay.lay_bytes(SUPERBLOCK_OFFSET, superblock)?;
+        let device = Arc::new(Device { disk: overlay, failed: Mutex::new(None) });
+        let filesystem = Filesystem::mount_with_cache(device.clone(), CACHED_BLOCKS)
+            .map_err(|error| device.explain(error, "the filesystem cannot be opened"))?;
+        Ok(Self { device, filesystem })
+    }
+
+    pub(super) fn superblock(&self) -> &Superblock {
+        &self.filesystem.sb
+    }
+
+    pub(super) fn overlay(&self) -> &Overlay {
+        &self.device.disk
+    }
+
+    pub(super) fn block_size(&self) -> u64 {
+        u64::from(self.superblock().block_size())
+    }
+
+    pub(super) fn has_incompat(&self, feature: Incompat) -> bool {
+        self.superblock().feature_incompat & feature.bits() != 0
+    }
+
+    pub(super) fn has_ro_compat(&self, feature: RoCompat) -> bool {
+        self.superblock().feature_ro_compat & feature.bits() != 0
+    }
+
+    pub(super) fn checksummer(&self) -> &fs_ext4::checksum::Checksummer {
+        &self.filesystem.csum
+    }
+
+    /// Returns an inode that is in use.
+    pub(super) fn node(&self, inode: crate::Inode) -> Result<Node> {
+        let missing = || Error::new(ErrorKind::NotFound, format!("no inode {} is in use", inode.0));
+        let number = u32::try_from(inode.0).map_err(|_| missing())?;
+        if number != ROOT && number < self.superblock().first_inode || number > self.superblock().inodes_count {
+            return Err(missing());
+        }
+        let node = self.own_node(number)?;
+        if node.inode.links_count == 0 || node.inode.mode == 0 {
+            return Err(missing());
+        }
+        Ok(node)
+    }
+
+    /// Returns an inode, even one that no name leads to.
+    pub(super) fn own_node(&self, number: u32) -> Result<Node> {
+        let (inode, raw) = self.filesystem.read_inode_verified(number).map_err(|error| {
+            let what = format!("inode {number} cannot be read");
+            self.device.explain(error, &what)
+        })?;
+        Ok(Node { number, inode, raw })
+    }
+
+    /// Returns the bytes of a block.
+    pub(super) fn block(&self, block: u64) -> Result<Vec<u8>> {
+        let size = self.superblock().block_size();
+        if block == 0 || block >= self.superblock().blocks_count {
+            return Err(Error::damaged(format!(
+                "block {block} is referred to, and the filesystem has the blocks 1 to {}",
+                self.superblock().blocks_count - 1
+            )));
+        }
+        let mut bytes = vec![0; usize::try_from(size).expect("64 KiB at most")];
+        self.overlay().read_at(block * u64::from(size), &mut bytes)?;
+        Ok(bytes)
+    }
+}
+
+/// Returns the superblock as it stands.
+pub(super) fn read_superblock(disk: &dyn Disk) -> Result<Vec<u8>> {
+    if disk.size() < SUPERBLOCK_OFFSET + SUPERBLOCK_SIZE as u64 {
+        return Err(Error::damaged(format!("{} bytes are too few for a filesystem", disk.size())));
+    }
+    let mut bytes = vec![0; SUPERBLOCK_SIZE];
+    disk.read_at(SUPERBLOCK_OFFSET, &mut bytes)?;
+    Ok(bytes)
+}
+
+const COMPAT: usize = 0x5c;
+const INCOMPAT: usize = 0x60;
+const JOURNAL_INODE: usize = 0xe0;
+const JOURNAL_DEVICE: usize = 0xe4;
+const CHECKSUM: usize = 0x3fc;
+
+/// Takes the journal out of a superblock: rust-fs-ext4 looks into one whenever there is one, and refuses many that were
+/// replayed here.
+fn hide_journal(superblock: &mut [u8]) {
+    let clear = |at: usize, bits: u32, superblock: &mut [u8]| {
+        let field = &mut superblock[at..at + 4];
+        let value = u32::from_le_bytes(field.try_into().expect("four bytes")) & !bits;
+        field.copy_from_slice(&value.to_le_bytes());
+    };
+    clear(COMPAT, Compat::HAS_JOURNAL.bits(), superblock);
+    clear(INCOMPAT, Incompat::RECOVER.bits(), superblock);
+    clear(JOURNAL_INODE, u32::MAX, superblock);
+    clear(JOURNAL_DEVICE, u32::MAX, superblock);
+    let checksum = linux_crc32c(!0, &superblock[..CHECKSUM]);
+    superblock[CHECKSUM..].copy_from_slice(&checksum.to_le_bytes());
+}
+
+/// What rust-fs-ext4 reads.
+struct Device {
+    disk: Overlay,
+    /// What the disk failed with last.
+    failed: Mutex<Option<disk::Error>>,
+}
+
+impl Device {
+    /// Returns what an error means: one of the disk, if that failed meanwhile.
+    fn explain(&self, error: fs_ext4::Error, what: &str) -> Error {
+        use fs_ext4::Error as Cause;
+        if let Some(error) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return error.into();
+        }
+        let kind = match error {
+            Cause::UnsupportedIncompat(_) | Cause::UnsupportedRoCompat(_) | Cause::Unsupported(_) => {
+                ErrorKind::Unsupported
+            }
+            Cause::NotFound | Cause::InvalidInode(_) | Cause::Stale => ErrorKind::NotFound,
+            _ => ErrorKind::Damaged,
+        };
+        Error::new(kind, format!("{what}: {error}"))
+    }
+}
+
+impl BlockDevice for Device {
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> fs_ext4::Result<()> {
+        // A pointer past the end is the guest's, not the disk's.
+        if offset.checked_add(buffer.len() as u64).is_none_or(|end| end > self.disk.size()) {
+            return Err(fs_ext4::Error::OutOfBounds);
+        }
+        self.disk.read_at(offset, buffer).map_err(|error| {
+            let cause = std::io::Error::other(error.to_string());
+            *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            cause.into()
+        })
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.disk.size()
+    }
+}
