@@ -1,10 +1,12 @@
 //! Why something in a guest cannot be shown, in the kinds by which callers act.
 
+use serde::{Deserialize, Serialize};
+
 /// The result of an operation on a guest.
 pub type Result<T> = std::result::Result<T, Error>;
 
 /// What a caller can do about an error; matched instead of the text.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum ErrorKind {
     /// Nothing has that name or number.
     NotFound,
@@ -21,7 +23,7 @@ pub enum ErrorKind {
 }
 
 /// An error with its kind and a sentence that says what was expected and what was found.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct Error {
     kind: ErrorKind,

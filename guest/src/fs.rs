@@ -1,13 +1,15 @@
 //! What every reader of a filesystem answers.
 
+use serde::{Deserialize, Serialize};
+
 use crate::Result;
 
 /// The number of a file or directory in its filesystem.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Inode(pub u64);
 
 /// What a file is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Kind {
     /// Holds names.
     Directory,
@@ -26,7 +28,7 @@ pub enum Kind {
 }
 
 /// A moment: seconds since 1970 in UTC, and nanoseconds (less than a billion) after that.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub struct Time {
     /// Seconds; negative before 1970.
     pub seconds: i64,
@@ -35,7 +37,7 @@ pub struct Time {
 }
 
 /// What is known of a file without reading it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attributes {
     /// What it is.
     pub kind: Kind,
@@ -64,7 +66,7 @@ pub struct Attributes {
 }
 
 /// A name in a directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     /// The name as the guest wrote it: any bytes. What is UTF-16 on the volume is UTF-8 here, and a lone surrogate the three
     /// bytes that UTF-8 would have for it.
@@ -74,7 +76,7 @@ pub struct Entry {
 }
 
 /// An extended attribute.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Xattr {
     /// With its namespace, as `getxattr(2)` takes it.
     pub name: Vec<u8>,
@@ -83,7 +85,7 @@ pub struct Xattr {
 }
 
 /// Where bytes of a file lie.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Source {
     /// On a member of the volume (0 is the first), at an offset in bytes.
     Member(u16, u64),
@@ -96,7 +98,7 @@ pub enum Source {
 }
 
 /// A run of bytes of a file that lie together.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extent {
     /// Where it starts in the file (bytes).
     pub start: u64,
@@ -107,7 +109,7 @@ pub struct Extent {
 }
 
 /// Extents of a file, in ascending order, none over another. What lies between them is a hole.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Extents {
     /// Those found. The last may reach past the end of the file; the bytes there are not the file's.
     pub found: Vec<Extent>,
@@ -116,7 +118,7 @@ pub struct Extents {
 }
 
 /// What is said of a filesystem as a whole.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// What it calls itself (`ext4`, `xfs`).
     pub kind: String,

@@ -20,7 +20,7 @@
 
 mod crc32;
 mod error;
-pub mod ext;
+mod ext;
 mod fields;
 mod fs;
 mod lvm;
@@ -29,6 +29,7 @@ mod mapped;
 mod md;
 #[cfg(test)]
 mod memory;
+mod open;
 mod overlay;
 mod probe;
 mod read;
@@ -40,6 +41,7 @@ pub use fields::Fields;
 pub use fs::{Attributes, Entry, Extent, Extents, Facts, GuestFs, Inode, Kind, Source, Time, Xattr};
 pub use map::Map;
 pub use mapped::Mapped;
+pub use open::{is_read, open};
 pub use overlay::{Overlay, Place};
 pub use probe::{Content, probe};
 pub use survey::{Survey, Volume, survey};

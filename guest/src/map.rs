@@ -9,6 +9,8 @@
 //! Segments follow each other without gaps, so only their lengths are kept. A striped one is a single segment, however many
 //! stripes it has: a volume of terabytes would have millions.
 
+use serde::{Deserialize, Serialize};
+
 use crate::{Error, ErrorKind, Result};
 
 /// More segments, each column of a striped one counted, are refused.
@@ -17,7 +19,7 @@ const MAX_SEGMENTS: usize = 1 << 16;
 const MAX_SIZE: u64 = 1 << 63;
 
 /// A byte of a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// Which disk of the guest: 0 is the first.
     pub disk: u16,
@@ -28,7 +30,7 @@ pub struct Place {
 /// Bytes that alternate between places in pieces of one size.
 ///
 /// Byte `n` of it lies in stripe `n / stripe_size`; stripes go to the columns in turn, row after row.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stripes {
     /// Bytes of a stripe.
     pub stripe_size: u64,
@@ -39,7 +41,7 @@ pub struct Stripes {
 }
 
 /// Where the bytes of a segment lie.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SegmentSource {
     /// Together, from here on.
     Disk(Place),
@@ -50,7 +52,7 @@ pub enum SegmentSource {
 }
 
 /// A run of bytes of a volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// How long it is in bytes, never 0.
     pub len: u64,
@@ -59,7 +61,8 @@ pub struct Segment {
 }
 
 /// Where all bytes of a volume lie, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Vec<Segment>", into = "Vec<Segment>")]
 pub struct Map {
     segments: Vec<Segment>,
     /// Where each segment ends in the volume.
@@ -156,6 +159,20 @@ impl Segment {
             None => return Some(next),
         }
         None
+    }
+}
+
+impl TryFrom<Vec<Segment>> for Map {
+    type Error = Error;
+
+    fn try_from(segments: Vec<Segment>) -> Result<Self> {
+        Self::new(segments)
+    }
+}
+
+impl From<Map> for Vec<Segment> {
+    fn from(map: Map) -> Self {
+        map.segments
     }
 }
 

@@ -4,6 +4,7 @@
 //! several are found. What belongs to a set of disks is asked first, since a member may look like what the set holds.
 
 use disk::Disk;
+use serde::{Deserialize, Serialize};
 
 use crate::Fields;
 use crate::read::read_within;
@@ -14,7 +15,7 @@ const HEAD: usize = 68 << 10;
 const TAIL: usize = 128 << 10;
 
 /// What stands on a volume.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Content {
     /// Zeroes wherever something known would begin.

@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use disk::Disk;
+use serde::{Deserialize, Serialize};
 
 use crate::map::{Map, Place};
 use crate::probe::{Content, probe};
@@ -18,7 +19,7 @@ const MAX_DISKS: usize = 64;
 const MAX_VOLUMES: usize = 1024;
 
 /// A volume of a guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
     /// As Linux calls it (`xvda1`, `vg0-root`), told apart by `~2` from another of that name; never with a `/`, never
     /// empty.
@@ -32,7 +33,7 @@ pub struct Volume {
 }
 
 /// What was found on the disks of a guest.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Survey {
     /// The volumes: those of each disk in order, then what is made of them.
     pub volumes: Vec<Volume>,

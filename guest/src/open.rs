@@ -1,0 +1,28 @@
+//! The reader for each kind of filesystem.
+
+use std::sync::Arc;
+
+use disk::Disk;
+
+use crate::{Content, Error, GuestFs, Result, ext};
+
+/// Returns whether there is a reader for it.
+#[must_use]
+pub fn is_read(content: Content) -> bool {
+    matches!(content, Content::Ext2 | Content::Ext3 | Content::Ext4)
+}
+
+/// Opens a filesystem for reading; `members` are its volumes, one or more.
+///
+/// # Errors
+/// [`Unsupported`](crate::ErrorKind::Unsupported) if there is no reader for it, or it is of a kind that the reader does not know;
+/// what is damaged or could not be read.
+pub fn open(content: Content, members: Vec<Arc<dyn Disk>>) -> Result<Box<dyn GuestFs>> {
+    let Ok([volume]) = <[_; 1]>::try_from(members) else {
+        return Err(Error::unsupported(format!("{} of several volumes is not read", content.name())));
+    };
+    match content {
+        Content::Ext2 | Content::Ext3 | Content::Ext4 => Ok(Box::new(ext::Ext::open(volume)?)),
+        _ => Err(Error::unsupported(format!("{} is not read", content.name()))),
+    }
+}
