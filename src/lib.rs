@@ -14,3 +14,4 @@ pub mod merge;
 pub mod mount;
 pub mod repository;
 pub mod tree;
+pub mod worker;

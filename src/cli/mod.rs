@@ -36,6 +36,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use mount_xofs::Request;
 use tracing::Level;
 
+use crate::worker;
 use exit::Exit;
 
 const OVERVIEW: &str = "\
@@ -108,6 +109,9 @@ enum Command {
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    if arguments == [worker::ARGUMENT] {
+        return if worker::run().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let is_command = |word: &str| Cli::command().find_subcommand(word).is_some() || word == "help";
     if Request::is_meant_by(&arguments, is_command) {
         return mount_as_helper(arguments);

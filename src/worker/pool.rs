@@ -1,0 +1,225 @@
+//! The workers of a mount: not more than so many at a time, and none that nobody needs.
+//!
+//! A volume keeps its worker between requests, in its *seat*. When all seats are taken, the one not used for longest gives
+//! its worker up, unless it is at work; the volume starts another when it is asked again, and nobody notices.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use disk::Disk;
+use guest::Survey;
+
+use super::check;
+use super::error::{Error, Result};
+use super::process::{Failure, Process};
+use super::protocol::{Frame, Message, Request};
+
+/// How long a worker may be without work.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How often idle workers are looked for.
+const ROUND: Duration = Duration::from_secs(5);
+
+/// How long a worker may work for one request.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Workers at a time, unless it is said otherwise. Each may have 1 GiB of address space, and takes some 10 to 200 MiB.
+pub const WORKERS: u16 = 16;
+
+/// Starts workers and ends them.
+#[derive(Debug)]
+pub struct Workers {
+    program: PathBuf,
+    limit: u16,
+    patience: Duration,
+    state: Mutex<State>,
+    /// A worker was ended, or is without work.
+    freed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    running: u16,
+    seats: Vec<Weak<Seat>>,
+    /// Whether a thread looks for those that are idle.
+    is_watched: bool,
+}
+
+/// Where a volume keeps its worker.
+#[derive(Debug)]
+pub(super) struct Seat(Mutex<Option<Seated>>);
+
+#[derive(Debug)]
+struct Seated {
+    worker: Hired,
+    used: Instant,
+}
+
+/// A worker that counts; dropped, it is ended.
+#[derive(Debug)]
+pub(super) struct Hired {
+    process: Option<Process>,
+    workers: Arc<Workers>,
+}
+
+impl Workers {
+    /// Makes workers of this program, at most `limit` at a time (at least one).
+    #[must_use]
+    pub fn new(limit: u16) -> Arc<Self> {
+        // Not by a name: the program may have been exchanged meanwhile.
+        Self::of_program(PathBuf::from("/proc/self/exe"), limit, PATIENCE)
+    }
+
+    /// Makes workers of a program, which may work for `patience` for each request.
+    #[must_use]
+    pub fn of_program(program: PathBuf, limit: u16, patience: Duration) -> Arc<Self> {
+        Arc::new(Self { program, limit: limit.max(1), patience, state: Mutex::default(), freed: Condvar::new() })
+    }
+
+    /// Returns the volumes on disks, each given with its name.
+    ///
+    /// # Errors
+    /// If a disk cannot be read, or the worker fails.
+    pub fn survey(self: &Arc<Self>, disks: &[(String, Arc<dyn Disk>)]) -> Result<Survey> {
+        let sizes = disks.iter().map(|(name, disk)| (name.clone(), disk.size())).collect();
+        let disks: Vec<_> = disks.iter().map(|(_, disk)| disk.clone()).collect();
+        let mut worker = self.hire()?;
+        match worker.process().ask(&Request::Survey(sizes), &disks) {
+            Ok(Frame::Message(Message::Survey(survey))) => check::survey(survey),
+            Ok(_) => Err(check::lie("it answered a survey with something else")),
+            Err(Failure::Answered(error)) => Err(error),
+            Err(Failure::Broken(why, _)) => {
+                Err(Error::Worker(format!("the worker that looked for volumes failed: {why}")))
+            }
+        }
+    }
+
+    /// Returns how many there are now.
+    #[must_use]
+    pub fn running(&self) -> u16 {
+        self.state().running
+    }
+
+    /// Starts a worker, as soon as there may be one more.
+    pub(super) fn hire(self: &Arc<Self>) -> Result<Hired> {
+        let mut state = self.state();
+        while state.running >= self.limit {
+            let retired = longest_unused(&mut state.seats);
+            if let Some(retired) = retired {
+                drop(state);
+                drop(retired);
+                state = self.state();
+            } else {
+                // One that begins to rest between the look and the wait says so under this lock.
+                state = self.freed.wait_timeout(state, ROUND).unwrap_or_else(PoisonError::into_inner).0;
+            }
+        }
+        state.running += 1;
+        drop(state);
+        self.watch();
+        // Counted from here on: what fails below is uncounted again.
+        let mut hired = Hired { process: None, workers: self.clone() };
+        hired.process = Some(Process::start(&self.program, self.patience)?);
+        Ok(hired)
+    }
+
+    pub(super) fn seat(&self) -> Arc<Seat> {
+        let seat = Arc::new(Seat(Mutex::default()));
+        let mut state = self.state();
+        state.seats.retain(|seat| seat.strong_count() > 0);
+        state.seats.push(Arc::downgrade(&seat));
+        seat
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sees to it that workers end that nobody needs.
+    fn watch(self: &Arc<Self>) {
+        if std::mem::replace(&mut self.state().is_watched, true) {
+            return;
+        }
+        let workers = Arc::downgrade(self);
+        let watch = move || {
+            loop {
+                thread::sleep(ROUND);
+                let Some(workers) = workers.upgrade() else { return };
+                let seats: Vec<_> = workers.state().seats.iter().filter_map(Weak::upgrade).collect();
+                // Not under the lock of the state, which is taken when one ends.
+                seats.iter().for_each(|seat| drop(seat.retire(IDLE)));
+                drop(seats);
+                let mut state = workers.state();
+                if state.running == 0 {
+                    state.is_watched = false;
+                    return;
+                }
+            }
+        };
+        if let Err(error) = thread::Builder::new().name("xofs-workers".to_owned()).spawn(watch) {
+            tracing::warn!(%error, "no thread could be made that ends idle workers: they stay");
+        }
+    }
+}
+
+/// Takes the worker that rests for longest, if any rests.
+fn longest_unused(seats: &mut [Weak<Seat>]) -> Option<Hired> {
+    let seats = seats.iter().filter_map(Weak::upgrade);
+    let resting = seats.filter_map(|seat| {
+        let used = seat.0.try_lock().ok()?.as_ref()?.used;
+        Some((used, seat))
+    });
+    let (_, seat) = resting.min_by_key(|(used, _)| *used)?;
+    seat.retire(Duration::ZERO)
+}
+
+impl Seat {
+    /// Has `act` done with the worker that sits here, or a new one that `prepare` is done with; the worker stays if `act` says so.
+    pub(super) fn work<T>(
+        &self,
+        workers: &Arc<Workers>,
+        prepare: impl FnOnce(&mut Process) -> Result<()>,
+        act: impl FnOnce(&mut Process, bool) -> (T, bool),
+    ) -> Result<T> {
+        let mut seated = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut worker, is_new) = match seated.take() {
+            Some(seated) => (seated.worker, false),
+            None => {
+                let mut hired = workers.hire()?;
+                prepare(hired.process())?;
+                (hired, true)
+            }
+        };
+        let (result, stays) = act(worker.process(), is_new);
+        if stays {
+            *seated = Some(Seated { worker, used: Instant::now() });
+            drop(seated);
+            // Under the lock: whoever found all at work a moment ago waits by now.
+            drop(workers.state());
+            workers.freed.notify_one();
+        }
+        Ok(result)
+    }
+
+    /// Takes its worker if that has been without work for `age`.
+    fn retire(&self, age: Duration) -> Option<Hired> {
+        let mut seated = self.0.try_lock().ok()?;
+        seated.take_if(|seated| seated.used.elapsed() >= age).map(|seated| seated.worker)
+    }
+}
+
+impl Hired {
+    pub(super) fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("set before it is handed out")
+    }
+}
+
+impl Drop for Hired {
+    fn drop(&mut self) {
+        drop(self.process.take());
+        self.workers.state().running -= 1;
+        self.workers.freed.notify_one();
+    }
+}

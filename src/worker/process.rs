@@ -1,0 +1,198 @@
+//! A worker as the mount sees it: a process that is asked, and never trusted.
+
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use disk::Disk;
+use guest::{Error as GuestError, ErrorKind};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::ARGUMENT;
+use super::error::{Error, Result};
+use super::protocol::{Frame, Message, PIECE_LIMIT, Request, receive, send, send_bytes};
+
+/// Most bytes that a worker may read for one request: the journal of a volume, or all inodes of a large directory.
+const READ_LIMIT: u64 = 4 << 30;
+
+/// A process that reads one volume. Dropped, it is killed.
+#[derive(Debug)]
+pub(super) struct Process {
+    socket: UnixStream,
+    child: Child,
+    patience: Duration,
+}
+
+/// Why a request has no answer.
+pub(super) enum Failure {
+    /// The worker lives, and may be asked again.
+    Answered(Error),
+    /// It is to be dropped; the reason. `true` if it said nothing since it was asked.
+    Broken(String, bool),
+}
+
+impl Process {
+    /// Starts one, of this program if `program` leads to it, and waits until it is confined. It may work for `patience` for
+    /// each request; while the disk is read for it, the clock stands.
+    ///
+    /// # Errors
+    /// What the system says; what the worker died of.
+    pub(super) fn start(program: &Path, patience: Duration) -> Result<Self> {
+        let failed = |error: &dyn std::fmt::Display| Error::Worker(format!("no worker could be started: {error}"));
+        let (socket, other) = UnixStream::pair().map_err(|error| failed(&error))?;
+        // One that does not take its answer is stuck.
+        socket.set_write_timeout(Some(patience)).map_err(|error| failed(&error))?;
+        let child = Command::new(program)
+            .arg0("xofs")
+            .arg(ARGUMENT)
+            .env_clear()
+            .current_dir("/")
+            // Ctrl-C is for the mount, which unmounts first.
+            .process_group(0)
+            .stdin(OwnedFd::from(other))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| failed(&error))?;
+        let mut process = Self { socket, child, patience };
+        match process.receive(&mut patience.clone()) {
+            Ok(Frame::Message(Message::Ready)) => Ok(process),
+            Ok(_) => Err(failed(&"it began with an answer")),
+            Err(error) => Err(failed(&process.epitaph(&error))),
+        }
+    }
+
+    /// Asks, and gives it what it needs of the disks until it answers.
+    pub(super) fn ask(
+        &mut self,
+        request: &Request,
+        disks: &[Arc<dyn Disk>],
+    ) -> std::result::Result<Frame<Message>, Failure> {
+        if let Err(error) = send(&mut self.socket, request) {
+            return Err(Failure::Broken(self.epitaph(&error), true));
+        }
+        let (mut patience, mut read, mut is_silent) = (self.patience, 0, true);
+        // What the disk itself says is worth more than what comes back of it through the reader.
+        let mut unreadable = None;
+        loop {
+            let frame = self.receive(&mut patience);
+            let frame = frame.map_err(|error| Failure::Broken(self.epitaph(&error), is_silent))?;
+            is_silent = false;
+            let broken = |why: &str| Failure::Broken(why.to_owned(), false);
+            match frame {
+                Frame::Message(Message::Read(number, offset, len)) => {
+                    read += u64::from(len);
+                    let disk = disks
+                        .get(usize::from(number))
+                        .ok_or_else(|| broken("it asked for a disk that there is not"))?;
+                    let piece = usize::try_from(len).ok().filter(|len| (1..=PIECE_LIMIT).contains(len));
+                    let piece =
+                        piece.filter(|_| offset.checked_add(u64::from(len)).is_some_and(|end| end <= disk.size()));
+                    let piece = piece.ok_or_else(|| broken("it asked for bytes that its disk has not"))?;
+                    if read > READ_LIMIT {
+                        return Err(broken(&format!("it read more than {} GiB for one answer", READ_LIMIT >> 30)));
+                    }
+                    let mut bytes = vec![0; piece];
+                    let sent = match disk.read_at(offset, &mut bytes) {
+                        Ok(()) => send_bytes(&mut self.socket, &bytes),
+                        Err(error) => {
+                            let message = error.to_string();
+                            unreadable.get_or_insert(error);
+                            send(&mut self.socket, &Request::Unreadable(message))
+                        }
+                    };
+                    sent.map_err(|error| Failure::Broken(self.epitaph(&error), false))?;
+                }
+                Frame::Message(Message::Failed(kind, message)) => {
+                    let error = match unreadable {
+                        Some(error) if kind == ErrorKind::Disk => Error::Disk(error),
+                        None if kind == ErrorKind::Disk => return Err(broken("it blamed a disk that could be read")),
+                        _ => Error::Guest(GuestError::new(kind, message)),
+                    };
+                    return Err(Failure::Answered(error));
+                }
+                Frame::Message(Message::Panicked(message)) => return Err(broken(&message)),
+                Frame::Message(Message::Ready) => return Err(broken("it answered what was not asked")),
+                answer => match unreadable {
+                    // It rests on a disk that could not be read, unless that is what it says.
+                    Some(error) if !is_told(&answer, &error) => return Err(Failure::Answered(Error::Disk(error))),
+                    _ => return Ok(answer),
+                },
+            }
+        }
+    }
+
+    fn receive(&self, patience: &mut Duration) -> io::Result<Frame<Message>> {
+        let began = Instant::now();
+        let mut socket = Patient { socket: &self.socket, until: began + *patience };
+        let received = receive(&mut socket);
+        *patience = patience.saturating_sub(began.elapsed());
+        received
+    }
+
+    /// Says what became of it.
+    fn epitaph(&mut self, error: &io::Error) -> String {
+        match error.kind() {
+            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => {
+                format!("it took more than {} s", self.patience.as_secs())
+            }
+            io::ErrorKind::InvalidData => format!("it answered what no reader does: {error}"),
+            _ => {
+                // It may have closed its socket, and live.
+                let _ = self.child.kill();
+                self.child.wait().map_or_else(|error| error.to_string(), |status| end(status, error))
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Whether an answer says what becomes of a disk that cannot be read, and asking again would say no more.
+fn is_told(answer: &Frame<Message>, error: &disk::Error) -> bool {
+    let is_lasting = matches!(error.kind(), disk::ErrorKind::Damaged | disk::ErrorKind::Unsupported);
+    is_lasting && matches!(answer, Frame::Message(Message::Survey(_)))
+}
+
+fn end(status: ExitStatus, error: &io::Error) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match status.signal() {
+        Some(libc::SIGSYS) => "it was ended by the system for a call that no reader makes (SIGSYS)".to_owned(),
+        Some(libc::SIGXCPU) => "it computed for too long, and was ended (SIGXCPU)".to_owned(),
+        Some(libc::SIGABRT) => "it had no memory left, or gave up (SIGABRT)".to_owned(),
+        Some(libc::SIGKILL) => format!("it was killed ({error})"),
+        Some(signal) => format!("it was ended by signal {signal}"),
+        None => format!("it ended ({status})"),
+    }
+}
+
+/// A socket that is read until a moment, not longer.
+struct Patient<'a> {
+    socket: &'a UnixStream,
+    until: Instant,
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+        let mut readable = [PollFd::new(self.socket, PollFlags::IN)];
+        match poll(&mut readable, Some(&timeout)) {
+            Ok(0) => Err(io::ErrorKind::TimedOut.into()),
+            // `read_exact` asks again.
+            Err(rustix::io::Errno::INTR) => Err(io::ErrorKind::Interrupted.into()),
+            Err(error) => Err(error.into()),
+            Ok(_) => self.socket.read(buffer),
+        }
+    }
+}
