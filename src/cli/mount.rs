@@ -11,6 +11,7 @@ use clap::Args;
 use super::exit::{Exit, Failure};
 use super::{Global, daemon, open, signals, text};
 use crate::mount::{self, MountOptions, Unmounter};
+use crate::worker::{WORKERS, Workers};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -58,6 +59,9 @@ pub struct MountArgs {
     /// Threads that take requests [default: twice the number of cores, at least 8]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Processes that read the disks of guests, at most
+    #[arg(long, value_name = "NUMBER", default_value_t = WORKERS, value_parser = clap::value_parser!(u16).range(1..=256))]
+    guest_workers: u16,
     /// Options as mount(8) gives them, separated by commas: allow_other, uid=, gid=, umask=, timeout=, ...
     #[arg(short, long, value_name = "OPTIONS")]
     options: Vec<String>,
@@ -123,6 +127,7 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
         },
         threads: arguments.threads.map_or(0, usize::from),
         inert_symlinks: arguments.inert_symlinks,
+        workers: Workers::new(arguments.guest_workers),
     };
     set(&progress, Progress::Mounting);
     let session = mount::mount(repository, &directory, options)?;

@@ -156,8 +156,11 @@ impl Handler for Dispatcher {
         self.run(&self.names, ctx, inode, reply, move |files, reply| files.getattr(inode, reply));
     }
 
-    fn readlink(&self, _ctx: Ctx, inode: u64, reply: Reply<[u8]>) {
-        self.files.readlink(inode, reply);
+    fn readlink(&self, ctx: Ctx, inode: u64, reply: Reply<[u8]>) {
+        if self.files.is_target_at_hand(inode) {
+            return self.run_at_hand(ctx, inode, reply, |files, reply| files.readlink(inode, reply));
+        }
+        self.run(&self.names, ctx, inode, reply, move |files, reply| files.readlink(inode, reply));
     }
 
     fn open(&self, ctx: Ctx, inode: u64, access: Access, reply: Reply<Opened>) {

@@ -8,7 +8,7 @@
 //! | the storage did not answer                 | EIO                 |
 //! | a signal came for who waited for it        | EINTR               |
 
-use crate::tree;
+use crate::{tree, worker};
 
 /// A number of `errno(3)`, always positive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +41,15 @@ impl Errno {
             tree::Error::NotLink => Self::INVALID,
             tree::Error::Disk(error) => Self::of_disk(error),
             tree::Error::Repository(_) => Self::IO,
+            tree::Error::Guest(error) => Self::of_guest(error),
+        }
+    }
+
+    fn of_guest(error: &worker::Error) -> Self {
+        match error {
+            worker::Error::Guest(error) if error.kind() == guest::ErrorKind::WrongKind => Self::INVALID,
+            worker::Error::Disk(error) => Self::of_disk(error),
+            worker::Error::Guest(_) | worker::Error::Worker(_) => Self::IO,
         }
     }
 

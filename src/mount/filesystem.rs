@@ -54,7 +54,7 @@ impl Open {
 
     /// Whether it keeps something in the repository open.
     pub(super) fn is_stored(&self) -> bool {
-        matches!(self, Self::File { content: Content::Disk(_) | Content::Object(_), .. })
+        matches!(self, Self::File { content: Content::Disk(_) | Content::File(_) | Content::Object(_), .. })
     }
 
     /// Whether its bytes are in memory.
@@ -220,6 +220,11 @@ impl TreeFilesystem {
         self.tree.has_attributes_at_hand(inode)
     }
 
+    /// Whether the target of a link is known without asking the storage.
+    pub(super) fn is_target_at_hand(&self, inode: u64) -> bool {
+        self.tree.is_target_at_hand(inode)
+    }
+
     /// Whether an extended attribute is known without asking the storage.
     pub(super) fn is_xattr_at_hand(&self, inode: u64, name: &OsStr) -> bool {
         self.tree.is_xattr_at_hand(inode, name)
@@ -246,7 +251,7 @@ impl TreeFilesystem {
         }
     }
 
-    /// Returns the target of a link, which is part of what is known of it.
+    /// Returns the target of a link. May wait, unless it [is at hand](Self::is_target_at_hand).
     pub(super) fn readlink(&self, inode: u64, reply: Reply<[u8]>) {
         match self.tree.target(inode) {
             Ok(target) => reply.ok(target.as_bytes()),
@@ -272,6 +277,7 @@ impl TreeFilesystem {
                 let caching = match (&content, &watched) {
                     (_, Some(watched)) => watched.caching(),
                     (Content::Live(_), None) => Caching::Direct,
+                    (Content::File(_), None) => Caching::KeptPages,
                     _ => Caching::Pages,
                 };
                 let open = Open::File { inode, content, readahead: Readahead::default(), watched };
@@ -283,7 +289,7 @@ impl TreeFilesystem {
 
     /// Notes that a file is about to be read, so that what comes next is brought into memory.
     pub(super) fn note_read(&self, ctx: Ctx, file: &Open, offset: u64, len: u32) {
-        if let Open::File { content: Content::Disk(disk), readahead, watched, .. } = file {
+        if let Open::File { content: Content::Disk(disk) | Content::File(disk), readahead, watched, .. } = file {
             if let Some(watched) = watched {
                 self.habits.read(watched, ctx.pid, len);
             }
@@ -298,7 +304,7 @@ impl TreeFilesystem {
                 reply.ok(part(bytes, offset, len));
                 None
             }
-            Open::File { content: Content::Disk(disk), .. } => {
+            Open::File { content: Content::Disk(disk) | Content::File(disk), .. } => {
                 let left = usize::try_from(disk.size().saturating_sub(offset)).unwrap_or(usize::MAX);
                 let len = left.min(usize::try_from(len).expect("usize holds 32 bits"));
                 with_buffer(len, |buffer| {
@@ -321,7 +327,7 @@ impl TreeFilesystem {
     pub(super) fn read(&self, file: &Open, offset: u64, len: u32, reply: Reply<[u8]>) {
         match file {
             Open::File { inode, content, .. } => match content {
-                Content::Disk(disk) => self.read_disk(*inode, disk.as_ref(), offset, len, reply),
+                Content::Disk(disk) | Content::File(disk) => self.read_disk(*inode, disk.as_ref(), offset, len, reply),
                 Content::Object(object) => self.read_object(*inode, object.as_ref(), offset, len, reply),
                 Content::Bytes(bytes) | Content::Live(bytes) => reply.ok(part(bytes, offset, len)),
             },
@@ -339,7 +345,7 @@ impl TreeFilesystem {
             Seek::Hole => Some(size),
         };
         let found = match content {
-            Content::Disk(disk) => match seek {
+            Content::Disk(disk) | Content::File(disk) => match seek {
                 Seek::Data => disk::seek_data(disk.as_ref(), offset),
                 Seek::Hole => disk::seek_hole(disk.as_ref(), offset),
             }

@@ -22,6 +22,7 @@ use super::mounts;
 use super::requests::Requests;
 use crate::repository::Repository;
 use crate::tree::Tree;
+use crate::worker::{WORKERS, Workers};
 
 /// For how long an unmount is tried before the mount is detached from its place while still in use, and for how long a
 /// dropped session waits for its last answer.
@@ -98,6 +99,8 @@ pub struct MountOptions {
     pub threads: usize,
     /// Shows symbolic links of guests as small text files. The links of the tree itself stay links.
     pub inert_symlinks: bool,
+    /// Who reads the disks of guests.
+    pub workers: Arc<Workers>,
 }
 
 impl Default for MountOptions {
@@ -111,6 +114,7 @@ impl Default for MountOptions {
             fsname: "xofs".to_owned(),
             threads: 0,
             inert_symlinks: false,
+            workers: Workers::new(WORKERS),
         }
     }
 }
@@ -138,7 +142,7 @@ pub struct Session {
 /// `Mountpoint`, `Repository` or `System`, with a sentence that says what to do.
 pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptions) -> Result<Session> {
     let mountpoint = prepare(mountpoint)?;
-    let tree = Tree::new(repository.clone());
+    let tree = Tree::new(repository.clone(), options.workers.clone());
     // The top level is listed before the mount exists: a repository that cannot be listed is not mounted.
     tree.warm_up().map_err(|error| Error::new(ErrorKind::Repository, error.to_string()))?;
     let filesystem = TreeFilesystem::new(tree, Owner::new(options.uid, options.gid, options.umask));

@@ -23,6 +23,8 @@ pub enum ProblemKind {
     Disk,
     /// Some bytes of a disk cannot be read.
     Read,
+    /// Something in the disks of a guest is not shown.
+    Guest,
     /// Anything else.
     Other,
 }
@@ -34,6 +36,7 @@ impl fmt::Display for ProblemKind {
             Self::Metadata => "metadata",
             Self::Disk => "disk",
             Self::Read => "read",
+            Self::Guest => "guest",
             Self::Other => "other",
         })
     }

@@ -60,7 +60,7 @@ impl Sizes {
     /// Answers from memory, else by opening it for `measure`; a disk that cannot be read has the size `guess`.
     ///
     /// `file` is what was known of its file before it was opened.
-    fn get_or_measure(
+    pub(super) fn get_or_measure(
         &self,
         key: &Key,
         file: Option<Stat>,
@@ -272,6 +272,7 @@ mod tests {
     use crate::repository::tests::{VM, put_full, xva_of};
     use crate::repository::{BackupTime, OpenOptions, Repository, VmId};
     use crate::tree::{Content, ROOT};
+    use crate::worker::Workers;
 
     /// A disk without data.
     struct Empty(u64);
@@ -300,7 +301,8 @@ mod tests {
         let xva = xva_of(&[("Ref:2", SIZE, "0")], &chunks);
         put_full(&memory, 1, xva);
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree = Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap());
+        let tree =
+            Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(), Workers::new(1));
         let backup = BackupId { vm: VmId::new(VM).unwrap(), time: BackupTime::parse("20260801T020003Z").unwrap() };
         let key = Key::Disk(backup, Arc::from("xvda"), Form::Raw);
         faulty.reset_counts();
@@ -321,7 +323,8 @@ mod tests {
             storage.put("a.vhd", file).unwrap();
         };
         put(1, 4096);
-        let tree = Tree::new(Repository::with_storage(storage.clone(), OpenOptions::default()).unwrap());
+        let tree =
+            Tree::new(Repository::with_storage(storage.clone(), OpenOptions::default()).unwrap(), Workers::new(1));
         let sizes = || ["a.raw", "a.vhd"].map(|name| tree.lookup(ROOT, name.as_ref()).unwrap().size);
         assert_eq!(sizes(), [4096, 2560]);
         put(2, 1 << 31);

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::repository;
+use crate::{repository, worker};
 
 /// The result of an operation on the tree.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -24,6 +24,8 @@ pub enum Error {
     Disk(disk::Error),
     /// The repository cannot be read.
     Repository(repository::Error),
+    /// What lies in a guest cannot be read.
+    Guest(worker::Error),
 }
 
 impl Error {
@@ -46,6 +48,7 @@ impl fmt::Display for Error {
             Self::NotLink => f.write_str("not a symbolic link"),
             Self::Disk(error) => error.fmt(f),
             Self::Repository(error) => error.fmt(f),
+            Self::Guest(error) => error.fmt(f),
         }
     }
 }
@@ -73,5 +76,15 @@ impl From<repository::Error> for Error {
 impl From<storage::Error> for Error {
     fn from(error: storage::Error) -> Self {
         Self::from(repository::Error::from(error))
+    }
+}
+
+impl From<worker::Error> for Error {
+    fn from(error: worker::Error) -> Self {
+        match error {
+            worker::Error::Disk(error) => error.into(),
+            worker::Error::Guest(error) if error.kind() == guest::ErrorKind::NotFound => Self::NotFound,
+            error => Self::Guest(error),
+        }
     }
 }

@@ -71,6 +71,10 @@ pub(super) enum Key {
     Metadata(BackupId),
     Disks(BackupId),
     Disk(BackupId, Arc<str>, Form),
+    Volumes(BackupId),
+    Volume(BackupId, Arc<str>),
+    /// Holds the roots of filesystems, which are no keys: their files are too many.
+    Files(BackupId),
     /// A date, `2026-11-20`.
     Day(Arc<str>),
     Link(Arc<Link>),
@@ -92,7 +96,8 @@ impl Key {
             Self::Status | Self::Problems | Self::Metrics => Self::Control,
             Self::Vm(_) => Self::Vms,
             Self::Backup(id) => Self::Vm(id.vm.clone()),
-            Self::Metadata(id) | Self::Disks(id) => Self::Backup(id.clone()),
+            Self::Metadata(id) | Self::Disks(id) | Self::Volumes(id) | Self::Files(id) => Self::Backup(id.clone()),
+            Self::Volume(id, _) => Self::Volumes(id.clone()),
             Self::Disk(id, ..) => Self::Disks(id.clone()),
             Self::Day(_) => Self::ByDate,
             Self::Link(link) => link.directory.clone(),
@@ -106,6 +111,7 @@ impl Key {
     pub(super) fn time(&self) -> Option<BackupTime> {
         match self {
             Self::Backup(id) | Self::Metadata(id) | Self::Disks(id) | Self::Disk(id, ..) => Some(id.time),
+            Self::Volumes(id) | Self::Volume(id, _) | Self::Files(id) => Some(id.time),
             Self::Stored(_, _, time) | Self::StoredFile(_, _, time, _) => Some(*time),
             Self::Link(link) => link.time,
             _ => None,
@@ -130,6 +136,9 @@ impl fmt::Display for Key {
             Self::Vm(vm) => write!(f, "vms/{vm}"),
             Self::Metadata(_) => write!(f, "{}/backup.json", self.parent()),
             Self::Disks(_) => write!(f, "{}/disks", self.parent()),
+            Self::Volumes(_) => write!(f, "{}/volumes", self.parent()),
+            Self::Volume(_, name) => write!(f, "{}/{}{}", self.parent(), name.escape_debug(), Form::Raw.suffix()),
+            Self::Files(_) => write!(f, "{}/files", self.parent()),
             Self::Disk(_, name, form) | Self::Loose(name, form) => {
                 write!(f, "{}/{}{}", self.parent(), name.escape_debug(), form.suffix())
             }

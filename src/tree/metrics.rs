@@ -60,6 +60,7 @@ mod tests {
     use super::*;
     use crate::repository::OpenOptions;
     use crate::tree::{ROOT, Tree};
+    use crate::worker::Workers;
 
     #[test]
     fn every_metric_has_its_help_its_type_and_one_number_and_no_storage_is_asked() {
@@ -67,7 +68,8 @@ mod tests {
         memory.put("xo-vm-backups/x/20260801T020003Z.json", "{").unwrap();
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree = Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap());
+        let tree =
+            Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(), Workers::new(1));
         let metrics = || String::from_utf8(tree.metrics()).unwrap();
         assert!(!metrics().contains("xofs_vms"), "before the first listing");
         tree.warm_up().unwrap();

@@ -4,6 +4,7 @@
 //! /vms/web01~1f2e3d4c/latest -> 2026-11-20T030007Z
 //!                     2026-11-20T030007Z/backup.json
 //!                                        disks/xvda.raw  xvda.vhd
+//!                                        volumes/xvda1.raw  files/xvda1/...     what lies in them (`guest`)
 //! /by-uuid/<vm uuid> -> ../vms/web01~1f2e3d4c
 //! /by-date/2026-11-20/030007Z-web01~1f2e3d4c -> ../../vms/web01~1f2e3d4c/2026-11-20T030007Z
 //! /config/<schedule>/<time>/  /pools/<uuid>/<time>/      files as stored
@@ -20,6 +21,7 @@ mod attributes;
 mod control;
 mod disks;
 mod error;
+mod guest;
 mod health;
 mod key;
 mod metrics;
@@ -35,9 +37,11 @@ use disk::Disk;
 use storage::{Object, ObjectPath};
 
 use crate::repository::{Backup, BackupId, BackupTime, Layout, Problem, ProblemKind, Repository, StoredBackup, VmId};
+use crate::worker::Workers;
 pub use attributes::{Attributes, GuestAttributes, Kind};
 use disks::Sizes;
 pub use error::{Error, Result};
+use guest::Guests;
 pub use health::{Health, Report};
 pub use key::ROOT;
 use key::{Inodes, Key, Link, Store};
@@ -61,6 +65,8 @@ pub struct Entry {
 pub enum Content {
     /// A disk.
     Disk(Arc<dyn Disk>),
+    /// A file of a guest, which never changes.
+    File(Arc<dyn Disk>),
     /// A file as stored, decrypted.
     Object(Arc<dyn Object>),
     /// A small file, whole.
@@ -75,15 +81,17 @@ pub struct Tree {
     inodes: Inodes,
     names: Names,
     sizes: Sizes,
+    guests: Guests,
     health: Health,
     since: SystemTime,
 }
 
 impl Tree {
-    /// Makes the tree of a repository; reads nothing yet.
+    /// Makes the tree of a repository; reads nothing yet. What lies in guests is read by `workers`.
     #[must_use]
-    pub fn new(repository: Arc<Repository>) -> Self {
+    pub fn new(repository: Arc<Repository>, workers: Arc<Workers>) -> Self {
         Self {
+            guests: Guests::new(workers),
             repository,
             inodes: Inodes::new(),
             names: Names::default(),
@@ -135,12 +143,18 @@ impl Tree {
     /// Returns what a place is called in messages; nothing is asked of the repository.
     #[must_use]
     pub fn place(&self, inode: u64) -> String {
+        if let Some(place) = self.guests.place(inode) {
+            return self.guests.describe(place);
+        }
         self.inodes.key(inode).map_or_else(|| format!("inode {inode}"), |key| key.to_string())
     }
 
     /// Returns whether the names in a directory, or the bytes of a file, are known without asking the repository.
     #[must_use]
     pub fn is_at_hand(&self, inode: u64) -> bool {
+        if let Some(place) = self.guests.place(inode) {
+            return self.guests.is_listed(place);
+        }
         match self.inodes.key(inode) {
             Some(Key::Root) => self.repository.layout() == Layout::Repository,
             Some(Key::Control | Key::Status | Key::Problems | Key::Metrics) | None => true,
@@ -159,6 +173,9 @@ impl Tree {
     /// Returns whether what stands at a name is known, with its attributes, without asking the repository.
     #[must_use]
     pub fn is_name_at_hand(&self, parent: u64, name: &OsStr) -> bool {
+        if self.guests.place(parent).is_some() {
+            return self.is_at_hand(parent);
+        }
         let Some(name) = name.to_str() else { return true };
         match self.inodes.key(parent) {
             Some(Key::Root) => name == CONTROL || self.repository.layout() == Layout::Repository,
@@ -169,6 +186,9 @@ impl Tree {
     /// Returns whether the attributes of a place are known without asking the repository.
     #[must_use]
     pub fn has_attributes_at_hand(&self, inode: u64) -> bool {
+        if let Some(place) = self.guests.place(inode) {
+            return self.guests.has_attributes(place);
+        }
         match self.inodes.key(inode) {
             Some(key) => matches!(
                 key,
@@ -187,7 +207,13 @@ impl Tree {
         }
     }
 
-    /// Returns how many places were seen so far.
+    /// Returns whether the target of a symbolic link is known without asking the repository.
+    #[must_use]
+    pub fn is_target_at_hand(&self, inode: u64) -> bool {
+        self.guests.place(inode).is_none()
+    }
+
+    /// Returns how many places were seen so far, not counting guests' files.
     #[must_use]
     pub fn seen(&self) -> u64 {
         self.inodes.count()
@@ -198,6 +224,12 @@ impl Tree {
     /// # Errors
     /// `NotFound`, `Stale`, `NotDirectory`, or why it cannot be looked at.
     pub fn lookup(&self, parent: u64, name: &OsStr) -> Result<Attributes> {
+        if let Some(directory) = self.guests.place(parent) {
+            return self.counted(self.guest_lookup(directory, name));
+        }
+        if let Some(Key::Files(id)) = self.inodes.key(parent) {
+            return self.counted(self.lookup_filesystem(&id, name));
+        }
         // All names of keys are UTF-8.
         let name = name.to_str().ok_or(Error::NotFound)?;
         let found = self.key(parent).and_then(|parent| self.child(&parent, name));
@@ -209,6 +241,9 @@ impl Tree {
     /// # Errors
     /// `Stale` if it is gone.
     pub fn attributes(&self, inode: u64) -> Result<Attributes> {
+        if let Some(place) = self.guests.place(inode) {
+            return self.counted(self.guest_attributes(place)).map_err(Error::of_known);
+        }
         self.counted(self.attributes_of(&self.key(inode)?)).map_err(Error::of_known)
     }
 
@@ -217,6 +252,12 @@ impl Tree {
     /// # Errors
     /// `Stale`, `NotDirectory`, or why it cannot be listed: a list is complete or not there.
     pub fn list(&self, inode: u64) -> Result<Vec<Entry>> {
+        if let Some(place) = self.guests.place(inode) {
+            return self.counted(self.guest_list(place)).map_err(Error::of_known);
+        }
+        if let Some(Key::Files(id)) = self.inodes.key(inode) {
+            return self.counted(self.list_filesystems(&id)).map_err(Error::of_known);
+        }
         let children = self.counted(self.children(&self.key(inode)?)).map_err(Error::of_known)?;
         Ok(children
             .into_iter()
@@ -229,14 +270,20 @@ impl Tree {
     /// # Errors
     /// `Stale` if the number was never given.
     pub fn parent(&self, inode: u64) -> Result<u64> {
+        if let Some(place) = self.guests.place(inode) {
+            return self.guest_parent(place);
+        }
         Ok(self.inodes.number(&self.key(inode)?.parent()))
     }
 
     /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// `NotLink` if it is none.
+    /// `NotLink` if it is none; of a guest's, why it cannot be read.
     pub fn target(&self, inode: u64) -> Result<OsString> {
+        if let Some(place) = self.guests.place(inode) {
+            return self.counted(self.guest_target(place)).map_err(Error::of_known);
+        }
         match self.key(inode)? {
             Key::Link(link) => Ok(link.target.clone().into()),
             _ => Err(Error::NotLink),
@@ -248,12 +295,18 @@ impl Tree {
     /// # Errors
     /// `IsDirectory`, `Stale`, or why it cannot be read.
     pub fn open(&self, inode: u64) -> Result<Content> {
+        if let Some(place) = self.guests.place(inode) {
+            return self.counted(self.guest_open(place)).map_err(Error::of_known);
+        }
         let key = self.key(inode)?;
         self.counted(self.open_key(&key)).map_err(Error::of_known)
     }
 
     /// Remembers that some bytes of a disk could not be read.
     pub fn report(&self, inode: u64, message: &str) {
+        if let Some(place) = self.guests.place(inode) {
+            return self.report_guest(place, message);
+        }
         let Ok(key) = self.key(inode) else { return };
         let Some(path) = self.path_of(&key) else { return };
         let backup = match &key {
@@ -323,6 +376,7 @@ impl Tree {
             | Key::Metrics
             | Key::Metadata(_)
             | Key::Disk(..)
+            | Key::Volume(..)
             | Key::Link(_)
             | Key::StoredFile(..)
             | Key::Loose(..) => return Err(Error::NotDirectory),
@@ -372,9 +426,17 @@ impl Tree {
             }
             Key::Backup(id) => {
                 self.backup(id)?;
-                vec![named("backup.json", Key::Metadata(id.clone())), named("disks", Key::Disks(id.clone()))]
+                vec![
+                    named("backup.json", Key::Metadata(id.clone())),
+                    named("disks", Key::Disks(id.clone())),
+                    named("files", Key::Files(id.clone())),
+                    named("volumes", Key::Volumes(id.clone())),
+                ]
             }
             Key::Disks(id) => self.disk_files(id)?,
+            Key::Volumes(id) => self.volume_files(id)?,
+            // Its children are no keys.
+            Key::Files(_) => Vec::new(),
             Key::ByDate => self.days()?.into_keys().map(|day| (day.clone(), Key::Day(Arc::from(day)))).collect(),
             Key::Day(day) => {
                 let names = self.names.get(&self.repository)?;
@@ -407,6 +469,7 @@ impl Tree {
             | Key::Metrics
             | Key::Metadata(_)
             | Key::Disk(..)
+            | Key::Volume(..)
             | Key::Link(_)
             | Key::StoredFile(..)
             | Key::Loose(..) => return Err(Error::NotDirectory),
@@ -432,7 +495,8 @@ impl Tree {
                 let size = stored.files.iter().find(|(found, _)| **found == **name).ok_or(Error::NotFound)?.1;
                 (size, size)
             }
-            Key::Backup(id) | Key::Disks(id) => {
+            Key::Volume(id, name) => self.volume_sizes(key, id, name)?,
+            Key::Backup(id) | Key::Disks(id) | Key::Volumes(id) | Key::Files(id) => {
                 self.backup(id)?;
                 (0, 0)
             }
@@ -444,7 +508,7 @@ impl Tree {
             size,
             allocated,
             modified: key.time().map_or(self.since, |time| at(time.unix())),
-            is_disk: matches!(key, Key::Disk(..) | Key::Loose(..)),
+            is_disk: matches!(key, Key::Disk(..) | Key::Loose(..) | Key::Volume(..)),
             guest: None,
         })
     }
@@ -457,6 +521,7 @@ impl Tree {
             Key::Metadata(id) => Ok(Content::Bytes(Arc::from(self.repository.backup_metadata(&*self.backup(id)?)?))),
             Key::Disk(id, name, form) => self.open_disk(id, name, *form).map(Content::Disk),
             Key::Loose(name, form) => self.open_loose(name, *form).map(Content::Disk),
+            Key::Volume(id, name) => self.open_volume(id, name).map(Content::Disk),
             Key::StoredFile(store, group, time, name) => {
                 let path = self.stored(*store, group, *time)?.directory.join(name)?;
                 Ok(Content::Object(self.repository.storage().open(&path)?))
@@ -553,6 +618,7 @@ fn kind_of(key: &Key) -> Kind {
         | Key::Metrics
         | Key::Metadata(_)
         | Key::Disk(..)
+        | Key::Volume(..)
         | Key::StoredFile(..)
         | Key::Loose(..) => Kind::File,
         _ => Kind::Directory,
@@ -586,7 +652,8 @@ mod tests {
         let memory = Arc::new(MemoryStorage::new());
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree = Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap());
+        let tree =
+            Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(), Workers::new(1));
         tree.warm_up().unwrap();
         faulty.set_rule(|_, path| Some(Fault::Error(storage::ErrorKind::Io)).filter(|_| path.as_str().is_empty()));
         faulty.reset_counts();
@@ -609,7 +676,8 @@ mod tests {
         let memory = Arc::new(MemoryStorage::new());
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree = Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap());
+        let tree =
+            Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(), Workers::new(1));
         faulty.reset_counts();
         let name = OsStr::from_bytes(b"a\xff.raw");
         assert!(tree.is_name_at_hand(ROOT, name));

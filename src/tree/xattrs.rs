@@ -13,6 +13,9 @@ impl Tree {
     /// repository.
     #[must_use]
     pub fn is_xattr_at_hand(&self, inode: u64, name: &OsStr) -> bool {
+        if self.guests.place(inode).is_some() {
+            return false;
+        }
         property_name(name).is_none() || self.inodes.key(inode).is_none_or(|key| !has_properties(&key))
     }
 
@@ -21,6 +24,10 @@ impl Tree {
     /// # Errors
     /// `Stale`, or why it cannot be looked at.
     pub fn xattr(&self, inode: u64, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        if let Some(place) = self.guests.place(inode) {
+            let found = self.counted(self.guest_xattrs(place)).map_err(Error::of_known)?;
+            return Ok(found.into_iter().find(|(found, _)| found == name).map(|(_, value)| value));
+        }
         let Some(name) = property_name(name) else { return Ok(None) };
         let mut properties = self.properties(inode)?.into_iter();
         Ok(properties.find(|(found, _)| *found == name).map(|(_, value)| value.into_bytes()))
@@ -31,6 +38,10 @@ impl Tree {
     /// # Errors
     /// `Stale`, or why it cannot be looked at.
     pub fn xattr_names(&self, inode: u64) -> Result<Vec<OsString>> {
+        if let Some(place) = self.guests.place(inode) {
+            let found = self.counted(self.guest_xattrs(place)).map_err(Error::of_known)?;
+            return Ok(found.into_iter().map(|(name, _)| name).collect());
+        }
         let properties = self.properties(inode)?.into_iter();
         Ok(properties.map(|(name, _)| format!("{PREFIX}{name}").into()).collect())
     }
@@ -41,6 +52,7 @@ impl Tree {
         let found = match &key {
             Key::Disk(id, name, Form::Raw) => self.disk_properties(id, name),
             Key::Loose(name, Form::Raw) => self.loose_properties(name),
+            Key::Volume(id, name) => self.volume_properties(id, name),
             Key::Backup(id) => {
                 Ok(self.backup(id)?.problem.iter().map(|problem| ("problem", problem.clone())).collect())
             }
@@ -52,7 +64,7 @@ impl Tree {
 
 /// Returns whether anything is said of a place beside its attributes.
 fn has_properties(key: &Key) -> bool {
-    matches!(key, Key::Disk(.., Form::Raw) | Key::Loose(_, Form::Raw) | Key::Backup(_))
+    matches!(key, Key::Disk(.., Form::Raw) | Key::Loose(_, Form::Raw) | Key::Volume(..) | Key::Backup(_))
 }
 
 /// Returns the name of one of our extended attributes without its prefix.
@@ -70,13 +82,15 @@ mod tests {
     use super::*;
     use crate::repository::{OpenOptions, Repository};
     use crate::tree::ROOT;
+    use crate::worker::Workers;
 
     #[test]
     fn what_has_no_such_attribute_says_so_and_no_storage_is_asked() {
         let memory = Arc::new(MemoryStorage::new());
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree = Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap());
+        let tree =
+            Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(), Workers::new(1));
         let [raw, vhd] = ["a.raw", "a.vhd"].map(|name| tree.lookup(ROOT, name.as_ref()).unwrap().inode);
         faulty.reset_counts();
         for (inode, name) in [

@@ -1,0 +1,159 @@
+//! A file of a guest as a disk: its bytes are read where its extents say they lie, by the mount itself.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use disk::{Disk, Error, ErrorKind};
+use guest::{Extent, Extents, Inode, Source};
+
+use crate::worker::{self, Volume};
+
+/// Parts of the map of extents that are kept of an open file: some 3 MiB at most.
+const PARTS: usize = 8;
+
+/// An open file of a guest.
+pub(in crate::tree) struct GuestFile {
+    volume: Arc<Volume>,
+    inode: Inode,
+    /// In bytes.
+    size: u64,
+    /// What was asked of its extents, by where it starts.
+    parts: Mutex<BTreeMap<u64, Arc<Extents>>>,
+}
+
+/// Bytes of a file that lie together, or a hole.
+struct Piece {
+    len: u64,
+    /// `None` in a hole.
+    source: Option<Source>,
+}
+
+impl GuestFile {
+    pub(in crate::tree) fn new(volume: Arc<Volume>, inode: Inode, size: u64) -> Self {
+        Self { volume, inode, size, parts: Mutex::default() }
+    }
+
+    /// Returns the part of the map that `offset` is in, if it is known.
+    fn known(&self, offset: u64) -> Option<Arc<Extents>> {
+        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        let (_, part) = parts.range(..=offset).next_back()?;
+        (offset < part.until).then(|| part.clone())
+    }
+
+    fn part(&self, offset: u64) -> disk::Result<Arc<Extents>> {
+        if let Some(part) = self.known(offset) {
+            return Ok(part);
+        }
+        let part = Arc::new(self.volume.extents(self.inode, offset).map_err(disk_error)?);
+        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+        if parts.len() >= PARTS {
+            // Whoever reads on needs those that follow.
+            parts.pop_first();
+        }
+        parts.insert(offset, part.clone());
+        Ok(part)
+    }
+
+    /// Says where the bytes from `offset` lie, at most `len` of them.
+    fn piece(part: &Extents, offset: u64, len: u64) -> Piece {
+        let next = part.found.partition_point(|extent| extent.start + extent.len <= offset);
+        let len = len.min(part.until - offset);
+        match part.found.get(next) {
+            Some(Extent { start, len: there, source }) if *start <= offset => {
+                let within = offset - start;
+                let len = len.min(there - within);
+                let source = match source {
+                    Source::Member(member, at) => Source::Member(*member, at + within),
+                    Source::Bytes(bytes) => {
+                        let from = usize::try_from(within).expect("within bytes in memory");
+                        Source::Bytes(bytes[from..].to_vec())
+                    }
+                    Source::Zeroes => Source::Zeroes,
+                    Source::Encoded => Source::Encoded,
+                };
+                Piece { len, source: Some(source) }
+            }
+            Some(extent) => Piece { len: len.min(extent.start - offset), source: None },
+            None => Piece { len, source: None },
+        }
+    }
+
+    fn check(&self, offset: u64, len: u64) -> disk::Result<()> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            _ => {
+                let message = format!("{len} bytes at {offset} of a file of {} bytes", self.size);
+                Err(Error::new(ErrorKind::OutOfRange, message))
+            }
+        }
+    }
+}
+
+impl Disk for GuestFile {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> disk::Result<()> {
+        self.check(offset, buffer.len() as u64)?;
+        while !buffer.is_empty() {
+            let Piece { len, source } = Self::piece(&*self.part(offset)?, offset, buffer.len() as u64);
+            let len = usize::try_from(len).expect("at most the length of the buffer");
+            let (part, rest) = std::mem::take(&mut buffer).split_at_mut(len);
+            match source {
+                None | Some(Source::Zeroes) => part.fill(0),
+                Some(Source::Member(member, at)) => self.volume.members()[usize::from(member)].read_at(at, part)?,
+                Some(Source::Bytes(bytes)) => part.copy_from_slice(&bytes[..len]),
+                Some(Source::Encoded) => self.volume.decode(self.inode, offset, part).map_err(disk_error)?,
+            }
+            buffer = rest;
+            offset += len as u64;
+        }
+        Ok(())
+    }
+
+    /// What was never written is a hole, whether it takes room on the volume or not: so `lseek(2)` says it in the guest.
+    fn extent_at(&self, offset: u64) -> disk::Result<disk::Extent> {
+        self.check(offset, 1)?;
+        let piece = Self::piece(&*self.part(offset)?, offset, self.size - offset);
+        Ok(disk::Extent { len: piece.len, is_hole: matches!(piece.source, None | Some(Source::Zeroes)) })
+    }
+
+    fn read_in_memory(&self, offset: u64, buffer: &mut [u8]) -> bool {
+        let Some(part) = self.known(offset) else { return false };
+        match Self::piece(&part, offset, buffer.len() as u64) {
+            Piece { len, source: Some(Source::Member(member, at)) } if len == buffer.len() as u64 => {
+                self.volume.members()[usize::from(member)].read_in_memory(at, buffer)
+            }
+            _ => false,
+        }
+    }
+
+    fn prefetch_window(&self) -> u64 {
+        self.volume.members().iter().map(|member| member.prefetch_window()).max().unwrap_or(0)
+    }
+
+    fn prefetch(&self, mut offset: u64, len: u64) {
+        let end = offset.saturating_add(len).min(self.size);
+        while offset < end {
+            let Some(part) = self.known(offset) else { return };
+            let Piece { len, source } = Self::piece(&part, offset, end - offset);
+            if let Some(Source::Member(member, at)) = source {
+                self.volume.members()[usize::from(member)].prefetch(at, len);
+            }
+            offset += len;
+        }
+    }
+}
+
+/// What a reader says of a file, in the words of disks.
+fn disk_error(error: worker::Error) -> Error {
+    match error {
+        worker::Error::Disk(error) => error,
+        worker::Error::Guest(error) if error.kind() == guest::ErrorKind::Unsupported => {
+            Error::new(ErrorKind::Unsupported, error.to_string())
+        }
+        worker::Error::Guest(error) => Error::new(ErrorKind::Damaged, error.to_string()),
+        worker::Error::Worker(message) => Error::new(ErrorKind::Damaged, message),
+    }
+}

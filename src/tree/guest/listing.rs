@@ -1,0 +1,129 @@
+//! A directory of a guest as it is shown: under names that a directory can have.
+
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use guest::{Attributes, Entry, Inode};
+
+use super::ROOT;
+
+/// Bytes that an entry takes besides its name.
+const ENTRY: usize = size_of::<Listed>() + 16;
+
+/// A name in a directory, and what is known of the file or why that is not.
+pub(in crate::tree) struct Listed {
+    pub(in crate::tree) name: OsString,
+    pub(in crate::tree) inode: Inode,
+    pub(in crate::tree) attributes: Result<Attributes, String>,
+}
+
+/// A directory, sorted by name.
+pub(in crate::tree) struct Listing(Vec<Listed>);
+
+impl Listing {
+    /// Makes one of what the worker says, for whom the root is `root`. Names that Linux has in no directory are escaped, and a name that comes again gets
+    /// a number: `passwd~2`.
+    pub(in crate::tree) fn new(found: Vec<(Entry, Result<Attributes, String>)>, root: Inode) -> Self {
+        let mut listed: Vec<_> = found
+            .into_iter()
+            .map(|(Entry { name, inode }, attributes)| {
+                let name = match shown(&name) {
+                    Cow::Borrowed(_) => name,
+                    Cow::Owned(shown) => shown,
+                };
+                // The kernel sees a directory that is in itself by its number.
+                let inode = if inode == root { ROOT } else { inode };
+                Listed { name: OsString::from_vec(name), inode, attributes }
+            })
+            .collect();
+        listed.sort_by(|a, b| a.name.cmp(&b.name));
+        if listed.windows(2).any(|pair| pair[0].name == pair[1].name) {
+            tell_apart(&mut listed);
+        }
+        Self(listed)
+    }
+
+    pub(in crate::tree) fn find(&self, name: &OsStr) -> Option<&Listed> {
+        let index = self.0.binary_search_by(|listed| listed.name.as_os_str().cmp(name)).ok()?;
+        Some(&self.0[index])
+    }
+
+    pub(in crate::tree) fn iter(&self) -> impl Iterator<Item = &Listed> {
+        self.0.iter()
+    }
+
+    /// Returns how many bytes of memory it takes.
+    pub(in crate::tree) fn memory(&self) -> usize {
+        self.0.iter().map(|listed| ENTRY + listed.name.len()).sum()
+    }
+}
+
+/// Returns `name` as one component of a path. Only one that is none is escaped: `/` and zero become `%2F` and `%00`, `.` and
+/// `..` begin with `%2E`, and in such a name `%` becomes `%25`.
+fn shown(name: &[u8]) -> Cow<'_, [u8]> {
+    let is_dots = matches!(name, b"." | b"..");
+    if !is_dots && !name.contains(&b'/') && !name.contains(&0) {
+        return Cow::Borrowed(name);
+    }
+    let escaped = name.iter().enumerate().flat_map(|(at, byte)| match byte {
+        b'/' | 0 | b'%' => format!("%{byte:02X}").into_bytes(),
+        b'.' if is_dots && at == 0 => b"%2E".to_vec(),
+        _ => vec![*byte],
+    });
+    Cow::Owned(escaped.collect())
+}
+
+fn tell_apart(listed: &mut [Listed]) {
+    let mut taken: HashSet<OsString> = listed.iter().map(|listed| listed.name.clone()).collect();
+    let mut previous = OsString::new();
+    let mut number = 2;
+    for listed in listed.iter_mut() {
+        if listed.name != previous {
+            previous.clone_from(&listed.name);
+            number = 2;
+            continue;
+        }
+        loop {
+            let name = OsStr::from_bytes(&[previous.as_bytes(), format!("~{number}").as_bytes()].concat()).to_owned();
+            number += 1;
+            if taken.insert(name.clone()) {
+                listed.name = name;
+                break;
+            }
+        }
+    }
+    listed.sort_by(|a, b| a.name.cmp(&b.name));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_one_component_and_none_comes_twice() {
+        let found = [&b"b"[..], b"a", b"..", b"../etc", b"b~2", b"b", b"x\0%", b"b", b"100%", b"caf\xe9", b"a"];
+        let found = (0..)
+            .zip(found)
+            .map(|(inode, name)| (Entry { name: name.to_vec(), inode: Inode(inode) }, Err("not looked at".to_owned())));
+        let listing = Listing::new(found.collect(), Inode(99));
+        let names: Vec<_> = listing.iter().map(|listed| (listed.name.as_bytes(), listed.inode.0)).collect();
+        let expected: [(&[u8], u64); 11] = [
+            (b"%2E.", 2),
+            (b"..%2Fetc", 3),
+            (b"100%", 8),
+            (b"a", 1),
+            (b"a~2", 10),
+            (b"b", 0),
+            (b"b~2", 4),
+            (b"b~3", 5),
+            (b"b~4", 7),
+            (b"caf\xe9", 9),
+            (b"x%00%25", 6),
+        ];
+        assert_eq!(names, expected);
+        assert_eq!(listing.find(OsStr::new("b~3")).unwrap().inode, Inode(5));
+        assert!(listing.find(OsStr::new("c")).is_none());
+    }
+}

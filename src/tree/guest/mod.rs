@@ -1,0 +1,380 @@
+//! What lies in the disks of backups: their volumes, and the files in those.
+//!
+//! ```text
+//! <backup>/volumes/xvda1.raw  vg0-root.raw      each volume as a disk
+//!          files/xvda1/...    vg0-root/...      its files, if it has a filesystem that is read
+//! ```
+//!
+//! Looking at a backup opens none of its disks; looking into one of these two folders does, and asks a
+//! [worker](crate::worker) which volumes there are. What a worker says is kept, within limits: a backup never changes.
+
+mod file;
+mod listing;
+mod numbers;
+mod volumes;
+
+use std::ffi::{OsStr, OsString};
+use std::num::NonZeroUsize;
+use std::os::unix::ffi::OsStringExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use guest::{Inode, Time};
+use lru::LruCache;
+
+use super::key::{Form, Key};
+use super::{Attributes, Content, Entry, Error, GuestAttributes, Kind, Result, Tree};
+use crate::repository::{BackupId, Problem, ProblemKind};
+use crate::worker::{self, Volume, Workers};
+use file::GuestFile;
+use listing::{Listed, Listing};
+pub(super) use numbers::Place;
+use numbers::{Slots, VolumeId};
+use volumes::Volumes;
+
+/// Backups whose volumes are kept at a time, with their disks open.
+const BACKUPS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
+
+/// Memory for directories (bytes); one that alone needs more is kept, too, until the next.
+const LISTINGS: usize = 64 << 20;
+
+/// Files whose attributes are kept, some 200 bytes each.
+const ATTRIBUTES: NonZeroUsize = NonZeroUsize::new(64 << 10).expect("not zero");
+
+/// How a root is called here, whatever its filesystem calls it: it is shown before that was opened.
+const ROOT: Inode = Inode(u64::MAX);
+
+/// What is known of guests.
+pub(super) struct Guests {
+    workers: Arc<Workers>,
+    slots: Slots,
+    volumes: Mutex<LruCache<BackupId, Arc<Volumes>>>,
+    listings: Mutex<Listings>,
+    attributes: Mutex<LruCache<Place, guest::Attributes>>,
+}
+
+struct Listings {
+    kept: LruCache<Place, Arc<Listing>>,
+    memory: usize,
+}
+
+impl Guests {
+    pub(super) fn new(workers: Arc<Workers>) -> Self {
+        Self {
+            workers,
+            slots: Slots::default(),
+            volumes: Mutex::new(LruCache::new(BACKUPS)),
+            listings: Mutex::new(Listings { kept: LruCache::unbounded(), memory: 0 }),
+            attributes: Mutex::new(LruCache::new(ATTRIBUTES)),
+        }
+    }
+
+    /// Returns the file of a guest that has that number.
+    pub(super) fn place(&self, inode: u64) -> Option<Place> {
+        self.slots.place(inode)
+    }
+
+    /// Returns what a file of a guest is called in messages.
+    pub(super) fn describe(&self, place: Place) -> String {
+        let Some(VolumeId { backup, name }) = self.slots.volume(place.slot) else { return "a guest's file".to_owned() };
+        let folder = format!("{}/{name}", Key::Files(backup));
+        if place.inode == ROOT { folder } else { format!("{folder} (file {})", place.inode.0) }
+    }
+
+    pub(super) fn is_listed(&self, place: Place) -> bool {
+        self.listings().kept.contains(&place)
+    }
+
+    pub(super) fn has_attributes(&self, place: Place) -> bool {
+        self.attributes().contains(&place)
+    }
+
+    fn listings(&self) -> MutexGuard<'_, Listings> {
+        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attributes(&self) -> MutexGuard<'_, LruCache<Place, guest::Attributes>> {
+        self.attributes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listings {
+    fn keep(&mut self, place: Place, listing: Arc<Listing>) {
+        self.memory += listing.memory();
+        if let Some(replaced) = self.kept.put(place, listing) {
+            self.memory -= replaced.memory();
+        }
+        while self.memory > LISTINGS && self.kept.len() > 1 {
+            let Some((_, dropped)) = self.kept.pop_lru() else { break };
+            self.memory -= dropped.memory();
+        }
+    }
+}
+
+impl Tree {
+    /// Returns the volumes of a backup.
+    fn volumes(&self, id: &BackupId) -> Result<Arc<Volumes>> {
+        let backup = self.backup(id)?;
+        let kept = |guests: &Guests| guests.volumes.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
+        if let Some(volumes) = kept(&self.guests) {
+            return Ok(volumes);
+        }
+        let volumes = Arc::new(Volumes::find(&self.repository, &backup, &self.guests.workers)?);
+        for message in &volumes.problems {
+            let (path, backup) = (backup.metadata.clone(), Some(id.clone()));
+            let problem = Problem { path, backup, kind: ProblemKind::Guest, message: message.clone() };
+            self.repository.report_problem(problem);
+        }
+        self.guests.volumes.lock().unwrap_or_else(PoisonError::into_inner).put(id.clone(), volumes.clone());
+        Ok(volumes)
+    }
+
+    /// Returns the files of the volumes of a backup.
+    pub(super) fn volume_files(&self, id: &BackupId) -> Result<Vec<(String, Key)>> {
+        let volumes = self.volumes(id)?;
+        let file = |name: &Arc<str>| (format!("{name}{}", Form::Raw.suffix()), Key::Volume(id.clone(), name.clone()));
+        Ok(volumes.found.iter().map(|found| file(&found.name)).collect())
+    }
+
+    /// Returns a volume as a disk.
+    pub(super) fn open_volume(&self, id: &BackupId, name: &str) -> Result<Arc<dyn disk::Disk>> {
+        let volumes = self.volumes(id)?;
+        let found = volumes.find_one(name)?;
+        found.disk.clone().ok_or_else(|| {
+            let problem = found.problem.clone().unwrap_or_else(|| "its bytes cannot be had".to_owned());
+            Error::Disk(disk::Error::new(disk::ErrorKind::Damaged, problem))
+        })
+    }
+
+    /// Returns the sizes of a volume: its own, and what of it is stored.
+    pub(super) fn volume_sizes(&self, key: &Key, id: &BackupId, name: &str) -> Result<(u64, u64)> {
+        self.sizes.get_or_measure(key, None, 0, || {
+            let disk = self.open_volume(id, name)?;
+            Ok((disk.size(), disk.allocated()?))
+        })
+    }
+
+    /// Returns what is said of a volume.
+    pub(super) fn volume_properties(&self, id: &BackupId, name: &str) -> Result<Vec<(&'static str, String)>> {
+        let volumes = self.volumes(id)?;
+        let found = volumes.find_one(name)?;
+        let mut properties = vec![("content", found.content.name().to_owned())];
+        let advice = || found.content.advice(&format!("volumes/{name}.raw"));
+        if let Some(problem) = found.problem.clone().or_else(advice) {
+            properties.push(("problem", problem));
+        }
+        Ok(properties)
+    }
+
+    /// Returns the roots of the filesystems of a backup.
+    pub(super) fn list_filesystems(&self, id: &BackupId) -> Result<Vec<Entry>> {
+        let volumes = self.volumes(id)?;
+        let readable = volumes.found.iter().filter(|found| found.filesystem.is_some());
+        readable
+            .map(|found| {
+                let inode = self.guests.slots.number(self.root(id, &found.name)?);
+                Ok(Entry { inode, kind: Kind::Directory, name: found.name.to_string().into() })
+            })
+            .collect()
+    }
+
+    /// Looks up the root of a filesystem of a backup.
+    pub(super) fn lookup_filesystem(&self, id: &BackupId, name: &OsStr) -> Result<Attributes> {
+        let name = name.to_str().ok_or(Error::NotFound)?;
+        let volumes = self.volumes(id)?;
+        if volumes.find_one(name)?.filesystem.is_none() {
+            return Err(Error::NotFound);
+        }
+        self.guest_attributes(self.root(id, &Arc::from(name))?)
+    }
+
+    /// Returns the root of a filesystem, which has its number before anybody opened it.
+    fn root(&self, id: &BackupId, name: &Arc<str>) -> Result<Place> {
+        let volume = VolumeId { backup: id.clone(), name: name.clone() };
+        let slot = self.guests.slots.slot(&volume).ok_or_else(|| {
+            let message = "more volumes were looked at than a mount counts: mount again";
+            worker::Error::Guest(guest::Error::new(guest::ErrorKind::TooMuch, message))
+        })?;
+        Ok(Place { slot, inode: ROOT })
+    }
+
+    /// Returns the filesystem that a file is in, and the file's number there.
+    fn filesystem(&self, place: Place) -> Result<(Arc<Volume>, Inode)> {
+        let VolumeId { backup, name } = self.guests.slots.volume(place.slot).ok_or(Error::Stale)?;
+        let volumes = self.volumes(&backup).map_err(Error::of_known)?;
+        let volume = volumes.find_one(&name)?.filesystem.clone().ok_or(Error::Stale)?;
+        let inode = if place.inode == ROOT { volume.open()?.0 } else { place.inode };
+        Ok((volume, inode))
+    }
+
+    /// Remembers that something of a guest could not be read.
+    pub(super) fn report_guest(&self, place: Place, message: &str) {
+        let Some(VolumeId { backup: id, name }) = self.guests.slots.volume(place.slot) else { return };
+        let Ok(backup) = self.backup(&id) else { return };
+        let message = format!("in volume {name}: {message}");
+        let problem = Problem { path: backup.metadata.clone(), backup: Some(id), kind: ProblemKind::Guest, message };
+        self.repository.report_problem(problem);
+    }
+
+    /// Returns what is known of a file of a guest.
+    pub(super) fn guest_attributes(&self, place: Place) -> Result<Attributes> {
+        if let Some(known) = self.guests.attributes().get(&place) {
+            return Ok(self.shown(place, known));
+        }
+        let known = self.filesystem(place).and_then(|(volume, inode)| Ok(volume.attributes(inode)?));
+        match known {
+            Ok(known) => {
+                let shown = self.shown(place, &known);
+                self.guests.attributes().put(place, known);
+                Ok(shown)
+            }
+            // A folder, into which nobody can look; its attributes say why.
+            Err(Error::Guest(_)) if place.inode == ROOT => Ok(self.unopened(place)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn shown(&self, place: Place, known: &guest::Attributes) -> Attributes {
+        Attributes {
+            inode: self.guests.slots.number(place),
+            kind: kind(known.kind),
+            size: known.size,
+            allocated: known.allocated,
+            modified: moment(known.modified),
+            is_disk: false,
+            guest: Some(GuestAttributes {
+                mode: known.mode,
+                uid: known.uid,
+                gid: known.gid,
+                links: known.links,
+                device: known.device,
+                accessed: moment(known.accessed),
+                changed: moment(known.changed),
+                created: known.created.map(moment),
+            }),
+        }
+    }
+
+    fn unopened(&self, place: Place) -> Attributes {
+        let time = self.guests.slots.volume(place.slot).map(|volume| super::at(volume.backup.time.unix()));
+        Attributes {
+            inode: self.guests.slots.number(place),
+            kind: Kind::Directory,
+            size: 0,
+            allocated: 0,
+            modified: time.unwrap_or(self.since),
+            is_disk: false,
+            guest: None,
+        }
+    }
+
+    fn listing(&self, place: Place) -> Result<Arc<Listing>> {
+        if let Some(listing) = self.guests.listings().kept.get(&place) {
+            return Ok(listing.clone());
+        }
+        let (volume, inode) = self.filesystem(place)?;
+        let listing = Arc::new(Listing::new(volume.list(inode)?, volume.open()?.0));
+        self.guests.listings().keep(place, listing.clone());
+        Ok(listing)
+    }
+
+    /// Looks a name up in a directory of a guest.
+    pub(super) fn guest_lookup(&self, directory: Place, name: &OsStr) -> Result<Attributes> {
+        let listing = self.listing(directory)?;
+        let Listed { inode, attributes, .. } = listing.find(name).ok_or(Error::NotFound)?;
+        let place = Place { slot: directory.slot, inode: *inode };
+        match attributes {
+            Ok(known) => {
+                self.guests.attributes().put(place, known.clone());
+                Ok(self.shown(place, known))
+            }
+            Err(message) => Err(worker::Error::Guest(guest::Error::damaged(message.clone())).into()),
+        }
+    }
+
+    /// Returns the names in a directory of a guest, sorted.
+    pub(super) fn guest_list(&self, directory: Place) -> Result<Vec<Entry>> {
+        let entry = |listed: &Listed| Entry {
+            inode: self.guests.slots.number(Place { slot: directory.slot, inode: listed.inode }),
+            // Of what cannot be looked at the name is shown; whoever asks for more is told.
+            kind: listed.attributes.as_ref().map_or(Kind::File, |known| kind(known.kind)),
+            name: listed.name.clone(),
+        };
+        Ok(self.listing(directory)?.iter().map(entry).collect())
+    }
+
+    /// Returns the directory above the root of a filesystem; of what lies deeper the root, since a file may have many.
+    pub(super) fn guest_parent(&self, place: Place) -> Result<u64> {
+        if place.inode != ROOT {
+            return Ok(self.guests.slots.number(Place { inode: ROOT, ..place }));
+        }
+        let volume = self.guests.slots.volume(place.slot).ok_or(Error::Stale)?;
+        Ok(self.inodes.number(&Key::Files(volume.backup)))
+    }
+
+    /// Returns the target of a symbolic link of a guest, as it stands there.
+    pub(super) fn guest_target(&self, place: Place) -> Result<OsString> {
+        let (volume, inode) = self.filesystem(place)?;
+        Ok(OsString::from_vec(volume.target(inode)?))
+    }
+
+    /// Returns the extended attributes of a file of a guest; of a root, also what is said of the filesystem.
+    pub(super) fn guest_xattrs(&self, place: Place) -> Result<Vec<(OsString, Vec<u8>)>> {
+        let found = self.filesystem(place);
+        let mut xattrs = Vec::new();
+        if place.inode == ROOT {
+            let own = |name: &str, value: String| (OsString::from(format!("user.xofs.{name}")), value.into_bytes());
+            match &found {
+                Ok((volume, _)) => {
+                    let (_, facts) = volume.open()?;
+                    for (name, value) in [("content", &facts.kind), ("label", &facts.label), ("uuid", &facts.uuid)] {
+                        if !value.is_empty() {
+                            xattrs.push(own(name, value.clone()));
+                        }
+                    }
+                    xattrs.push(own("replayed", facts.is_replayed.to_string()));
+                    if !facts.problems.is_empty() {
+                        xattrs.push(own("problem", facts.problems.join("; ")));
+                    }
+                }
+                Err(Error::Guest(error)) => return Ok(vec![own("problem", error.to_string())]),
+                Err(_) => {}
+            }
+        }
+        let (volume, inode) = found?;
+        let guests = volume.xattrs(inode)?.into_iter();
+        xattrs.extend(guests.map(|xattr| (OsString::from_vec(xattr.name), xattr.value)));
+        Ok(xattrs)
+    }
+
+    /// Opens a file of a guest.
+    pub(super) fn guest_open(&self, place: Place) -> Result<Content> {
+        let attributes = self.guest_attributes(place)?;
+        let (volume, inode) = self.filesystem(place)?;
+        match attributes.kind {
+            Kind::File => Ok(Content::File(Arc::new(GuestFile::new(volume, inode, attributes.size)))),
+            Kind::Directory => Err(Error::IsDirectory),
+            _ => Err(Error::NotFound),
+        }
+    }
+}
+
+fn kind(kind: guest::Kind) -> Kind {
+    match kind {
+        guest::Kind::Directory => Kind::Directory,
+        guest::Kind::File => Kind::File,
+        guest::Kind::Symlink => Kind::Symlink,
+        guest::Kind::Fifo => Kind::Fifo,
+        guest::Kind::Socket => Kind::Socket,
+        guest::Kind::CharacterDevice => Kind::CharacterDevice,
+        guest::Kind::BlockDevice => Kind::BlockDevice,
+    }
+}
+
+/// A moment of a guest; one that no clock here can show is 1970.
+fn moment(time: Time) -> SystemTime {
+    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
+    let second = if time.seconds < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
+    let after = Duration::from_nanos(u64::from(time.nanoseconds));
+    second.and_then(|second| second.checked_add(after)).unwrap_or(UNIX_EPOCH)
+}
