@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::{Error, ErrorKind, Result};
 
 /// More segments, each column of a striped one counted, are refused.
-const MAX_SEGMENTS: usize = 1 << 16;
+pub(crate) const MAX_SEGMENTS: usize = 1 << 16;
 /// Volumes must be smaller than this many bytes: what reads them has signed offsets.
 const MAX_SIZE: u64 = 1 << 63;
 

@@ -1,7 +1,138 @@
-//! LVM2.
-use crate::Fields;
-pub(crate) fn label_offset(head: &[u8]) -> Option<usize> {
-    (0..4).map(|sector| sector * 512).find(|at| {
-        Fields(head).bytes(*at, 8) == Some(b"LABELONE") && Fields(head).bytes(at + 24, 8) == Some(b"LVM2 001")
-    })
+//! Logical volumes of LVM2, from the physical ones on all disks of a guest.
+//!
+//! ```text
+//! label ─ a physical volume: its UUID, the text of its volume group
+//!   └─ text   the format of that text
+//!        └─ group  what it says: physical volumes, logical ones, their segments
+//!             └─ map   segments followed down to disks
+//! ```
+//!
+//! Every physical volume may hold the description of its group: the one that changed last is believed. A logical volume on a
+//! physical one that is not here is named, and hides no other. Thin volumes, snapshots and caches are named, not read.
+
+mod group;
+mod label;
+mod map;
+mod text;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use disk::Disk;
+
+use crate::map::Map;
+use crate::{Error, Mapped, Result};
+use group::{Group, Kind};
+use label::{Label, Texts};
+use map::{MAX_PIECES, Resolver};
+
+pub(crate) use label::label_offset;
+
+/// The logical volumes of a guest.
+#[derive(Debug, Default)]
+pub(crate) struct Assembled {
+    /// Each under the name that the device mapper shows, or why its bytes cannot be had.
+    pub(crate) volumes: Vec<(String, Result<Map>)>,
+    /// What is wrong with physical volumes and groups.
+    pub(crate) problems: Vec<Error>,
 }
+
+/// Finds the logical volumes on physical ones, each of which has a name and a map.
+pub(crate) fn assemble(candidates: &[(String, Map)], disks: &[Arc<dyn Disk>]) -> Assembled {
+    let mut assembled = Assembled::default();
+    let mut physical: HashMap<[u8; 32], Map> = HashMap::new();
+    let mut named: HashMap<[u8; 32], &str> = HashMap::new();
+    // In the order in which they are found, so that it is the same each time.
+    let mut groups: BTreeMap<usize, Group> = BTreeMap::new();
+    let mut ids: HashMap<Vec<u8>, usize> = HashMap::new();
+    let mut texts = Texts::new();
+    for (name, map) in candidates {
+        let mut say = |error: Error| {
+            assembled.problems.push(Error::new(error.kind(), format!("LVM physical volume {name}: {error}")));
+        };
+        let found = Mapped::new(map.clone(), disks.to_vec()).and_then(|volume| Ok((Label::read(&volume)?, volume)));
+        let (label, volume) = match found {
+            Ok(found) => found,
+            Err(error) => {
+                say(error);
+                continue;
+            }
+        };
+        if let Some(first) = named.get(&label.uuid) {
+            let uuid = shown_uuid(label.uuid);
+            say(Error::damaged(format!("it is a copy of {first}, with the same UUID {uuid}: only that one is used")));
+            continue;
+        }
+        named.insert(label.uuid, name);
+        physical.insert(label.uuid, map.clone());
+        let (found, problems) = label.texts(&volume, &mut texts);
+        problems.into_iter().for_each(&mut say);
+        for text in found {
+            match Group::parse(&text) {
+                Ok(group) => {
+                    let next = ids.len();
+                    let index = *ids.entry(group.id.clone()).or_insert(next);
+                    if groups.get(&index).is_none_or(|known| known.sequence < group.sequence) {
+                        groups.insert(index, group);
+                    }
+                }
+                Err(error) => say(error),
+            }
+        }
+    }
+    let mut room = MAX_PIECES;
+    for group in groups.values() {
+        let resolver = Resolver { group, physical: &physical, disks, room: &mut room, found: HashMap::new() };
+        assembled.volumes.extend(volumes(resolver));
+    }
+    assembled
+}
+
+/// Returns the volumes of a group that its guest sees.
+fn volumes(mut resolver: Resolver) -> Vec<(String, Result<Map>)> {
+    let group = resolver.group;
+    let (mut stores, mut merging) = (HashMap::new(), HashSet::new());
+    let segments = group.logical.iter().flat_map(|logical| logical.segments.iter().flatten());
+    for segment in segments {
+        if let Kind::Snapshot { origin, store, is_merging } = &segment.kind {
+            stores.insert(&**store, &**origin);
+            if *is_merging {
+                merging.insert(&**origin);
+            }
+        }
+    }
+    let visible = group.logical.iter().filter(|logical| logical.is_visible);
+    let volumes = visible.map(|logical| {
+        let map = match stores.get(&*logical.name) {
+            Some(origin) => {
+                Err(Error::unsupported(format!("a snapshot of {origin}, which this version does not read")))
+            }
+            None if merging.contains(&*logical.name) => {
+                Err(Error::unsupported("a snapshot of it is being merged into it, which this version does not read"))
+            }
+            None => resolver.logical(logical, 0),
+        };
+        (mapper_name(&group.name, &logical.name), map)
+    });
+    volumes.collect()
+}
+
+/// Returns the name that the device mapper shows: hyphens of both names are doubled, and one is between them.
+fn mapper_name(group: &str, logical: &str) -> String {
+    format!("{}-{}", group.replace('-', "--"), logical.replace('-', "--"))
+}
+
+/// Returns a UUID as LVM shows it: in groups of 6, 4, 4, 4, 4, 4 and 6.
+fn shown_uuid(uuid: [u8; 32]) -> String {
+    let mut shown = String::new();
+    for (index, byte) in uuid.iter().enumerate() {
+        if index >= 6 && (index - 6) % 4 == 0 && index < 30 {
+            shown.push('-');
+        }
+        shown.push(if byte.is_ascii_graphic() { char::from(*byte) } else { '?' });
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::map::{Map, Place};
 use crate::probe::{Content, probe};
 use crate::table::{self, Partition, Purpose};
-use crate::{Error, ErrorKind, Mapped, Result};
+use crate::{Error, ErrorKind, Mapped, Result, lvm};
 
 /// More disks are not looked at.
 const MAX_DISKS: usize = 64;
@@ -67,6 +67,7 @@ pub fn survey(disks: &[(String, Arc<dyn Disk>)]) -> Survey {
     for (index, (name, disk)) in (0..).zip(disks.iter().take(MAX_DISKS)) {
         surveyor.disk(index, name, disk);
     }
+    surveyor.logical();
     surveyor.survey
 }
 
@@ -125,6 +126,17 @@ impl Surveyor {
             (map, _) => map,
         };
         self.add(name, map, content_of(partition.purpose), problem);
+    }
+
+    /// Adds the logical volumes on all physical ones.
+    fn logical(&mut self) {
+        let physical = self.survey.volumes.iter().filter(|volume| volume.content == Content::LvmPhysicalVolume);
+        let physical: Vec<_> = physical.filter_map(|volume| Some((volume.name.clone(), volume.map.clone()?))).collect();
+        let found = lvm::assemble(&physical, &self.disks);
+        self.survey.problems.extend(found.problems);
+        for (name, map) in found.volumes {
+            self.add(&name, map, None, None);
+        }
     }
 
     /// Adds a volume under a name that no other has. What stands on it is looked at; `if_unknown` is what its table says.
