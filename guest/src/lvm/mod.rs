@@ -135,4 +135,4 @@ fn shown_uuid(uuid: [u8; 32]) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

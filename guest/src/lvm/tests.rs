@@ -12,14 +12,14 @@ fn uuid(letter: char) -> [u8; 32] {
 }
 
 /// A disk of 64 MiB that is a physical volume, with the metadata of its group.
-fn pv(letter: char, text: &str) -> Memory {
+pub(crate) fn pv(letter: char, text: &(impl AsRef<[u8]> + ?Sized)) -> Memory {
     let mut disk = Memory::new(64 * MIB);
-    write(&mut disk, uuid(letter), (4096, MIB - 4096), 512, text.as_bytes());
+    write(&mut disk, uuid(letter), (4096, MIB - 4096), 512, text.as_ref());
     disk
 }
 
 /// The metadata of a group vg-0 with extents of 1 MiB, of which each physical volume has 60 from 1 MiB on.
-fn group(sequence: u32, letters: &str, volumes: &str) -> String {
+pub(crate) fn group(sequence: u32, letters: &str, volumes: &str) -> String {
     let physical = letters.chars().map(|letter| {
         let uuid = shown_uuid(uuid(letter));
         format!(
@@ -33,12 +33,12 @@ fn group(sequence: u32, letters: &str, volumes: &str) -> String {
     )
 }
 
-fn volume(name: &str, status: &str, segments: &[&str]) -> String {
+pub(crate) fn volume(name: &str, status: &str, segments: &[&str]) -> String {
     let segments = segments.iter().enumerate().map(|(index, segment)| format!("segment{index} {{ {segment} }}\n"));
     format!("{name} {{ status = [\"READ\", \"{status}\"]\n {} }}\n", segments.collect::<String>())
 }
 
-fn linear(start: u64, count: u64, area: &str, extent: u64) -> String {
+pub(crate) fn linear(start: u64, count: u64, area: &str, extent: u64) -> String {
     format!(
         "start_extent = {start} extent_count = {count} type = \"striped\" stripe_count = 1 stripes = [\"{area}\", {extent}]"
     )

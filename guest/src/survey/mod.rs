@@ -194,4 +194,6 @@ fn content_of(purpose: Purpose) -> Option<Content> {
 }
 
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod tests;

@@ -146,17 +146,17 @@ fn backup(disk: &dyn Disk, at: u64, sector_size: u64) -> disk::Result<Option<Tab
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::memory::Memory;
 
     /// A partition type that means nothing to us.
     const TYPE: [u8; 16] = [7; 16];
 
-    pub(in crate::table) struct Made {
-        pub(in crate::table) sector_size: u64,
-        pub(in crate::table) count: u32,
-        pub(in crate::table) size: u32,
+    pub(crate) struct Made {
+        pub(crate) sector_size: u64,
+        pub(crate) count: u32,
+        pub(crate) size: u32,
     }
 
     impl Default for Made {
@@ -184,7 +184,7 @@ pub(super) mod tests {
         }
 
         /// Writes both tables, of partitions at slots: first and last sector.
-        pub(in crate::table) fn write(&self, disk: &mut Memory, partitions: &[(usize, u64, u64)]) {
+        pub(crate) fn write(&self, disk: &mut Memory, partitions: &[(usize, u64, u64)]) {
             let size = usize::try_from(self.size).unwrap();
             let len = size.saturating_mul(usize::try_from(self.count).unwrap()).min(1 << 21);
             let mut entries = vec![0; len];
@@ -201,6 +201,20 @@ pub(super) mod tests {
             disk.write(last * self.sector_size, &self.header(last, 1, last - entry_sectors, &entries));
             disk.write((last - entry_sectors) * self.sector_size, &entries);
         }
+    }
+
+    /// Makes the checksums right of a header and of the entries that it leads to, if it leads to any.
+    pub(crate) fn repair(disk: &mut Memory, at: u64) {
+        let mut header = read_within(disk, at * 512, 512).unwrap();
+        let fields = Fields(&header);
+        let len = fields.le32(80).unwrap().wrapping_mul(fields.le32(84).unwrap()).min(1 << 20);
+        let entries = fields.le64(72).unwrap().wrapping_mul(512);
+        let checksum = crc32(&read_within(disk, entries, usize::try_from(len).unwrap()).unwrap());
+        header[88..92].copy_from_slice(&checksum.to_le_bytes());
+        header[16..20].fill(0);
+        let checksum = crc32(&header[..92]);
+        header[16..20].copy_from_slice(&checksum.to_le_bytes());
+        disk.write(at * 512, &header);
     }
 
     const PARTITIONS: [(usize, u64, u64); 3] = [(0, 40, 99), (1, 100, 100), (127, 200, 299)];

@@ -1,4 +1,4 @@
-use super::gpt::tests::Made;
+pub(crate) use super::gpt::tests::{Made, repair};
 pub(crate) use super::mbr::tests::record;
 use super::*;
 use crate::memory::Memory;
