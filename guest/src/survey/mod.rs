@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::map::{Map, Place};
 use crate::probe::{Content, probe};
-use crate::table::{self, Partition, Purpose};
-use crate::{Error, ErrorKind, Mapped, Result, lvm};
+use crate::table::{self, Partition, Purpose, Table};
+use crate::{Error, ErrorKind, Mapped, Result, lvm, md};
 
 /// More disks are not looked at.
 const MAX_DISKS: usize = 64;
@@ -67,6 +67,7 @@ pub fn survey(disks: &[(String, Arc<dyn Disk>)]) -> Survey {
     for (index, (name, disk)) in (0..).zip(disks.iter().take(MAX_DISKS)) {
         surveyor.disk(index, name, disk);
     }
+    surveyor.arrays();
     surveyor.logical();
     surveyor.survey
 }
@@ -84,59 +85,77 @@ impl Surveyor {
 
     /// Adds the partitions of a disk, or the disk itself if something known stands on it as a whole.
     fn disk(&mut self, index: u16, name: &str, disk: &Arc<dyn Disk>) {
-        let of_disk = |error: Error| Error::new(error.kind(), format!("disk {name}: {error}"));
-        let table = match table::read(disk) {
-            Ok(Some(table)) => table,
-            Ok(None) => {
-                let map = Map::of_range(Place { disk: index, offset: 0 }, disk.size());
-                match map.and_then(|map| Ok((self.content(&map)?, map))) {
-                    Ok((Content::Empty | Content::Unknown, _)) => {}
-                    Ok((content, map)) => self.add(name, Ok(map), Some(content), None),
-                    Err(error) => self.say(of_disk(error)),
-                }
-                return;
-            }
-            Err(error) => return self.say(of_disk(error.into())),
-        };
-        for problem in table.problems {
-            self.say(of_disk(problem));
-        }
-        for partition in table.partitions {
-            let separator = if name.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };
-            self.partition(index, &format!("{name}{separator}{}", partition.number), &partition);
+        let found = Map::of_range(Place { disk: index, offset: 0 }, disk.size()).and_then(|map| {
+            let table = table::read(disk)?;
+            let content = if table.is_none() { self.content(&map)? } else { Content::Unknown };
+            Ok((map, table, content))
+        });
+        match found {
+            Ok((map, Some(table), _)) => self.partitions(name, &map, table),
+            Ok((_, None, Content::Empty | Content::Unknown)) => {}
+            Ok((map, None, content)) => self.add(name, Ok(map), Some(content), None),
+            Err(error) => self.say(of_disk(name, &error)),
         }
     }
 
-    fn partition(&mut self, index: u16, name: &str, partition: &Partition) {
-        let disk_size = self.disks[usize::from(index)].size();
-        let len = partition.len_within(disk_size);
+    /// Adds the partitions of a disk or an array.
+    fn partitions(&mut self, name: &str, map: &Map, table: Table) {
+        for problem in table.problems {
+            self.say(of_disk(name, &problem));
+        }
+        for partition in table.partitions {
+            let separator = if name.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };
+            self.partition(map, &format!("{name}{separator}{}", partition.number), &partition);
+        }
+    }
+
+    fn partition(&mut self, disk: &Map, name: &str, partition: &Partition) {
+        let len = partition.len_within(disk.size());
         let missing = partition.len - len;
-        let problem = (missing > 0).then(|| {
-            Error::damaged(match len {
-                0 => format!("it starts past the end of the disk, at {} of {disk_size} bytes", partition.start),
-                _ => format!("its last {missing} bytes are past the end of the disk: it is shown without them"),
-            })
-        });
-        let map = match len {
-            0 => Err(Error::damaged("it has no bytes")),
-            _ => Map::of_range(Place { disk: index, offset: partition.start }, len),
-        };
-        let map = match (map, &problem) {
-            (Err(_), Some(problem)) => Err(problem.clone()),
-            (map, _) => map,
+        let (start, size) = (partition.start, disk.size());
+        let (map, problem) = match disk.slice(start, len).filter(|_| len > 0) {
+            None => {
+                (Err(Error::damaged(format!("it starts past the end of the disk, at {start} of {size} bytes"))), None)
+            }
+            Some(segments) if missing == 0 => (Map::new(segments), None),
+            Some(segments) => {
+                let text = format!("its last {missing} bytes are past the end of the disk: it is shown without them");
+                (Map::new(segments), Some(Error::damaged(text)))
+            }
         };
         self.add(name, map, content_of(partition.purpose), problem);
     }
 
+    /// Adds the arrays of all members, and the partitions of those that have a table.
+    fn arrays(&mut self) {
+        let found = md::assemble(&self.with(Content::MdMember), &self.disks);
+        self.survey.problems.extend(found.problems);
+        for (name, map) in found.volumes {
+            self.add(&name, map.clone(), None, None);
+            let table = map.and_then(|map| {
+                let array: Arc<dyn Disk> = Arc::new(Mapped::new(map.clone(), self.disks.clone())?);
+                Ok((table::read(&array)?, map))
+            });
+            // What cannot be read was said of the array itself.
+            if let Ok((Some(table), map)) = table {
+                self.partitions(&name, &map, table);
+            }
+        }
+    }
+
     /// Adds the logical volumes on all physical ones.
     fn logical(&mut self) {
-        let physical = self.survey.volumes.iter().filter(|volume| volume.content == Content::LvmPhysicalVolume);
-        let physical: Vec<_> = physical.filter_map(|volume| Some((volume.name.clone(), volume.map.clone()?))).collect();
-        let found = lvm::assemble(&physical, &self.disks);
+        let found = lvm::assemble(&self.with(Content::LvmPhysicalVolume), &self.disks);
         self.survey.problems.extend(found.problems);
         for (name, map) in found.volumes {
             self.add(&name, map, None, None);
         }
+    }
+
+    /// Returns the names and maps of volumes on which that stands.
+    fn with(&self, content: Content) -> Vec<(String, Map)> {
+        let volumes = self.survey.volumes.iter().filter(|volume| volume.content == content);
+        volumes.filter_map(|volume| Some((volume.name.clone(), volume.map.clone()?))).collect()
     }
 
     /// Adds a volume under a name that no other has. What stands on it is looked at; `if_unknown` is what its table says.
@@ -175,6 +194,11 @@ impl Surveyor {
         self.names.insert(name.clone());
         name
     }
+}
+
+/// Says of which disk something is a problem.
+fn of_disk(name: &str, error: &Error) -> Error {
+    Error::new(error.kind(), format!("disk {name}: {error}"))
 }
 
 /// Returns what a table's word for a partition says of its content, where that tells more than its bytes do.

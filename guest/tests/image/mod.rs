@@ -1,5 +1,7 @@
 //! Images of disks in files, made by the programs that guests use, and loop devices over them.
 
+#![allow(dead_code, reason = "every test binary uses a part of this")]
+
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
