@@ -5,16 +5,18 @@ mod compare;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use compare::churn::Churn;
 use compare::generator::{self, Amount};
-use compare::image::{FileDisk, Mount, scratch, sparse, succeed};
-use compare::tree;
+use compare::image::{FileDisk, Mount, Reflinks, scratch, sparse, succeed};
+use compare::{Random, tree};
 use guest::GuestFs;
 use guest::ext::Ext;
 
-/// What mkfs makes of a file of 64 MiB.
-fn make(image: &Path, mkfs: &[&str]) {
-    sparse(image, 64 << 20);
+/// What mkfs makes of a file of so many bytes.
+fn make(image: &Path, bytes: u64, mkfs: &[&str]) {
+    sparse(image, bytes);
     succeed(Command::new(mkfs[0]).args(["-q", "-F", "-N", "8000"]).args(&mkfs[1..]).arg(image));
 }
 
@@ -50,11 +52,49 @@ fn every_kind_of_clean_volume_reads_as_the_kernel_shows_it() {
     for (kind, mkfs) in sets {
         let folder = scratch();
         let image = folder.path().join("image");
-        make(&image, mkfs);
+        make(&image, 64 << 20, mkfs);
         generator::fill(Mount::new(&image, "ext4", "noatime").path(), Amount { names: 2500, holes: 700 });
         let mount = Mount::new(&image, "ext4", "ro,noatime");
         compare(&mkfs.join(" "), &image, &tree::of_kernel(mount.path()), None);
         let facts = Ext::open(Arc::new(FileDisk::open(&image))).expect("it was opened before").facts();
         assert_eq!((facts.kind.as_str(), facts.is_replayed, facts.problems), (kind, false, vec![]), "{mkfs:?}");
     }
+}
+
+#[test]
+fn a_volume_in_use_reads_as_the_kernel_shows_it_after_replaying_its_journal() {
+    let seed = Random::seed();
+    let variants: [(&[&str], &str); 6] = [
+        (&["mkfs.ext4"], "noatime"),
+        (&["mkfs.ext4"], "noatime,data=journal"),
+        (&["mkfs.ext4", "-b", "1024", "-O", "^metadata_csum,^64bit"], "noatime"),
+        (&["mkfs.ext4", "-b", "1024", "-O", "^metadata_csum,^64bit"], "noatime,data=journal,journal_checksum"),
+        (&["mkfs.ext3"], "noatime,data=journal"),
+        (&["mkfs.ext3", "-b", "1024"], "noatime"),
+    ];
+    let place = Reflinks::new(1 << 30);
+    let mut replayed = 0;
+    for (number, (mkfs, options)) in (0..).zip(variants) {
+        let what = format!("{} {options}", mkfs.join(" "));
+        let image = place.at("image");
+        make(&image, 40 << 20, mkfs);
+        let mount = Mount::new(&image, "ext4", options);
+        let mut churn = Churn::new(mount.path(), seed + number);
+        for round in 0..compare::rounds(3) {
+            churn.work(150);
+            let snapshot = place.copy(&image, "snapshot");
+            let recovered = place.copy(&snapshot, "recovered");
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+            let kernel = {
+                let mount = Mount::new(&recovered, "ext4", "noatime");
+                tree::of_kernel(mount.path())
+            };
+            let what = format!("{what}, snapshot {round}");
+            compare(&what, &snapshot, &kernel, Some(i64::try_from(now).expect("seconds")));
+            let facts = Ext::open(Arc::new(FileDisk::open(&snapshot))).expect("it was opened before").facts();
+            assert_eq!(facts.problems, Vec::<String>::new(), "{what}");
+            replayed += u64::from(facts.is_replayed);
+        }
+    }
+    assert_eq!(replayed, 6 * compare::rounds(3));
 }

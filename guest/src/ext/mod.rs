@@ -14,6 +14,8 @@ mod acl;
 mod attributes;
 mod content;
 mod directory;
+mod fast_commit;
+mod journal;
 mod map;
 mod volume;
 mod xattrs;
@@ -53,13 +55,20 @@ impl Ext {
         if !Checksummer::from_superblock(&superblock).verify_superblock(&superblock.raw) {
             return Err(Error::damaged("the superblock has a wrong checksum"));
         }
+        let mut volume = Volume::open(Overlay::new(disk.clone()))?;
+        let replay = journal::replay(&volume, &superblock)?;
+        if replay.is_replayed {
+            let mut overlay = Overlay::new(disk);
+            replay.lay(&mut overlay, volume.block_size())?;
+            volume = Volume::open(overlay)?;
+        }
         let facts = Facts {
             kind: kind(&superblock).to_owned(),
-            label: superblock.volume_name.clone(),
+            label: volume.superblock().volume_name.clone(),
             uuid: uuid(&superblock.uuid),
-            ..Facts::default()
+            is_replayed: replay.is_replayed,
+            problems: replay.problems,
         };
-        let volume = Volume::open(Overlay::new(disk))?;
         Ok(Self { volume, facts })
     }
 }
