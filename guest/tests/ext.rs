@@ -3,22 +3,15 @@
 mod compare;
 
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use compare::churn::Churn;
 use compare::generator::{self, Amount};
-use compare::image::{FileDisk, Mount, Reflinks, scratch, sparse, succeed};
+use compare::image::{FileDisk, Mount, Reflinks, make, scratch};
 use compare::{Random, tree};
 use guest::GuestFs;
 use guest::ext::Ext;
-
-/// What mkfs makes of a file of so many bytes.
-fn make(image: &Path, bytes: u64, mkfs: &[&str]) {
-    sparse(image, bytes);
-    succeed(Command::new(mkfs[0]).args(["-q", "-F", "-N", "8000"]).args(&mkfs[1..]).arg(image));
-}
 
 /// Panics unless this crate reads of an image what the kernel showed.
 fn compare(what: &str, image: &Path, kernel: &tree::Tree, mounted: Option<i64>) {

@@ -3,6 +3,7 @@
 use fs_ext4::features::{Incompat, RoCompat};
 use fs_ext4::inode::{self, InodeFlags};
 
+use super::map::Blocks;
 use super::volume::{Node, Volume};
 use crate::{Attributes, Error, Fields, Kind, Result, Time};
 

@@ -59,11 +59,13 @@ fn pieces(volume: &Volume, start: u64, at: u64, len: u64, found: &mut Vec<Extent
 
 /// Returns where the blocks of a file lie that has any.
 pub(super) fn runs(volume: &Volume, node: &Node, window: Window) -> Result<Runs> {
-    let blocks = Map { volume, node };
     let runs = if node.has(InodeFlags::EXTENTS) {
-        map::of_extents(&blocks, &node.inode.block, window)
+        let checksummer = volume.checksummer();
+        let seed = checksummer.crc_with_prefix(node.number, &node.inode.generation.to_le_bytes());
+        let verify = |covered: &[u8], stored| !checksummer.enabled || linux_crc32c(seed, covered) == stored;
+        map::of_extents(volume, &verify, &node.inode.block, window)
     } else {
-        map::of_pointers(&blocks, &node.inode.block, window)
+        map::of_pointers(volume, &node.inode.block, window)
     };
     runs.map_err(|error| Error::new(error.kind(), format!("inode {}: {error}", node.number)))
 }
@@ -92,7 +94,7 @@ pub(super) fn read(volume: &Volume, node: &Node, most: u32) -> Result<Vec<u8>> {
         let Place::At(first) = run.place else { continue };
         for within in 0..run.len.min(end - run.start) {
             let start = usize::try_from((run.start + within) * block_size).expect("less than `most`");
-            let block = volume.block(first + within)?;
+            let block = volume.read(first + within)?;
             let here = block.len().min(len - start);
             bytes[start..start + here].copy_from_slice(&block[..here]);
         }
@@ -106,30 +108,4 @@ fn inline(volume: &Volume, node: &Node) -> Result<Vec<u8>> {
     bytes.extend(xattrs::inline_rest(volume, node)?.unwrap_or_default());
     bytes.truncate(usize::try_from(node.inode.size).unwrap_or(usize::MAX));
     Ok(bytes)
-}
-
-/// The blocks of the map of one file.
-struct Map<'a> {
-    volume: &'a Volume,
-    node: &'a Node,
-}
-
-impl Blocks for Map<'_> {
-    fn block_size(&self) -> u64 {
-        self.volume.block_size()
-    }
-
-    fn count(&self) -> u64 {
-        self.volume.superblock().blocks_count
-    }
-
-    fn read(&self, block: u64) -> Result<Vec<u8>> {
-        self.volume.block(block)
-    }
-
-    fn is_genuine(&self, covered: &[u8], stored: u32) -> bool {
-        let checksummer = self.volume.checksummer();
-        let seed = checksummer.crc_with_prefix(self.node.number, &self.node.inode.generation.to_le_bytes());
-        !checksummer.enabled || linux_crc32c(seed, covered) == stored
-    }
 }

@@ -9,7 +9,7 @@ use fs_ext4::features::RoCompat;
 use fs_ext4::inode::InodeFlags;
 
 use super::content;
-use super::map::{Place, Window};
+use super::map::{Blocks, Place, Window};
 use super::volume::{Node, Volume};
 use super::xattrs;
 use crate::{Entry, Error, ErrorKind, Fields, Inode, Result};
@@ -56,7 +56,7 @@ pub(super) fn list(volume: &Volume, node: &Node) -> Result<Vec<Entry>> {
                 return Err(hole(node, at));
             }
             for within in at - run.start..run.len.min(end - run.start) {
-                let bytes = volume.block(first + within)?;
+                let bytes = volume.read(first + within)?;
                 if !is_index(node, run.start + within, &bytes) {
                     check(volume, node, &bytes, first + within)?;
                 }

@@ -14,7 +14,6 @@ mod acl;
 mod attributes;
 mod content;
 mod directory;
-mod fast_commit;
 mod journal;
 mod map;
 mod volume;
@@ -29,6 +28,7 @@ use fs_ext4::inode::InodeFlags;
 use fs_ext4::superblock::Superblock;
 
 use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Overlay, Result, Xattr};
+use map::Blocks;
 use volume::{ROOT, Volume};
 
 /// Bytes of a target at most; the kernel takes a path of 4,095.

@@ -13,6 +13,7 @@ use fs_ext4::fs::Filesystem;
 use fs_ext4::inode::{Inode, InodeFlags};
 use fs_ext4::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
 
+use super::map::Blocks;
 use crate::{Error, ErrorKind, Overlay, Result};
 
 /// The root directory; lower than this and up to the first of the superblock are what the filesystem keeps for itself.
@@ -73,10 +74,6 @@ impl Volume {
         &self.device.disk
     }
 
-    pub(super) fn block_size(&self) -> u64 {
-        u64::from(self.superblock().block_size())
-    }
-
     pub(super) fn has_incompat(&self, feature: Incompat) -> bool {
         self.superblock().feature_incompat & feature.bits() != 0
     }
@@ -111,18 +108,24 @@ impl Volume {
         })?;
         Ok(Node { number, inode, raw })
     }
+}
 
-    /// Returns the bytes of a block.
-    pub(super) fn block(&self, block: u64) -> Result<Vec<u8>> {
-        let size = self.superblock().block_size();
-        if block == 0 || block >= self.superblock().blocks_count {
-            return Err(Error::damaged(format!(
-                "block {block} is referred to, and the filesystem has the blocks 1 to {}",
-                self.superblock().blocks_count - 1
-            )));
+impl Blocks for Volume {
+    fn block_size(&self) -> u64 {
+        u64::from(self.superblock().block_size())
+    }
+
+    fn count(&self) -> u64 {
+        self.superblock().blocks_count
+    }
+
+    fn read(&self, block: u64) -> Result<Vec<u8>> {
+        if block == 0 || block >= self.count() {
+            let count = self.count();
+            return Err(Error::damaged(format!("block {block} is referred to, and the filesystem has {count}")));
         }
-        let mut bytes = vec![0; usize::try_from(size).expect("64 KiB at most")];
-        self.overlay().read_at(block * u64::from(size), &mut bytes)?;
+        let mut bytes = vec![0; usize::try_from(self.block_size()).expect("64 KiB at most")];
+        self.overlay().read_at(block * self.block_size(), &mut bytes)?;
         Ok(bytes)
     }
 }

@@ -7,6 +7,7 @@ use fs_ext4::inode::InodeFlags;
 
 use super::acl;
 use super::content;
+use super::map::Blocks;
 use super::volume::{Node, Volume};
 use crate::{Error, ErrorKind, Fields, Result, Xattr};
 
@@ -104,7 +105,7 @@ fn stored(volume: &Volume, node: &Node) -> Result<Vec<Stored>> {
     }
     let block = node.inode.file_acl;
     if block != 0 {
-        let bytes = volume.block(block)?;
+        let bytes = volume.read(block)?;
         let fields = Fields(&bytes);
         if fields.le32(0) != Some(MAGIC) || fields.le32(8) != Some(1) {
             return Err(Error::damaged(format!("block {block} should hold attributes of inode {}", node.number)));

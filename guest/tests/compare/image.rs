@@ -27,6 +27,12 @@ pub fn sparse(path: &Path, bytes: u64) {
     File::create(path).and_then(|file| file.set_len(bytes)).expect("a sparse file takes no room");
 }
 
+/// Makes an ext2, ext3 or ext4 of `bytes` with room for 8,000 files; `mkfs` is what makes it, and its arguments.
+pub fn make(image: &Path, bytes: u64, mkfs: &[&str]) {
+    sparse(image, bytes);
+    succeed(Command::new(mkfs[0]).args(["-q", "-F", "-N", "8000"]).args(&mkfs[1..]).arg(image));
+}
+
 /// An image mounted by the kernel until this is dropped.
 pub struct Mount(TempDir);
 

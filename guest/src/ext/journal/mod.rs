@@ -13,6 +13,10 @@
 //! journal as a whole cannot be read.
 //! Source: "Journal (jbd2)" of the kernel's documentation of ext4, and fs/jbd2/recovery.c of Linux for what it leaves open.
 
+mod fast_commit;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 
 use fs_ext4::checksum::linux_crc32c;
@@ -23,8 +27,7 @@ use fs_ext4::jbd2::{
 };
 
 use super::content;
-use super::fast_commit;
-use super::map::{Place, Run, Window};
+use super::map::{Blocks, Place, Run, Window};
 use super::volume::Volume;
 use crate::{Error, ErrorKind, Fields, Overlay, Result};
 
@@ -39,6 +42,9 @@ const MAX_LOGGED: usize = 2_000_000;
 
 /// Revoked blocks at most: some 30 bytes each.
 const MAX_REVOKED: usize = 4_000_000;
+
+/// Descriptors and revoke blocks at most, 20 bytes each.
+const MAX_RECORDS: usize = 4_000_000;
 
 /// Sentences about blocks of the journal at most.
 const MAX_PROBLEMS: usize = 8;
@@ -136,7 +142,7 @@ pub(super) fn replay(volume: &Volume, superblock: &fs_ext4::superblock::Superblo
 
 /// A journal.
 struct Log<'a> {
-    volume: &'a Volume,
+    blocks: &'a dyn Blocks,
     runs: Vec<Run>,
     superblock: JournalSuperblock,
     /// The block after the last of the ring.
@@ -180,9 +186,13 @@ impl<'a> Log<'a> {
         if runs.until < blocks {
             return Err(Error::new(ErrorKind::TooMuch, format!("its journal lies in more than {MAX_RUNS} pieces")));
         }
-        let mut log = Self { volume, runs: runs.found, superblock: NO_SUPERBLOCK, end: u32::MAX };
-        let bytes = log.read(0)?;
-        log.superblock = superblock(&bytes, volume.block_size(), blocks)?;
+        Self::new(volume, runs.found, blocks)
+    }
+
+    /// Makes one of `len` blocks that lie in runs of others.
+    fn new(blocks: &'a dyn Blocks, runs: Vec<Run>, len: u64) -> Result<Self> {
+        let mut log = Self { blocks, runs, superblock: NO_SUPERBLOCK, end: u32::MAX };
+        log.superblock = superblock(&log.read(0)?, blocks.block_size(), len)?;
         log.end = log.superblock.max_len;
         if log.has(JbdIncompat::FAST_COMMIT)
             && let Some(end) = log.end.checked_sub(log.fast_commit_blocks()).filter(|end| *end >= MIN_RING)
@@ -277,6 +287,9 @@ impl<'a> Log<'a> {
                     }
                     committed = time;
                     records.found.append(&mut pending);
+                    if records.found.len() > MAX_RECORDS {
+                        return Err(Error::new(ErrorKind::TooMuch, "its journal has millions of records"));
+                    }
                     records.end = records.end.wrapping_add(1);
                     sum = !0;
                 }
@@ -317,7 +330,7 @@ impl<'a> Log<'a> {
         revoked: &HashMap<u64, u32>,
         replay: &mut Replay,
     ) -> Result<()> {
-        let block_size = self.volume.block_size();
+        let block_size = self.blocks.block_size();
         for (number, tag) in (0..).zip(self.tags(&self.read(descriptor)?)) {
             if revoked.get(&tag.block).is_some_and(|last| !is_after(sequence, *last)) {
                 continue;
@@ -328,7 +341,7 @@ impl<'a> Log<'a> {
                 replay.problems.push(message);
                 continue;
             }
-            if tag.block >= self.volume.superblock().blocks_count {
+            if tag.block >= self.blocks.count() {
                 replay.problems.push(format!("The journal has a block {}, which does not exist", tag.block));
                 continue;
             }
@@ -438,7 +451,7 @@ impl<'a> Log<'a> {
     }
 
     fn read(&self, block: u32) -> Result<Vec<u8>> {
-        self.volume.block(self.place(block)?)
+        self.blocks.read(self.place(block)?)
     }
 
     /// Returns the block of the volume in which one of the journal is.
@@ -512,9 +525,24 @@ fn superblock(bytes: &[u8], block_size: u64, blocks: u64) -> Result<JournalSuper
 /// Continues the CRC-32 of which the first bit is the highest (that of Ethernet is mirrored), not inverted at the end.
 fn crc32_be(sum: u32, bytes: &[u8]) -> u32 {
     bytes.iter().fold(sum, |sum, byte| {
-        (0..8).fold(sum ^ u32::from(*byte) << 24, |sum, _| {
-            let carry = if sum >> 31 == 0 { 0 } else { 0x04c1_1db7 };
-            sum << 1 ^ carry
-        })
+        let [high, ..] = sum.to_be_bytes();
+        sum << 8 ^ CRC32_BE[usize::from(high ^ byte)]
     })
 }
+
+/// What each highest byte adds to a sum.
+const CRC32_BE: [u32; 256] = {
+    let mut table = [0; 256];
+    let (mut at, mut byte) = (0, 0_u32);
+    while at < table.len() {
+        let mut sum = byte << 24;
+        let mut bit = 0;
+        while bit < 8 {
+            sum = sum << 1 ^ if sum >> 31 == 0 { 0 } else { 0x04c1_1db7 };
+            bit += 1;
+        }
+        table[at] = sum;
+        (at, byte) = (at + 1, byte + 1);
+    }
+    table
+};
