@@ -20,7 +20,7 @@
 
 mod crc32;
 mod error;
-mod ext;
+pub mod ext;
 mod fields;
 mod fs;
 mod lvm;
@@ -30,7 +30,7 @@ mod md;
 #[cfg(test)]
 mod memory;
 mod open;
-mod overlay;
+pub mod overlay;
 mod probe;
 mod read;
 mod survey;
@@ -39,9 +39,9 @@ mod table;
 pub use error::{Error, ErrorKind, Result};
 pub use fields::Fields;
 pub use fs::{Attributes, Entry, Extent, Extents, Facts, GuestFs, Inode, Kind, Source, Time, Xattr};
-pub use map::Map;
+pub use map::{Map, Place, Segment, SegmentSource, Stripes};
 pub use mapped::Mapped;
 pub use open::{is_read, open};
-pub use overlay::{Overlay, Place};
+pub use overlay::Overlay;
 pub use probe::{Content, probe};
 pub use survey::{Survey, Volume, survey};
