@@ -118,6 +118,37 @@ fn what_a_disk_says_is_what_comes_back() {
     }
 }
 
+#[test]
+fn what_lies_beside_something_unreadable_is_read() {
+    /// Its second half cannot be read.
+    struct Half;
+    impl Disk for Half {
+        fn size(&self) -> u64 {
+            64 << 10
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
+            if offset + buffer.len() as u64 > 32 << 10 {
+                return Err(disk::Error::new(disk::ErrorKind::Damaged, "the second half"));
+            }
+            buffer.fill(0);
+            // A partition table of one FAT, which lies in the second half.
+            if offset == 0 && buffer.len() >= 512 {
+                buffer[446..462].copy_from_slice(&[0, 0, 0, 0, 12, 0, 0, 0, 64, 0, 0, 0, 64, 0, 0, 0]);
+                buffer[510..512].copy_from_slice(&[0x55, 0xaa]);
+            }
+            Ok(())
+        }
+
+        fn extent_at(&self, offset: u64) -> disk::Result<Extent> {
+            Ok(Extent { len: self.size() - offset, is_hole: false })
+        }
+    }
+    let survey = workers(1).survey(&[("xvda".to_owned(), Arc::new(Half))]).unwrap();
+    let found: Vec<_> = survey.volumes.iter().map(|volume| (volume.name.as_str(), volume.content)).collect();
+    assert_eq!(found, [("xvda1", Content::Unread)]);
+}
+
 /// A program that says these bytes as a worker, as `printf(1)` writes them, and then does something.
 fn liar(folder: &Path, says: &str, then: &str) -> PathBuf {
     let path = folder.join(format!("liar-{}", fs::read_dir(folder).unwrap().count()));

@@ -59,6 +59,10 @@ pub struct Options {
     pub allow_other: bool,
     /// Guest symlinks are shown as text files (`inert_symlinks`).
     pub inert_symlinks: bool,
+    /// Whose numbers guests' files have, as `xofs mount --owner` takes it (`owner=`).
+    pub owner: Option<String>,
+    /// Processes that read the disks of guests, at most (`guest_workers=`).
+    pub guest_workers: Option<u16>,
     /// Owner of everything (`uid=`).
     pub uid: Option<u32>,
     /// Group of everything (`gid=`).
@@ -120,7 +124,16 @@ impl Options {
             ("password_command", Some(value)) => self.password_command = Some(text(name, value)?),
             ("cache", Some(value)) => self.cache = Some(text(name, value)?),
             ("timeout", Some(value)) => self.timeout = Some(number(name, value, 10)?),
-            ("uid" | "gid" | "umask" | "password_file" | "password_command" | "cache" | "timeout", None) => {
+            ("owner", Some(value @ ("guest" | "mounter"))) => self.owner = Some(value.to_owned()),
+            ("owner", Some(value)) => return Err(bad_value(name, value, "'guest' or 'mounter'")),
+            ("guest_workers", Some(value)) => match number(name, value, 10)? {
+                workers @ 1..=256 => self.guest_workers = u16::try_from(workers).ok(),
+                _ => return Err(bad_value(name, value, "a number from 1 to 256")),
+            },
+            (
+                "guest_workers" | "uid" | "gid" | "umask" | "password_file" | "password_command" | "cache" | "timeout",
+                None,
+            ) => {
                 return Err(Error::Value(format!("option '{name}' needs a value, as in '{name}=...'")));
             }
             ("allow_other" | "inert_symlinks", Some(_)) => {
@@ -154,6 +167,8 @@ impl Options {
             ("uid", self.uid.map(|uid| uid.to_string())),
             ("gid", self.gid.map(|gid| gid.to_string())),
             ("timeout", self.timeout.map(|seconds| seconds.to_string())),
+            ("owner", self.owner.clone()),
+            ("guest-workers", self.guest_workers.map(|workers| workers.to_string())),
             ("umask", self.umask.map(|umask| format!("{umask:03o}"))),
             ("password-file", self.password_file.clone()),
             ("password-command", self.password_command.clone()),
@@ -250,6 +265,7 @@ mod tests {
             ("password_command=cut -d= -f2 /k", vec!["--password-command=cut -d= -f2 /k"]),
             ("cache=1GiB", vec!["--options=cache=1GiB"]),
             ("timeout=5", vec!["--timeout=5"]),
+            ("owner,owner=guest,guest_workers=4", vec!["--owner=guest", "--guest-workers=4"]),
             ("uid=1,uid=2", vec!["--uid=2"]),
         ] {
             assert_eq!(parsed(text).expect(text).arguments(), arguments, "{text}");

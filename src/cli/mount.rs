@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::exit::{Exit, Failure};
 use super::{Global, daemon, open, signals, text};
@@ -46,6 +46,10 @@ pub struct MountArgs {
     /// Permissions taken from 0555 and 0444, in octal [default: 0500 and 0400 are left]
     #[arg(long, value_name = "OCTAL", value_parser = parse_umask)]
     umask: Option<u32>,
+    /// To whom guests' files belong: who mounts (or --uid, --gid), or the guest's own users, by number, with their permissions
+    /// [default: mounter]
+    #[arg(long, value_name = "WHO")]
+    owner: Option<Whose>,
     /// Shows symbolic links of guests as small text files
     #[arg(long)]
     inert_symlinks: bool,
@@ -59,12 +63,19 @@ pub struct MountArgs {
     /// Threads that take requests [default: twice the number of cores, at least 8]
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Processes that read the disks of guests, at most
-    #[arg(long, value_name = "NUMBER", default_value_t = WORKERS, value_parser = clap::value_parser!(u16).range(1..=256))]
-    guest_workers: u16,
+    /// Processes that read the disks of guests, at most [default: 16]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u16).range(1..=256))]
+    guest_workers: Option<u16>,
     /// Options as mount(8) gives them, separated by commas: allow_other, uid=, gid=, umask=, timeout=, ...
     #[arg(short, long, value_name = "OPTIONS")]
     options: Vec<String>,
+}
+
+/// Whose numbers guests' files have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Whose {
+    Mounter,
+    Guest,
 }
 
 fn parse_umask(text: &str) -> Result<u32, String> {
@@ -127,7 +138,8 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
         },
         threads: arguments.threads.map_or(0, usize::from),
         inert_symlinks: arguments.inert_symlinks,
-        workers: Workers::new(arguments.guest_workers),
+        is_guest_owner: arguments.owner == Some(Whose::Guest),
+        workers: Workers::new(arguments.guest_workers.unwrap_or(WORKERS)),
     };
     set(&progress, Progress::Mounting);
     let session = mount::mount(repository, &directory, options)?;
@@ -200,6 +212,10 @@ impl MountArgs {
         self.gid = self.gid.or(given.gid);
         self.umask = self.umask.or(given.umask);
         self.timeout = self.timeout.or(given.timeout);
+        self.guest_workers = self.guest_workers.or(given.guest_workers);
+        if let (None, Some(owner)) = (self.owner, &given.owner) {
+            self.owner = Whose::from_str(owner, false).ok();
+        }
         if let Some(cache) = given.cache {
             self.cache =
                 text::parse_size(&cache).map_err(|reason| Failure::usage(format!("option 'cache': {reason}")))?;

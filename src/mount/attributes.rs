@@ -5,7 +5,8 @@
 //! | of the tree itself  | 0555 (directories), 0444                 | of the backup | a few seconds |
 //! | a file of a guest   | its own, and its owner may read it       | its own       | an hour       |
 //!
-//! All belong to the owner of the mount, and from all permissions the umask is taken away.
+//! All belong to the owner of the mount, and from all permissions the umask is taken away; unless guests' files are to be as the
+//! guest has them: then they have its owners and all twelve bits.
 
 use std::time::Duration;
 
@@ -31,12 +32,15 @@ pub(super) struct Owner {
     gid: u32,
     /// Permission bits taken away.
     umask: u16,
+    /// Whether guests' files have the owners and permissions that they have there.
+    is_guest: bool,
 }
 
 impl Owner {
     /// Makes an owner; what is not given is who mounts, who alone may read.
-    pub(super) fn new(uid: Option<u32>, gid: Option<u32>, umask: Option<u32>) -> Self {
+    pub(super) fn new(uid: Option<u32>, gid: Option<u32>, umask: Option<u32>, is_guest: bool) -> Self {
         Self {
+            is_guest,
             uid: uid.unwrap_or_else(|| rustix::process::getuid().as_raw()),
             gid: gid.unwrap_or_else(|| rustix::process::getgid().as_raw()),
             umask: umask.map_or(0o077, |umask| u16::try_from(umask & 0o777).expect("nine bits")),
@@ -49,6 +53,9 @@ impl Owner {
         // Nobody asks for the permissions of a link.
         if attributes.kind == Kind::Symlink {
             return 0o777;
+        }
+        if let Some(guest) = attributes.guest.as_ref().filter(|_| self.is_guest) {
+            return guest.mode;
         }
         let read = if attributes.kind == Kind::Directory { 0o555 } else { 0o444 };
         let mode = attributes.guest.as_ref().map_or(read, |guest| guest.mode & 0o777 | read & 0o700);
@@ -93,6 +100,8 @@ impl Appearance {
             created: guest.created.unwrap_or(attributes.modified),
             links: guest.links,
             device: guest.device,
+            uid: if self.owner.is_guest { guest.uid } else { place.uid },
+            gid: if self.owner.is_guest { guest.gid } else { place.gid },
             ..place
         };
         Timed { attributes: file, valid: BELIEVED_GUEST }
@@ -129,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_place_of_the_tree_has_the_time_of_its_backup_and_a_file_of_a_guest_has_its_own() {
-        let owner = Owner::new(Some(1000), Some(100), None);
+        let owner = Owner::new(Some(1000), Some(100), None, false);
         let tree = Attributes {
             inode: 7,
             kind: Kind::BlockDevice,
@@ -164,6 +173,10 @@ mod tests {
             let unknown = timed(Some(GuestAttributes { created: None, ..guest(0o660) }));
             assert_eq!(unknown.attributes, Attributes { created: second(3), ..file });
         }
+        let appearance = Appearance::new(Owner { is_guest: true, ..owner }, false);
+        let own = Attributes { uid: 33, gid: 34, mode: 0o6755, ..file };
+        assert_eq!(appearance.timed(&place(Kind::BlockDevice, Some(guest(0o6755)))).attributes, own);
+        assert_eq!(appearance.timed(&place(Kind::BlockDevice, None)).attributes, tree);
     }
 
     #[test]
@@ -187,7 +200,7 @@ mod tests {
             (Some(0), File, Some(0o7666), 0o666),
             (Some(0o777), Directory, Some(0o777), 0),
         ] {
-            let appearance = Appearance::new(Owner::new(None, None, umask), false);
+            let appearance = Appearance::new(Owner::new(None, None, umask, false), false);
             let found = appearance.timed(&place(kind, mode.map(guest))).attributes.mode;
             assert_eq!(found, shown, "{kind:?} of {mode:?} with umask {umask:?}: {found:#o}");
         }

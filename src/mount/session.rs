@@ -91,6 +91,8 @@ pub struct MountOptions {
     pub gid: Option<u32>,
     /// Permission bits to take away from 0500 (directories) and 0400 (files), or, if given, from 0555 and 0444.
     pub umask: Option<u32>,
+    /// Files of guests belong to the guest's users, by number, with the permissions that they have there.
+    pub is_guest_owner: bool,
     /// Source in the table of mounts; must hold no secret.
     pub fsname: String,
     /// How long a request may wait for the repository before it is answered with EIO; `None` is for ever.
@@ -110,6 +112,7 @@ impl Default for MountOptions {
             uid: None,
             gid: None,
             umask: None,
+            is_guest_owner: false,
             timeout: Some(DEFAULT_TIMEOUT),
             fsname: "xofs".to_owned(),
             threads: 0,
@@ -142,10 +145,11 @@ pub struct Session {
 /// `Mountpoint`, `Repository` or `System`, with a sentence that says what to do.
 pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptions) -> Result<Session> {
     let mountpoint = prepare(mountpoint)?;
-    let tree = Tree::new(repository.clone(), options.workers.clone());
+    let tree = Tree::new(repository.clone(), options.workers.clone(), options.inert_symlinks);
     // The top level is listed before the mount exists: a repository that cannot be listed is not mounted.
     tree.warm_up().map_err(|error| Error::new(ErrorKind::Repository, error.to_string()))?;
-    let filesystem = TreeFilesystem::new(tree, Owner::new(options.uid, options.gid, options.umask));
+    let filesystem =
+        TreeFilesystem::new(tree, Owner::new(options.uid, options.gid, options.umask, options.is_guest_owner));
     let dispatcher = Dispatcher::new(filesystem, options.thread_count(), options.timeout);
     let requests = dispatcher.requests();
     let mounting = Mounting {

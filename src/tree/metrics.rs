@@ -68,8 +68,11 @@ mod tests {
         memory.put("xo-vm-backups/x/20260801T020003Z.json", "{").unwrap();
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree =
-            Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(), Workers::new(1));
+        let tree = Tree::new(
+            Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(),
+            Workers::new(1),
+            false,
+        );
         let metrics = || String::from_utf8(tree.metrics()).unwrap();
         assert!(!metrics().contains("xofs_vms"), "before the first listing");
         tree.warm_up().unwrap();

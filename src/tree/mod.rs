@@ -87,11 +87,12 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Makes the tree of a repository; reads nothing yet. What lies in guests is read by `workers`.
+    /// Makes the tree of a repository; reads nothing yet. What lies in guests is read by `workers`, and their symbolic links are
+    /// files if they are to be inert.
     #[must_use]
-    pub fn new(repository: Arc<Repository>, workers: Arc<Workers>) -> Self {
+    pub fn new(repository: Arc<Repository>, workers: Arc<Workers>, has_inert_symlinks: bool) -> Self {
         Self {
-            guests: Guests::new(workers),
+            guests: Guests::new(workers, has_inert_symlinks),
             repository,
             inodes: Inodes::new(),
             names: Names::default(),
@@ -652,8 +653,11 @@ mod tests {
         let memory = Arc::new(MemoryStorage::new());
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree =
-            Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(), Workers::new(1));
+        let tree = Tree::new(
+            Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(),
+            Workers::new(1),
+            false,
+        );
         tree.warm_up().unwrap();
         faulty.set_rule(|_, path| Some(Fault::Error(storage::ErrorKind::Io)).filter(|_| path.as_str().is_empty()));
         faulty.reset_counts();
@@ -676,8 +680,11 @@ mod tests {
         let memory = Arc::new(MemoryStorage::new());
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree =
-            Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(), Workers::new(1));
+        let tree = Tree::new(
+            Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(),
+            Workers::new(1),
+            false,
+        );
         faulty.reset_counts();
         let name = OsStr::from_bytes(b"a\xff.raw");
         assert!(tree.is_name_at_hand(ROOT, name));

@@ -89,8 +89,11 @@ mod tests {
         let memory = Arc::new(MemoryStorage::new());
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree =
-            Tree::new(Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(), Workers::new(1));
+        let tree = Tree::new(
+            Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(),
+            Workers::new(1),
+            false,
+        );
         let [raw, vhd] = ["a.raw", "a.vhd"].map(|name| tree.lookup(ROOT, name.as_ref()).unwrap().inode);
         faulty.reset_counts();
         for (inode, name) in [

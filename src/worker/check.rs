@@ -126,7 +126,7 @@ pub(super) fn extents(extents: Extents, from: u64, members: &[Arc<dyn Disk>]) ->
             return Err(lie("an extent of a file lies where nothing is"));
         }
     }
-    if extents.until <= from || extents.until < end {
+    if extents.until <= from {
         return Err(lie("extents of a file lead nowhere"));
     }
     Ok(extents)

@@ -78,7 +78,7 @@ impl Process {
         }
         let (mut patience, mut read, mut is_silent) = (self.patience, 0, true);
         // What the disk itself says is worth more than what comes back of it through the reader.
-        let mut unreadable = None;
+        let mut unreadable: Option<disk::Error> = None;
         loop {
             let frame = self.receive(&mut patience);
             let frame = frame.map_err(|error| Failure::Broken(self.epitaph(&error), is_silent))?;
@@ -102,7 +102,7 @@ impl Process {
                         Ok(()) => send_bytes(&mut self.socket, &bytes),
                         Err(error) => {
                             let message = error.to_string();
-                            unreadable.get_or_insert(error);
+                            unreadable = Some(error);
                             send(&mut self.socket, &Request::Unreadable(message))
                         }
                     };
@@ -118,11 +118,13 @@ impl Process {
                 }
                 Frame::Message(Message::Panicked(message)) => return Err(broken(&message)),
                 Frame::Message(Message::Ready) => return Err(broken("it answered what was not asked")),
-                answer => match unreadable {
-                    // It rests on a disk that could not be read, unless that is what it says.
-                    Some(error) if !is_told(&answer, &error) => return Err(Failure::Answered(Error::Disk(error))),
-                    _ => return Ok(answer),
+                Frame::Message(Message::Survey(survey)) => match unreadable {
+                    // Asked again it may find more.
+                    Some(error) if !is_lasting(&error) => return Err(Failure::Answered(Error::Disk(error))),
+                    _ => return Ok(Frame::Message(Message::Survey(survey))),
                 },
+                // What had to be read and could not be would have failed it.
+                answer => return Ok(answer),
             }
         }
     }
@@ -158,10 +160,9 @@ impl Drop for Process {
     }
 }
 
-/// Whether an answer says what becomes of a disk that cannot be read, and asking again would say no more.
-fn is_told(answer: &Frame<Message>, error: &disk::Error) -> bool {
-    let is_lasting = matches!(error.kind(), disk::ErrorKind::Damaged | disk::ErrorKind::Unsupported);
-    is_lasting && matches!(answer, Frame::Message(Message::Survey(_)))
+/// Whether a disk will never say more.
+fn is_lasting(error: &disk::Error) -> bool {
+    matches!(error.kind(), disk::ErrorKind::Damaged | disk::ErrorKind::Unsupported)
 }
 
 fn end(status: ExitStatus, error: &io::Error) -> String {

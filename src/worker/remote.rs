@@ -60,16 +60,23 @@ impl Channel {
         Ok(self.granules.get(&(disk, number)).expect("it was just put there").clone())
     }
 
+    /// Reads just what is needed, of what has something beside it that cannot be read.
+    fn read_only(&mut self, disk: u16, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        for (offset, piece) in (offset..).step_by(PIECE_LIMIT).zip(buffer.chunks_mut(PIECE_LIMIT)) {
+            let bytes = self.ask(disk, offset, u32::try_from(piece.len()).expect("at most PIECE_LIMIT"));
+            let bytes = bytes.inspect_err(|error| self.unreadable = Some(error.to_string()))?;
+            piece.copy_from_slice(&bytes);
+        }
+        Ok(())
+    }
+
     fn ask(&mut self, disk: u16, offset: u64, len: u32) -> Result<Vec<u8>> {
         let broken =
             |why: &dyn std::fmt::Display| Error::new(ErrorKind::Unavailable, format!("the mount is gone: {why}"));
         send(&mut self.socket, &Message::Read(disk, offset, len)).map_err(|error| broken(&error))?;
         match receive(&mut self.socket).map_err(|error| broken(&error))? {
             Frame::Bytes(bytes) if bytes.len() == len as usize => Ok(bytes),
-            Frame::Message(Request::Unreadable(message)) => {
-                self.unreadable = Some(message.clone());
-                Err(Error::new(ErrorKind::Unavailable, message))
-            }
+            Frame::Message(Request::Unreadable(message)) => Err(Error::new(ErrorKind::Unavailable, message)),
             _ => Err(broken(&"it answered what was not asked")),
         }
     }
@@ -113,7 +120,9 @@ impl Disk for Remote {
         let mut done = 0;
         while done < buffer.len() {
             let at = offset + done as u64;
-            let granule = channel.granule(self.number, self.size, at / GRANULE as u64)?;
+            let Ok(granule) = channel.granule(self.number, self.size, at / GRANULE as u64) else {
+                return channel.read_only(self.number, at, &mut buffer[done..]);
+            };
             let within = usize::try_from(at % GRANULE as u64).expect("less than GRANULE");
             let count = (granule.len() - within).min(buffer.len() - done);
             buffer[done..done + count].copy_from_slice(&granule[within..within + count]);

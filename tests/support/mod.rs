@@ -167,6 +167,11 @@ impl Mounted {
         &self.mountpoint
     }
 
+    /// The number of the process that serves it.
+    pub fn process(&self) -> u32 {
+        self.server().id()
+    }
+
     /// The folder of one backup; `metadata` is the name of its metadata file, as the truth gives it.
     pub fn backup(&self, vm: &str, metadata: &str) -> PathBuf {
         self.mountpoint.join("by-uuid").join(vm).join(folder_name(metadata))

@@ -47,6 +47,8 @@ const ROOT: Inode = Inode(u64::MAX);
 /// What is known of guests.
 pub(super) struct Guests {
     workers: Arc<Workers>,
+    /// Whether symbolic links are shown as files that hold their targets.
+    has_inert_symlinks: bool,
     slots: Slots,
     volumes: Mutex<LruCache<BackupId, Arc<Volumes>>>,
     listings: Mutex<Listings>,
@@ -59,9 +61,10 @@ struct Listings {
 }
 
 impl Guests {
-    pub(super) fn new(workers: Arc<Workers>) -> Self {
+    pub(super) fn new(workers: Arc<Workers>, has_inert_symlinks: bool) -> Self {
         Self {
             workers,
+            has_inert_symlinks,
             slots: Slots::default(),
             volumes: Mutex::new(LruCache::new(BACKUPS)),
             listings: Mutex::new(Listings { kept: LruCache::unbounded(), memory: 0 }),
@@ -87,6 +90,20 @@ impl Guests {
 
     pub(super) fn has_attributes(&self, place: Place) -> bool {
         self.attributes().contains(&place)
+    }
+
+    /// Returns as what a file is shown.
+    fn kind(&self, kind: guest::Kind) -> Kind {
+        match kind {
+            guest::Kind::Symlink if self.has_inert_symlinks => Kind::File,
+            guest::Kind::Directory => Kind::Directory,
+            guest::Kind::File => Kind::File,
+            guest::Kind::Symlink => Kind::Symlink,
+            guest::Kind::Fifo => Kind::Fifo,
+            guest::Kind::Socket => Kind::Socket,
+            guest::Kind::CharacterDevice => Kind::CharacterDevice,
+            guest::Kind::BlockDevice => Kind::BlockDevice,
+        }
     }
 
     fn listings(&self) -> MutexGuard<'_, Listings> {
@@ -218,26 +235,28 @@ impl Tree {
 
     /// Returns what is known of a file of a guest.
     pub(super) fn guest_attributes(&self, place: Place) -> Result<Attributes> {
-        if let Some(known) = self.guests.attributes().get(&place) {
-            return Ok(self.shown(place, known));
-        }
-        let known = self.filesystem(place).and_then(|(volume, inode)| Ok(volume.attributes(inode)?));
-        match known {
-            Ok(known) => {
-                let shown = self.shown(place, &known);
-                self.guests.attributes().put(place, known);
-                Ok(shown)
-            }
+        match self.known(place) {
+            Ok(known) => Ok(self.shown(place, &known)),
             // A folder, into which nobody can look; its attributes say why.
             Err(Error::Guest(_)) if place.inode == ROOT => Ok(self.unopened(place)),
             Err(error) => Err(error),
         }
     }
 
+    fn known(&self, place: Place) -> Result<guest::Attributes> {
+        if let Some(known) = self.guests.attributes().get(&place) {
+            return Ok(known.clone());
+        }
+        let (volume, inode) = self.filesystem(place)?;
+        let known = volume.attributes(inode)?;
+        self.guests.attributes().put(place, known.clone());
+        Ok(known)
+    }
+
     fn shown(&self, place: Place, known: &guest::Attributes) -> Attributes {
         Attributes {
             inode: self.guests.slots.number(place),
-            kind: kind(known.kind),
+            kind: self.guests.kind(known.kind),
             size: known.size,
             allocated: known.allocated,
             modified: moment(known.modified),
@@ -297,7 +316,7 @@ impl Tree {
         let entry = |listed: &Listed| Entry {
             inode: self.guests.slots.number(Place { slot: directory.slot, inode: listed.inode }),
             // Of what cannot be looked at the name is shown; whoever asks for more is told.
-            kind: listed.attributes.as_ref().map_or(Kind::File, |known| kind(known.kind)),
+            kind: listed.attributes.as_ref().map_or(Kind::File, |known| self.guests.kind(known.kind)),
             name: listed.name.clone(),
         };
         Ok(self.listing(directory)?.iter().map(entry).collect())
@@ -349,25 +368,16 @@ impl Tree {
 
     /// Opens a file of a guest.
     pub(super) fn guest_open(&self, place: Place) -> Result<Content> {
-        let attributes = self.guest_attributes(place)?;
+        let known = self.known(place)?;
         let (volume, inode) = self.filesystem(place)?;
-        match attributes.kind {
-            Kind::File => Ok(Content::File(Arc::new(GuestFile::new(volume, inode, attributes.size)))),
-            Kind::Directory => Err(Error::IsDirectory),
+        match known.kind {
+            guest::Kind::Symlink if self.guests.has_inert_symlinks => {
+                Ok(Content::Bytes(Arc::from(volume.target(inode)?)))
+            }
+            guest::Kind::File => Ok(Content::File(Arc::new(GuestFile::new(volume, inode, known.size)))),
+            guest::Kind::Directory => Err(Error::IsDirectory),
             _ => Err(Error::NotFound),
         }
-    }
-}
-
-fn kind(kind: guest::Kind) -> Kind {
-    match kind {
-        guest::Kind::Directory => Kind::Directory,
-        guest::Kind::File => Kind::File,
-        guest::Kind::Symlink => Kind::Symlink,
-        guest::Kind::Fifo => Kind::Fifo,
-        guest::Kind::Socket => Kind::Socket,
-        guest::Kind::CharacterDevice => Kind::CharacterDevice,
-        guest::Kind::BlockDevice => Kind::BlockDevice,
     }
 }
 

@@ -1,0 +1,233 @@
+//! What lies in the disks of a guest, seen through a mount as programs see it.
+//!
+//! The truth is the kernel's own mount of the same volume; so these tests need root and loop devices.
+
+#[path = "../guest/tests/compare/mod.rs"]
+mod compare;
+mod support;
+
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use compare::generator::{self, Amount};
+use compare::image::{Mount, sparse};
+use compare::tree::{self, Tree};
+use compare::{Random, rounds};
+use rustix::process::{Pid, Signal, kill_process};
+use support::{Mounted, init, succeed, xofs};
+use tempfile::TempDir;
+
+const VM: &str = "1f2e3d4c-5b6a-4788-9900-aabbccddeeff";
+const MIB: u64 = 1 << 20;
+
+/// A backup of a disk with an ext4, something encrypted, and nothing.
+struct World {
+    _folder: TempDir,
+    repository: PathBuf,
+    /// What the kernel shows of the ext4.
+    truth: Tree,
+}
+
+/// The one that a test has already, or a new one: the last of them that ends removes it.
+fn world() -> Arc<World> {
+    static WORLD: Mutex<Weak<World>> = Mutex::new(Weak::new());
+    let mut made = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
+    made.upgrade().unwrap_or_else(|| {
+        let folder = compare::image::scratch();
+        let image = folder.path().join("xvda");
+        sparse(&image, 128 * MIB);
+        let table = "label: gpt\nstart=2048, size=196608\nsize=16384\nsize=16384\n";
+        fs::write(folder.path().join("table"), table).unwrap();
+        let script = format!("sfdisk -q {} < {}", image.display(), folder.path().join("table").display());
+        succeed(Command::new("sh").args(["-c", &script]));
+        succeed(
+            Command::new("mkfs.ext4").args(["-q", "-F", "-N", "8000", "-E", "offset=1048576"]).arg(&image).arg("96M"),
+        );
+        generator::fill(
+            Mount::new(&image, "ext4", "noatime,offset=1048576,sizelimit=100663296").path(),
+            Amount { names: 2500, holes: 700 },
+        );
+        // LUKS, by its first bytes. Source: LUKS1 on-disk format specification 1.2.3.
+        let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"LUKS\xba\xbe\x00\x01", (2048 + 196_608) * 512).unwrap();
+        let truth = of_mount(Mount::new(&image, "ext4", "ro,noatime,offset=1048576,sizelimit=100663296").path());
+        let repository = init(folder.path(), "repository", &[]);
+        let disk = format!("xvda={}", image.display());
+        let mut ingest = xofs();
+        ingest.args(["ingest", "--vm", VM, "--name", "web01", "--time", "20260801T020003Z", "--disk", &disk]);
+        succeed(ingest.arg("--repository").arg(&repository));
+        let world = Arc::new(World { _folder: folder, repository, truth });
+        *made = Arc::downgrade(&world);
+        world
+    })
+}
+
+/// What is shown below a folder, but for what a mount cannot show: numbers of its own, and when files were made.
+fn of_mount(folder: &Path) -> Tree {
+    let mut tree = tree::of_kernel(folder);
+    for file in tree.values_mut() {
+        file.inode = 0;
+        file.attributes.created = None;
+        // Of the filesystem below, and of what is said of a volume.
+        file.xattrs.retain(|name, _| !name.starts_with(b"user.xofs."));
+    }
+    tree
+}
+
+fn assert_same(truth: &Tree, shown: &Tree) {
+    let differences = tree::differences(truth, shown, None);
+    let count = differences.len();
+    let lines: Vec<_> = differences.into_iter().take(10).collect();
+    assert_eq!(count, 0, "{count} differences of {} files\n{}", truth.len(), lines.join("\n"));
+    assert!(truth.len() > 2000, "{} files", truth.len());
+}
+
+fn backup(mounted: &Mounted) -> PathBuf {
+    mounted.path().join("by-uuid").join(VM).join("latest")
+}
+
+#[test]
+fn a_mount_shows_every_file_as_the_kernel_does() {
+    let world = world();
+    let mounted = Mounted::with_arguments(&world.repository, None, &["--owner", "guest"]);
+    assert_same(&world.truth, &of_mount(&backup(&mounted).join("files/xvda1")));
+}
+
+#[test]
+fn what_is_copied_out_is_what_the_guest_had() {
+    let world = world();
+    let mounted = Mounted::with_arguments(&world.repository, None, &["--owner", "guest"]);
+    let copies = tempfile::tempdir_in(support::scratch()).unwrap();
+    let from = backup(&mounted).join("files/xvda1");
+    succeed(Command::new("cp").args(["-a", "--sparse=auto"]).arg(&from).arg(copies.path().join("cp")));
+    let mut rsync = Command::new("rsync");
+    succeed(rsync.args(["-aHAXS", "--numeric-ids"]).arg(from.join("")).arg(copies.path().join("rsync")));
+    for name in ["cp", "rsync"] {
+        let mut copy = of_mount(&copies.path().join(name));
+        let mut truth = world.truth.clone();
+        for file in copy.values_mut().chain(truth.values_mut()) {
+            // No program sets these.
+            file.attributes.changed = file.attributes.modified;
+            file.attributes.accessed = file.attributes.modified;
+            file.attributes.allocated = 0;
+            // Of a directory this is the other filesystem's.
+            if file.attributes.kind == guest::Kind::Directory {
+                file.attributes.size = 0;
+            }
+        }
+        assert_same(&truth, &copy);
+    }
+}
+
+#[test]
+fn who_mounts_may_read_all_and_links_can_be_made_inert() {
+    let world = world();
+    let mounted = Mounted::with_arguments(&world.repository, None, &["--inert-symlinks"]);
+    let shown = of_mount(&backup(&mounted).join("files/xvda1"));
+    let own = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    for (path, file) in &shown {
+        let path = path.escape_ascii();
+        let attributes = &file.attributes;
+        assert_eq!((attributes.uid, attributes.gid), own, "{path}");
+        let wanted = if attributes.kind == guest::Kind::Directory { 0o500 } else { 0o400 };
+        assert_eq!(attributes.mode & (0o7077 | wanted), wanted, "{path}: {:o}", attributes.mode);
+        assert_ne!(attributes.kind, guest::Kind::Symlink, "{path}");
+    }
+    let links = world.truth.iter().filter(|(_, file)| file.attributes.kind == guest::Kind::Symlink);
+    let mut count = 0;
+    for (path, file) in links {
+        let path = backup(&mounted).join("files/xvda1").join(std::ffi::OsStr::from_bytes(path));
+        assert_eq!(fs::read(&path).unwrap(), file.target, "{}", path.display());
+        count += 1;
+    }
+    assert!(count > 3, "{count} links");
+}
+
+#[test]
+fn volumes_are_disks_and_what_is_not_read_says_what_to_do() {
+    let world = world();
+    let mounted = Mounted::new(&world.repository, None);
+    let backup = backup(&mounted);
+    let names = |folder: &str| {
+        let entries = fs::read_dir(backup.join(folder)).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort_unstable();
+        names
+    };
+    assert_eq!(names("volumes"), ["xvda1.raw", "xvda2.raw", "xvda3.raw"]);
+    assert_eq!(names("files"), ["xvda1"]);
+    let xattr = |path: &str, name: &str| {
+        let mut buffer = vec![0; 4096];
+        let len = rustix::fs::getxattr(backup.join(path), name, &mut buffer[..])?;
+        Ok::<_, rustix::io::Errno>(String::from_utf8(buffer[..len].to_vec()).unwrap())
+    };
+    assert_eq!(xattr("volumes/xvda1.raw", "user.xofs.content").as_deref(), Ok("ext4"));
+    assert_eq!(xattr("volumes/xvda2.raw", "user.xofs.content").as_deref(), Ok("LUKS1"));
+    let advice = xattr("volumes/xvda2.raw", "user.xofs.problem").unwrap();
+    assert!(advice.contains("volumes/xvda2.raw") && advice.contains("passphrase"), "{advice}");
+    assert_eq!(xattr("volumes/xvda3.raw", "user.xofs.content").as_deref(), Ok("empty"));
+    assert_eq!(xattr("files/xvda1", "user.xofs.replayed").as_deref(), Ok("false"));
+    assert_eq!(fs::metadata(backup.join("volumes/xvda1.raw")).unwrap().len(), 96 * MIB);
+    // The kernel mounts it, too.
+    let shown = Mount::new(&backup.join("volumes/xvda1.raw"), "ext4", "ro,noload");
+    assert_same(&world.truth, &of_mount(shown.path()));
+}
+
+/// The workers of a mount, which is served by the process `server`.
+fn workers(server: u32) -> Vec<Pid> {
+    let tasks = fs::read_dir(format!("/proc/{server}/task")).unwrap();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok());
+    let pids: Vec<i32> =
+        children.flat_map(|line| line.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect();
+    pids.into_iter().filter_map(Pid::from_raw).collect()
+}
+
+#[test]
+fn a_mount_lives_on_when_its_workers_are_killed_at_any_moment() {
+    let world = world();
+    let mounted = Mounted::with_arguments(&world.repository, None, &["--owner", "guest"]);
+    let folder = backup(&mounted).join("files/xvda1");
+    let server = mounted.process();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = Random::new(Random::seed());
+            let mut killed = 0;
+            while !is_over.load(Ordering::Relaxed) {
+                thread::sleep(Duration::from_micros(random.below(60_000)));
+                killed += workers(server).into_iter().filter(|pid| kill_process(*pid, Signal::KILL).is_ok()).count();
+            }
+            assert!(killed > 0, "no worker was there to be killed");
+        });
+        let start = Instant::now();
+        let mut read = 0;
+        while start.elapsed() < Duration::from_secs(4 * rounds(1)) {
+            // Errors are expected; other bytes, a name that comes or goes, or a mount that is gone are not.
+            for (path, file) in &world.truth {
+                let path = folder.join(std::ffi::OsStr::from_bytes(path));
+                match (file.attributes.kind, fs::symlink_metadata(&path)) {
+                    (guest::Kind::File, Ok(found)) => {
+                        assert_eq!(found.len(), file.attributes.size, "{}", path.display());
+                        if found.len() < MIB {
+                            read += usize::from(fs::read(&path).is_ok());
+                        }
+                    }
+                    (_, Ok(_)) => {}
+                    (_, Err(error)) => assert_eq!(error.raw_os_error(), Some(5), "{}: {error}", path.display()),
+                }
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+        assert!(read > 0, "nothing could be read");
+    });
+    // A volume whose workers failed so often is left alone for a minute; a mount anew is not.
+    drop(mounted);
+    let mounted = Mounted::with_arguments(&world.repository, None, &["--owner", "guest"]);
+    assert_same(&world.truth, &of_mount(&backup(&mounted).join("files/xvda1")));
+}
