@@ -95,7 +95,7 @@ fn reading_ends_whatever_is_in_the_metadata() {
     let image = place.at("image");
     let sets: [(&[&str], &str); 5] = [
         (&["mkfs.ext4", "-O", "^metadata_csum,inline_data,ea_inode"], "noatime"),
-        (&["mkfs.ext4"], "noatime"),
+        (&["mkfs.ext4", "-b", "4096"], "noatime"),
         (&["mkfs.ext4", "-O", "^metadata_csum", "-b", "1024"], "noatime,data=journal"),
         (&["mkfs.ext3", "-b", "1024"], "noatime"),
         (&["mkfs.ext2"], "noatime"),

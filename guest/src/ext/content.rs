@@ -67,6 +67,7 @@ pub(super) fn runs(volume: &Volume, node: &Node, window: Window) -> Result<Runs>
     } else {
         map::of_pointers(volume, &node.inode.block, window)
     };
+    let runs = runs.map(|runs| volume.changes().apply_ranges(node.number, window, runs));
     runs.map_err(|error| Error::new(error.kind(), format!("inode {}: {error}", node.number)))
 }
 

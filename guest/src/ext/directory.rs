@@ -33,12 +33,21 @@ pub(super) fn list(volume: &Volume, node: &Node) -> Result<Vec<Entry>> {
     }
     node.check_plain()?;
     let mut found = Vec::new();
+    if !volume.changes().is_made(node.number) {
+        read(volume, node, &mut found)?;
+    }
+    volume.changes().apply_names(node.number, &mut found);
+    Ok(found)
+}
+
+/// Adds all names that the volume holds.
+fn read(volume: &Volume, node: &Node, found: &mut Vec<Entry>) -> Result<()> {
     if node.has(InodeFlags::INLINE_DATA) {
         // The first four bytes are the number of the parent.
-        entries(&node.inode.block[4..], &mut found).map_err(|error| in_directory(node, &error))?;
+        entries(&node.inode.block[4..], found).map_err(|error| in_directory(node, &error))?;
         let rest = xattrs::inline_rest(volume, node)?.unwrap_or_default();
-        entries(&rest, &mut found).map_err(|error| in_directory(node, &error))?;
-        return Ok(found);
+        entries(&rest, found).map_err(|error| in_directory(node, &error))?;
+        return Ok(());
     }
     if node.inode.size > MAX_BYTES {
         return Err(Error::new(
@@ -60,7 +69,7 @@ pub(super) fn list(volume: &Volume, node: &Node) -> Result<Vec<Entry>> {
                 if !is_index(node, run.start + within, &bytes) {
                     check(volume, node, &bytes, first + within)?;
                 }
-                entries(&bytes, &mut found).map_err(|error| in_directory(node, &error))?;
+                entries(&bytes, found).map_err(|error| in_directory(node, &error))?;
             }
             at = run.start + run.len;
         }
@@ -68,7 +77,7 @@ pub(super) fn list(volume: &Volume, node: &Node) -> Result<Vec<Entry>> {
             return Err(hole(node, at));
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 fn hole(node: &Node, block: u64) -> Error {

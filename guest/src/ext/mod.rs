@@ -3,6 +3,7 @@
 //! ```text
 //! Ext ─┬─ directory, xattrs (acl), attributes, content (map)    what a guest would see
 //!      ├─ Volume ─ inodes by rust-fs-ext4, blocks
+//!      │    └─ changes ◀─ journal                               ... fast, since the last transaction
 //!      └─ Overlay ◀─ journal                                    what was committed and not yet written in its place
 //! ```
 //!
@@ -12,6 +13,7 @@
 
 mod acl;
 mod attributes;
+mod changes;
 mod content;
 mod directory;
 mod journal;
@@ -28,6 +30,8 @@ use fs_ext4::inode::InodeFlags;
 use fs_ext4::superblock::Superblock;
 
 use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Overlay, Result, Xattr};
+use changes::Changes;
+use journal::Replay;
 use map::Blocks;
 use volume::{ROOT, Volume};
 
@@ -56,11 +60,19 @@ impl Ext {
             return Err(Error::damaged("the superblock has a wrong checksum"));
         }
         let mut volume = Volume::open(Overlay::new(disk.clone()))?;
-        let replay = journal::replay(&volume, &superblock)?;
+        let mut replay = journal::replay(&volume, &superblock)?;
         if replay.is_replayed {
-            let mut overlay = Overlay::new(disk);
-            replay.lay(&mut overlay, volume.block_size())?;
-            volume = Volume::open(overlay)?;
+            volume = Volume::open(replay.laid_over(disk.clone(), volume.block_size())?)?;
+        }
+        if !replay.changes.is_empty() {
+            match changed(&volume, &mut replay, disk) {
+                Ok(changed) => volume = changed,
+                Err(error) if error.kind() == ErrorKind::Disk => return Err(error),
+                Err(error) => replay.problems.push(format!(
+                    "What programs synced last cannot be replayed ({error}): files that were written in the last seconds \
+                     may be missing or old"
+                )),
+            }
         }
         let facts = Facts {
             kind: kind(&superblock).to_owned(),
@@ -71,6 +83,14 @@ impl Ext {
         };
         Ok(Self { volume, facts })
     }
+}
+
+/// Returns the volume with what was committed fast.
+fn changed(volume: &Volume, replay: &mut Replay, disk: Arc<dyn Disk>) -> Result<Volume> {
+    let changes = Changes::new(volume, std::mem::take(&mut replay.changes))?;
+    let mut overlay = replay.laid_over(disk, volume.block_size())?;
+    volume.lay_inodes(&changes, &mut overlay)?;
+    Ok(Volume::open(overlay)?.with_changes(changes))
 }
 
 impl GuestFs for Ext {

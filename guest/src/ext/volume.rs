@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use disk::Disk;
+use fs_ext4::bgd;
 use fs_ext4::block_io::BlockDevice;
 use fs_ext4::checksum::linux_crc32c;
 use fs_ext4::features::{Compat, Incompat, RoCompat};
@@ -13,8 +14,9 @@ use fs_ext4::fs::Filesystem;
 use fs_ext4::inode::{Inode, InodeFlags};
 use fs_ext4::superblock::{SUPERBLOCK_OFFSET, SUPERBLOCK_SIZE, Superblock};
 
+use super::changes::Changes;
 use super::map::Blocks;
-use crate::{Error, ErrorKind, Overlay, Result};
+use crate::{Error, ErrorKind, Fields, Overlay, Result};
 
 /// The root directory; lower than this and up to the first of the superblock are what the filesystem keeps for itself.
 pub(super) const ROOT: u32 = 2;
@@ -52,6 +54,7 @@ impl Node {
 pub(super) struct Volume {
     device: Arc<Device>,
     filesystem: Filesystem,
+    changes: Changes,
 }
 
 impl Volume {
@@ -61,9 +64,46 @@ impl Volume {
         hide_journal(&mut superblock);
         overlay.lay_bytes(SUPERBLOCK_OFFSET, superblock)?;
         let device = Arc::new(Device { disk: overlay, failed: Mutex::new(None) });
-        let filesystem = Filesystem::mount_with_cache(device.clone(), CACHED_BLOCKS)
-            .map_err(|error| device.explain(error, "the filesystem cannot be opened"))?;
-        Ok(Self { device, filesystem })
+        let mount = || Filesystem::mount_with_cache(device.clone(), CACHED_BLOCKS);
+        let filesystem = device.explained("the filesystem cannot be opened", mount)?;
+        Ok(Self { device, filesystem, changes: Changes::default() })
+    }
+
+    /// Lays inodes that were committed fast over what this volume shows.
+    pub(super) fn lay_inodes(&self, changes: &Changes, overlay: &mut Overlay) -> Result<()> {
+        for (number, raw) in changes.inodes() {
+            let place = || bgd::locate_inode(&self.filesystem.sb, &self.filesystem.groups, number);
+            let (block, offset) = self.device.explained(&format!("inode {number} is nowhere"), place)?;
+            overlay.lay_bytes(block * self.block_size() + u64::from(offset), self.with_checksum(number, raw))?;
+        }
+        Ok(())
+    }
+
+    /// Keeps names and ranges that were committed fast in mind.
+    pub(super) fn with_changes(self, changes: Changes) -> Self {
+        Self { changes, ..self }
+    }
+
+    pub(super) fn changes(&self) -> &Changes {
+        &self.changes
+    }
+
+    /// Returns the bytes of an inode, whatever they are.
+    pub(super) fn raw_inode(&self, number: u32) -> Result<Vec<u8>> {
+        self.device.explained(&format!("inode {number} cannot be read"), || self.filesystem.read_inode_raw(number))
+    }
+
+    fn with_checksum(&self, number: u32, raw: &[u8]) -> Vec<u8> {
+        let mut raw = raw.to_vec();
+        let generation = Fields(&raw).le32(0x64).unwrap_or_default();
+        if let Some((low, high)) = self.checksummer().compute_inode_checksum(number, generation, &raw) {
+            raw[0x7c..0x7e].copy_from_slice(&low.to_le_bytes());
+            // Where it is among the extra fields.
+            if Fields(&raw).le16(0x80).is_some_and(|extra| extra >= 4) {
+                raw[0x82..0x84].copy_from_slice(&high.to_le_bytes());
+            }
+        }
+        raw
     }
 
     pub(super) fn superblock(&self) -> &Superblock {
@@ -93,19 +133,22 @@ impl Volume {
         if number != ROOT && number < self.superblock().first_inode || number > self.superblock().inodes_count {
             return Err(missing());
         }
-        let node = self.own_node(number)?;
-        if node.inode.links_count == 0 || node.inode.mode == 0 {
-            return Err(missing());
+        match self.own_node(number) {
+            Ok(node) if node.inode.links_count == 0 || node.inode.mode == 0 => Err(missing()),
+            // One that was never written has no checksum either.
+            Err(error)
+                if error.kind() == ErrorKind::Damaged && self.raw_inode(number)?.iter().all(|byte| *byte == 0) =>
+            {
+                Err(missing())
+            }
+            result => result,
         }
-        Ok(node)
     }
 
     /// Returns an inode, even one that no name leads to.
     pub(super) fn own_node(&self, number: u32) -> Result<Node> {
-        let (inode, raw) = self.filesystem.read_inode_verified(number).map_err(|error| {
-            let what = format!("inode {number} cannot be read");
-            self.device.explain(error, &what)
-        })?;
+        let what = format!("inode {number} cannot be read");
+        let (inode, raw) = self.device.explained(&what, || self.filesystem.read_inode_verified(number))?;
         Ok(Node { number, inode, raw })
     }
 }
@@ -170,11 +213,17 @@ struct Device {
 }
 
 impl Device {
-    /// Returns what an error means: one of the disk, if that failed meanwhile.
-    fn explain(&self, error: fs_ext4::Error, what: &str) -> Error {
+    /// Returns what `act` does; its error becomes one of the disk, if that failed meanwhile.
+    fn explained<T>(&self, what: &str, act: impl FnOnce() -> fs_ext4::Result<T>) -> Result<T> {
         use fs_ext4::Error as Cause;
-        if let Some(error) = self.failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            return error.into();
+        let failed = || self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        *failed() = None;
+        let error = match act() {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        if let Some(error) = failed().take() {
+            return Err(error.into());
         }
         let kind = match error {
             Cause::UnsupportedIncompat(_) | Cause::UnsupportedRoCompat(_) | Cause::Unsupported(_) => {
@@ -183,7 +232,7 @@ impl Device {
             Cause::NotFound | Cause::InvalidInode(_) | Cause::Stale => ErrorKind::NotFound,
             _ => ErrorKind::Damaged,
         };
-        Error::new(kind, format!("{what}: {error}"))
+        Err(Error::new(kind, format!("{what}: {error}")))
     }
 }
 

@@ -13,20 +13,54 @@ pub struct Churn {
     root: PathBuf,
     random: Random,
     made: u64,
+    folders: u64,
+    one_synced_in: u64,
     files: Vec<PathBuf>,
+    /// Removed, and still open.
+    orphans: Vec<File>,
 }
 
 impl Churn {
     /// Starts with a seed, in a filesystem with some 30 MiB of room.
     pub fn new(root: &Path, seed: u64) -> Self {
-        let mut churn = Self { root: root.to_owned(), random: Random::new(seed), made: 0, files: Vec::new() };
-        for number in 0..8 {
-            fs::create_dir(churn.folder(number)).expect("a new folder");
+        let mut churn = Self {
+            root: root.to_owned(),
+            random: Random::new(seed),
+            made: 0,
+            folders: 0,
+            one_synced_in: 10,
+            files: Vec::new(),
+            orphans: Vec::new(),
+        };
+        for _ in 0..8 {
+            churn.new_folder();
         }
         for _ in 0..100 {
             churn.create();
         }
         churn
+    }
+
+    /// Does so many things that Linux commits fast, and syncs every other: afterwards not all is in transactions.
+    pub fn work_fast(&mut self, steps: u64) {
+        self.one_synced_in = 2;
+        for _ in 0..steps {
+            match self.random.below(100) {
+                0..35 => self.create(),
+                35..50 => self.append(),
+                50..60 => self.truncate(),
+                60..65 => self.overwrite(),
+                65..75 => self.rename(),
+                75..85 => self.link(),
+                _ => self.remove(),
+            }
+        }
+    }
+
+    /// Makes a folder in which later files are.
+    pub fn new_folder(&mut self) {
+        fs::create_dir(self.folder(self.folders)).expect("a new folder");
+        self.folders += 1;
     }
 
     /// Does so many things.
@@ -40,7 +74,8 @@ impl Churn {
                 60..65 => self.link(),
                 65..70 => self.attribute(),
                 70..75 => self.mode(),
-                75..97 => self.remove(),
+                75..92 => self.remove(),
+                92..97 => self.remove_open(),
                 97 => self.make_and_remove_many(),
                 _ => self.overwrite(),
             }
@@ -56,7 +91,7 @@ impl Churn {
 
     fn new_name(&mut self) -> PathBuf {
         self.made += 1;
-        let folder = self.random.below(8);
+        let folder = self.random.below(self.folders);
         self.folder(folder).join(format!("file-{}", self.made))
     }
 
@@ -65,9 +100,9 @@ impl Churn {
         (count > 0).then(|| self.files[usize::try_from(self.random.below(count)).expect("an index")].clone())
     }
 
-    /// Syncs one in ten.
+    /// Syncs one in some.
     fn maybe_sync(&mut self, file: &File) {
-        if self.random.below(10) == 0 {
+        if self.random.below(self.one_synced_in) == 0 {
             file.sync_all().expect("it is written");
         }
     }
@@ -162,6 +197,18 @@ impl Churn {
 
     fn remove(&mut self) {
         if let Some(path) = self.any() {
+            fs::remove_file(&path).expect("it is ours");
+            self.files.retain(|other| *other != path);
+        }
+    }
+
+    /// Removes a file that stays open.
+    fn remove_open(&mut self) {
+        if let Some(path) = self.any()
+            && fs::symlink_metadata(&path).is_ok_and(|stat| stat.is_file())
+        {
+            self.orphans.truncate(5);
+            self.orphans.push(File::open(&path).expect("it is ours"));
             fs::remove_file(&path).expect("it is ours");
             self.files.retain(|other| *other != path);
         }

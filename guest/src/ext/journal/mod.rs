@@ -18,7 +18,9 @@ mod fast_commit;
 mod tests;
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
+use disk::Disk;
 use fs_ext4::checksum::linux_crc32c;
 use fs_ext4::features::{Compat, Incompat};
 use fs_ext4::jbd2::{
@@ -30,6 +32,7 @@ use super::content;
 use super::map::{Blocks, Place, Run, Window};
 use super::volume::Volume;
 use crate::{Error, ErrorKind, Fields, Overlay, Result};
+pub(super) use fast_commit::Change;
 
 /// Blocks of a journal at most, as mke2fs has it.
 const MAX_BLOCKS: u64 = 10_240_000;
@@ -58,6 +61,9 @@ const TAIL: usize = 4;
 /// Blocks of a ring at least, beside those of fast commits.
 const MIN_RING: u32 = 1024;
 
+/// Blocks of fast commits that are read at most.
+const MAX_FAST_COMMIT_BLOCKS: u32 = 8192;
+
 /// Blocks for fast commits where the superblock does not say.
 const DEFAULT_FAST_COMMIT_BLOCKS: u32 = 256;
 
@@ -70,6 +76,8 @@ const FLAG_LAST: u16 = 8;
 pub(super) struct Replay {
     /// By block of the filesystem.
     logged: BTreeMap<u64, Logged>,
+    /// What was committed fast after all of these.
+    pub(super) changes: Vec<Change>,
     /// Whether there was one to take into account, and it was.
     pub(super) is_replayed: bool,
     /// What of it is not shown, a sentence each.
@@ -86,8 +94,9 @@ struct Logged {
 }
 
 impl Replay {
-    /// Lays it over the volume.
-    pub(super) fn lay(&self, overlay: &mut Overlay, block_size: u64) -> Result<()> {
+    /// Returns a disk with what it holds, but for what was committed fast.
+    pub(super) fn laid_over(&self, disk: Arc<dyn Disk>, block_size: u64) -> Result<Overlay> {
+        let mut overlay = Overlay::new(disk);
         let mut logged = self.logged.iter().peekable();
         while let Some((&block, first)) = logged.next() {
             if first.is_escaped {
@@ -110,7 +119,7 @@ impl Replay {
             }
             overlay.lay_elsewhere(block * block_size, len, first.place)?;
         }
-        Ok(())
+        Ok(overlay)
     }
 }
 
@@ -228,12 +237,8 @@ impl<'a> Log<'a> {
             replay.problems.truncate(MAX_PROBLEMS);
             replay.problems.push(format!("So it is with {more} more blocks of its journal"));
         }
-        if self.has(JbdIncompat::FAST_COMMIT) && self.has_fast_commits(records.end)? {
-            replay.problems.push(
-                "The filesystem keeps what programs synced last in fast commits, which are not read: files that were \
-                 written in the last seconds may be missing or old"
-                    .to_owned(),
-            );
+        if self.has(JbdIncompat::FAST_COMMIT) {
+            replay.changes = self.fast_commits(records.end)?;
         }
         Ok(replay)
     }
@@ -417,15 +422,16 @@ impl<'a> Log<'a> {
         self.superblock.feature_compat & JBD2_FEATURE_COMPAT_CHECKSUM != 0
     }
 
-    fn has_fast_commits(&self, sequence: u32) -> Result<bool> {
+    /// Returns what was committed fast after the transaction before `sequence`.
+    fn fast_commits(&self, sequence: u32) -> Result<Vec<Change>> {
         let mut area = fast_commit::Area::new(sequence);
         // The first block after the ring stays free.
-        for block in self.end + 1..self.superblock.max_len {
+        for block in self.end + 1..self.superblock.max_len.min(self.end + MAX_FAST_COMMIT_BLOCKS) {
             if !area.add(&self.read(block)?) {
                 break;
             }
         }
-        Ok(area.has_commits())
+        Ok(area.changes())
     }
 
     fn fast_commit_blocks(&self) -> u32 {
