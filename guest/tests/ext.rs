@@ -72,11 +72,12 @@ fn every_kind_of_clean_volume_reads_as_the_kernel_shows_it() {
 #[test]
 fn a_volume_in_use_reads_as_the_kernel_shows_it_after_replaying_its_journal() {
     let seed = Random::seed();
-    let variants: [(&[&str], &str); 6] = [
+    let variants: [(&[&str], &str); 7] = [
         (&["mkfs.ext4", "-b", "4096"], "noatime"),
         (&["mkfs.ext4", "-b", "4096"], "noatime,data=journal"),
         (&["mkfs.ext4", "-b", "1024", "-O", "^metadata_csum,^64bit"], "noatime"),
         (&["mkfs.ext4", "-b", "1024", "-O", "^metadata_csum,^64bit"], "noatime,data=journal,journal_checksum"),
+        (&["mkfs.ext4", "-O", "inline_data,ea_inode,orphan_file,metadata_csum_seed"], "noatime"),
         (&["mkfs.ext3", "-b", "4096"], "noatime,data=journal"),
         (&["mkfs.ext3", "-b", "1024"], "noatime"),
     ];

@@ -105,8 +105,10 @@ fn reading_ends_whatever_is_in_the_metadata() {
         let bytes = {
             let mount = Mount::new(&image, "ext4", options);
             generator::fill(mount.path(), Amount { names: 400, holes: 200 });
-            Churn::new(mount.path(), seed).work(50);
-            // Its journal is full.
+            let mut churn = Churn::new(mount.path(), seed);
+            churn.work(50);
+            // Its journal is full, if it has one.
+            churn.sync();
             fs::read(place.copy(&image, "snapshot")).expect("it was just made")
         };
         let disk = Arc::new(Watched { bytes: Mutex::new(bytes), read: Mutex::default() });

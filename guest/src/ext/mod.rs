@@ -31,9 +31,12 @@ use fs_ext4::superblock::Superblock;
 
 use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Overlay, Result, Xattr};
 use changes::Changes;
-use journal::Replay;
+use journal::{Change, Replay, without_fast_commits};
 use map::Blocks;
 use volume::{ROOT, Volume};
+
+/// Groups of blocks at most, some 100 bytes each in memory: those of 256 TiB in blocks of 4 KiB.
+const MAX_GROUPS: u64 = 1 << 21;
 
 /// Bytes of a target at most; the kernel takes a path of 4,095.
 const MAX_TARGET: u32 = 4096;
@@ -59,19 +62,24 @@ impl Ext {
         if !Checksummer::from_superblock(&superblock).verify_superblock(&superblock.raw) {
             return Err(Error::damaged("the superblock has a wrong checksum"));
         }
+        let groups = superblock.block_group_count();
+        if groups > MAX_GROUPS {
+            let message = format!("the filesystem has {groups} groups of blocks; {MAX_GROUPS} are read at most");
+            return Err(Error::new(ErrorKind::TooMuch, message));
+        }
         let mut volume = Volume::open(Overlay::new(disk.clone()))?;
         let mut replay = journal::replay(&volume, &superblock)?;
         if replay.is_replayed {
-            volume = Volume::open(replay.laid_over(disk.clone(), volume.block_size())?)?;
+            match replay.laid_over(disk.clone(), volume.block_size()).and_then(Volume::open) {
+                Ok(replayed) => volume = replayed,
+                Err(error) => replay = journal::impossible(error)?,
+            }
         }
         if !replay.changes.is_empty() {
-            match changed(&volume, &mut replay, disk) {
+            let changes = std::mem::take(&mut replay.changes);
+            match changed(&volume, changes, &replay, disk) {
                 Ok(changed) => volume = changed,
-                Err(error) if error.kind() == ErrorKind::Disk => return Err(error),
-                Err(error) => replay.problems.push(format!(
-                    "What programs synced last cannot be replayed ({error}): files that were written in the last seconds \
-                     may be missing or old"
-                )),
+                Err(error) => replay.problems.push(without_fast_commits(error)?),
             }
         }
         let facts = Facts {
@@ -86,8 +94,8 @@ impl Ext {
 }
 
 /// Returns the volume with what was committed fast.
-fn changed(volume: &Volume, replay: &mut Replay, disk: Arc<dyn Disk>) -> Result<Volume> {
-    let changes = Changes::new(volume, std::mem::take(&mut replay.changes))?;
+fn changed(volume: &Volume, changes: Vec<Change>, replay: &Replay, disk: Arc<dyn Disk>) -> Result<Volume> {
+    let changes = Changes::new(volume, changes)?;
     let mut overlay = replay.laid_over(disk, volume.block_size())?;
     volume.lay_inodes(&changes, &mut overlay)?;
     Ok(Volume::open(overlay)?.with_changes(changes))

@@ -238,7 +238,8 @@ impl Churn {
         }
     }
 
-    fn sync(&self) {
+    /// Lets all that was done be written.
+    pub fn sync(&self) {
         File::open(&self.root).and_then(|root| Ok(rustix::fs::syncfs(root)?)).expect("it is written");
     }
 }

@@ -40,7 +40,7 @@ const MAX_BLOCKS: u64 = 10_240_000;
 /// Runs of a journal at most; one that was made with the filesystem has a few.
 const MAX_RUNS: usize = 65_536;
 
-/// Blocks whose newer bytes are in the journal, at most: some 50 bytes each.
+/// Blocks whose newer bytes are in the journal, at most: some 50 bytes each, and as many laid over the volume.
 const MAX_LOGGED: usize = 2_000_000;
 
 /// Revoked blocks at most: some 30 bytes each.
@@ -137,16 +137,36 @@ pub(super) fn replay(volume: &Volume, superblock: &fs_ext4::superblock::Superblo
     } else {
         Log::open(volume, superblock.journal_inode).and_then(|log| log.replay())
     };
-    match replay {
-        Err(error) if error.kind() != ErrorKind::Disk => Ok(Replay {
-            problems: vec![format!(
-                "The filesystem was in use and its journal cannot be replayed ({error}): what was written last may be \
-                 missing, old or damaged"
-            )],
-            ..Replay::default()
-        }),
-        other => other,
+    replay.or_else(impossible)
+}
+
+/// Returns what a journal comes to that cannot be replayed.
+///
+/// # Errors
+/// The one that is given, if it is [`ErrorKind::Disk`].
+pub(super) fn impossible(error: Error) -> Result<Replay> {
+    if error.kind() == ErrorKind::Disk {
+        return Err(error);
     }
+    let problem = format!(
+        "The filesystem was in use and its journal cannot be replayed ({error}): what was written last may be missing, old or \
+         damaged"
+    );
+    Ok(Replay { problems: vec![problem], ..Replay::default() })
+}
+
+/// Returns what is said where fast commits cannot be replayed.
+///
+/// # Errors
+/// The one that is given, if it is [`ErrorKind::Disk`].
+pub(super) fn without_fast_commits(error: Error) -> Result<String> {
+    if error.kind() == ErrorKind::Disk {
+        return Err(error);
+    }
+    Ok(format!(
+        "What programs synced last cannot be replayed ({error}): files that were written in the last seconds may be missing \
+         or old"
+    ))
 }
 
 /// A journal.
@@ -238,7 +258,10 @@ impl<'a> Log<'a> {
             replay.problems.push(format!("So it is with {more} more blocks of its journal"));
         }
         if self.has(JbdIncompat::FAST_COMMIT) {
-            replay.changes = self.fast_commits(records.end)?;
+            match self.fast_commits(records.end) {
+                Ok(changes) => replay.changes = changes,
+                Err(error) => replay.problems.push(without_fast_commits(error)?),
+            }
         }
         Ok(replay)
     }
@@ -350,7 +373,8 @@ impl<'a> Log<'a> {
                 replay.problems.push(format!("The journal has a block {}, which does not exist", tag.block));
                 continue;
             }
-            let logged = Logged { place: self.place(at)? * block_size, is_escaped: tag.flags & FLAG_ESCAPED != 0 };
+            let is_escaped = tag.flags & FLAG_ESCAPED != 0;
+            let logged = Logged { place: self.place(at)? * block_size, is_escaped };
             replay.logged.insert(tag.block, logged);
             if replay.logged.len() > MAX_LOGGED {
                 return Err(Error::new(ErrorKind::TooMuch, "its journal holds millions of blocks"));
