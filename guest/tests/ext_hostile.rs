@@ -93,11 +93,12 @@ fn reading_ends_whatever_is_in_the_metadata() {
     let mut random = Random::new(seed);
     let place = Reflinks::new(1 << 30);
     let image = place.at("image");
-    let sets: [(&[&str], &str); 5] = [
+    let sets: [(&[&str], &str); 6] = [
         (&["mkfs.ext4", "-O", "^metadata_csum,inline_data,ea_inode"], "noatime"),
         (&["mkfs.ext4", "-b", "4096"], "noatime"),
         (&["mkfs.ext4", "-O", "^metadata_csum", "-b", "1024"], "noatime,data=journal"),
         (&["mkfs.ext3", "-b", "1024"], "noatime"),
+        (&["mkfs.ext4", "-O", "^metadata_csum,fast_commit", "-b", "1024"], "noatime,commit=300"),
         (&["mkfs.ext2"], "noatime"),
     ];
     for (mkfs, options) in sets {
@@ -109,6 +110,10 @@ fn reading_ends_whatever_is_in_the_metadata() {
             churn.work(50);
             // Its journal is full, if it has one.
             churn.sync();
+            churn.work_fast(20);
+            if mkfs[0] == "mkfs.ext2" {
+                churn.sync();
+            }
             fs::read(place.copy(&image, "snapshot")).expect("it was just made")
         };
         let disk = Arc::new(Watched { bytes: Mutex::new(bytes), read: Mutex::default() });

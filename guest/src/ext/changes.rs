@@ -69,17 +69,21 @@ impl Changes {
                     if is_directory {
                         all.made.insert(inode);
                     }
-                    all.rename(directory, inode, name, false);
+                    all.rename(directory, inode, name, false)?;
                 }
-                Change::Link { directory, inode, name } => all.rename(directory, inode, name, false),
-                Change::Unlink { directory, inode, name } => all.rename(directory, inode, name, true),
+                Change::Link { directory, inode, name } => all.rename(directory, inode, name, false)?,
+                Change::Unlink { directory, inode, name } => all.rename(directory, inode, name, true)?,
             }
         }
         Ok(all)
     }
 
-    fn rename(&mut self, directory: u32, inode: u32, name: Vec<u8>, is_gone: bool) {
+    fn rename(&mut self, directory: u32, inode: u32, name: Vec<u8>, is_gone: bool) -> Result<()> {
+        if matches!(&name[..], b"" | b"." | b"..") {
+            return Err(Error::damaged(format!("a fast commit has no name of inode {inode}")));
+        }
         self.names.entry(directory).or_default().push(Rename { name, inode, is_gone });
+        Ok(())
     }
 
     /// Returns inodes as they are now, without their checksums.
@@ -196,7 +200,114 @@ fn after(place: Place, blocks: u64) -> Place {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use disk::Disk;
+    use fs_ext4::block_io::BlockDevice;
+
+    use super::super::{attributes, content, directory, xattrs};
     use super::*;
+    use crate::memory::Memory;
+    use crate::{ErrorKind, Overlay};
+
+    /// What rust-fs-ext4 makes a volume on.
+    struct Device(Mutex<Vec<u8>>);
+
+    impl BlockDevice for Device {
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> fs_ext4::Result<()> {
+            let at = usize::try_from(offset).unwrap();
+            buffer.copy_from_slice(&self.0.lock().unwrap()[at..at + buffer.len()]);
+            Ok(())
+        }
+
+        fn size_bytes(&self) -> u64 {
+            self.0.lock().unwrap().len() as u64
+        }
+
+        fn write_at(&self, offset: u64, bytes: &[u8]) -> fs_ext4::Result<()> {
+            let at = usize::try_from(offset).unwrap();
+            self.0.lock().unwrap()[at..at + bytes.len()].copy_from_slice(bytes);
+            Ok(())
+        }
+
+        fn is_writable(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn whatever_is_committed_fast_is_read_or_refused() {
+        const SIZE: u64 = 4 << 20;
+        let device = Device(Mutex::new(vec![0; usize::try_from(SIZE).unwrap()]));
+        fs_ext4::mkfs::format_filesystem(&device, None, None, SIZE, 1024).expect("a volume");
+        let mut disk = Memory::new(SIZE);
+        disk.write(0, &device.0.into_inner().unwrap());
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        let seed = std::time::UNIX_EPOCH.elapsed().unwrap().subsec_nanos();
+        println!("seed {seed}");
+        let mut state = u64::from(seed) << 1 | 1;
+        let mut random = move |bound: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % bound
+        };
+        let (mut applied, mut refused) = (0, 0);
+        for _ in 0..300 {
+            let changes = (0..random(20)).map(|_| change(&mut random)).collect();
+            let before = Volume::open(Overlay::new(disk.clone())).expect("a volume");
+            let changed = Changes::new(&before, changes).and_then(|changes| {
+                let mut overlay = Overlay::new(disk.clone());
+                before.lay_inodes(&changes, &mut overlay)?;
+                Ok(Volume::open(overlay)?.with_changes(changes))
+            });
+            let volume = match changed {
+                Ok(volume) => volume,
+                Err(error) => {
+                    assert!(matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound), "{error}");
+                    refused += 1;
+                    continue;
+                }
+            };
+            applied += 1;
+            for number in [2, 11, 12, 13] {
+                let Ok(node) = volume.node(Inode(number)) else { continue };
+                let _ = (attributes::of(&volume, &node), xattrs::list(&volume, &node), directory::list(&volume, &node));
+                for from in [0, 5000, u64::MAX >> 1] {
+                    if let Ok(extents) = content::extents(&volume, &node, from, 3) {
+                        let ends = extents.found.iter().map(|extent| (extent.start, extent.start + extent.len));
+                        assert!(ends.collect::<Vec<_>>().windows(2).all(|pair| pair[0].1 <= pair[1].0), "{extents:?}");
+                    }
+                }
+            }
+        }
+        assert!(applied > 50 && refused > 50, "{applied} {refused}");
+    }
+
+    fn change(random: &mut impl FnMut(u64) -> u64) -> Change {
+        let inode = u32::try_from([2, 11, 12, 13, random(5000)][usize::try_from(random(5)).unwrap()]).unwrap();
+        let directory = u32::try_from([2, 11, 12, 13][usize::try_from(random(4)).unwrap()]).unwrap();
+        let name = vec![b'a'; usize::try_from(random(40).min(3)).unwrap()];
+        match random(5) {
+            0 => {
+                let mut raw = vec![0; [128, 160, 256, 100, 300][usize::try_from(random(20).min(4)).unwrap()]];
+                let mode = [0x81a4_u16, 0x41ed, 0xa1ff, 0][usize::try_from(random(4)).unwrap()];
+                raw[..2].copy_from_slice(&mode.to_le_bytes());
+                raw[4..8].copy_from_slice(&u32::try_from(random(1 << 31)).unwrap().to_le_bytes());
+                raw[26] = 1;
+                let flags = [0x8_0000_u32, 0x1000_0000, 0, 0x1000][usize::try_from(random(4)).unwrap()];
+                raw[0x20..0x24].copy_from_slice(&flags.to_le_bytes());
+                Change::Inode { inode, raw }
+            }
+            1 => {
+                let place = [None, Some(Place::Unwritten), Some(Place::At(1 + random(4095)))];
+                let place = place[usize::try_from(random(3)).unwrap()];
+                let (start, len) = (random(1 << 32) >> random(32), random(1 << 32) >> random(32));
+                Change::Range { inode, start, len, place }
+            }
+            2 => Change::Create { directory, inode, name },
+            3 => Change::Link { directory, inode, name },
+            _ => Change::Unlink { directory, inode, name },
+        }
+    }
 
     #[test]
     fn later_ranges_cover_earlier_ones_and_the_map() {
@@ -248,11 +359,14 @@ mod tests {
         for (name, inode, is_gone) in
             [("a", 9, true), ("a", 12, true), ("b", 20, false), ("c", 21, false), ("c", 21, true)]
         {
-            changes.rename(2, inode, name.into(), is_gone);
+            changes.rename(2, inode, name.into(), is_gone).expect("a name");
         }
         let mut entries = vec![entry("a", 12), entry("b", 13)];
         changes.apply_names(2, &mut entries);
         assert_eq!(entries, [entry("b", 13)]);
+        for name in ["", ".", ".."] {
+            assert!(changes.rename(2, 9, name.into(), false).is_err(), "{name}");
+        }
         let mut others = vec![entry("a", 12)];
         changes.apply_names(3, &mut others);
         assert_eq!(others, [entry("a", 12)]);

@@ -35,9 +35,6 @@ use journal::{Change, Replay, without_fast_commits};
 use map::Blocks;
 use volume::{ROOT, Volume};
 
-/// Groups of blocks at most, some 100 bytes each in memory: those of 256 TiB in blocks of 4 KiB.
-const MAX_GROUPS: u64 = 1 << 21;
-
 /// Bytes of a target at most; the kernel takes a path of 4,095.
 const MAX_TARGET: u32 = 4096;
 
@@ -61,11 +58,6 @@ impl Ext {
         let superblock = Superblock::parse(stored).map_err(|error| Error::damaged(error.to_string()))?;
         if !Checksummer::from_superblock(&superblock).verify_superblock(&superblock.raw) {
             return Err(Error::damaged("the superblock has a wrong checksum"));
-        }
-        let groups = superblock.block_group_count();
-        if groups > MAX_GROUPS {
-            let message = format!("the filesystem has {groups} groups of blocks; {MAX_GROUPS} are read at most");
-            return Err(Error::new(ErrorKind::TooMuch, message));
         }
         let mut volume = Volume::open(Overlay::new(disk.clone()))?;
         let mut replay = journal::replay(&volume, &superblock)?;

@@ -21,6 +21,9 @@ use crate::{Error, ErrorKind, Fields, Overlay, Result};
 /// The root directory; lower than this and up to the first of the superblock are what the filesystem keeps for itself.
 pub(super) const ROOT: u32 = 2;
 
+/// Groups of blocks at most, some 100 bytes each in memory: those of 256 TiB in blocks of 4 KiB.
+const MAX_GROUPS: u64 = 1 << 21;
+
 /// Blocks that rust-fs-ext4 keeps in memory, 64 KiB each at most.
 const CACHED_BLOCKS: usize = 256;
 
@@ -61,6 +64,7 @@ impl Volume {
     /// Opens what the overlay shows; from here on it has no journal.
     pub(super) fn open(mut overlay: Overlay) -> Result<Self> {
         let mut superblock = read_superblock(&overlay)?;
+        check_groups(&superblock)?;
         hide_journal(&mut superblock);
         overlay.lay_bytes(SUPERBLOCK_OFFSET, superblock)?;
         let device = Arc::new(Device { disk: overlay, failed: Mutex::new(None) });
@@ -74,7 +78,9 @@ impl Volume {
         for (number, raw) in changes.inodes() {
             let place = || bgd::locate_inode(&self.filesystem.sb, &self.filesystem.groups, number);
             let (block, offset) = self.device.explained(&format!("inode {number} is nowhere"), place)?;
-            overlay.lay_bytes(block * self.block_size() + u64::from(offset), self.with_checksum(number, raw))?;
+            let start = block.checked_mul(self.block_size()).and_then(|start| start.checked_add(u64::from(offset)));
+            let start = start.ok_or_else(|| Error::damaged(format!("inode {number} is in block {block}")))?;
+            overlay.lay_bytes(start, self.with_checksum(number, raw))?;
         }
         Ok(())
     }
@@ -181,6 +187,17 @@ pub(super) fn read_superblock(disk: &dyn Disk) -> Result<Vec<u8>> {
     let mut bytes = vec![0; SUPERBLOCK_SIZE];
     disk.read_at(SUPERBLOCK_OFFSET, &mut bytes)?;
     Ok(bytes)
+}
+
+/// Refuses a superblock that makes rust-fs-ext4 read more descriptors of groups than there is memory for.
+fn check_groups(superblock: &[u8]) -> Result<()> {
+    let parsed = Superblock::parse(superblock.to_vec()).map_err(|error| Error::damaged(error.to_string()))?;
+    let groups = parsed.block_group_count();
+    if groups > MAX_GROUPS {
+        let message = format!("the filesystem has {groups} groups of blocks; {MAX_GROUPS} are read at most");
+        return Err(Error::new(ErrorKind::TooMuch, message));
+    }
+    Ok(())
 }
 
 const COMPAT: usize = 0x5c;

@@ -61,8 +61,8 @@ const TAIL: usize = 4;
 /// Blocks of a ring at least, beside those of fast commits.
 const MIN_RING: u32 = 1024;
 
-/// Blocks of fast commits that are read at most.
-const MAX_FAST_COMMIT_BLOCKS: u32 = 8192;
+/// Bytes of fast commits at most, each of a dozen or more and some 100 in memory; Linux makes room for 256 blocks.
+const MAX_FAST_COMMITS: u64 = 16 << 20;
 
 /// Blocks for fast commits where the superblock does not say.
 const DEFAULT_FAST_COMMIT_BLOCKS: u32 = 256;
@@ -450,9 +450,12 @@ impl<'a> Log<'a> {
     fn fast_commits(&self, sequence: u32) -> Result<Vec<Change>> {
         let mut area = fast_commit::Area::new(sequence);
         // The first block after the ring stays free.
-        for block in self.end + 1..self.superblock.max_len.min(self.end + MAX_FAST_COMMIT_BLOCKS) {
+        for (number, block) in (0..).zip(self.end + 1..self.superblock.max_len) {
             if !area.add(&self.read(block)?) {
                 break;
+            }
+            if number * self.blocks.block_size() > MAX_FAST_COMMITS {
+                return Err(Error::new(ErrorKind::TooMuch, format!("they take more than {MAX_FAST_COMMITS} bytes")));
             }
         }
         Ok(area.changes())
