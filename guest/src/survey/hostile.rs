@@ -158,7 +158,7 @@ fn whatever_stands_on_disks_a_survey_ends_soon_and_its_maps_can_be_read() {
                 assert!(mapped.extent_at(at).unwrap().len <= mapped.size() - at);
             }
         }
-        assert!(found.volumes.len() <= MAX_VOLUMES && !found.is_unread());
+        assert!(found.volumes.len() <= MAX_VOLUMES && !found.has_unread());
     }
     assert!(slowest < PATIENCE, "{slowest:?}");
     assert!(shown > ROUNDS, "{shown} volumes: too few that something was changed in");

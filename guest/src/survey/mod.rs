@@ -17,6 +17,8 @@ use crate::{Error, ErrorKind, Mapped, Result, lvm, md};
 const MAX_DISKS: usize = 64;
 /// More volumes are not shown.
 const MAX_VOLUMES: usize = 1024;
+/// More problems are not said: one table can have thousands.
+const MAX_PROBLEMS: usize = 256;
 
 /// A volume of a guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +46,7 @@ pub struct Survey {
 impl Survey {
     /// Returns whether reading a disk failed, so that another survey may find more.
     #[must_use]
-    pub fn is_unread(&self) -> bool {
+    pub fn has_unread(&self) -> bool {
         let of_volumes = self.volumes.iter().filter_map(|volume| volume.problem.as_ref());
         self.problems.iter().chain(of_volumes).any(|problem| problem.kind() == ErrorKind::Disk)
     }
@@ -80,7 +82,13 @@ struct Surveyor {
 
 impl Surveyor {
     fn say(&mut self, problem: Error) {
-        self.survey.problems.push(problem);
+        let said = self.survey.problems.len();
+        if said < MAX_PROBLEMS {
+            self.survey.problems.push(problem);
+        } else if said == MAX_PROBLEMS {
+            let text = format!("there are more than these {MAX_PROBLEMS} problems");
+            self.survey.problems.push(Error::new(ErrorKind::TooMuch, text));
+        }
     }
 
     /// Adds the partitions of a disk, or the disk itself if something known stands on it as a whole.
@@ -129,7 +137,7 @@ impl Surveyor {
     /// Adds the arrays of all members, and the partitions of those that have a table.
     fn arrays(&mut self) {
         let found = md::assemble(&self.with(Content::MdMember), &self.disks);
-        self.survey.problems.extend(found.problems);
+        found.problems.into_iter().for_each(|problem| self.say(problem));
         for (name, map) in found.volumes {
             self.add(&name, map.clone(), None, None);
             let table = map.and_then(|map| {
@@ -146,7 +154,7 @@ impl Surveyor {
     /// Adds the logical volumes on all physical ones.
     fn logical(&mut self) {
         let found = lvm::assemble(&self.with(Content::LvmPhysicalVolume), &self.disks);
-        self.survey.problems.extend(found.problems);
+        found.problems.into_iter().for_each(|problem| self.say(problem));
         for (name, map) in found.volumes {
             self.add(&name, map, None, None);
         }

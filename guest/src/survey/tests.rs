@@ -1,6 +1,6 @@
 use super::*;
 use crate::memory::Memory;
-use crate::table::tests::{fat, record};
+use crate::table::tests::{Made, fat, record};
 
 fn surveyed(disks: Vec<(&str, Memory)>) -> Survey {
     let disks: Vec<_> =
@@ -82,7 +82,7 @@ fn what_cannot_be_read_hides_nothing_else_and_may_be_asked_again() {
     assert_eq!(volumes(&found), expected);
     assert_eq!(found.problems, [Error::new(ErrorKind::Disk, "disk xvda: the storage did not answer")]);
     assert_eq!(problem(&found.volumes[1]), "the storage did not answer");
-    assert!(found.is_unread() && !surveyed(vec![("xvdc", swap())]).is_unread());
+    assert!(found.has_unread() && !surveyed(vec![("xvdc", swap())]).has_unread());
 }
 
 #[test]
@@ -107,4 +107,18 @@ fn more_disks_and_volumes_than_are_shown_are_said() {
         said.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["only the first 64 disks are looked at", "there are more than 1024 volumes, the others are not shown",]
     );
+}
+
+#[test]
+fn problems_are_bounded() {
+    let mut disk = Memory::new(8 << 20);
+    let all: Vec<_> = (0..1000).map(|slot| (slot, 100, 99)).collect();
+    Made { count: 1024, ..Made::default() }.write(&mut disk, &all);
+    let found = surveyed(vec![("xvda", disk)]);
+    assert_eq!(found.problems.len(), 257);
+    assert_eq!(
+        found.problems[255].to_string(),
+        "disk xvda: partition 256 ends at sector 99, but starts at 100: it is not shown"
+    );
+    assert_eq!(found.problems[256].to_string(), "there are more than these 256 problems");
 }

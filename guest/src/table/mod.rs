@@ -132,6 +132,11 @@ fn find(disk: &Arc<dyn Disk>) -> disk::Result<Option<Table>> {
 fn mbr_table(disk: &Arc<dyn Disk>, mbr: &mbr::Mbr) -> Table {
     for sector_size in SECTOR_SIZES {
         let table = mbr.table(&**disk, sector_size);
+        // Of another size than the usual one all must be right.
+        let fits = table.partitions.iter().all(|partition| partition.end() <= disk.size());
+        if sector_size != SECTOR_SIZES[0] && !fits {
+            continue;
+        }
         // What cannot be read says nothing, so the usual size is kept.
         if table.partitions.iter().any(|partition| has_something(disk, partition).unwrap_or(true)) {
             return table;

@@ -82,6 +82,12 @@ fn sectors_of_an_mbr_are_as_long_as_what_stands_there_says() {
         let table = read(&disk).unwrap().unwrap();
         assert_eq!(table.partitions[0].start, 64 * sector_size);
     }
+    // With sectors of 4096 bytes it would reach past the end of the disk.
+    let mut disk = Memory::new(8 << 20);
+    disk.write(0, &record(&[(0x0c, 64, 2000)]));
+    disk.write(64 * 4096, &fat());
+    let disk: Arc<dyn Disk> = Arc::new(disk);
+    assert_eq!(read(&disk).unwrap().unwrap().partitions[0].start, 64 * 512);
 }
 
 #[test]
