@@ -16,7 +16,6 @@ const TAIL: usize = 128 << 10;
 
 /// What stands on a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[non_exhaustive]
 pub enum Content {
     /// Zeroes wherever something known would begin.
     Empty,
