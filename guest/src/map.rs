@@ -180,7 +180,7 @@ impl Map {
     /// Makes a map of the segments of a volume, in order; those that lie together become one.
     ///
     /// # Errors
-    /// [`ErrorKind::TooMuch`](crate::ErrorKind::TooMuch) for more than 65,536 segments, each column of a striped one
+    /// [`ErrorKind::TooMuch`] for more than 65,536 segments, each column of a striped one
     /// counted; `Damaged` if one is empty, its numbers cannot be, or all are 2^63 bytes or more.
     pub fn new(segments: Vec<Segment>) -> Result<Self> {
         let mut joined: Vec<Segment> = Vec::new();
