@@ -8,7 +8,7 @@ import argparse, hashlib, os, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import big, disk, reading, repository, writing
+import big, disk, guest, reading, repository, writing
 from reading import drop, use_memory, warm
 from report import Report
 from targets import Work, plain
@@ -27,7 +27,7 @@ def size_name(size):
 class Bench:
     def __init__(self, args, work):
         self.args, self.work, self.report = args, work, Report()
-        self.disks, self.writing = args.folder, None
+        self.disks, self.writing, self.guests = args.folder, None, None
 
     def add(self, group, test, unit, target, value, is_speed=True):
         self.report.add(group, test, unit, target, value, is_speed)
@@ -347,6 +347,11 @@ class Bench:
         self.writing = writing.Writing(self)
         self.writing.run()
 
+    def guest(self):
+        """files inside a guest's disk, beside the kernel's loop mount"""
+        self.guests = guest.Guest(self)
+        self.guests.run()
+
     # What they share
 
     @contextmanager
@@ -406,7 +411,7 @@ class Bench:
         slow = f'Sequential, 1 MiB, {DELAY_MS} ms per operation, exploded plain'
         goals.append((f'{DELAY_MS} ms per operation, exploded plain, of one at a time', 8,
                       ratio('slow', slow, 'xofs', 'one at a time')))
-        return goals + (self.writing.goals() if self.writing else [])
+        return goals + [goal for part in (self.writing, self.guests) if part for goal in part.goals()]
 
 
 def digest(target):
@@ -420,7 +425,7 @@ def check(truth, targets):
         sys.exit(f'bench: {", ".join(wrong)} reads other bytes than the plain file: nothing to compare')
 
 
-GROUPS = ['read', 'sizes', 'formats', 'tools', 'open', 'list', 'memory', 'slow', 'big', 'write']
+GROUPS = ['read', 'sizes', 'formats', 'tools', 'open', 'list', 'memory', 'slow', 'big', 'write', 'guest']
 
 
 def interrupted(*_):

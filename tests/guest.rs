@@ -92,6 +92,7 @@ fn backup(mounted: &Mounted) -> PathBuf {
     mounted.path().join("by-uuid").join(VM).join("latest")
 }
 
+// Promise 20: "Names, sizes, times (also before 1970 and after 2038, to the nanosecond where the guest keeps it), hard links"
 #[test]
 fn a_mount_shows_every_file_as_the_kernel_does() {
     let world = world();
@@ -125,6 +126,8 @@ fn what_is_copied_out_is_what_the_guest_had() {
     }
 }
 
+// Promise 20: "who mounts may read everything"
+// Promise 21: "`--inert-symlinks` shows them as small text files."
 #[test]
 fn who_mounts_may_read_all_and_links_can_be_made_inert() {
     let world = world();
@@ -149,6 +152,7 @@ fn who_mounts_may_read_all_and_links_can_be_made_inert() {
     assert!(count > 3, "{count} links");
 }
 
+// Promise 18: "its attribute `user.xofs.problem` says why and what to do."
 #[test]
 fn volumes_are_disks_and_what_is_not_read_says_what_to_do() {
     let world = world();
@@ -188,6 +192,7 @@ fn workers(server: u32) -> Vec<Pid> {
     pids.into_iter().filter_map(Pid::from_raw).collect()
 }
 
+// Promise 22: "One that dies, lies or does not end costs the request"
 #[test]
 fn a_mount_lives_on_when_its_workers_are_killed_at_any_moment() {
     let world = world();

@@ -174,7 +174,7 @@ fn every_name_of_the_tree_leads_where_it_says() {
     assert_eq!(names(root.join("by-date")), ["2026-11-19", "2026-11-20"]);
     assert_eq!(names(root.join("by-date/2026-11-20")), [format!("030007Z-{web}")]);
     let dated = root.join("by-date/2026-11-20").join(format!("030007Z-{web}"));
-    assert_eq!(names(&dated), ["backup.json", "disks"]);
+    assert_eq!(names(&dated), ["backup.json", "disks", "files", "volumes"]);
     assert_eq!(names(dated.join("disks")), ["xvda.raw", "xvda.vhd"]);
     assert_eq!(fs::read(dated.join("backup.json")).unwrap(), fs::read(place.metadata(VM, SECOND)).unwrap());
     let status: Value = serde_json::from_slice(&fs::read(root.join(".xofs/status.json")).unwrap()).unwrap();

@@ -61,6 +61,7 @@ fn children() -> Vec<u32> {
     children.flat_map(|line| line.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>()).collect()
 }
 
+// Promise 22: "without files, network, rights or other processes, with 1 GiB of address space"
 #[test]
 fn a_worker_that_reads_has_no_rights_no_files_and_a_limit_of_memory() {
     let (asks, asked): (SyncSender<()>, Receiver<()>) = sync_channel(0);
@@ -209,6 +210,7 @@ fn a_worker_that_lies_spins_or_dies_costs_the_request_and_says_why() {
     }
 }
 
+// Promise 22: "five of one volume in a minute, and that volume waits for a minute"
 #[test]
 fn a_volume_whose_workers_keep_failing_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();

@@ -69,6 +69,7 @@ fn every_kind_of_clean_volume_reads_as_the_kernel_shows_it() {
     }
 }
 
+// Promise 19: "A file of a guest is read as the guest's own system would show it after a start"
 #[test]
 fn a_volume_in_use_reads_as_the_kernel_shows_it_after_replaying_its_journal() {
     let seed = Random::seed();

@@ -136,6 +136,7 @@ mod tests {
         }
     }
 
+    // Promise 23: "A file of a backup never changes, so the system keeps what it read of it."
     #[test]
     fn a_place_of_the_tree_has_the_time_of_its_backup_and_a_file_of_a_guest_has_its_own() {
         let owner = Owner::new(Some(1000), Some(100), None, false);
