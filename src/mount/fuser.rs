@@ -49,9 +49,12 @@ impl<H: Handler> Connection<H> {
     /// Answers requests until the mount ends.
     ///
     /// # Errors
-    /// What ended it, unless it was an unmount.
+    /// What ended it, unless it was an unmount. A forced one, while a request is under way, aborts the connection.
     pub(super) fn run(self) -> io::Result<()> {
-        self.0.run()
+        self.0.run().or_else(|error| match error.raw_os_error() {
+            Some(libc::ECONNABORTED) => Ok(()),
+            _ => Err(error),
+        })
     }
 }
 
