@@ -26,7 +26,7 @@ use tempfile::TempDir;
 const VM: &str = "1f2e3d4c-5b6a-4788-9900-aabbccddeeff";
 const MIB: u64 = 1 << 20;
 
-/// A backup of a disk with an ext4, something encrypted, and nothing.
+/// A backup of a disk with an ext4, something encrypted, an ext2 whose root is a link, another ext4, and nothing.
 struct World {
     _folder: TempDir,
     repository: PathBuf,
@@ -42,7 +42,7 @@ fn world() -> Arc<World> {
         let folder = compare::image::scratch();
         let image = folder.path().join("xvda");
         sparse(&image, 128 * MIB);
-        let table = "label: gpt\nstart=2048, size=196608\nsize=16384\nsize=16384\n";
+        let table = "label: gpt\nstart=2048, size=196608\nsize=16384\nsize=16384\nsize=16384\nsize=4096\n";
         fs::write(folder.path().join("table"), table).unwrap();
         let script = format!("sfdisk -q {} < {}", image.display(), folder.path().join("table").display());
         succeed(Command::new("sh").args(["-c", &script]));
@@ -56,6 +56,13 @@ fn world() -> Arc<World> {
         // LUKS, by its first bytes. Source: LUKS1 on-disk format specification 1.2.3.
         let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"LUKS\xba\xbe\x00\x01", (2048 + 196_608) * 512).unwrap();
+        for (partition, kind) in [(1, "mkfs.ext2"), (2, "mkfs.ext4")] {
+            let offset = (2048 + 196_608 + partition * 16_384) * 512;
+            let place = ["-q".to_owned(), "-F".to_owned(), "-E".to_owned(), format!("offset={offset}")];
+            succeed(Command::new(kind).args(place).args(["-O", "^metadata_csum"]).arg(&image).arg("8M"));
+        }
+        let hostile = format!("{}?offset={}", image.display(), (2048 + 196_608 + 16_384) * 512);
+        succeed(Command::new("debugfs").args(["-w", "-R", "set_inode_field <2> mode 0120777"]).arg(hostile));
         let truth = of_mount(Mount::new(&image, "ext4", "ro,noatime,offset=1048576,sizelimit=100663296").path());
         let repository = init(folder.path(), "repository", &[]);
         let disk = format!("xvda={}", image.display());
@@ -98,6 +105,26 @@ fn a_mount_shows_every_file_as_the_kernel_does() {
     let world = world();
     let mounted = Mounted::with_arguments(&world.repository, None, &["--owner", "guest"]);
     assert_same(&world.truth, &of_mount(&backup(&mounted).join("files/xvda1")));
+}
+
+#[test]
+fn two_volumes_are_read_at_once_with_one_worker() {
+    let world = world();
+    let mounted = Mounted::with_arguments(&world.repository, None, &["--owner", "guest", "--guest-workers", "1"]);
+    let files = backup(&mounted).join("files");
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let other = files.join("xvda4/lost+found");
+            while !is_over.load(Ordering::Relaxed) {
+                // Of which nothing is kept.
+                let found = rustix::fs::getxattr(&other, "user.none", &mut [0; 8][..]);
+                assert_eq!(found, Err(rustix::io::Errno::NODATA));
+            }
+        });
+        assert_same(&world.truth, &of_mount(&files.join("xvda1")));
+        is_over.store(true, Ordering::Relaxed);
+    });
 }
 
 #[test]
@@ -164,8 +191,12 @@ fn volumes_are_disks_and_what_is_not_read_says_what_to_do() {
         names.sort_unstable();
         names
     };
-    assert_eq!(names("volumes"), ["xvda1.raw", "xvda2.raw", "xvda3.raw"]);
-    assert_eq!(names("files"), ["xvda1"]);
+    assert_eq!(names("volumes"), ["xvda1.raw", "xvda2.raw", "xvda3.raw", "xvda4.raw", "xvda5.raw"]);
+    assert_eq!(names("files"), ["xvda1", "xvda3", "xvda4"]);
+    // A root that is a link would lead out of the mount.
+    assert!(fs::symlink_metadata(backup.join("files/xvda3")).unwrap().is_dir());
+    let listed = fs::read_dir(backup.join("files/xvda3")).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+    assert!(listed.is_err(), "{listed:?}");
     let xattr = |path: &str, name: &str| {
         let mut buffer = vec![0; 4096];
         let len = rustix::fs::getxattr(backup.join(path), name, &mut buffer[..])?;
@@ -175,7 +206,7 @@ fn volumes_are_disks_and_what_is_not_read_says_what_to_do() {
     assert_eq!(xattr("volumes/xvda2.raw", "user.xofs.content").as_deref(), Ok("LUKS1"));
     let advice = xattr("volumes/xvda2.raw", "user.xofs.problem").unwrap();
     assert!(advice.contains("volumes/xvda2.raw") && advice.contains("passphrase"), "{advice}");
-    assert_eq!(xattr("volumes/xvda3.raw", "user.xofs.content").as_deref(), Ok("empty"));
+    assert_eq!(xattr("volumes/xvda5.raw", "user.xofs.content").as_deref(), Ok("empty"));
     assert_eq!(xattr("files/xvda1", "user.xofs.replayed").as_deref(), Ok("false"));
     assert_eq!(fs::metadata(backup.join("volumes/xvda1.raw")).unwrap().len(), 96 * MIB);
     // The kernel mounts it, too.

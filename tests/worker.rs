@@ -194,8 +194,8 @@ fn a_worker_that_lies_spins_or_dies_costs_the_request_and_says_why() {
             "sleep 9",
             "bytes that its disk has not",
         ),
-        (concat!(r"\002\000\000\000\000\000", r"\003\000\000\000\000\006\000"), "sleep 9", "cannot be believed"),
-        (concat!(r"\002\000\000\000\000\000", r"\003\000\000\000\001\000\000"), "sleep 9", "cannot be believed"),
+        (concat!(r"\002\000\000\000\000\000", r"\003\000\000\000\000\006\000"), "sleep 9", "something else"),
+        (concat!(r"\002\000\000\000\000\000", r"\003\000\000\000\001\000\000"), "sleep 9", "something else"),
         // Failed for a disk, which could be read.
         (concat!(r"\002\000\000\000\000\000", r"\004\000\000\000\000\011\005\000"), "sleep 9", "blamed a disk"),
     ];

@@ -4,6 +4,7 @@
 //! |---------------------|------------------------------------------|---------------|---------------|
 //! | of the tree itself  | 0555 (directories), 0444                 | of the backup | a few seconds |
 //! | a file of a guest   | its own, and its owner may read it       | its own       | an hour       |
+//! | a root of a guest   | its own, and its owner may read it       | its own       | a few seconds |
 //!
 //! All belong to the owner of the mount, and from all permissions the umask is taken away; unless guests' files are to be as the
 //! guest has them: then they have its owners and all twelve bits.
@@ -93,7 +94,8 @@ impl Appearance {
             gid: self.owner.gid,
             device: (0, 0),
         };
-        let Some(guest) = &attributes.guest else { return Timed { attributes: place, valid: self.believed } };
+        let valid = if attributes.is_constant { BELIEVED_GUEST } else { self.believed };
+        let Some(guest) = &attributes.guest else { return Timed { attributes: place, valid } };
         let file = Attributes {
             accessed: guest.accessed,
             changed: guest.changed,
@@ -104,7 +106,7 @@ impl Appearance {
             gid: if self.owner.is_guest { guest.gid } else { place.gid },
             ..place
         };
-        Timed { attributes: file, valid: BELIEVED_GUEST }
+        Timed { attributes: file, valid }
     }
 }
 
@@ -120,7 +122,17 @@ mod tests {
     }
 
     fn place(kind: Kind, guest: Option<GuestAttributes>) -> tree::Attributes {
-        tree::Attributes { inode: 7, kind, size: 513, allocated: 1025, modified: second(3), is_disk: false, guest }
+        let is_constant = guest.is_some();
+        tree::Attributes {
+            inode: 7,
+            kind,
+            size: 513,
+            allocated: 1025,
+            modified: second(3),
+            is_disk: false,
+            is_constant,
+            guest,
+        }
     }
 
     fn guest(mode: u16) -> GuestAttributes {

@@ -113,6 +113,7 @@ impl Dispatcher {
         reply: Reply<A>,
         act: impl FnOnce(&TreeFilesystem, Reply<A>) + Send + 'static,
     ) {
+        let inode = self.files.group(inode);
         if !self.files.health().admits(inode) {
             return reply.error(Errno::IO);
         }

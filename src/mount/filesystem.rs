@@ -190,6 +190,11 @@ impl TreeFilesystem {
         self.tree.place(inode)
     }
 
+    /// Returns the place that answers, or does not, together with this one.
+    pub(super) fn group(&self, inode: u64) -> u64 {
+        self.tree.group(inode)
+    }
+
     /// Returns what the repository is called in messages.
     pub(super) fn repository(&self) -> String {
         self.tree.repository()

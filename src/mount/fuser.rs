@@ -33,17 +33,24 @@ const MAX_XATTR: usize = 64 << 10;
 pub(super) struct Connection<H: Handler>(::fuser::Session<Adapter<H>>);
 
 impl<H: Handler> Connection<H> {
-    /// Shakes hands with the kernel over the connection of a mount, whose requests `threads` threads will take.
+    /// Shakes hands with the kernel over the connection of a mount, whose requests `threads` threads will take. With `has_acls` it
+    /// applies the access control lists of files, which are among their extended attributes.
     ///
     /// # Errors
     /// What the system says.
-    pub(super) fn new(handler: H, connection: OwnedFd, allow_other: bool, threads: usize) -> io::Result<Self> {
+    pub(super) fn new(
+        handler: H,
+        connection: OwnedFd,
+        allow_other: bool,
+        has_acls: bool,
+        threads: usize,
+    ) -> io::Result<Self> {
         let mut config = Config::default();
         let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
         config.acl = acl;
         config.n_threads = Some(threads);
         // Not mounted by the crate: it would unmount by path in the end, whatever is mounted there by then.
-        ::fuser::Session::from_fd(Adapter(handler), connection, acl, config).map(Self)
+        ::fuser::Session::from_fd(Adapter { handler, has_acls }, connection, acl, config).map(Self)
     }
 
     /// Answers requests until the mount ends.
@@ -58,13 +65,17 @@ impl<H: Handler> Connection<H> {
     }
 }
 
-struct Adapter<H>(H);
+struct Adapter<H> {
+    handler: H,
+    /// Whether the kernel is to ask for access control lists, and to apply them.
+    has_acls: bool,
+}
 
 impl<H> Adapter<H> {
     /// Has the handler work on a request. A panic is that request's: its reply is dropped, which answers it, and the thread
     /// lives on; without it the mount would end.
     fn ask(&self, act: impl FnOnce(&H)) {
-        if catch_unwind(AssertUnwindSafe(|| act(&self.0))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| act(&self.handler))).is_err() {
             tracing::error!("a panic while a request was worked on; it is answered with an error");
         }
     }
@@ -238,7 +249,10 @@ impl<H: Handler> Filesystem for Adapter<H> {
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             InitFlags::FUSE_CACHE_SYMLINKS,
-        ] {
+        ]
+        .into_iter()
+        .chain(self.has_acls.then_some(InitFlags::FUSE_POSIX_ACL))
+        {
             if config.add_capabilities(capability).is_err() {
                 tracing::debug!(?capability, "the kernel does not know a capability");
             }
@@ -400,6 +414,6 @@ mod tests {
 
     #[test]
     fn a_panic_ends_no_thread() {
-        Adapter(()).ask(|()| panic!("on purpose"));
+        Adapter { handler: (), has_acls: false }.ask(|()| panic!("on purpose"));
     }
 }

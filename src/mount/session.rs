@@ -160,7 +160,14 @@ pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptio
     };
     let failed = |error: io::Error| Error::new(ErrorKind::System, explain_mount(&mountpoint, &error));
     let connection = kernel::mount(&mounting).map_err(failed)?;
-    let connection = Connection::new(dispatcher, connection, options.allow_other, options.thread_count());
+    let connection = Connection::new(
+        dispatcher,
+        connection,
+        options.allow_other,
+        // Else the bits of a mode are all there is.
+        options.is_guest_owner,
+        options.thread_count(),
+    );
     // What cannot be served is not left mounted: its connection is closed, or will be.
     let removed = |error: Error| {
         let _ = unmount(&mountpoint);

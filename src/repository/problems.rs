@@ -75,7 +75,8 @@ pub(super) struct Problems(Mutex<State>);
 #[derive(Default)]
 struct State {
     listed: HashMap<VmId, Vec<Problem>>,
-    reported: BTreeMap<(ObjectPath, ProblemKind), Problem>,
+    /// Of guests also by message: the path is that of the metadata of their backup.
+    reported: BTreeMap<(ObjectPath, ProblemKind, String), Problem>,
 }
 
 impl Problems {
@@ -95,10 +96,11 @@ impl Problems {
         });
     }
 
-    /// Remembers a problem; one for each object and kind, the first one stays.
+    /// Remembers a problem; one for each object and kind, the first one stays; of guests, one for each message.
     pub fn report(&self, problem: Problem) {
         self.with(|state| {
-            let key = (problem.path.clone(), problem.kind);
+            let message = if problem.kind == ProblemKind::Guest { problem.message.clone() } else { String::new() };
+            let key = (problem.path.clone(), problem.kind, message);
             if state.reported.contains_key(&key) {
                 return;
             }
@@ -111,7 +113,7 @@ impl Problems {
 
     /// Forgets a reported problem: what it was about works now.
     pub fn resolve(&self, path: &ObjectPath, kind: ProblemKind) {
-        self.with(|state| state.reported.remove(&(path.clone(), kind)));
+        self.with(|state| state.reported.remove(&(path.clone(), kind, String::new())));
     }
 
     /// Forgets what is wrong with VMs for which `is_there` is false.

@@ -37,7 +37,9 @@ pub struct Attributes {
     pub modified: SystemTime,
     /// Whether it is a disk, best read in large pieces.
     pub is_disk: bool,
-    /// What the guest says of it, of a guest's file. That never changes.
+    /// Whether all of this is so for as long as it has its number.
+    pub is_constant: bool,
+    /// What the guest says of it, of a guest's file.
     pub guest: Option<GuestAttributes>,
 }
 

@@ -150,6 +150,12 @@ impl Tree {
         self.inodes.key(inode).map_or_else(|| format!("inode {inode}"), |key| key.to_string())
     }
 
+    /// Returns the place that answers, or does not, together with this one: of a guest's file the root of its volume.
+    #[must_use]
+    pub fn group(&self, inode: u64) -> u64 {
+        self.guests.place(inode).map_or(inode, |place| self.guests.root_of(place))
+    }
+
     /// Returns whether the names in a directory, or the bytes of a file, are known without asking the repository.
     #[must_use]
     pub fn is_at_hand(&self, inode: u64) -> bool {
@@ -510,6 +516,7 @@ impl Tree {
             allocated,
             modified: key.time().map_or(self.since, |time| at(time.unix())),
             is_disk: matches!(key, Key::Disk(..) | Key::Loose(..) | Key::Volume(..)),
+            is_constant: false,
             guest: None,
         })
     }

@@ -4,13 +4,17 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use disk::Disk;
-use guest::{Attributes, Entry, Error as GuestError, ErrorKind, Extents, Facts, Source, Survey, Xattr};
+use guest::{Attributes, Error as GuestError, ErrorKind, Extents, Facts, SegmentSource, Source, Survey, Xattr};
 
 use super::error::{Error, Result};
 use super::protocol::Page;
+use super::volume::Listed;
 
 /// Most names in a directory: some 250 MB of memory while it is listed.
 const ENTRIES: usize = 1_000_000;
+
+/// Most bytes of names in a directory.
+const TEXT: usize = 64 << 20;
 
 /// Longest name (bytes): 255 units of UTF-16 have at most 765.
 const NAME: usize = 1024;
@@ -30,12 +34,20 @@ const SIZE: u64 = i64::MAX as u64;
 const VOLUMES: usize = 1024;
 const VOLUME_NAME: usize = 250;
 
+/// The shortest stripe (bytes) and the most disks of a striped volume. Source: lvmraid(7), md(4).
+const LEAST_STRIPE: u64 = 4096;
+const MOST_COLUMNS: usize = 128;
+
 /// Nanoseconds of a second.
 const SECOND: u32 = 1_000_000_000;
 
 /// Most problems of a volume, and bytes of a sentence.
-const SENTENCES: usize = 256;
+const SENTENCES: usize = 32;
 const SENTENCE: usize = 1024;
+
+/// Most extents of a file at a time, and bytes that lie in them.
+const EXTENTS_AT_ONCE: usize = 32 << 10;
+const BYTES_AT_ONCE: u64 = 4 << 20;
 
 /// Returns the error of a worker that answers what no reader does.
 pub(super) fn lie(what: &str) -> Error {
@@ -60,31 +72,45 @@ pub(super) fn attributes(attributes: Attributes) -> Result<Attributes> {
     Ok(attributes)
 }
 
-/// Adds a part of a directory that starts at entry `from` to what is `listed`; returns where the next part starts.
-pub(super) fn page(
-    page: Page,
-    from: u32,
-    listed: &mut Vec<(Entry, std::result::Result<Attributes, String>)>,
-) -> Result<Option<u32>> {
-    let count = u32::try_from(page.entries.len()).map_err(|_| lie("a part of a directory is too long"))?;
-    if page.next.is_some_and(|next| count == 0 || from.checked_add(count) != Some(next)) {
-        return Err(lie("the parts of a directory do not follow each other"));
-    }
-    if listed.len() + page.entries.len() > ENTRIES {
-        return Err(too_much(format!("a directory has more than {ENTRIES} names, which are not shown")));
-    }
-    for (entry, known) in page.entries {
-        if !(1..=NAME).contains(&entry.name.len()) {
-            return Err(lie("a name in a directory is empty or too long"));
+/// A directory that comes in parts.
+#[derive(Default)]
+pub(super) struct Directory {
+    listed: Listed,
+    /// Bytes of all names and messages.
+    text: usize,
+}
+
+impl Directory {
+    /// Adds the part that starts at entry `from`; returns where the next part starts.
+    pub(super) fn add(&mut self, page: Page, from: u32) -> Result<Option<u32>> {
+        let count = u32::try_from(page.entries.len()).map_err(|_| lie("a part of a directory is too long"))?;
+        if page.next.is_some_and(|next| count == 0 || from.checked_add(count) != Some(next)) {
+            return Err(lie("the parts of a directory do not follow each other"));
         }
-        let known = match known.map(attributes) {
-            Ok(Ok(attributes)) => Ok(attributes),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(message) => Err(sentence(message)),
-        };
-        listed.push((entry, known));
+        for (entry, known) in page.entries {
+            if !(1..=NAME).contains(&entry.name.len()) {
+                return Err(lie("a name in a directory is empty or too long"));
+            }
+            let known = match known.map(attributes) {
+                Ok(Ok(attributes)) => Ok(attributes),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(message) => Err(sentence(&message)),
+            };
+            self.text += entry.name.len() + known.as_ref().err().map_or(0, String::len);
+            self.listed.push((entry, known));
+            if self.listed.len() > ENTRIES || self.text > TEXT {
+                return Err(too_much(format!(
+                    "a directory has more than {ENTRIES} names, or {} MiB of them",
+                    TEXT >> 20
+                )));
+            }
+        }
+        Ok(page.next)
     }
-    Ok(page.next)
+
+    pub(super) fn done(self) -> Listed {
+        self.listed
+    }
 }
 
 /// Checks the target of a link.
@@ -109,6 +135,12 @@ pub(super) fn xattrs(xattrs: Vec<Xattr>) -> Result<Vec<Xattr>> {
 /// Checks extents that were asked for from `from` on, against the members of the volume.
 pub(super) fn extents(extents: Extents, from: u64, members: &[Arc<dyn Disk>]) -> Result<Extents> {
     let mut end = 0;
+    let in_memory = extents.found.iter().filter(|extent| matches!(extent.source, Source::Bytes(_)));
+    if extents.found.len() > EXTENTS_AT_ONCE
+        || in_memory.map(|extent| extent.len).fold(0, u64::saturating_add) > BYTES_AT_ONCE
+    {
+        return Err(lie("extents of a file are more than were asked for"));
+    }
     for extent in &extents.found {
         let reach = extent.start.checked_add(extent.len).filter(|reach| extent.len > 0 && *reach <= SIZE);
         let (true, Some(reach)) = (extent.start >= end, reach) else {
@@ -133,20 +165,23 @@ pub(super) fn extents(extents: Extents, from: u64, members: &[Arc<dyn Disk>]) ->
 }
 
 /// Shortens what is said of a volume.
-pub(super) fn facts(facts: Facts) -> Result<Facts> {
+pub(super) fn facts(facts: Facts) -> Facts {
     let Facts { kind, label, uuid, is_replayed, mut problems } = facts;
     problems.truncate(SENTENCES);
-    let problems = problems.into_iter().map(sentence).collect();
-    Ok(Facts { kind: sentence(kind), label: sentence(label), uuid: sentence(uuid), is_replayed, problems })
+    let problems = problems.iter().map(|problem| sentence(problem)).collect();
+    Facts { kind: sentence(&kind), label: sentence(&label), uuid: sentence(&uuid), is_replayed, problems }
 }
 
-/// Cuts a text off at a length that a sentence may have.
-fn sentence(mut text: String) -> String {
-    if text.len() > SENTENCE {
-        let end = (0..=SENTENCE).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-        text.truncate(end);
-    }
-    text
+/// Returns a text that can be shown: without control characters, cut off at a length that a sentence may have.
+pub(super) fn sentence(text: &str) -> String {
+    let shown = text.chars().map(|character| if character.is_control() { ' ' } else { character });
+    let mut length = 0;
+    shown
+        .take_while(|character| {
+            length += character.len_utf8();
+            length <= SENTENCE
+        })
+        .collect()
 }
 
 /// Checks volumes. Where their bytes lie is checked against the disks by whoever [maps](guest::Mapped) them.
@@ -160,7 +195,16 @@ pub(super) fn survey(survey: Survey) -> Result<Survey> {
     {
         return Err(lie("volumes are too many, or have names that none has"));
     }
-    let told = |problem: guest::Error| GuestError::new(problem.kind(), sentence(problem.to_string()));
+    let segments = volumes.iter().filter_map(|volume| volume.map.as_ref()).flat_map(guest::Map::segments);
+    let stripes = segments.filter_map(|segment| match &segment.source {
+        SegmentSource::Striped(stripes) if stripes.columns.len() > 1 => Some(stripes),
+        _ => None,
+    });
+    // Each stripe is a read of its own.
+    if stripes.into_iter().any(|stripes| stripes.stripe_size < LEAST_STRIPE || stripes.columns.len() > MOST_COLUMNS) {
+        return Err(lie("a volume has smaller stripes, or more of them, than any system makes"));
+    }
+    let told = |problem: guest::Error| GuestError::new(problem.kind(), sentence(&problem.to_string()));
     for volume in &mut volumes {
         volume.problem = volume.problem.take().map(told);
     }

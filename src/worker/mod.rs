@@ -24,7 +24,7 @@ mod volume;
 pub use error::{Error, Result};
 pub use pool::{WORKERS, Workers};
 pub use serve::run;
-pub use volume::Volume;
+pub use volume::{Listed, Volume};
 
 /// What the program is given as its only argument to be a worker.
 pub const ARGUMENT: &str = "--guest-worker";

@@ -4,7 +4,7 @@
 //! its worker up, unless it is at work; the volume starts another when it is asked again, and nobody notices.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,8 @@ pub struct Workers {
 #[derive(Debug, Default)]
 struct State {
     running: u16,
+    /// How often a worker ended, or was left without work.
+    changes: u64,
     seats: Vec<Weak<Seat>>,
     /// Whether a thread looks for those that are idle.
     is_watched: bool,
@@ -88,7 +90,7 @@ impl Workers {
         let mut worker = self.hire()?;
         match worker.process().ask(&Request::Survey(sizes), &disks) {
             Ok(Frame::Message(Message::Survey(survey))) => check::survey(survey),
-            Ok(_) => Err(check::lie("it answered a survey with something else")),
+            Ok(_) => Err(Error::Worker("the worker that looked for volumes answered something else".to_owned())),
             Err(Failure::Answered(error)) => Err(error),
             Err(Failure::Broken(why, _)) => {
                 Err(Error::Worker(format!("the worker that looked for volumes failed: {why}")))
@@ -106,13 +108,13 @@ impl Workers {
     pub(super) fn hire(self: &Arc<Self>) -> Result<Hired> {
         let mut state = self.state();
         while state.running >= self.limit {
-            let retired = longest_unused(&mut state.seats);
-            if let Some(retired) = retired {
-                drop(state);
-                drop(retired);
-                state = self.state();
-            } else {
-                // One that begins to rest between the look and the wait says so under this lock.
+            let (seats, changes) = (state.seats(), state.changes);
+            drop(state);
+            // Without the lock, which is taken where a worker ends: here, or with the last hold of a seat.
+            drop(longest_unused(&seats));
+            drop(seats);
+            state = self.state();
+            if state.changes == changes {
                 state = self.freed.wait_timeout(state, ROUND).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
@@ -137,6 +139,14 @@ impl Workers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn change(&self, act: impl FnOnce(&mut State)) {
+        let mut state = self.state();
+        act(&mut state);
+        state.changes += 1;
+        drop(state);
+        self.freed.notify_all();
+    }
+
     /// Sees to it that workers end that nobody needs.
     fn watch(self: &Arc<Self>) {
         if std::mem::replace(&mut self.state().is_watched, true) {
@@ -147,7 +157,7 @@ impl Workers {
             loop {
                 thread::sleep(ROUND);
                 let Some(workers) = workers.upgrade() else { return };
-                let seats: Vec<_> = workers.state().seats.iter().filter_map(Weak::upgrade).collect();
+                let seats = workers.state().seats();
                 // Not under the lock of the state, which is taken when one ends.
                 seats.iter().for_each(|seat| drop(seat.retire(IDLE)));
                 drop(seats);
@@ -164,11 +174,16 @@ impl Workers {
     }
 }
 
+impl State {
+    fn seats(&self) -> Vec<Arc<Seat>> {
+        self.seats.iter().filter_map(Weak::upgrade).collect()
+    }
+}
+
 /// Takes the worker that rests for longest, if any rests.
-fn longest_unused(seats: &mut [Weak<Seat>]) -> Option<Hired> {
-    let seats = seats.iter().filter_map(Weak::upgrade);
-    let resting = seats.filter_map(|seat| {
-        let used = seat.0.try_lock().ok()?.as_ref()?.used;
+fn longest_unused(seats: &[Arc<Seat>]) -> Option<Hired> {
+    let resting = seats.iter().filter_map(|seat| {
+        let used = seat.try_lock()?.as_ref()?.used;
         Some((used, seat))
     });
     let (_, seat) = resting.min_by_key(|(used, _)| *used)?;
@@ -196,16 +211,23 @@ impl Seat {
         if stays {
             *seated = Some(Seated { worker, used: Instant::now() });
             drop(seated);
-            // Under the lock: whoever found all at work a moment ago waits by now.
-            drop(workers.state());
-            workers.freed.notify_one();
+            workers.change(|_| {});
         }
         Ok(result)
     }
 
+    /// Locks it unless it is at work.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Option<Seated>>> {
+        match self.0.try_lock() {
+            Ok(seated) => Some(seated),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
     /// Takes its worker if that has been without work for `age`.
     fn retire(&self, age: Duration) -> Option<Hired> {
-        let mut seated = self.0.try_lock().ok()?;
+        let mut seated = self.try_lock()?;
         seated.take_if(|seated| seated.used.elapsed() >= age).map(|seated| seated.worker)
     }
 }
@@ -219,7 +241,6 @@ impl Hired {
 impl Drop for Hired {
     fn drop(&mut self) {
         drop(self.process.take());
-        self.workers.state().running -= 1;
-        self.workers.freed.notify_one();
+        self.workers.change(|state| state.running -= 1);
     }
 }

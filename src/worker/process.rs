@@ -14,11 +14,15 @@ use guest::{Error as GuestError, ErrorKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::ARGUMENT;
+use super::check;
 use super::error::{Error, Result};
 use super::protocol::{Frame, Message, PIECE_LIMIT, Request, receive, send, send_bytes};
 
 /// Most bytes that a worker may read for one request: the journal of a volume, or all inodes of a large directory.
 const READ_LIMIT: u64 = 4 << 30;
+
+/// What a read counts at least (bytes): many short ones cost more.
+const LEAST_READ: u64 = 64 << 10;
 
 /// A process that reads one volume. Dropped, it is killed.
 #[derive(Debug)]
@@ -32,8 +36,17 @@ pub(super) struct Process {
 pub(super) enum Failure {
     /// The worker lives, and may be asked again.
     Answered(Error),
-    /// It is to be dropped; the reason. `true` if it said nothing since it was asked.
+    /// It is to be dropped; the reason. `true` if it was dead before it was asked.
     Broken(String, bool),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Worker(why) => Self::Broken(why, false),
+            error => Self::Answered(error),
+        }
+    }
 }
 
 impl Process {
@@ -62,6 +75,7 @@ impl Process {
         let mut process = Self { socket, child, patience };
         match process.receive(&mut patience.clone()) {
             Ok(Frame::Message(Message::Ready)) => Ok(process),
+            Ok(Frame::Message(Message::Panicked(why))) => Err(failed(&check::sentence(&why))),
             Ok(_) => Err(failed(&"it began with an answer")),
             Err(error) => Err(failed(&process.epitaph(&error))),
         }
@@ -73,23 +87,22 @@ impl Process {
         request: &Request,
         disks: &[Arc<dyn Disk>],
     ) -> std::result::Result<Frame<Message>, Failure> {
-        if let Err(error) = send(&mut self.socket, request) {
-            return Err(Failure::Broken(self.epitaph(&error), true));
+        let mut patience = self.patience;
+        if let Err(error) = timed(&mut patience, || send(&mut self.socket, request)) {
+            return Err(self.broken(&error, true));
         }
-        let (mut patience, mut read, mut is_silent) = (self.patience, 0, true);
+        let (mut read, mut is_silent) = (0, true);
         // What the disk itself says is worth more than what comes back of it through the reader.
         let mut unreadable: Option<disk::Error> = None;
         loop {
-            let frame = self.receive(&mut patience);
-            let frame = frame.map_err(|error| Failure::Broken(self.epitaph(&error), is_silent))?;
+            let frame = self.receive(&mut patience).map_err(|error| self.broken(&error, is_silent))?;
             is_silent = false;
             let broken = |why: &str| Failure::Broken(why.to_owned(), false);
             match frame {
                 Frame::Message(Message::Read(number, offset, len)) => {
-                    read += u64::from(len);
-                    let disk = disks
-                        .get(usize::from(number))
-                        .ok_or_else(|| broken("it asked for a disk that there is not"))?;
+                    read += u64::from(len).max(LEAST_READ);
+                    let disk = disks.get(usize::from(number));
+                    let disk = disk.ok_or_else(|| broken("it asked for a disk that there is not"))?;
                     let piece = usize::try_from(len).ok().filter(|len| (1..=PIECE_LIMIT).contains(len));
                     let piece =
                         piece.filter(|_| offset.checked_add(u64::from(len)).is_some_and(|end| end <= disk.size()));
@@ -98,25 +111,32 @@ impl Process {
                         return Err(broken(&format!("it read more than {} GiB for one answer", READ_LIMIT >> 30)));
                     }
                     let mut bytes = vec![0; piece];
-                    let sent = match disk.read_at(offset, &mut bytes) {
-                        Ok(()) => send_bytes(&mut self.socket, &bytes),
+                    let answer = match disk.read_at(offset, &mut bytes) {
+                        Ok(()) => None,
                         Err(error) => {
-                            let message = error.to_string();
-                            unreadable = Some(error);
-                            send(&mut self.socket, &Request::Unreadable(message))
+                            let message = Request::Unreadable(error.to_string());
+                            // One that may pass is not forgotten for one that lasts.
+                            if unreadable.as_ref().is_none_or(is_lasting) {
+                                unreadable = Some(error);
+                            }
+                            Some(message)
                         }
                     };
-                    sent.map_err(|error| Failure::Broken(self.epitaph(&error), false))?;
+                    let sent = timed(&mut patience, || match answer {
+                        None => send_bytes(&mut self.socket, &bytes),
+                        Some(message) => send(&mut self.socket, &message),
+                    });
+                    sent.map_err(|error| self.broken(&error, false))?;
                 }
                 Frame::Message(Message::Failed(kind, message)) => {
                     let error = match unreadable {
                         Some(error) if kind == ErrorKind::Disk => Error::Disk(error),
                         None if kind == ErrorKind::Disk => return Err(broken("it blamed a disk that could be read")),
-                        _ => Error::Guest(GuestError::new(kind, message)),
+                        _ => Error::Guest(GuestError::new(kind, check::sentence(&message))),
                     };
                     return Err(Failure::Answered(error));
                 }
-                Frame::Message(Message::Panicked(message)) => return Err(broken(&message)),
+                Frame::Message(Message::Panicked(message)) => return Err(broken(&check::sentence(&message))),
                 Frame::Message(Message::Ready) => return Err(broken("it answered what was not asked")),
                 Frame::Message(Message::Survey(survey)) => match unreadable {
                     // Asked again it may find more.
@@ -129,12 +149,15 @@ impl Process {
         }
     }
 
+    /// Says why it cannot be asked any more.
+    fn broken(&mut self, error: &io::Error, is_silent: bool) -> Failure {
+        let was_dead = is_silent && !matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock);
+        Failure::Broken(self.epitaph(error), was_dead)
+    }
+
     fn receive(&self, patience: &mut Duration) -> io::Result<Frame<Message>> {
-        let began = Instant::now();
-        let mut socket = Patient { socket: &self.socket, until: began + *patience };
-        let received = receive(&mut socket);
-        *patience = patience.saturating_sub(began.elapsed());
-        received
+        let mut socket = Patient { socket: &self.socket, until: Instant::now() + *patience };
+        timed(patience, || receive(&mut socket))
     }
 
     /// Says what became of it.
@@ -158,6 +181,14 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Does something, and takes the time that it needs from what is left.
+fn timed<T>(left: &mut Duration, act: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let done = act();
+    *left = left.saturating_sub(began.elapsed());
+    done
 }
 
 /// Whether a disk will never say more.

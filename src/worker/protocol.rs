@@ -32,6 +32,8 @@ pub(super) enum Request {
     Open(guest::Content, Vec<u64>),
     /// What is in a directory, from the entry of that number on?
     List(Inode, u32),
+    /// The same without what is known of the files.
+    Names(Inode, u32),
     Attributes(Inode),
     Target(Inode),
     Xattrs(Inode),

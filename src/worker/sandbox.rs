@@ -20,6 +20,9 @@ const STACK: u64 = 8 << 20;
 /// Time on a processor that a request may take, in seconds; at the end of it the system ends the process.
 const PROCESSOR_SECONDS: u64 = 30;
 
+/// Time on a processor that a worker may take in all its life, in seconds: one that ignores that its mount is gone ends, too.
+const LIFE_SECONDS: u64 = 3600;
+
 /// The user and group that own nothing. Source: Linux, `DEFAULT_OVERFLOWUID`.
 const NOBODY: u32 = 65_534;
 
@@ -56,6 +59,7 @@ const ALLOWED: &[libc::c_long] = &[
 pub(super) fn enter() -> io::Result<()> {
     limit(Resource::As, MEMORY)?;
     limit(Resource::Stack, STACK)?;
+    limit(Resource::Cpu, LIFE_SECONDS)?;
     for resource in [Resource::Core, Resource::Fsize, Resource::Nofile, Resource::Nproc] {
         limit(resource, 0)?;
     }
@@ -78,8 +82,10 @@ pub(super) fn enter() -> io::Result<()> {
 /// What the system says.
 pub(super) fn begin_request() -> io::Result<()> {
     let used = clock_gettime(ClockId::ProcessCPUTime).tv_sec;
+    let maximum = getrlimit(Resource::Cpu).maximum;
     let end = u64::try_from(used).unwrap_or(0) + PROCESSOR_SECONDS;
-    Ok(setrlimit(Resource::Cpu, Rlimit { current: Some(end), maximum: getrlimit(Resource::Cpu).maximum })?)
+    let current = maximum.map_or(end, |maximum| maximum.min(end));
+    Ok(setrlimit(Resource::Cpu, Rlimit { current: Some(current), maximum })?)
 }
 
 /// Lowers a limit; what is lower already stays.
@@ -97,8 +103,10 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
         let plain = condition(2, SeccompCmpOp::MaskedEq(executable), 0)?;
         rules.push((call, vec![SeccompRule::new(vec![plain])?]));
     }
-    // Its own limits: they can be lowered, and the time of a request can be set anew.
-    rules.push((libc::SYS_prlimit64, vec![SeccompRule::new(vec![condition(0, SeccompCmpOp::Eq, 0)?])?]));
+    // The time of a request, within the time of the process.
+    let time = u64::from(libc::RLIMIT_CPU);
+    let own_time = vec![condition(0, SeccompCmpOp::Eq, 0)?, condition(1, SeccompCmpOp::Eq, time)?];
+    rules.push((libc::SYS_prlimit64, vec![SeccompRule::new(own_time)?]));
     // Builds with checks look whether a descriptor is open before they close it.
     let flags = u64::try_from(libc::F_GETFD).expect("a command");
     rules.push((libc::SYS_fcntl, vec![SeccompRule::new(vec![condition(1, SeccompCmpOp::Eq, flags)?])?]));

@@ -26,7 +26,7 @@ const EXTENTS: usize = 8192;
 /// # Errors
 /// If the process cannot be confined, or the mount says what it never says. Nothing of a disk was read if it cannot be confined.
 pub fn run() -> io::Result<()> {
-    inherited::close_all()?;
+    let closed = inherited::close_all();
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     // The kernel calls a program started through /proc "exe".
     let _ = rustix::thread::set_name(c"xofs-guest");
@@ -36,7 +36,10 @@ pub fn run() -> io::Result<()> {
         let _ = send(&mut &last_word, &Message::Panicked(info.to_string()));
         std::process::exit(101);
     }));
-    sandbox::enter()?;
+    if let Err(error) = closed.and_then(|()| sandbox::enter()) {
+        let why = format!("it cannot be confined, and so reads nothing: {error}");
+        return send(&mut &socket, &Message::Panicked(why));
+    }
     let mut worker = Worker { channel: Arc::new(Mutex::new(Channel::new(socket))), reader: None, listing: None };
     worker.say(&Message::Ready)?;
     loop {
@@ -84,7 +87,13 @@ impl Worker {
             return self.say(&Message::Failed(ErrorKind::Disk, message));
         }
         match answer {
-            Ok(Frame::Message(message)) => self.say(&message),
+            Ok(Frame::Message(message)) => match self.say(&message) {
+                // It was not sent: a frame is sent whole or not at all.
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    self.say(&Message::Failed(ErrorKind::TooMuch, "there is more of it than can be told".to_owned()))
+                }
+                said => said,
+            },
             Ok(Frame::Bytes(bytes)) => send_bytes(self.channel().socket(), &bytes),
             Err(error) => self.say(&Message::Failed(error.kind(), error.to_string())),
         }
@@ -103,7 +112,8 @@ impl Worker {
                 self.reader = Some(reader);
                 opened
             }
-            Request::List(directory, from) => Message::List(self.list(*directory, *from)?),
+            Request::List(directory, from) => Message::List(self.list(*directory, *from, true)?),
+            Request::Names(directory, from) => Message::List(self.list(*directory, *from, false)?),
             Request::Attributes(inode) => Message::Attributes(self.reader()?.attributes(*inode)?),
             Request::Target(inode) => Message::Target(self.reader()?.target(*inode)?),
             Request::Xattrs(inode) => Message::Xattrs(self.reader()?.xattrs(*inode)?),
@@ -116,7 +126,7 @@ impl Worker {
         self.reader.as_deref().ok_or_else(not_asked)
     }
 
-    fn list(&mut self, directory: Inode, from: u32) -> guest::Result<Page> {
+    fn list(&mut self, directory: Inode, from: u32, with_attributes: bool) -> guest::Result<Page> {
         let listed = match self.listing.take() {
             Some((listed, entries)) if listed == directory && from > 0 => entries,
             _ => self.reader()?.list(directory)?,
@@ -130,7 +140,10 @@ impl Worker {
                 break;
             }
             room = room.saturating_sub(needed);
-            let attributes = reader.attributes(entry.inode).map_err(|error| error.to_string());
+            let attributes = match with_attributes {
+                true => reader.attributes(entry.inode).map_err(|error| error.to_string()),
+                false => Err("it was not looked at, since what lies beside it cannot be".to_owned()),
+            };
             entries.push((entry.clone(), attributes));
             next += 1;
         }

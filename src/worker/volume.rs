@@ -1,11 +1,13 @@
 //! A volume with a filesystem, as the tree asks it: through a worker that is started when needed and replaced when it fails.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use disk::Disk;
 use guest::{Attributes, Content, Entry, Extents, Facts, Inode, Xattr};
+use lru::LruCache;
 
 use super::check;
 use super::error::{Error, Result};
@@ -13,9 +15,36 @@ use super::pool::{Seat, Workers};
 use super::process::{Failure, Process};
 use super::protocol::{Frame, Message, PIECE_LIMIT, Request};
 
-/// So many workers may fail within [`PERIOD`] before the volume is left alone for as long.
-const FAILURES: usize = 5;
+/// What workers of a volume may fail within [`PERIOD`] before it is left alone: one that cannot even open it counts as
+/// [`FAILED_OPEN`] that failed at a file.
+const FAILURES: usize = 50;
+const FAILED_OPEN: usize = 10;
 const PERIOD: Duration = Duration::from_secs(60);
+
+/// After so many workers failed at the same question about the same file it is not asked for [`REST`].
+const SAME: u32 = 2;
+const REST: Duration = Duration::from_secs(600);
+
+/// Files of a volume at which workers failed that are remembered.
+const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+
+/// Files in a directory at which workers may fail before the others are not looked at.
+const IN_DIRECTORY: usize = 5;
+
+/// A directory: each name, and what is known of the file, or why that is not.
+pub type Listed = Vec<(Entry, std::result::Result<Attributes, String>)>;
+
+/// What is asked about a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Question {
+    List,
+    Names,
+    Attributes,
+    Target,
+    Xattrs,
+    Extents,
+    Decode,
+}
 
 /// A filesystem in a guest.
 pub struct Volume {
@@ -23,10 +52,15 @@ pub struct Volume {
     content: Content,
     members: Vec<Arc<dyn Disk>>,
     seat: Arc<Seat>,
-    /// When workers of it failed.
-    failures: Mutex<VecDeque<Instant>>,
+    troubles: Mutex<Troubles>,
     /// Its root and what is said of it, or why no reader will ever open it.
     opened: OnceLock<guest::Result<(Inode, Facts)>>,
+}
+
+/// When workers failed, and at what.
+struct Troubles {
+    recent: VecDeque<Instant>,
+    files: LruCache<(Question, Inode), (u32, Instant)>,
 }
 
 impl Volume {
@@ -34,7 +68,8 @@ impl Volume {
     #[must_use]
     pub fn new(workers: Arc<Workers>, content: Content, members: Vec<Arc<dyn Disk>>) -> Self {
         let seat = workers.seat();
-        Self { workers, content, members, seat, failures: Mutex::default(), opened: OnceLock::new() }
+        let troubles = Mutex::new(Troubles { recent: VecDeque::new(), files: LruCache::new(REMEMBERED) });
+        Self { workers, content, members, seat, troubles, opened: OnceLock::new() }
     }
 
     /// Returns the members, in the order in which [extents](Volume::extents) number them.
@@ -49,7 +84,7 @@ impl Volume {
     /// If no reader can open it, a disk cannot be read, or a worker fails.
     pub fn open(&self) -> Result<(Inode, &Facts)> {
         if self.opened.get().is_none() {
-            self.check_failures()?;
+            self.check_recent()?;
             self.seat.work(&self.workers, |process| self.prepare(process), |_, _| ((), true))?;
         }
         match self.opened.get().expect("a worker that was prepared said it") {
@@ -58,22 +93,49 @@ impl Volume {
         }
     }
 
-    /// Returns what is in a directory: each name, and what is known of the file, or why that is not.
+    /// Returns what is in a directory. Where workers fail at a file in it, the others are there all the same.
     ///
     /// # Errors
     /// As for [`Volume::open`]; what the reader says. A listing is complete or not there.
-    pub fn list(&self, directory: Inode) -> Result<Vec<(Entry, std::result::Result<Attributes, String>)>> {
-        let mut listed = Vec::new();
-        let mut from = 0;
-        loop {
-            let answer = self.ask(&Request::List(directory, from))?;
-            let Frame::Message(Message::List(page)) = answer else { return Err(self.lied()) };
-            let next = check::page(page, from, &mut listed)?;
-            match next {
-                Some(next) => from = next,
-                None => return Ok(listed),
+    pub fn list(&self, directory: Inode) -> Result<Listed> {
+        let mut listed = match self.list_as(directory, Question::List) {
+            Err(Error::Worker(_)) => self.list_as(directory, Question::Names)?,
+            listed => return listed,
+        };
+        let mut failed = 0;
+        for (entry, known) in &mut listed {
+            *known = match self.attributes(entry.inode) {
+                Ok(attributes) => Ok(attributes),
+                Err(Error::Disk(error)) => return Err(Error::Disk(error)),
+                Err(error) => {
+                    failed += usize::from(matches!(error, Error::Worker(_)));
+                    Err(error.to_string())
+                }
+            };
+            if failed == IN_DIRECTORY {
+                break;
             }
         }
+        Ok(listed)
+    }
+
+    fn list_as(&self, directory: Inode, question: Question) -> Result<Listed> {
+        self.ask(question, directory, |process| {
+            let (mut listed, mut from) = (check::Directory::default(), 0);
+            loop {
+                let request = match question {
+                    Question::Names => Request::Names(directory, from),
+                    _ => Request::List(directory, from),
+                };
+                let Frame::Message(Message::List(page)) = process.ask(&request, &self.members)? else {
+                    return Err(lied());
+                };
+                match listed.add(page, from)? {
+                    Some(next) => from = next,
+                    None => return Ok(listed.done()),
+                }
+            }
+        })
     }
 
     /// Returns what is known of a file.
@@ -81,10 +143,12 @@ impl Volume {
     /// # Errors
     /// As for [`Volume::list`].
     pub fn attributes(&self, inode: Inode) -> Result<Attributes> {
-        match self.ask(&Request::Attributes(inode))? {
-            Frame::Message(Message::Attributes(attributes)) => check::attributes(attributes),
-            _ => Err(self.lied()),
-        }
+        self.ask(Question::Attributes, inode, |process| {
+            match process.ask(&Request::Attributes(inode), &self.members)? {
+                Frame::Message(Message::Attributes(attributes)) => Ok(check::attributes(attributes)?),
+                _ => Err(lied()),
+            }
+        })
     }
 
     /// Returns the target of a symbolic link.
@@ -92,10 +156,10 @@ impl Volume {
     /// # Errors
     /// As for [`Volume::list`].
     pub fn target(&self, inode: Inode) -> Result<Vec<u8>> {
-        match self.ask(&Request::Target(inode))? {
-            Frame::Message(Message::Target(target)) => check::target(target),
-            _ => Err(self.lied()),
-        }
+        self.ask(Question::Target, inode, |process| match process.ask(&Request::Target(inode), &self.members)? {
+            Frame::Message(Message::Target(target)) => Ok(check::target(target)?),
+            _ => Err(lied()),
+        })
     }
 
     /// Returns the extended attributes of a file.
@@ -103,10 +167,10 @@ impl Volume {
     /// # Errors
     /// As for [`Volume::list`].
     pub fn xattrs(&self, inode: Inode) -> Result<Vec<Xattr>> {
-        match self.ask(&Request::Xattrs(inode))? {
-            Frame::Message(Message::Xattrs(xattrs)) => check::xattrs(xattrs),
-            _ => Err(self.lied()),
-        }
+        self.ask(Question::Xattrs, inode, |process| match process.ask(&Request::Xattrs(inode), &self.members)? {
+            Frame::Message(Message::Xattrs(xattrs)) => Ok(check::xattrs(xattrs)?),
+            _ => Err(lied()),
+        })
     }
 
     /// Returns where bytes of a file lie, from `from` on: thousands of extents at a time.
@@ -114,10 +178,12 @@ impl Volume {
     /// # Errors
     /// As for [`Volume::list`].
     pub fn extents(&self, inode: Inode, from: u64) -> Result<Extents> {
-        match self.ask(&Request::Extents(inode, from))? {
-            Frame::Message(Message::Extents(extents)) => check::extents(extents, from, &self.members),
-            _ => Err(self.lied()),
-        }
+        self.ask(Question::Extents, inode, |process| {
+            match process.ask(&Request::Extents(inode, from), &self.members)? {
+                Frame::Message(Message::Extents(extents)) => Ok(check::extents(extents, from, &self.members)?),
+                _ => Err(lied()),
+            }
+        })
     }
 
     /// Fills `buffer` with bytes of a file that are encoded.
@@ -127,39 +193,47 @@ impl Volume {
     pub fn decode(&self, inode: Inode, offset: u64, buffer: &mut [u8]) -> Result<()> {
         for (offset, piece) in (offset..).step_by(PIECE_LIMIT).zip(buffer.chunks_mut(PIECE_LIMIT)) {
             let len = u32::try_from(piece.len()).expect("at most PIECE_LIMIT");
-            match self.ask(&Request::Decode(inode, offset, len))? {
-                Frame::Bytes(bytes) if bytes.len() == piece.len() => piece.copy_from_slice(&bytes),
-                _ => return Err(self.lied()),
-            }
+            let request = Request::Decode(inode, offset, len);
+            let bytes = self.ask(Question::Decode, inode, |process| match process.ask(&request, &self.members)? {
+                Frame::Bytes(bytes) if bytes.len() == piece.len() => Ok(bytes),
+                _ => Err(lied()),
+            })?;
+            piece.copy_from_slice(&bytes);
         }
         Ok(())
     }
 
     /// Asks a worker; if one that rested turns out to be dead, another.
-    fn ask(&self, request: &Request) -> Result<Frame<Message>> {
+    fn ask<T>(
+        &self,
+        question: Question,
+        inode: Inode,
+        act: impl Fn(&mut Process) -> std::result::Result<T, Failure>,
+    ) -> Result<T> {
         let mut may_retry = true;
         loop {
             if let Some(Err(error)) = self.opened.get() {
                 return Err(error.clone().into());
             }
-            self.check_failures()?;
+            self.check_recent()?;
+            self.check_file(question, inode)?;
             let asked = self.seat.work(
                 &self.workers,
                 |process| self.prepare(process),
-                |process, is_new| match process.ask(request, &self.members) {
-                    Ok(frame) => (Ok(frame), true),
+                |process, is_new| match act(process) {
+                    Ok(answer) => (Ok(answer), true),
                     Err(Failure::Answered(error)) => (Err((error, false)), true),
-                    Err(Failure::Broken(why, is_silent)) => {
-                        (Err((Error::Worker(format!("its worker failed: {why}")), is_silent && !is_new)), false)
+                    Err(Failure::Broken(why, was_dead)) => {
+                        (Err((Error::Worker(format!("its worker failed: {why}")), was_dead && !is_new)), false)
                     }
                 },
             )?;
             match asked {
-                Ok(frame) => return Ok(frame),
+                Ok(answer) => return Ok(answer),
                 Err((_, true)) if may_retry => may_retry = false,
                 Err((error, _)) => {
                     if matches!(error, Error::Worker(_)) {
-                        self.note_failure();
+                        self.note_file(question, inode);
                     }
                     return Err(error);
                 }
@@ -170,53 +244,71 @@ impl Volume {
     /// Has a new worker open the volume.
     fn prepare(&self, process: &mut Process) -> Result<()> {
         let sizes = self.members.iter().map(|member| member.size()).collect();
-        let error = match process.ask(&Request::Open(self.content, sizes), &self.members) {
+        let why = match process.ask(&Request::Open(self.content, sizes), &self.members) {
             Ok(Frame::Message(Message::Opened(root, facts))) => {
-                let facts = check::facts(facts)?;
-                let known = self.opened.get_or_init(|| Ok((root, facts)));
-                let is_same = known.as_ref().is_ok_and(|(known, _)| *known == root);
-                return if is_same { Ok(()) } else { Err(self.lied()) };
+                let known = self.opened.get_or_init(|| Ok((root, check::facts(facts))));
+                if known.as_ref().is_ok_and(|(known, _)| *known == root) {
+                    return Ok(());
+                }
+                "it found another root than the one before".to_owned()
             }
-            Ok(_) => return Err(self.lied()),
+            Ok(_) => "it answered something else than what was asked".to_owned(),
             Err(Failure::Answered(error)) => {
                 if let Error::Guest(error) = &error {
                     let _ = self.opened.set(Err(error.clone()));
                 }
                 return Err(error);
             }
-            Err(Failure::Broken(why, _)) => Error::Worker(format!("the worker that opened it failed: {why}")),
+            Err(Failure::Broken(why, _)) => why,
         };
-        self.note_failure();
-        Err(error)
+        self.troubles().note(FAILED_OPEN);
+        Err(Error::Worker(format!("the worker that opened it failed: {why}")))
     }
 
-    fn lied(&self) -> Error {
-        self.note_failure();
-        check::lie("it answered something else than what was asked")
+    fn troubles(&self) -> MutexGuard<'_, Troubles> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn note_failure(&self) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.push_back(Instant::now());
-        if failures.len() > FAILURES {
-            failures.pop_front();
+    fn check_recent(&self) -> Result<()> {
+        let mut troubles = self.troubles();
+        while troubles.recent.front().is_some_and(|failure| failure.elapsed() >= PERIOD) {
+            troubles.recent.pop_front();
         }
+        if troubles.recent.len() < FAILURES {
+            return Ok(());
+        }
+        let message =
+            format!("too many workers of it failed within {} s: it is left alone for as long", PERIOD.as_secs());
+        Err(Error::Worker(message))
     }
 
-    fn check_failures(&self) -> Result<()> {
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        match (failures.front(), failures.back()) {
-            (Some(first), Some(last)) if failures.len() == FAILURES => {
-                if last.duration_since(*first) < PERIOD && last.elapsed() < PERIOD {
-                    let message = format!(
-                        "{FAILURES} workers of it failed within {} s: it is left alone for as long",
-                        PERIOD.as_secs()
-                    );
-                    return Err(Error::Worker(message));
-                }
-                Ok(())
+    fn check_file(&self, question: Question, inode: Inode) -> Result<()> {
+        match self.troubles().files.peek(&(question, inode)) {
+            Some((count, last)) if *count >= SAME && last.elapsed() < REST => {
+                let message = format!("{SAME} workers failed at this file: it is left alone for {} s", REST.as_secs());
+                Err(Error::Worker(message))
             }
             _ => Ok(()),
         }
     }
+
+    fn note_file(&self, question: Question, inode: Inode) {
+        let mut troubles = self.troubles();
+        troubles.note(1);
+        let count = troubles.files.get(&(question, inode)).map_or(0, |(count, _)| *count);
+        troubles.files.put((question, inode), (count + 1, Instant::now()));
+    }
+}
+
+impl Troubles {
+    fn note(&mut self, count: usize) {
+        self.recent.extend(std::iter::repeat_n(Instant::now(), count));
+        while self.recent.len() > FAILURES {
+            self.recent.pop_front();
+        }
+    }
+}
+
+fn lied() -> Failure {
+    Failure::Broken("it answered something else than what was asked".to_owned(), false)
 }

@@ -176,9 +176,15 @@ fn segments(volume: &Section) -> Result<Vec<Segment>> {
     Ok(segments)
 }
 
+/// LVM makes no shorter stripes (bytes): a page. Source: lvcreate(8).
+const MIN_STRIPE: u64 = 4096;
+
 fn kind(section: &Section) -> Result<Option<Kind>> {
     let Some(kind) = section.text("type") else { return Ok(None) };
-    let stripe_size = || section.number("stripe_size").and_then(|sectors| sectors.checked_mul(SECTOR));
+    let stripe_size = || {
+        let bytes = section.number("stripe_size").and_then(|sectors| sectors.checked_mul(SECTOR));
+        bytes.filter(|bytes| *bytes >= MIN_STRIPE)
+    };
     let name = |key: &str| section.text(key).map(checked_name).transpose();
     Ok(match kind {
         b"striped" => {
@@ -186,7 +192,9 @@ fn kind(section: &Section) -> Result<Option<Kind>> {
             match areas.len() {
                 0 => None,
                 1 => Some(Kind::Striped { stripe_size: SECTOR, areas }),
-                _ => stripe_size().map(|stripe_size| Kind::Striped { stripe_size, areas }),
+                // Source: lvm2, `MAX_STRIPES`.
+                2..=128 => stripe_size().map(|stripe_size| Kind::Striped { stripe_size, areas }),
+                _ => None,
             }
         }
         b"mirror" => Some(areas(section.list("mirrors"))?).filter(|areas| !areas.is_empty()).map(Kind::Mirror),

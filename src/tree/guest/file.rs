@@ -66,7 +66,8 @@ impl GuestFile {
                     Source::Member(member, at) => Source::Member(*member, at + within),
                     Source::Bytes(bytes) => {
                         let from = usize::try_from(within).expect("within bytes in memory");
-                        Source::Bytes(bytes[from..].to_vec())
+                        let to = usize::try_from(within + len).expect("within bytes in memory");
+                        Source::Bytes(bytes[from..to].to_vec())
                     }
                     Source::Zeroes => Source::Zeroes,
                     Source::Encoded => Source::Encoded,
@@ -103,7 +104,7 @@ impl Disk for GuestFile {
             match source {
                 None | Some(Source::Zeroes) => part.fill(0),
                 Some(Source::Member(member, at)) => self.volume.members()[usize::from(member)].read_at(at, part)?,
-                Some(Source::Bytes(bytes)) => part.copy_from_slice(&bytes[..len]),
+                Some(Source::Bytes(bytes)) => part.copy_from_slice(&bytes),
                 Some(Source::Encoded) => self.volume.decode(self.inode, offset, part).map_err(disk_error)?,
             }
             buffer = rest;

@@ -56,7 +56,8 @@ impl Listing {
 
     /// Returns how many bytes of memory it takes.
     pub(in crate::tree) fn memory(&self) -> usize {
-        self.0.iter().map(|listed| ENTRY + listed.name.len()).sum()
+        let text = |listed: &Listed| listed.name.len() + listed.attributes.as_ref().err().map_or(0, String::len);
+        self.0.iter().map(|listed| ENTRY + text(listed)).sum()
     }
 }
 

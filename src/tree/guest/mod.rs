@@ -9,6 +9,8 @@
 //! [worker](crate::worker) which volumes there are. What a worker says is kept, within limits: a backup never changes.
 
 mod file;
+mod flights;
+mod kept;
 mod listing;
 mod numbers;
 mod volumes;
@@ -16,6 +18,7 @@ mod volumes;
 use std::ffi::{OsStr, OsString};
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStringExt;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -24,22 +27,24 @@ use lru::LruCache;
 
 use super::key::{Form, Key};
 use super::{Attributes, Content, Entry, Error, GuestAttributes, Kind, Result, Tree};
-use crate::repository::{BackupId, Problem, ProblemKind};
+use crate::repository::{Backup, BackupId, DiskSource, Problem, ProblemKind};
 use crate::worker::{self, Volume, Workers};
 use file::GuestFile;
+use flights::Flights;
+use kept::KeptVolumes;
 use listing::{Listed, Listing};
 pub(super) use numbers::Place;
 use numbers::{Slots, VolumeId};
 use volumes::Volumes;
-
-/// Backups whose volumes are kept at a time, with their disks open.
-const BACKUPS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
 
 /// Memory for directories (bytes); one that alone needs more is kept, too, until the next.
 const LISTINGS: usize = 64 << 20;
 
 /// Files whose attributes are kept, some 200 bytes each.
 const ATTRIBUTES: NonZeroUsize = NonZeroUsize::new(64 << 10).expect("not zero");
+
+/// Pieces of a volume that are counted to tell how much of it is stored: as many as blocks of 2 MiB in 2 TiB.
+const PIECES: u32 = 1 << 20;
 
 /// How a root is called here, whatever its filesystem calls it: it is shown before that was opened.
 const ROOT: Inode = Inode(u64::MAX);
@@ -50,8 +55,10 @@ pub(super) struct Guests {
     /// Whether symbolic links are shown as files that hold their targets.
     has_inert_symlinks: bool,
     slots: Slots,
-    volumes: Mutex<LruCache<BackupId, Arc<Volumes>>>,
+    volumes: KeptVolumes,
+    surveys: Flights<BackupId>,
     listings: Mutex<Listings>,
+    lists: Flights<Place>,
     attributes: Mutex<LruCache<Place, guest::Attributes>>,
 }
 
@@ -66,7 +73,9 @@ impl Guests {
             workers,
             has_inert_symlinks,
             slots: Slots::default(),
-            volumes: Mutex::new(LruCache::new(BACKUPS)),
+            volumes: KeptVolumes::default(),
+            surveys: Flights::default(),
+            lists: Flights::default(),
             listings: Mutex::new(Listings { kept: LruCache::unbounded(), memory: 0 }),
             attributes: Mutex::new(LruCache::new(ATTRIBUTES)),
         }
@@ -77,9 +86,16 @@ impl Guests {
         self.slots.place(inode)
     }
 
+    /// Returns the number of the root that a file is below.
+    pub(super) fn root_of(&self, place: Place) -> u64 {
+        self.slots.number(Place { inode: ROOT, ..place })
+    }
+
     /// Returns what a file of a guest is called in messages.
     pub(super) fn describe(&self, place: Place) -> String {
-        let Some(VolumeId { backup, name }) = self.slots.volume(place.slot) else { return "a guest's file".to_owned() };
+        let Some(VolumeId { backup, name, .. }) = self.slots.volume(place.slot) else {
+            return "a guest's file".to_owned();
+        };
         let folder = format!("{}/{name}", Key::Files(backup));
         if place.inode == ROOT { folder } else { format!("{folder} (file {})", place.inode.0) }
     }
@@ -131,18 +147,23 @@ impl Listings {
 impl Tree {
     /// Returns the volumes of a backup.
     fn volumes(&self, id: &BackupId) -> Result<Arc<Volumes>> {
-        let backup = self.backup(id)?;
-        let kept = |guests: &Guests| guests.volumes.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned();
-        if let Some(volumes) = kept(&self.guests) {
+        let backup = self.backup(id).inspect_err(|error| {
+            if matches!(error, Error::NotFound) {
+                self.guests.volumes.forget(id);
+            }
+        })?;
+        if let Some(volumes) = self.guests.volumes.get(&backup) {
+            return Ok(volumes);
+        }
+        let _flight = self.guests.surveys.begin(id);
+        if let Some(volumes) = self.guests.volumes.get(&backup) {
             return Ok(volumes);
         }
         let volumes = Arc::new(Volumes::find(&self.repository, &backup, &self.guests.workers)?);
-        for message in &volumes.problems {
-            let (path, backup) = (backup.metadata.clone(), Some(id.clone()));
-            let problem = Problem { path, backup, kind: ProblemKind::Guest, message: message.clone() };
-            self.repository.report_problem(problem);
+        for problem in &volumes.problems {
+            self.report_in(&backup, problem.clone());
         }
-        self.guests.volumes.lock().unwrap_or_else(PoisonError::into_inner).put(id.clone(), volumes.clone());
+        self.guests.volumes.put(&backup, volumes.clone());
         Ok(volumes)
     }
 
@@ -167,7 +188,9 @@ impl Tree {
     pub(super) fn volume_sizes(&self, key: &Key, id: &BackupId, name: &str) -> Result<(u64, u64)> {
         self.sizes.get_or_measure(key, None, 0, || {
             let disk = self.open_volume(id, name)?;
-            Ok((disk.size(), disk.allocated()?))
+            // An XVA has no map of what it holds.
+            let is_full = self.backup(id)?.disks.iter().any(|disk| matches!(disk.source, DiskSource::Xva { .. }));
+            Ok((disk.size(), if is_full { disk.size() } else { allocated(&*disk)? }))
         })
     }
 
@@ -189,7 +212,7 @@ impl Tree {
         let readable = volumes.found.iter().filter(|found| found.filesystem.is_some());
         readable
             .map(|found| {
-                let inode = self.guests.slots.number(self.root(id, &found.name)?);
+                let inode = self.guests.slots.number(self.root(id, &volumes, &found.name)?);
                 Ok(Entry { inode, kind: Kind::Directory, name: found.name.to_string().into() })
             })
             .collect()
@@ -202,12 +225,12 @@ impl Tree {
         if volumes.find_one(name)?.filesystem.is_none() {
             return Err(Error::NotFound);
         }
-        self.guest_attributes(self.root(id, &Arc::from(name))?)
+        self.guest_attributes(self.root(id, &volumes, &Arc::from(name))?)
     }
 
     /// Returns the root of a filesystem, which has its number before anybody opened it.
-    fn root(&self, id: &BackupId, name: &Arc<str>) -> Result<Place> {
-        let volume = VolumeId { backup: id.clone(), name: name.clone() };
+    fn root(&self, id: &BackupId, volumes: &Volumes, name: &Arc<str>) -> Result<Place> {
+        let volume = VolumeId { backup: id.clone(), name: name.clone(), identity: volumes.identity };
         let slot = self.guests.slots.slot(&volume).ok_or_else(|| {
             let message = "more volumes were looked at than a mount counts: mount again";
             worker::Error::Guest(guest::Error::new(guest::ErrorKind::TooMuch, message))
@@ -217,20 +240,31 @@ impl Tree {
 
     /// Returns the filesystem that a file is in, and the file's number there.
     fn filesystem(&self, place: Place) -> Result<(Arc<Volume>, Inode)> {
-        let VolumeId { backup, name } = self.guests.slots.volume(place.slot).ok_or(Error::Stale)?;
+        let VolumeId { backup, name, identity } = self.guests.slots.volume(place.slot).ok_or(Error::Stale)?;
         let volumes = self.volumes(&backup).map_err(Error::of_known)?;
-        let volume = volumes.find_one(&name)?.filesystem.clone().ok_or(Error::Stale)?;
-        let inode = if place.inode == ROOT { volume.open()?.0 } else { place.inode };
+        if volumes.identity != identity {
+            return Err(Error::Stale);
+        }
+        let found = volumes.find_one(&name).map_err(Error::of_known)?;
+        let volume = found.filesystem.clone().ok_or(Error::Stale)?;
+        let (root, facts) = volume.open()?;
+        if !facts.problems.is_empty() && !found.is_told.swap(true, Ordering::Relaxed) {
+            facts.problems.iter().for_each(|problem| self.report_guest(place, problem));
+        }
+        let inode = if place.inode == ROOT { root } else { place.inode };
         Ok((volume, inode))
     }
 
     /// Remembers that something of a guest could not be read.
     pub(super) fn report_guest(&self, place: Place, message: &str) {
-        let Some(VolumeId { backup: id, name }) = self.guests.slots.volume(place.slot) else { return };
-        let Ok(backup) = self.backup(&id) else { return };
-        let message = format!("in volume {name}: {message}");
-        let problem = Problem { path: backup.metadata.clone(), backup: Some(id), kind: ProblemKind::Guest, message };
-        self.repository.report_problem(problem);
+        let Some(VolumeId { backup, name, .. }) = self.guests.slots.volume(place.slot) else { return };
+        let Ok(backup) = self.backup(&backup) else { return };
+        self.report_in(&backup, format!("volume {name}: {message}"));
+    }
+
+    fn report_in(&self, backup: &Backup, message: String) {
+        let (path, backup) = (backup.metadata.clone(), Some(backup.id()));
+        self.repository.report_problem(Problem { path, backup, kind: ProblemKind::Guest, message });
     }
 
     /// Returns what is known of a file of a guest.
@@ -249,6 +283,12 @@ impl Tree {
         }
         let (volume, inode) = self.filesystem(place)?;
         let known = volume.attributes(inode)?;
+        // A link in its place would lead out of the mount.
+        if place.inode == ROOT && known.kind != guest::Kind::Directory {
+            return Err(
+                worker::Error::Guest(guest::Error::damaged("the root of the filesystem is no directory")).into()
+            );
+        }
         self.guests.attributes().put(place, known.clone());
         Ok(known)
     }
@@ -261,6 +301,8 @@ impl Tree {
             allocated: known.allocated,
             modified: moment(known.modified),
             is_disk: false,
+            // Another backup may come to have the name of this one, and then what is below is another, too.
+            is_constant: place.inode != ROOT,
             guest: Some(GuestAttributes {
                 mode: known.mode,
                 uid: known.uid,
@@ -283,11 +325,16 @@ impl Tree {
             allocated: 0,
             modified: time.unwrap_or(self.since),
             is_disk: false,
+            is_constant: false,
             guest: None,
         }
     }
 
     fn listing(&self, place: Place) -> Result<Arc<Listing>> {
+        if let Some(listing) = self.guests.listings().kept.get(&place) {
+            return Ok(listing.clone());
+        }
+        let _flight = self.guests.lists.begin(&place);
         if let Some(listing) = self.guests.listings().kept.get(&place) {
             return Ok(listing.clone());
         }
@@ -325,7 +372,7 @@ impl Tree {
     /// Returns the directory above the root of a filesystem; of what lies deeper the root, since a file may have many.
     pub(super) fn guest_parent(&self, place: Place) -> Result<u64> {
         if place.inode != ROOT {
-            return Ok(self.guests.slots.number(Place { inode: ROOT, ..place }));
+            return Ok(self.guests.root_of(place));
         }
         let volume = self.guests.slots.volume(place.slot).ok_or(Error::Stale)?;
         Ok(self.inodes.number(&Key::Files(volume.backup)))
@@ -379,6 +426,21 @@ impl Tree {
             _ => Err(Error::NotFound),
         }
     }
+}
+
+/// Returns how much of a volume is stored (bytes). A guest may have cut it into any number of pieces: what is left after so many
+/// counts as stored.
+fn allocated(disk: &dyn disk::Disk) -> Result<u64> {
+    let (mut at, mut stored) = (0, 0);
+    for _ in 0..PIECES {
+        if at >= disk.size() {
+            return Ok(stored);
+        }
+        let extent = disk.extent_at(at)?;
+        at += extent.len;
+        stored += if extent.is_hole { 0 } else { extent.len };
+    }
+    Ok(stored + (disk.size() - at))
 }
 
 /// A moment of a guest; one that no clock here can show is 1970.

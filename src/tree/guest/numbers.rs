@@ -26,6 +26,8 @@ const COUNTED: u64 = 1 << 42;
 pub(in crate::tree) struct VolumeId {
     pub(in crate::tree) backup: BackupId,
     pub(in crate::tree) name: Arc<str>,
+    /// Tells it apart from a volume of another backup that came to have the same name.
+    pub(in crate::tree) identity: u64,
 }
 
 /// A file of a guest: the slot of its volume, and its number there.
@@ -108,7 +110,7 @@ mod tests {
         let volume = |name: &str| {
             let vm = VmId::new("1f2e3d4c-0000-0000-0000-000000000000").unwrap();
             let time = BackupTime::parse("20260801T020003Z").unwrap();
-            VolumeId { backup: BackupId { vm, time }, name: Arc::from(name) }
+            VolumeId { backup: BackupId { vm, time }, name: Arc::from(name), identity: 0 }
         };
         let [a, b] = ["xvda1", "xvda2"].map(|name| slots.slot(&volume(name)).unwrap());
         assert_eq!((a, b, slots.slot(&volume("xvda1"))), (0, 1, Some(0)));

@@ -1,11 +1,13 @@
 //! The volumes on the disks of a backup.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use disk::{Disk, ErrorKind};
 use guest::{Content, Mapped};
 
-use crate::repository::{Backup, Repository};
+use crate::repository::{Backup, BackupDisk, DiskSource, Repository};
 use crate::tree::{Error, Result};
 use crate::worker::{Volume, Workers};
 
@@ -13,6 +15,10 @@ use crate::worker::{Volume, Workers};
 pub(super) struct Volumes {
     pub found: Vec<Found>,
     pub problems: Vec<String>,
+    /// Tells them apart from those of another backup that came to have the same name.
+    pub identity: u64,
+    /// Whether all that could be there was read.
+    pub is_whole: bool,
 }
 
 /// A volume.
@@ -24,15 +30,21 @@ pub(super) struct Found {
     pub disk: Option<Arc<dyn Disk>>,
     /// If it has one that is read.
     pub filesystem: Option<Arc<Volume>>,
+    /// Whether what is wrong with its filesystem was told.
+    pub is_told: AtomicBool,
 }
 
 impl Volumes {
     /// Opens the disks of a backup and has a worker look for volumes. A disk that is damaged costs what lies on it.
     pub fn find(repository: &Repository, backup: &Arc<Backup>, workers: &Arc<Workers>) -> Result<Self> {
         let (mut disks, mut problems) = (Vec::new(), Vec::new());
+        let mut identity = DefaultHasher::new();
         for disk in backup.disks.iter().filter(|disk| disk.name != "memory") {
             match repository.open_disk(backup, disk) {
-                Ok(open) => disks.push((disk.name.clone(), open)),
+                Ok(open) => {
+                    identify(repository, backup, disk, &open, &mut identity)?;
+                    disks.push((disk.name.clone(), open));
+                }
                 Err(error) => match error.kind() {
                     ErrorKind::Damaged | ErrorKind::Unsupported => {
                         problems.push(format!("disk {}: {error}", disk.name))
@@ -41,7 +53,9 @@ impl Volumes {
                 },
             }
         }
+        let is_opened = problems.is_empty();
         let survey = workers.survey(&disks)?;
+        let is_whole = is_opened && !survey.has_unread();
         problems.extend(survey.problems.iter().map(ToString::to_string));
         let disks: Vec<Arc<dyn Disk>> = disks.into_iter().map(|(_, disk)| disk).collect();
         let mut found = Vec::with_capacity(survey.volumes.len());
@@ -55,12 +69,39 @@ impl Volumes {
             let disk = disk.map(|mapped| -> Arc<dyn Disk> { Arc::new(mapped) });
             let filesystem = disk.clone().filter(|_| guest::is_read(volume.content));
             let filesystem = filesystem.map(|disk| Arc::new(Volume::new(workers.clone(), volume.content, vec![disk])));
-            found.push(Found { name: Arc::from(volume.name), content: volume.content, problem, disk, filesystem });
+            problems.extend(problem.iter().map(|problem| format!("volume {}: {problem}", volume.name)));
+            found.push(Found {
+                name: Arc::from(volume.name),
+                content: volume.content,
+                problem,
+                disk,
+                filesystem,
+                is_told: AtomicBool::new(false),
+            });
         }
-        Ok(Self { found, problems })
+        Ok(Self { found, problems, identity: identity.finish(), is_whole })
     }
 
     pub fn find_one(&self, name: &str) -> Result<&Found> {
         self.found.iter().find(|found| *found.name == *name).ok_or(Error::NotFound)
     }
+}
+
+/// Adds what tells a disk apart from any other: the id of its image, or of the archive that it is in, what the storage says of it.
+fn identify(
+    repository: &Repository,
+    backup: &Backup,
+    disk: &BackupDisk,
+    open: &Arc<dyn Disk>,
+    identity: &mut DefaultHasher,
+) -> Result<()> {
+    (&disk.name, open.size()).hash(identity);
+    match &disk.source {
+        DiskSource::Xva { path, .. } => {
+            let stat = repository.storage().stat(path)?;
+            (stat.inode, stat.size, stat.modified).hash(identity);
+        }
+        _ => repository.leaf(backup, disk)?.map(|leaf| leaf.uuid).hash(identity),
+    }
+    Ok(())
 }
