@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use compare::churn::Churn;
 use compare::generator::{self, Amount};
@@ -15,10 +15,13 @@ use compare::image::{FileDisk, Mount, Reflinks, make, scratch, sparse, succeed};
 use compare::{Random, tree};
 use disk::Disk;
 use guest::ext::Ext;
-use guest::{ErrorKind, Facts, GuestFs, Inode, Kind};
+use guest::{ErrorKind, Facts, GuestFs, Inode, Kind, Time};
+
+/// How far the kernel's clock for files may lag.
+const COARSE: Duration = Duration::from_millis(20);
 
 /// Panics unless this crate reads of an image what the kernel showed.
-fn compare(what: &str, image: &Path, kernel: &tree::Tree, mounted: Option<i64>) {
+fn compare(what: &str, image: &Path, kernel: &tree::Tree, mounted: Option<Time>) {
     let disk = Arc::new(FileDisk::open(image));
     let guest = Ext::open(disk.clone()).unwrap_or_else(|error| panic!("{what}: {error}"));
     let (shown, errors) = tree::of_guest(&guest, disk.as_ref());
@@ -32,9 +35,13 @@ fn compare(what: &str, image: &Path, kernel: &tree::Tree, mounted: Option<i64>) 
 fn compare_snapshot(what: &str, place: &Reflinks, image: &Path) -> Facts {
     let snapshot = place.copy(image, "snapshot");
     let recovered = place.copy(&snapshot, "recovered");
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs();
+    // What recovery sets is told from what was set before by the time alone, and the kernel's clock is a coarse one.
+    std::thread::sleep(2 * COARSE);
+    let mounted = (SystemTime::now() - COARSE).duration_since(UNIX_EPOCH).expect("after 1970");
+    let seconds = i64::try_from(mounted.as_secs()).expect("seconds");
+    let mounted = Time { seconds, nanoseconds: mounted.subsec_nanos() };
     let kernel = tree::of_kernel(Mount::new(&recovered, "ext4", "noatime").path());
-    compare(what, &snapshot, &kernel, Some(i64::try_from(now).expect("seconds")));
+    compare(what, &snapshot, &kernel, Some(mounted));
     Ext::open(Arc::new(FileDisk::open(&snapshot))).expect("it was opened before").facts()
 }
 

@@ -257,9 +257,9 @@ fn guest_content(guest: &dyn GuestFs, disk: &dyn Disk, inode: Inode, size: u64) 
 
 /// Returns in what two trees differ, a line each.
 ///
-/// Of what the kernel changed itself at or after `mounted` (seconds) the times of that are not compared, nor the room it
+/// Of what the kernel changed itself at or after `mounted` the times of that are not compared, nor the room it
 /// takes: recovery ends truncations, and adds names to directories.
-pub fn differences(kernel: &Tree, guest: &Tree, mounted: Option<i64>) -> Vec<String> {
+pub fn differences(kernel: &Tree, guest: &Tree, mounted: Option<Time>) -> Vec<String> {
     let mut lines = Vec::new();
     let mut line = |path: &[u8], what: String| lines.push(format!("/{}: {what}", path.escape_ascii()));
     for path in kernel.keys().filter(|path| !guest.contains_key(*path)) {
@@ -274,7 +274,7 @@ pub fn differences(kernel: &Tree, guest: &Tree, mounted: Option<i64>) -> Vec<Str
         if truth.attributes.created.is_none() || shown.attributes.created.is_none() {
             truth.attributes.created = shown.attributes.created;
         }
-        if mounted.is_some_and(|mounted| truth.attributes.changed.seconds >= mounted) {
+        if mounted.is_some_and(|mounted| truth.attributes.changed >= mounted) {
             truth.attributes.changed = shown.attributes.changed;
             truth.attributes.modified = shown.attributes.modified;
             truth.attributes.allocated = shown.attributes.allocated;
