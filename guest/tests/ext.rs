@@ -260,3 +260,16 @@ fn a_journal_that_cannot_be_replayed_is_said_and_the_volume_read_as_it_stands() 
     assert_eq!((facts.is_replayed, facts.problems), (false, vec![said.to_owned()]));
     assert_eq!(guest.list(guest.root()).map(|entries| entries.len()), Ok(1), "lost+found");
 }
+
+#[test]
+fn a_volume_in_use_without_a_journal_is_said() {
+    let place = Reflinks::new(1 << 30);
+    let image = place.at("image");
+    make(&image, 16 << 20, &["mkfs.ext2"]);
+    let mount = Mount::new(&image, "ext4", "noatime");
+    File::open(mount.path()).and_then(|root| Ok(rustix::fs::syncfs(root)?)).expect("it is written");
+    let snapshot = place.copy(&image, "snapshot");
+    let said = "The filesystem was in use and has no journal: what was written last may be missing, old or damaged";
+    let guest = Ext::open(Arc::new(FileDisk::open(&snapshot))).expect("it can be read");
+    assert_eq!(guest.facts().problems, [said]);
+}

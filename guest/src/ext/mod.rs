@@ -27,7 +27,7 @@ use disk::Disk;
 use fs_ext4::checksum::Checksummer;
 use fs_ext4::features::{Compat, Incompat, RoCompat};
 use fs_ext4::inode::InodeFlags;
-use fs_ext4::superblock::Superblock;
+use fs_ext4::superblock::{EXT4_VALID_FS, Superblock};
 
 use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Overlay, Result, Xattr};
 use changes::Changes;
@@ -73,6 +73,12 @@ impl Ext {
                 Ok(changed) => volume = changed,
                 Err(error) => replay.problems.push(without_fast_commits(error)?),
             }
+        }
+        if superblock.state & EXT4_VALID_FS == 0 && superblock.feature_compat & Compat::HAS_JOURNAL.bits() == 0 {
+            replay.problems.push(
+                "The filesystem was in use and has no journal: what was written last may be missing, old or damaged"
+                    .to_owned(),
+            );
         }
         let facts = Facts {
             kind: kind(&superblock).to_owned(),
