@@ -82,6 +82,8 @@ pub(super) struct Replay {
     pub(super) is_replayed: bool,
     /// What of it is not shown, a sentence each.
     pub(super) problems: Vec<String>,
+    /// Blocks that are not shown and not named there.
+    unnamed: u64,
 }
 
 /// A block in the journal.
@@ -94,6 +96,15 @@ struct Logged {
 }
 
 impl Replay {
+    /// Says that a block is not shown, and why.
+    fn leave_out(&mut self, problem: String) {
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(problem);
+        } else {
+            self.unnamed += 1;
+        }
+    }
+
     /// Returns a disk with what it holds, but for what was committed fast.
     pub(super) fn laid_over(&self, disk: Arc<dyn Disk>, block_size: u64) -> Result<Overlay> {
         let mut overlay = Overlay::new(disk);
@@ -252,10 +263,8 @@ impl<'a> Log<'a> {
                 self.log(*block, *first, *sequence, &revoked, &mut replay)?;
             }
         }
-        if replay.problems.len() > MAX_PROBLEMS {
-            let more = replay.problems.len() - MAX_PROBLEMS;
-            replay.problems.truncate(MAX_PROBLEMS);
-            replay.problems.push(format!("So it is with {more} more blocks of its journal"));
+        if replay.unnamed > 0 {
+            replay.problems.push(format!("So it is with {} more blocks of its journal", replay.unnamed));
         }
         if self.has(JbdIncompat::FAST_COMMIT) {
             match self.fast_commits(records.end) {
@@ -365,12 +374,11 @@ impl<'a> Log<'a> {
             }
             let at = self.after(first, number);
             if !self.is_genuine(tag, sequence, at)? {
-                let message = format!("The journal's newer block {} is damaged: the older one is read", tag.block);
-                replay.problems.push(message);
+                replay.leave_out(format!("The journal's newer block {} is damaged: the older one is read", tag.block));
                 continue;
             }
             if tag.block >= self.blocks.count() {
-                replay.problems.push(format!("The journal has a block {}, which does not exist", tag.block));
+                replay.leave_out(format!("The journal has a block {}, which does not exist", tag.block));
                 continue;
             }
             let is_escaped = tag.flags & FLAG_ESCAPED != 0;

@@ -288,6 +288,15 @@ fn a_block_that_does_not_exist_is_left_out_and_said() {
 }
 
 #[test]
+fn of_many_problems_some_are_said_and_the_rest_counted() {
+    let mut written = Written::new(NONE, 0, 1, 10);
+    written.blocks(&[(1000, 1, false); 11]);
+    written.commit();
+    let problems = written.replay().expect("a journal").problems;
+    assert_eq!((problems.len(), problems[8].as_str()), (9, "So it is with 3 more blocks of its journal"));
+}
+
+#[test]
 fn a_journal_that_never_ends_is_read_once_around() {
     let mut written = Written::new(NONE, 0, 1, 10);
     for _ in 1..LEN {
