@@ -1,5 +1,14 @@
 //! Journals of every form, written as Linux does.
 
+use fs_ext4::checksum::linux_crc32c;
+use fs_ext4::jbd2::{
+    JBD2_COMMIT_BLOCK, JBD2_DESCRIPTOR_BLOCK, JBD2_FEATURE_COMPAT_CHECKSUM, JBD2_REVOKE_BLOCK, JbdIncompat,
+    block_tail_checksum, commit_block_checksum, tag_checksum,
+};
+
+use super::super::map::{Blocks, Place, Run};
+use super::form::{FLAG_ESCAPED, FLAG_LAST, FLAG_SAME_UUID, TAIL, crc32_be};
+use super::log::is_after;
 use super::*;
 
 const BLOCK: usize = 1024;
