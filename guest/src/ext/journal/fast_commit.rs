@@ -63,7 +63,8 @@ impl Area {
     /// Adds the next block; returns whether more may follow.
     pub(super) fn add(&mut self, block: &[u8]) -> bool {
         let mut rest = block;
-        while rest.len() > TAG {
+        // Padding may be of no bytes.
+        while rest.len() >= TAG {
             let Some(len) = self.add_tag(rest) else { return false };
             rest = &rest[len..];
         }
@@ -204,6 +205,21 @@ mod tests {
             Change::Unlink { directory, inode, name },
         ];
         assert_eq!(writer.read(), expected);
+    }
+
+    #[test]
+    fn a_commit_goes_on_in_the_next_block() {
+        for left in [0, TAG, TAG + 1] {
+            let mut writer = writer();
+            writer.head(7);
+            let len = 256 - writer.bytes.len() - TAG - left;
+            writer.tag(INODE, &vec![1; len]);
+            if left > 0 {
+                writer.tag(PADDING, &vec![0; left - TAG]);
+            }
+            writer.tag(LINK, &NAME).tail(7);
+            assert_eq!(writer.read().len(), 2, "{left}");
+        }
     }
 
     #[test]
