@@ -9,6 +9,7 @@
 //! Map     ─ where the bytes of a volume lie; Mapped: the volume as a disk
 //! GuestFs ─ names, attributes, extents         what a reader of a filesystem answers
 //!   ext   ─ ext2, ext3, ext4, journals replayed
+//!   xfs   ─ XFS 4 and 5, logs of 5 replayed
 //! Overlay ─ a disk with other bytes in some places
 //! Error   ─ damaged, not read, beyond a limit ...
 //! Fields  ─ numbers in untrusted bytes
@@ -35,6 +36,7 @@ mod probe;
 mod read;
 mod survey;
 mod table;
+pub mod xfs;
 
 pub use error::{Error, ErrorKind, Result};
 pub use fields::Fields;

@@ -162,7 +162,7 @@ fn kind(superblock: &Superblock) -> &'static str {
 }
 
 /// Returns an identifier as it is written; nothing for one that is all zeroes.
-fn uuid(bytes: &[u8; 16]) -> String {
+pub(crate) fn uuid(bytes: &[u8; 16]) -> String {
     if *bytes == [0; 16] {
         return String::new();
     }
