@@ -2,6 +2,8 @@
 
 mod compare;
 
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -10,8 +12,9 @@ use compare::churn::Churn;
 use compare::generator::{self, Amount};
 use compare::image::{FileDisk, Mount, Reflinks, scratch, sparse, succeed};
 use compare::{Random, tree};
-use guest::GuestFs;
 use guest::xfs::Xfs;
+use guest::{ErrorKind, GuestFs, Inode, Kind};
+use rustix::fs::{CWD, FallocateFlags, FileType, Mode};
 
 /// Bytes of an image; mkfs.xfs makes none below 300 MiB.
 const SIZE: u64 = 320 << 20;
@@ -38,26 +41,66 @@ fn compare(what: &str, image: &Path, kernel: &tree::Tree) {
     assert_eq!(count, 0, "{what}: {count} differences of {} files\n{}", kernel.len(), lines.join("\n"));
 }
 
+/// Returns where the log of an image lies, and how long it is (bytes).
+fn log(image: &Path) -> (u64, u64) {
+    let mut head = [0; 128];
+    File::open(image).and_then(|file| file.read_exact_at(&mut head, 0)).expect("a superblock");
+    let be32 = |at: usize| u64::from(u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes")));
+    let start = be32(48) << 32 | be32(52);
+    let (block_size, group, bits) = (be32(4), be32(84), head[124]);
+    (((start >> bits) * group + (start & ((1 << bits) - 1))) * block_size, be32(96) * block_size)
+}
+
+/// Lets the log of an image be another one.
+fn change_log(image: &Path, change: impl FnOnce(&mut [u8])) {
+    let (start, len) = log(image);
+    let file = File::options().read(true).write(true).open(image).expect("an image");
+    let mut bytes = vec![0; usize::try_from(len).expect("it fits in memory")];
+    file.read_exact_at(&mut bytes, start).expect("within the image");
+    change(&mut bytes);
+    file.write_all_at(&bytes, start).expect("room");
+}
+
+fn said_by(program: &str, arguments: &[&str], image: &Path) -> String {
+    let output = Command::new(program).args(arguments).arg(image).output().expect("it is installed");
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text").trim().to_owned()
+}
+
 #[test]
 fn every_kind_of_clean_volume_reads_as_the_kernel_shows_it() {
     let sets: [&[&str]; 6] = [
         &[],
-        &["-i", "nrext64=1", "-m", "rmapbt=1"],
+        &["-L", "a label", "-i", "nrext64=1", "-m", "rmapbt=1"],
         &["-b", "size=1024", "-n", "size=4096"],
         &["-m", "bigtime=0,reflink=0,finobt=0,inobtcount=0", "-i", "sparse=0"],
         &["-n", "size=65536", "-i", "size=2048"],
         &["-s", "size=4096", "-d", "agcount=3"],
     ];
-    for options in sets {
+    for (number, options) in sets.into_iter().enumerate() {
         let what = format!("mkfs.xfs {}", options.join(" "));
         let folder = scratch();
         let image = folder.path().join("image");
         make(&image, options);
-        generator::fill(Mount::new(&image, "xfs", "noatime").path(), Amount { names: 2500, holes: 700 });
+        {
+            let mount = Mount::new(&image, "xfs", "noatime");
+            generator::fill(mount.path(), Amount { names: 2500, holes: 700 });
+            let contents = mount.path().join("contents");
+            if !options.iter().any(|option| option.contains("reflink=0")) {
+                let copy = ["--reflink=always", "size-300000", "shared"];
+                succeed(Command::new("cp").args(copy).current_dir(contents));
+            }
+        }
+        if number % 2 == 0 {
+            // What is not that of the metadata from then on.
+            succeed(Command::new("xfs_admin").args(["-U", "generate"]).arg(&image));
+        }
         let mount = Mount::new(&image, "xfs", "ro,noatime");
         compare(&what, &image, &tree::of_kernel(mount.path()));
         let facts = open(&what, &image).facts();
+        let value = |of| said_by("blkid", &["-p", "-o", "value", "-s", of], &image);
         assert_eq!((facts.kind.as_str(), facts.is_replayed, facts.problems), ("xfs", false, vec![]), "{what}");
+        assert_eq!((facts.uuid, facts.label), (value("UUID"), value("LABEL")), "{what}");
     }
 }
 
@@ -71,7 +114,7 @@ fn a_volume_in_use_reads_as_the_kernel_shows_it_after_replaying_its_log() {
         (&["-l", "su=64k", "-i", "size=2048,nrext64=1", "-n", "size=16384"], "noatime"),
     ];
     let place = Reflinks::new(4 << 30);
-    let mut changed = 0;
+    let (mut replayed, mut needed) = (0, 0);
     for (number, (options, mounted)) in (0..).zip(variants) {
         let what = format!("mkfs.xfs {} {mounted}", options.join(" "));
         let image = place.at("image");
@@ -87,8 +130,212 @@ fn a_volume_in_use_reads_as_the_kernel_shows_it_after_replaying_its_log() {
             compare(&what, &snapshot, &kernel);
             let facts = open(&what, &snapshot).facts();
             assert_eq!((facts.is_replayed, facts.problems), (true, vec![]), "{what}");
-            changed += 1;
+            replayed += 1;
+            change_log(&snapshot, |log| log.fill(0));
+            let (unreplayed, errors) = shown(&what, &snapshot);
+            let differences = tree::differences(&kernel, &unreplayed, None).len() + errors.len();
+            needed += u64::from(differences > 0);
         }
     }
-    assert_eq!(changed, 4 * compare::rounds(2));
+    println!("{needed} of {replayed} snapshots would read wrong without their logs");
+    assert!(replayed == 4 * compare::rounds(2) && needed > replayed / 2, "{needed} of {replayed}");
+}
+
+#[test]
+fn a_log_that_is_damaged_is_not_replayed_and_said_to_be_so() {
+    let place = Reflinks::new(1 << 30);
+    let image = place.at("image");
+    make(&image, &[]);
+    let mount = Mount::new(&image, "xfs", "noatime");
+    let mut churn = Churn::new(mount.path(), Random::seed());
+    churn.work(300);
+    let snapshot = place.copy(&image, "snapshot");
+    // In each record, far behind its start.
+    change_log(&snapshot, |log| {
+        let records: Vec<_> =
+            (0..log.len()).step_by(512).filter(|at| log[*at..*at + 4] == [0xfe, 0xed, 0xba, 0xbe]).collect();
+        assert!(records.len() > 8, "{} records", records.len());
+        records.into_iter().for_each(|at| log[at + 512 + 40] ^= 0xff);
+    });
+    let facts = open("a damaged log", &snapshot).facts();
+    let expected = "the log could not be replayed (it is damaged, or holds what is not understood or not finished): \
+        what changed in the last seconds before the backup may be missing or damaged";
+    assert_eq!((facts.is_replayed, facts.problems), (false, vec![expected.to_owned()]));
+}
+
+#[test]
+fn blocks_of_a_directory_that_lie_apart_are_put_together() {
+    let folder = scratch();
+    let image = folder.path().join("image");
+    make(&image, &["-b", "size=1024", "-n", "size=8192", "-m", "reflink=0,finobt=0,rmapbt=0,inobtcount=0"]);
+    {
+        let mount = Mount::new(&image, "xfs", "noatime");
+        let root = mount.path();
+        fs::create_dir(root.join("apart")).expect("room");
+        let full = File::create(root.join("full")).expect("room");
+        // What is kept for the superuser would lie together.
+        succeed(Command::new("xfs_io").args(["-x", "-c", "resblks 0"]).arg(root));
+        let mut len = 0;
+        for step in [1_u64 << 24, 1 << 20, 1 << 14, 1 << 10] {
+            while rustix::fs::fallocate(&full, FallocateFlags::KEEP_SIZE, len, step).is_ok() {
+                len += step;
+            }
+        }
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        for hole in 0..3000 {
+            rustix::fs::fallocate(&full, punch, hole * 4096, 1024).expect("a hole");
+        }
+        for name in 0..1500 {
+            let name = format!("apart/{name}-{}", "n".repeat(150));
+            fs::hard_link(root.join("full"), root.join(name)).expect("a name");
+        }
+        let map = said_by("xfs_io", &["-r", "-c", "bmap -v"], &root.join("apart"));
+        assert!(map.lines().count() > 100, "the directory lies together:\n{map}");
+    }
+    let mount = Mount::new(&image, "xfs", "ro,noatime");
+    compare("a directory in pieces", &image, &tree::of_kernel(mount.path()));
+}
+
+#[test]
+fn the_content_of_a_file_of_the_realtime_section_is_not_read() {
+    let folder = scratch();
+    let image = folder.path().join("image");
+    make(&image, &[]);
+    let inode = {
+        let mount = Mount::new(&image, "xfs", "noatime");
+        fs::write(mount.path().join("file"), "content").expect("room");
+        fs::metadata(mount.path().join("file")).expect("it is there").ino()
+    };
+    let inode_command = format!("inode {inode}");
+    let commands = ["-x", "-c", &inode_command, "-c", "write core.realtime 1"];
+    succeed(Command::new("xfs_db").args(commands).arg(&image));
+    let error = open("realtime", &image).extents(Inode(inode), 0, 1).expect_err("it is elsewhere");
+    let expected = format!("the content of inode {inode} is in the realtime section, which is on another device");
+    assert_eq!((error.kind(), error.to_string()), (ErrorKind::Unsupported, expected));
+}
+
+/// Adds what `mkfs.xfs -p` makes of a folder.
+fn prototype(folder: &Path, text: &mut String) {
+    let mut paths: Vec<_> =
+        fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("a name").path()).collect();
+    paths.sort();
+    for path in paths {
+        let stat = fs::symlink_metadata(&path).expect("it is there");
+        let kind = match stat.mode() & 0o170_000 {
+            0o040_000 => 'd',
+            0o120_000 => 'l',
+            0o010_000 => 'p',
+            0o020_000 => 'c',
+            0o060_000 => 'b',
+            _ => '-',
+        };
+        let flag = |bit, letter| if stat.mode() & bit > 0 { letter } else { '-' };
+        let name = path.file_name().expect("it has one").to_str().expect("text");
+        *text += &format!(
+            "{name} {kind}{}{}{:03o} {} {}",
+            flag(0o4000, 'u'),
+            flag(0o2000, 'g'),
+            stat.mode() & 0o777,
+            stat.uid(),
+            stat.gid()
+        );
+        match kind {
+            'd' => {
+                *text += "\n";
+                prototype(&path, text);
+                *text += "$\n";
+            }
+            'l' => *text += &format!(" {}\n", fs::read_link(&path).expect("a link").display()),
+            'c' | 'b' => {
+                *text += &format!(" {} {}\n", rustix::fs::major(stat.rdev()), rustix::fs::minor(stat.rdev()));
+            }
+            '-' => *text += &format!(" {}\n", path.display()),
+            _ => *text += "\n",
+        }
+    }
+}
+
+/// What kernels no longer mount is made by mkfs.xfs alone, of files of another filesystem.
+#[test]
+fn volumes_of_version_4_and_those_that_ignore_case_read_as_what_they_were_made_of() {
+    let folder = scratch();
+    let source = folder.path().join("source");
+    fs::create_dir(&source).expect("room");
+    let mut random = Random::new(3);
+    for size in [0, 1, 511, 512, 513, 4096, 5000, 65_537, 3_000_000] {
+        fs::write(source.join(format!("size-{size}")), random.bytes(size)).expect("room");
+    }
+    for (name, count) in [("few", 3), ("block", 40), ("leaf", 300), ("node", 3000)] {
+        fs::create_dir(source.join(name)).expect("room");
+        for number in 0..count {
+            fs::write(source.join(format!("{name}/{number}-{}", "N".repeat(number % 60))), format!("{number}"))
+                .expect("room");
+        }
+    }
+    for len in [1, 20, 155, 156, 300, 1000] {
+        symlink("t".repeat(len), source.join(format!("link-{len}"))).expect("room");
+    }
+    for (name, kind, major, minor) in [
+        ("pipe", FileType::Fifo, 0, 0),
+        ("null", FileType::CharacterDevice, 1, 3),
+        ("disk", FileType::BlockDevice, 8, 300),
+    ] {
+        let device = rustix::fs::makedev(major, minor);
+        rustix::fs::mknodat(CWD, source.join(name), kind, Mode::from_raw_mode(0o640), device).expect("root may");
+    }
+    fs::set_permissions(source.join("size-1"), fs::Permissions::from_mode(0o6751)).expect("it is ours");
+    std::os::unix::fs::lchown(source.join("size-511"), Some(70_000), Some(5)).expect("root may");
+    let mut text = "/nowhere\n0 0\nd--755 0 0\n".to_owned();
+    prototype(&source, &mut text);
+    text += "$\n";
+    let list = folder.path().join("prototype");
+    fs::write(&list, text).expect("room");
+    let list = list.to_str().expect("text");
+    let sets: [&[&str]; 4] = [
+        &["-m", "crc=0,finobt=0", "-n", "ftype=0"],
+        &["-m", "crc=0,finobt=0", "-n", "ftype=1", "-i", "size=512"],
+        &["-m", "crc=0,finobt=0", "-b", "size=512", "-n", "size=4096"],
+        &["-n", "version=ci"],
+    ];
+    for options in sets {
+        let what = format!("mkfs.xfs {}", options.join(" "));
+        let image = folder.path().join("image");
+        make(&image, &[options, &["-p", list]].concat());
+        let is_first = options.contains(&"crc=0,finobt=0");
+        let (shown, errors) = shown(&what, &image);
+        assert_eq!(errors, Vec::<String>::new(), "{what}");
+        let mut truth = tree::of_kernel(&source);
+        for (path, truth) in &mut truth {
+            let Some(shown) = shown.get(path) else { continue };
+            let of_its_own = &shown.attributes;
+            assert_eq!(of_its_own.created.is_none(), is_first, "{what}");
+            truth.inode = shown.inode;
+            if truth.attributes.kind == Kind::Directory {
+                // The first block of a directory may be in its inode.
+                truth.attributes.size = of_its_own.size;
+            }
+            truth.attributes.allocated = of_its_own.allocated;
+            truth.attributes.accessed = of_its_own.accessed;
+            truth.attributes.modified = of_its_own.modified;
+            truth.attributes.changed = of_its_own.changed;
+        }
+        truth.get_mut(&b""[..]).expect("the root").attributes.mode = 0o755;
+        let differences = tree::differences(&truth, &shown, None);
+        assert_eq!(differences.len(), 0, "{what}: {}", differences.into_iter().take(5).collect::<Vec<_>>().join("\n"));
+        assert_eq!(open(&what, &image).facts().problems, Vec::<String>::new(), "{what}");
+        // As if it had not been unmounted: that its last record is of that is no longer said.
+        change_log(&image, |log| {
+            let at = (0..log.len()).step_by(512).find(|at| log[*at..*at + 4] == [0xfe, 0xed, 0xba, 0xbe]);
+            let flags = &mut log[at.expect("a record") + 512 + 9];
+            assert_eq!(*flags, 0x20, "{what}");
+            *flags = 0;
+        });
+        let reason = if is_first { "it is of XFS version 4" } else { "feat_ascii_ci is not supported" };
+        let expected = format!(
+            "the log could not be replayed ({reason}): what changed in the last seconds before the backup may be missing or \
+             damaged"
+        );
+        let facts = open(&what, &image).facts();
+        assert_eq!((facts.is_replayed, facts.problems), (false, vec![expected]), "{what}");
+    }
 }

@@ -14,6 +14,9 @@
 //! inode in the first block of the log, which no change can be for, is therefore the one that is made up, and the content
 //! of its file is the block as it is after the replay. Which blocks to ask for is known from what lamxfs read to change it.
 
+#[cfg(test)]
+mod tests;
+
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::ops::Range;
