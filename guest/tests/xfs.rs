@@ -121,6 +121,16 @@ fn a_volume_in_use_reads_as_the_kernel_shows_it_after_replaying_its_log() {
         make(&image, options);
         let mount = Mount::new(&image, "xfs", mounted);
         let mut churn = Churn::new(mount.path(), seed + number);
+        // Lists of what has no name any more are in the headers of groups.
+        let unnamed: Vec<_> = (0..5)
+            .map(|number| {
+                let path = mount.path().join(format!("unnamed-{number}"));
+                let file = File::create(&path).expect("room");
+                fs::remove_file(&path).expect("it is ours");
+                file
+            })
+            .collect();
+        rustix::fs::syncfs(&unnamed[0]).expect("it is written");
         for round in 0..compare::rounds(2) {
             let what = format!("{what}, snapshot {round}");
             churn.work(150);
@@ -265,7 +275,7 @@ fn volumes_of_version_4_and_those_that_ignore_case_read_as_what_they_were_made_o
     for size in [0, 1, 511, 512, 513, 4096, 5000, 65_537, 3_000_000] {
         fs::write(source.join(format!("size-{size}")), random.bytes(size)).expect("room");
     }
-    for (name, count) in [("few", 3), ("block", 40), ("leaf", 300), ("node", 3000)] {
+    for (name, count) in [("few", 3), ("block", 40), ("leaf", 300), ("node", 900)] {
         fs::create_dir(source.join(name)).expect("room");
         for number in 0..count {
             fs::write(source.join(format!("{name}/{number}-{}", "N".repeat(number % 60))), format!("{number}"))
@@ -295,7 +305,8 @@ fn volumes_of_version_4_and_those_that_ignore_case_read_as_what_they_were_made_o
         &["-m", "crc=0,finobt=0", "-n", "ftype=0"],
         &["-m", "crc=0,finobt=0", "-n", "ftype=1", "-i", "size=512"],
         &["-m", "crc=0,finobt=0", "-b", "size=512", "-n", "size=4096"],
-        &["-n", "version=ci"],
+        // mkfs.xfs makes links that the kernel does not read, unless they fit into inodes.
+        &["-n", "version=ci", "-i", "size=2048"],
     ];
     for options in sets {
         let what = format!("mkfs.xfs {}", options.join(" "));
@@ -310,6 +321,7 @@ fn volumes_of_version_4_and_those_that_ignore_case_read_as_what_they_were_made_o
             let of_its_own = &shown.attributes;
             assert_eq!(of_its_own.created.is_none(), is_first, "{what}");
             truth.inode = shown.inode;
+            truth.attributes.created = of_its_own.created;
             if truth.attributes.kind == Kind::Directory {
                 // The first block of a directory may be in its inode.
                 truth.attributes.size = of_its_own.size;
@@ -330,7 +342,7 @@ fn volumes_of_version_4_and_those_that_ignore_case_read_as_what_they_were_made_o
             assert_eq!(*flags, 0x20, "{what}");
             *flags = 0;
         });
-        let reason = if is_first { "it is of XFS version 4" } else { "feat_ascii_ci is not supported" };
+        let reason = if is_first { "it is of XFS version 4" } else { "the filesystem ignores case in names" };
         let expected = format!(
             "the log could not be replayed ({reason}): what changed in the last seconds before the backup may be missing or \
              damaged"

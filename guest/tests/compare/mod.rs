@@ -6,6 +6,7 @@
 
 pub mod churn;
 pub mod generator;
+pub mod hostile;
 pub mod image;
 pub mod tree;
 

@@ -115,7 +115,13 @@ fn refused(disk: &Arc<dyn Disk>, superblock: &Superblock, error: &lamxfs::Error)
             let device = Device::plain(disk.clone());
             return match fs_xfs::log::inspect(&device, superblock) {
                 Ok(LogState::Empty | LogState::CleanlyUnmounted) => Ok(Replay::default()),
-                Ok(LogState::NeedsReplay) => Ok(Replay::failed(&format!("{} is not supported", other.token()))),
+                Ok(LogState::NeedsReplay) => Ok(Replay::failed(match other {
+                    lamxfs::Error::UnsupportedFeature("feat_ascii_ci") => "the filesystem ignores case in names",
+                    lamxfs::Error::BadSuperblock(SuperblockReason::RealtimeDevice) => {
+                        "the filesystem has a realtime section"
+                    }
+                    _ => "the filesystem has a feature that is not known",
+                })),
                 Err(error) => match device.explain::<()>(Err(error), || "the log".to_owned()) {
                     Err(error) if error.kind() == ErrorKind::Disk => Err(error),
                     _ => Ok(Replay::failed("it is damaged")),
