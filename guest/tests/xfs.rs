@@ -7,11 +7,13 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use compare::churn::Churn;
 use compare::generator::{self, Amount};
 use compare::image::{FileDisk, Mount, Reflinks, scratch, sparse, succeed};
 use compare::{Random, tree};
+use disk::Disk;
 use guest::xfs::Xfs;
 use guest::{ErrorKind, GuestFs, Inode, Kind};
 use rustix::fs::{CWD, FallocateFlags, FileType, Mode};
@@ -107,11 +109,13 @@ fn every_kind_of_clean_volume_reads_as_the_kernel_shows_it() {
 #[test]
 fn a_volume_in_use_reads_as_the_kernel_shows_it_after_replaying_its_log() {
     let seed = Random::seed();
-    let variants: [(&[&str], &str); 4] = [
+    let variants: [(&[&str], &str); 5] = [
         (&[], "noatime"),
         (&["-b", "size=1024", "-m", "rmapbt=1"], "noatime,logbsize=256k"),
         (&["-m", "bigtime=0,reflink=0,finobt=0,inobtcount=0", "-i", "sparse=0"], "noatime"),
         (&["-l", "su=64k", "-i", "size=2048,nrext64=1", "-n", "size=16384"], "noatime"),
+        // Which it goes through several times.
+        (&["--unsupported", "-l", "size=8m"], "noatime"),
     ];
     let place = Reflinks::new(4 << 30);
     let (mut replayed, mut needed) = (0, 0);
@@ -119,6 +123,9 @@ fn a_volume_in_use_reads_as_the_kernel_shows_it_after_replaying_its_log() {
         let what = format!("mkfs.xfs {} {mounted}", options.join(" "));
         let image = place.at("image");
         make(&image, options);
+        if number % 2 == 1 {
+            succeed(Command::new("xfs_admin").args(["-U", "generate"]).arg(&image));
+        }
         let mount = Mount::new(&image, "xfs", mounted);
         let mut churn = Churn::new(mount.path(), seed + number);
         // Lists of what has no name any more are in the headers of groups.
@@ -148,7 +155,7 @@ fn a_volume_in_use_reads_as_the_kernel_shows_it_after_replaying_its_log() {
         }
     }
     println!("{needed} of {replayed} snapshots would read wrong without their logs");
-    assert!(replayed == 4 * compare::rounds(2) && needed > replayed / 2, "{needed} of {replayed}");
+    assert!(replayed == 5 * compare::rounds(2) && needed > replayed / 2, "{needed} of {replayed}");
 }
 
 #[test]
@@ -222,6 +229,67 @@ fn the_content_of_a_file_of_the_realtime_section_is_not_read() {
     let error = open("realtime", &image).extents(Inode(inode), 0, 1).expect_err("it is elsewhere");
     let expected = format!("the content of inode {inode} is in the realtime section, which is on another device");
     assert_eq!((error.kind(), error.to_string()), (ErrorKind::Unsupported, expected));
+}
+
+/// A disk that does not answer while it `is_away`.
+struct Absent {
+    disk: FileDisk,
+    is_away: AtomicBool,
+}
+
+impl Disk for Absent {
+    fn size(&self) -> u64 {
+        self.disk.size()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(disk::Error::new(disk::ErrorKind::Unavailable, "the storage did not answer"));
+        }
+        self.disk.read_at(offset, buffer)
+    }
+
+    fn extent_at(&self, offset: u64) -> disk::Result<disk::Extent> {
+        self.disk.extent_at(offset)
+    }
+}
+
+#[test]
+fn errors_say_whether_it_is_the_disk_or_the_volume() {
+    let folder = scratch();
+    let image = folder.path().join("image");
+    make(&image, &[]);
+    let disk = Arc::new(Absent { disk: FileDisk::open(&image), is_away: AtomicBool::new(true) });
+    let kind_of_open = |disk: Arc<dyn Disk>| Xfs::open(disk).err().map(|error| error.kind());
+    assert_eq!(kind_of_open(disk.clone()), Some(ErrorKind::Disk));
+    disk.is_away.store(false, Ordering::Relaxed);
+    let guest = Xfs::open(disk.clone()).expect("it is there again");
+    let root = guest.root();
+    disk.is_away.store(true, Ordering::Relaxed);
+    for error in [guest.list(root).err(), guest.attributes(root).err(), guest.xattrs(root).err()] {
+        assert_eq!(
+            error.map(|error| (error.kind(), error.to_string())),
+            Some((ErrorKind::Disk, "the storage did not answer".to_owned()))
+        );
+    }
+    disk.is_away.store(false, Ordering::Relaxed);
+    assert_eq!(guest.list(root), Ok(vec![]));
+    assert_eq!(guest.target(root).map_err(|error| error.kind()), Err(ErrorKind::WrongKind));
+    assert_eq!(guest.extents(root, 0, 1).map_err(|error| error.kind()), Err(ErrorKind::WrongKind));
+    // Of groups and of a block that are not there, and free.
+    for number in [u64::MAX, 1 << 40, 25_000 * 8, root.0 + 40] {
+        assert_eq!(guest.attributes(Inode(number)).map_err(|error| error.kind()), Err(ErrorKind::NotFound), "{number}");
+    }
+    let is = |kind, what: &str| assert_eq!(kind_of_open(Arc::new(FileDisk::open(&image))), Some(kind), "{what}");
+    File::options().write(true).open(&image).and_then(|file| file.set_len(SIZE - 4096)).expect("an image");
+    is(ErrorKind::Damaged, "cut off");
+    File::options().write(true).open(&image).and_then(|file| file.write_all_at(&[1], 300)).expect("an image");
+    is(ErrorKind::Damaged, "a wrong checksum");
+    fs::remove_file(&image).expect("it is ours");
+    let log = folder.path().join("log");
+    sparse(&log, 128 << 20);
+    make(&image, &["-l", &format!("logdev={},size=64m", log.display())]);
+    is(ErrorKind::Unsupported, "a log on another device");
 }
 
 /// Adds what `mkfs.xfs -p` makes of a folder.

@@ -1,9 +1,9 @@
 //! XFS, versions 4 and 5.
 //!
 //! ```text
-//! Xfs ─┬─ attributes, directory, content, xattrs    what a guest would see
-//!      ├─ Volume ─ inodes by rust-fs-xfs            of a volume that looks unmounted: an empty log, nothing deleted while open
-//!      └─ Overlay ◀─ log by lamxfs                  what was committed and not yet written in its place
+//! Xfs ─┬─ attributes, directory, content    what a guest would see
+//!      ├─ Volume ─ inodes by rust-fs-xfs    of what looks unmounted
+//!      └─ Overlay ◀─ log by lamxfs          what was committed and not yet written in its place
 //! ```
 //!
 //! A volume that was not unmounted is read as Linux would after it replayed the log. What Linux does besides is not done:
@@ -31,6 +31,9 @@ const METADATA: u64 = 128 << 20;
 
 /// Bytes of a directory at most.
 const DIRECTORY: u64 = 1 << 30;
+
+/// Bytes of all extended attributes of a file at most.
+const MAX_XATTRS: usize = 1 << 20;
 
 /// A volume of XFS.
 pub struct Xfs {
@@ -112,6 +115,10 @@ impl GuestFs for Xfs {
         let node = self.volume.node(inode)?;
         let found = self.volume.filesystem().list_xattrs(&node.inode, &node.raw);
         let found = self.volume.explain(found, || format!("attributes of inode {}", inode.0))?;
+        if found.iter().map(|xattr| xattr.name.len() + xattr.value.len()).sum::<usize>() > MAX_XATTRS {
+            let message = format!("the attributes of inode {} take more than {MAX_XATTRS} bytes", inode.0);
+            return Err(Error::new(ErrorKind::TooMuch, message));
+        }
         Ok(found.into_iter().map(|xattr| Xattr { name: xattr.name, value: xattr.value }).collect())
     }
 

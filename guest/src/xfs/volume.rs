@@ -56,16 +56,17 @@ impl Volume {
     /// Opens a volume as it is once its log was replayed.
     pub(super) fn open(disk: Arc<dyn Disk>) -> Result<(Self, Replay)> {
         let mut superblock = read_superblock(disk.as_ref())?;
-        let replay = log::replay(&disk, &superblock)?;
+        let mut replay = log::replay(&disk, &superblock)?;
         let mut overlay = Overlay::new(disk);
         if !replay.changes.is_empty() {
-            replay.lay(&mut overlay)?;
+            for (offset, bytes) in std::mem::take(&mut replay.changes) {
+                overlay.lay_bytes(offset, bytes)?;
+            }
             superblock = read_superblock(&overlay)?;
         }
         hide_log(&mut overlay, &superblock)?;
         let groups = Some(Groups::new(&superblock));
-        let device = Arc::new(Device { disk: overlay, groups, state: Mutex::default() });
-        device.state().left = u64::MAX;
+        let device = Arc::new(Device { disk: overlay, groups, state: Mutex::new(State::new(u64::MAX)) });
         let opened = Filesystem::mount_with_cache(device.clone(), 0);
         let filesystem = device.explain(opened, || "the filesystem cannot be opened".to_owned())?;
         Ok((Self { device, filesystem, uuid: superblock.uuid }, replay))
@@ -91,7 +92,7 @@ impl Volume {
 
     /// Lets what is asked next read so many bytes, which bounds what it keeps in memory.
     pub(super) fn allow(&self, bytes: u64) {
-        self.device.state().left = bytes;
+        *self.device.state() = State::new(bytes);
     }
 
     /// Fills `buffer` with bytes of metadata from `offset` on.
@@ -229,7 +230,6 @@ pub(super) struct Device {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     /// What the disk failed with last.
     failed: Option<disk::Error>,
@@ -237,11 +237,16 @@ struct State {
     left: u64,
 }
 
+impl State {
+    fn new(left: u64) -> Self {
+        Self { failed: None, left }
+    }
+}
+
 impl Device {
     /// Makes one that is a disk as it stands.
     pub(super) fn plain(disk: Arc<dyn Disk>) -> Self {
-        let state = State { failed: None, left: u64::MAX };
-        Self { disk: Overlay::new(disk), groups: None, state: Mutex::new(state) }
+        Self { disk: Overlay::new(disk), groups: None, state: Mutex::new(State::new(u64::MAX)) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -30,10 +30,15 @@ use lamxfs::{BlockRead, Inode, SuperblockReason, Xfs};
 
 use super::checksum;
 use super::volume::Device;
-use crate::{ErrorKind, Overlay, Result};
+use crate::{ErrorKind, Result};
 
-/// Bytes of blocks that a replay reads at most: it keeps half as much.
+/// Bytes of blocks that a replay reads at most.
 const MAX_READ: u64 = 256 << 20;
+
+/// Bytes of blocks that it changes at most, which are kept in memory.
+const MAX_CHANGED: u64 = 120 << 20;
+
+const TOO_MUCH: &str = "it changes more than is kept in memory, or what is not there";
 
 /// What a log changes.
 #[derive(Default)]
@@ -52,11 +57,6 @@ impl Replay {
              or damaged"
         );
         Self { problems: vec![problem], ..Self::default() }
-    }
-
-    /// Lays the changes over the volume.
-    pub(super) fn lay(&self, overlay: &mut Overlay) -> Result<()> {
-        self.changes.iter().try_for_each(|(offset, bytes)| overlay.lay_bytes(*offset, bytes.clone()))
     }
 }
 
@@ -97,6 +97,9 @@ pub(super) fn replay(disk: &Arc<dyn Disk>, superblock: &Superblock) -> Result<Re
         if before != after {
             replay.is_replayed = true;
             replay.changes.push((block * block_size, after));
+            if replay.changes.len() as u64 * block_size > MAX_CHANGED {
+                return Ok(Replay::failed(TOO_MUCH));
+            }
         }
     }
     Ok(replay)
@@ -109,7 +112,7 @@ fn refused(disk: &Arc<dyn Disk>, superblock: &Superblock, error: &lamxfs::Error)
         lamxfs::Error::BadSuperblock(SuperblockReason::DirtyLog) => {
             "it is damaged, or holds what is not understood or not finished"
         }
-        lamxfs::Error::Io { .. } => "it changes more than is kept in memory, or what is not there",
+        lamxfs::Error::Io { .. } => TOO_MUCH,
         // Of the filesystem, which says nothing of the log.
         other => {
             let device = Device::plain(disk.clone());
