@@ -10,6 +10,7 @@
 //! GuestFs ─ names, attributes, extents         what a reader of a filesystem answers
 //!   ext   ─ ext2, ext3, ext4, journals replayed
 //!   xfs   ─ XFS 4 and 5, logs of 5 replayed
+//!   fat   ─ FAT12, FAT16, FAT32
 //! Overlay ─ a disk with other bytes in some places
 //! Error   ─ damaged, not read, beyond a limit ...
 //! Fields  ─ numbers in untrusted bytes
@@ -19,9 +20,11 @@
 //! is used, each loop is bounded by something other than what it reads. It never hears of VHD, backups, processes or FUSE.
 //! A file is never read here: its [extents](GuestFs::extents) say where its bytes lie, and whoever has the disk reads them there.
 
+mod clusters;
 mod crc32;
 mod error;
 pub mod ext;
+pub mod fat;
 mod fields;
 mod fs;
 mod lvm;
@@ -36,6 +39,7 @@ mod probe;
 mod read;
 mod survey;
 mod table;
+mod utf16;
 pub mod xfs;
 
 pub use error::{Error, ErrorKind, Result};

@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "every test binary uses a part of this")]
 
 pub mod churn;
+pub mod fat;
 pub mod generator;
 pub mod hostile;
 pub mod image;
