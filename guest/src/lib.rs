@@ -11,6 +11,7 @@
 //!   ext   ─ ext2, ext3, ext4, journals replayed
 //!   xfs   ─ XFS 4 and 5, logs of 5 replayed
 //!   fat   ─ FAT12, FAT16, FAT32
+//!   exfat ─ exFAT
 //! Overlay ─ a disk with other bytes in some places
 //! Error   ─ damaged, not read, beyond a limit ...
 //! Fields  ─ numbers in untrusted bytes
@@ -23,6 +24,7 @@
 mod clusters;
 mod crc32;
 mod error;
+pub mod exfat;
 pub mod ext;
 pub mod fat;
 mod fields;

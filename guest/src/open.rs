@@ -4,14 +4,21 @@ use std::sync::Arc;
 
 use disk::Disk;
 
-use crate::{Content, Error, GuestFs, Result, ext, fat, xfs};
+use crate::{Content, Error, GuestFs, Result, exfat, ext, fat, xfs};
 
 /// Returns whether there is a reader for it.
 #[must_use]
 pub fn is_read(content: Content) -> bool {
     matches!(
         content,
-        Content::Ext2 | Content::Ext3 | Content::Ext4 | Content::Xfs | Content::Fat12 | Content::Fat16 | Content::Fat32
+        Content::Ext2
+            | Content::Ext3
+            | Content::Ext4
+            | Content::Xfs
+            | Content::Fat12
+            | Content::Fat16
+            | Content::Fat32
+            | Content::ExFat
     )
 }
 
@@ -28,6 +35,7 @@ pub fn open(content: Content, members: Vec<Arc<dyn Disk>>) -> Result<Box<dyn Gue
         Content::Ext2 | Content::Ext3 | Content::Ext4 => Ok(Box::new(ext::Ext::open(volume)?)),
         Content::Xfs => Ok(Box::new(xfs::Xfs::open(volume)?)),
         Content::Fat12 | Content::Fat16 | Content::Fat32 => Ok(Box::new(fat::Fat::open(volume)?)),
+        Content::ExFat => Ok(Box::new(exfat::ExFat::open(volume)?)),
         _ => Err(Error::unsupported(format!("{} is not read", content.name()))),
     }
 }

@@ -44,7 +44,7 @@ fn fill(root: &Path, names: u64) {
     let mut random = Random::new(11);
     fat::contents(&root.join("contents"), &mut random);
     fat::names(&root.join("names"), names);
-    fat::times(&root.join("times"));
+    fat::times(&root.join("times"), i64::MAX);
 }
 
 /// Turns a tree of the kernel into what FAT keeps of it; what it does not keep is taken from `shown`.

@@ -1,6 +1,7 @@
 //! The clusters of a file or directory, in order.
 
 use super::table::{Link, Table};
+use super::{FIRST, Heap};
 use crate::{Error, ErrorKind, Result};
 
 /// Runs of one chain at most, 8 bytes each: what a file of 4 GiB has whose clusters, of 512 bytes, all lie apart.
@@ -76,6 +77,33 @@ impl Chain {
         }
     }
 
+    /// Returns the cluster that follows one of the heap, if that is one.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(crate) fn after(table: &Table, cluster: u32) -> Result<Option<u32>> {
+        match table.next(cluster)? {
+            Link::To(next) => Ok(Some(next)),
+            Link::End | Link::NotHeld(_) | Link::Nowhere(_) => Ok(None),
+        }
+    }
+
+    /// Makes the chain of clusters that lie in a row.
+    pub(crate) fn contiguous(heap: &Heap, first: u32, len: u64) -> Self {
+        let there = if heap.contains(first) { FIRST + heap.count() - first } else { 0 };
+        let found = u32::try_from(len).unwrap_or(u32::MAX).min(there);
+        let damage = (u64::from(found) < len).then(|| {
+            Error::damaged(format!("its {len} clusters start at {first}, and the heap has {} in all", heap.count()))
+        });
+        let starts = if found > 0 { vec![Start { index: 0, cluster: first }] } else { Vec::new() };
+        Self { starts, len: found, damage }
+    }
+
+    /// Returns the chain of what takes no room.
+    pub(crate) fn empty() -> Self {
+        Self { starts: Vec::new(), len: 0, damage: None }
+    }
+
     fn push(&mut self, cluster: u32) -> Result<()> {
         let follows =
             self.starts.last().is_some_and(|last| cluster.checked_sub(last.cluster) == Some(self.len - last.index));
@@ -122,7 +150,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::clusters::{Heap, Width};
+    use crate::clusters::Width;
     use crate::memory::Memory;
 
     const END: u16 = 0xffff;
@@ -177,5 +205,10 @@ mod tests {
             assert_eq!(Chain::follow(&table, first, 1).unwrap().damage().unwrap().kind(), ErrorKind::Damaged);
         }
         assert_eq!(runs(&Chain::follow(&table, 2, 5).unwrap()), [(0, 2, 1)]);
+        let heap = table.heap();
+        for (first, len, there) in [(2, 1000, 1000), (2, 1001, 1000), (1001, u64::MAX, 1), (1002, 1, 0), (0, 5, 0)] {
+            let chain = Chain::contiguous(heap, first, len);
+            assert_eq!((chain.len(), chain.damage().is_some()), (there, there < len), "{first} {len}");
+        }
     }
 }

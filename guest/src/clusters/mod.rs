@@ -14,7 +14,7 @@ mod table;
 mod time;
 
 pub(crate) use chain::Chain;
-pub(crate) use records::{RECORD, Records};
+pub(crate) use records::{RECORD, Record, Records};
 pub(crate) use table::{Table, Width};
 pub(crate) use time::DosTime;
 
@@ -113,11 +113,8 @@ fn too_short(heap: &Heap, chain: &Chain, size: u64) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
     use crate::ErrorKind;
-    use crate::memory::Memory;
 
     fn member(start: u64, len: u64, at: u64) -> Extent {
         Extent { start, len, source: Source::Member(0, at) }
@@ -126,9 +123,7 @@ mod tests {
     #[test]
     fn what_was_never_written_is_zeroes_and_what_is_not_there_is_damage() {
         let heap = Heap::new(1000, 512, 100, 1 << 20);
-        let mut disk = Memory::new(1 << 20);
-        disk.write(20, &[11, 0, 12, 0, 0xff, 0xff]);
-        let chain = Chain::follow(&Table::new(Arc::new(disk), 0, Width::Sixteen, heap), 10, 9).unwrap();
+        let chain = Chain::contiguous(&heap, 10, 3);
         let zeroes = |start, len| Extent { start, len, source: Source::Zeroes };
         let all = |size, valid, from| {
             extents(&heap, &chain, Length { size, valid }, from, 9).map(|extents| (extents.found, extents.until))

@@ -59,12 +59,12 @@ pub fn names(root: &Path, count: u64) {
     }
 }
 
-/// Makes files of times from the first to about the last that there are.
-pub fn times(root: &Path) {
+/// Makes files of times from about the first that there is to `last` (seconds).
+pub fn times(root: &Path, last: i64) {
     folder(root);
     let moments =
         [315_532_800 + 86_400, 951_782_400, 951_868_799, 1_700_000_001, 2_147_483_648, 4_107_456_000, 4_354_732_799];
-    for tv_sec in moments {
+    for tv_sec in moments.into_iter().filter(|moment| *moment <= last) {
         let file = root.join(format!("moment-{tv_sec}"));
         fs::write(&file, "t").expect("room");
         let moment = Timespec { tv_sec, tv_nsec: 0 };

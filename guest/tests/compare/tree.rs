@@ -93,8 +93,11 @@ fn kernel_file(path: &Path) -> Shown {
 
 fn kernel_xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
     let mut names = vec![0; 64 << 10];
-    let len =
-        rustix::fs::llistxattr(path, &mut names[..]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let len = match rustix::fs::llistxattr(path, &mut names[..]) {
+        // Not every driver has any.
+        Err(rustix::io::Errno::OPNOTSUPP) => 0,
+        listed => listed.unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+    };
     names.truncate(len);
     let names = names.split(|byte| *byte == 0).filter(|name| !name.is_empty());
     names
