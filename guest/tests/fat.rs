@@ -104,7 +104,7 @@ fn every_kind_of_volume_reads_as_it_was_filled() {
     let folder = scratch();
     let source = folder.path().join("source");
     fs::create_dir(&source).expect("a new folder");
-    fill(&source, 200 * compare::rounds(1));
+    fill(&source, 120 * compare::rounds(1));
     let kernel = tree::of_kernel(&source);
     for set in sets {
         let what = set.2.join(" ");

@@ -150,7 +150,7 @@ fn reading_ends_whatever_is_in_the_metadata() {
         let read = std::mem::take(&mut *disk.read.lock().unwrap());
         let start = Instant::now();
         let (mut mutants, mut opened, mut slowest) = (0, 0, Duration::ZERO);
-        while start.elapsed() < Duration::from_millis(1500 * compare::rounds(1)) {
+        while start.elapsed() < Duration::from_millis(1000 * compare::rounds(1)) {
             let mut changed = HashSet::new();
             for _ in 0..1 + random.below(24) {
                 let range = &read[usize::try_from(random.below(read.len() as u64)).unwrap()];

@@ -36,8 +36,8 @@ pub(crate) struct Chain {
 impl Chain {
     /// Follows a chain to its end, and remembers `most` clusters of it.
     ///
-    /// Past those it is followed, too: a chain leads into itself, if it does, after its last cluster. By then a cluster that
-    /// was passed at a power of two comes again (Brent), so that a chain is never followed for long.
+    /// Past those it is followed, too, since one that leads into itself does so at its end. Then a cluster that was the
+    /// next at some power of two comes again (Brent's algorithm): no more steps are taken than three times the clusters.
     ///
     /// # Errors
     /// Those of the disk; [`ErrorKind::TooMuch`] if it is in more pieces than are kept in memory.

@@ -130,3 +130,45 @@ pub(super) fn label(records: Records) -> Result<Option<String>> {
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_what_its_attributes_say() {
+        let mut record = [0; RECORD];
+        record[..13].copy_from_slice(b"NAME    TXT\x21\x08");
+        record[13..]
+            .copy_from_slice(&[150, 1, 2, 3, 4, 5, 6, 0x34, 0x12, 7, 8, 9, 10, 0x78, 0x56, 0xef, 0xcd, 0xab, 0x89]);
+        let time = |date, time, hundredths| DosTime { date, time, hundredths };
+        let node = Node {
+            name: *b"NAME    TXT",
+            case: 8,
+            attributes: 0x21,
+            first: 0x1234_5678,
+            size: 0x89ab_cdef,
+            modified: time(0x0a09, 0x0807, 0),
+            accessed: time(0x0605, 0, 0),
+            created: time(0x0403, 0x0201, 150),
+        };
+        assert_eq!(meaning(&record), Meaning::Node(node));
+        assert!(node.is_read_only() && !node.is_directory());
+        let with = |changes: &[(usize, u8)]| {
+            let mut record = record;
+            changes.iter().for_each(|(at, byte)| record[*at] = *byte);
+            meaning(&record)
+        };
+        assert_eq!(with(&[(0, 0)]), Meaning::End);
+        assert_eq!(with(&[(0, 0xe5)]), Meaning::Deleted);
+        assert_eq!(with(&[(11, 0x0f)]), Meaning::LongName);
+        assert_eq!(with(&[(11, 0xcf)]), Meaning::LongName);
+        assert_eq!(with(&[(11, 0x08)]), Meaning::Label(*b"NAME    TXT"));
+        assert!(matches!(with(&[(11, 0x30)]), Meaning::Node(node) if node.is_directory()));
+        for name in [b".          ", b"..         "] {
+            record[..11].copy_from_slice(name);
+            record[11] = DIRECTORY;
+            assert_eq!(meaning(&record), Meaning::Dots);
+        }
+    }
+}
