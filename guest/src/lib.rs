@@ -12,6 +12,7 @@
 //!   xfs   ─ XFS 4 and 5, logs of 5 replayed
 //!   fat   ─ FAT12, FAT16, FAT32
 //!   exfat ─ exFAT
+//!   btrfs ─ Btrfs, subvolumes and several devices
 //! Overlay ─ a disk with other bytes in some places
 //! Error   ─ damaged, not read, beyond a limit ...
 //! Fields  ─ numbers in untrusted bytes
@@ -21,6 +22,7 @@
 //! is used, each loop is bounded by something other than what it reads. It never hears of VHD, backups, processes or FUSE.
 //! A file is never read here: its [extents](GuestFs::extents) say where its bytes lie, and whoever has the disk reads them there.
 
+pub mod btrfs;
 mod clusters;
 mod crc32;
 mod error;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use disk::Disk;
 
-use crate::{Content, Error, GuestFs, Result, exfat, ext, fat, xfs};
+use crate::{Content, Error, GuestFs, Result, btrfs, exfat, ext, fat, xfs};
 
 /// Returns whether there is a reader for it.
 #[must_use]
@@ -19,6 +19,7 @@ pub fn is_read(content: Content) -> bool {
             | Content::Fat16
             | Content::Fat32
             | Content::ExFat
+            | Content::Btrfs
     )
 }
 
@@ -28,6 +29,9 @@ pub fn is_read(content: Content) -> bool {
 /// [`Unsupported`](crate::ErrorKind::Unsupported) if there is no reader for it, or it is of a kind that the reader does not know;
 /// what is damaged or could not be read.
 pub fn open(content: Content, members: Vec<Arc<dyn Disk>>) -> Result<Box<dyn GuestFs>> {
+    if content == Content::Btrfs {
+        return Ok(Box::new(btrfs::Btrfs::open(members)?));
+    }
     let Ok([volume]) = <[_; 1]>::try_from(members) else {
         return Err(Error::unsupported(format!("{} of several volumes is not read", content.name())));
     };

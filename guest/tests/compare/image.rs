@@ -39,12 +39,15 @@ pub struct Mount(TempDir);
 impl Mount {
     /// Mounts an image as `kind` with options besides `loop`.
     pub fn new(image: &Path, kind: &str, options: &str) -> Self {
+        Self::of_device(image, kind, &format!("loop,{options}"))
+    }
+
+    /// Mounts a device.
+    pub fn of_device(device: &Path, kind: &str, options: &str) -> Self {
         let uid = fs::metadata("/proc/self").expect("/proc is mounted").uid();
         assert_eq!(uid, 0, "this test mounts filesystems and needs root: sudo -E scripts/test");
         let folder = scratch();
-        succeed(
-            Command::new("mount").args(["-t", kind, "-o", &format!("loop,{options}")]).arg(image).arg(folder.path()),
-        );
+        succeed(Command::new("mount").args(["-t", kind, "-o", options]).arg(device).arg(folder.path()));
         Self(folder)
     }
 
@@ -64,6 +67,32 @@ impl Drop for Mount {
         }
         let lazy = Command::new("umount").arg("--lazy").arg(self.path()).status();
         assert!(std::thread::panicking(), "{} was busy, unmounting lazily: {lazy:?}", self.path().display());
+    }
+}
+
+/// An image as a device until this is dropped, which is after its mount.
+pub struct Loop(PathBuf);
+
+impl Loop {
+    /// Makes a device of an image.
+    pub fn new(image: &Path) -> Self {
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(image).output().expect("losetup runs");
+        let device = String::from_utf8(output.stdout).expect("a path of ASCII");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {said}\nthis test needs root: sudo -E scripts/test", image.display());
+        Self(PathBuf::from(device.trim()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let ended = Command::new("losetup").arg("--detach").arg(&self.0).status();
+        assert!(std::thread::panicking() || ended.is_ok_and(|status| status.success()), "{}", self.0.display());
     }
 }
 

@@ -162,8 +162,13 @@ fn length(len: u64) -> usize {
     usize::try_from(len).expect("it is in memory")
 }
 
-/// Returns what a reader shows; content is read from the first member. Errors are in the list.
+/// Returns what a reader shows of a volume. Errors are in the list.
 pub fn of_guest(guest: &dyn GuestFs, disk: &dyn Disk) -> (Tree, Vec<String>) {
+    of_members(guest, &[disk])
+}
+
+/// Returns what a reader shows of several volumes. Errors are in the list.
+pub fn of_members(guest: &dyn GuestFs, members: &[&dyn Disk]) -> (Tree, Vec<String>) {
     let (mut tree, mut errors) = (Tree::new(), Vec::new());
     let mut pending = vec![(Vec::new(), guest.root())];
     while let Some((path, inode)) = pending.pop() {
@@ -197,7 +202,7 @@ pub fn of_guest(guest: &dyn GuestFs, disk: &dyn Disk) -> (Tree, Vec<String>) {
                 Ok(target) => file.target = target,
                 Err(error) => note("target", error),
             },
-            Kind::File => match guest_content(guest, disk, inode, file.attributes.size) {
+            Kind::File => match guest_content(guest, members, inode, file.attributes.size) {
                 Ok(content) => file.content = content,
                 Err(error) => note("content", error),
             },
@@ -210,7 +215,7 @@ pub fn of_guest(guest: &dyn GuestFs, disk: &dyn Disk) -> (Tree, Vec<String>) {
     (tree, errors)
 }
 
-fn guest_content(guest: &dyn GuestFs, disk: &dyn Disk, inode: Inode, size: u64) -> guest::Result<u64> {
+fn guest_content(guest: &dyn GuestFs, members: &[&dyn Disk], inode: Inode, size: u64) -> guest::Result<u64> {
     let mut extents = Vec::new();
     let mut at = 0;
     while at < size {
@@ -239,14 +244,15 @@ fn guest_content(guest: &dyn GuestFs, disk: &dyn Disk, inode: Inode, size: u64) 
                 let here = &mut piece[length(start - offset)..length(end.max(start) - offset)];
                 let within = start - extent.start;
                 result = match &extent.source {
-                    Source::Member(0, place) => disk.read_at(place + within, here).map_err(Into::into),
+                    Source::Member(member, place) => {
+                        members[usize::from(*member)].read_at(place + within, here).map_err(Into::into)
+                    }
                     Source::Bytes(bytes) => {
                         here.copy_from_slice(&bytes[length(within)..][..here.len()]);
                         Ok(())
                     }
                     Source::Zeroes => Ok(()),
                     Source::Encoded => guest.decode(inode, start, here),
-                    Source::Member(member, _) => panic!("member {member} of one"),
                 };
                 if result.is_err() {
                     return;
