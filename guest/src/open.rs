@@ -9,18 +9,7 @@ use crate::{Content, Error, GuestFs, Result, btrfs, exfat, ext, fat, xfs};
 /// Returns whether there is a reader for it.
 #[must_use]
 pub fn is_read(content: Content) -> bool {
-    matches!(
-        content,
-        Content::Ext2
-            | Content::Ext3
-            | Content::Ext4
-            | Content::Xfs
-            | Content::Fat12
-            | Content::Fat16
-            | Content::Fat32
-            | Content::ExFat
-            | Content::Btrfs
-    )
+    matches!(content, Content::Ext2 | Content::Ext3 | Content::Ext4 | Content::Xfs | Content::Fat12 | Content::Fat16 | Content::Fat32 | Content::ExFat | Content::Btrfs)
 }
 
 /// Opens a filesystem for reading; `members` are its volumes, one or more.
