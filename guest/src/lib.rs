@@ -13,6 +13,7 @@
 //!   fat   ─ FAT12, FAT16, FAT32
 //!   exfat ─ exFAT
 //!   btrfs ─ Btrfs, subvolumes and several devices
+//!   squashfs
 //! Overlay ─ a disk with other bytes in some places
 //! Error   ─ damaged, not read, beyond a limit ...
 //! Fields  ─ numbers in untrusted bytes
@@ -41,6 +42,7 @@ mod open;
 pub mod overlay;
 mod probe;
 mod read;
+pub mod squashfs;
 mod survey;
 mod table;
 mod utf16;

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use disk::Disk;
 
-use crate::{Content, Error, GuestFs, Result, btrfs, exfat, ext, fat, xfs};
+use crate::{Content, Error, GuestFs, Result, btrfs, exfat, ext, fat, squashfs, xfs};
 
 /// Returns whether there is a reader for it.
 #[must_use]
 pub fn is_read(content: Content) -> bool {
-    matches!(content, Content::Ext2 | Content::Ext3 | Content::Ext4 | Content::Xfs | Content::Fat12 | Content::Fat16 | Content::Fat32 | Content::ExFat | Content::Btrfs)
+    matches!(content, Content::Ext2 | Content::Ext3 | Content::Ext4 | Content::Xfs | Content::Fat12 | Content::Fat16 | Content::Fat32 | Content::ExFat | Content::Squashfs | Content::Btrfs)
 }
 
 /// Opens a filesystem for reading; `members` are its volumes, one or more.
@@ -29,6 +29,7 @@ pub fn open(content: Content, members: Vec<Arc<dyn Disk>>) -> Result<Box<dyn Gue
         Content::Xfs => Ok(Box::new(xfs::Xfs::open(volume)?)),
         Content::Fat12 | Content::Fat16 | Content::Fat32 => Ok(Box::new(fat::Fat::open(volume)?)),
         Content::ExFat => Ok(Box::new(exfat::ExFat::open(volume)?)),
+        Content::Squashfs => Ok(Box::new(squashfs::Squashfs::open(volume)?)),
         _ => Err(Error::unsupported(format!("{} is not read", content.name()))),
     }
 }
