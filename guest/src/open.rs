@@ -9,7 +9,19 @@ use crate::{Content, Error, GuestFs, Result, btrfs, exfat, ext, fat, squashfs, x
 /// Returns whether there is a reader for it.
 #[must_use]
 pub fn is_read(content: Content) -> bool {
-    matches!(content, Content::Ext2 | Content::Ext3 | Content::Ext4 | Content::Xfs | Content::Fat12 | Content::Fat16 | Content::Fat32 | Content::ExFat | Content::Squashfs | Content::Btrfs)
+    matches!(
+        content,
+        Content::Ext2
+            | Content::Ext3
+            | Content::Ext4
+            | Content::Xfs
+            | Content::Fat12
+            | Content::Fat16
+            | Content::Fat32
+            | Content::ExFat
+            | Content::Squashfs
+            | Content::Btrfs
+    )
 }
 
 /// Opens a filesystem for reading; `members` are its volumes, one or more.

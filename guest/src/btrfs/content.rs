@@ -8,7 +8,7 @@ use fs_btrfs::fs::EXTENT_DATA_KEY;
 
 use super::extent::{self, Content, Packed, Stored};
 use super::subvolumes::Place;
-use super::volume::Volume;
+use super::volume::{Root, Volume};
 use crate::{Error, ErrorKind, Extent, Extents, Result, Source};
 
 /// Items looked at for one answer at most: those of holes give no extents.
@@ -24,7 +24,7 @@ pub(super) struct Window {
 }
 
 /// Returns extents of a file, none of which reaches past its end.
-pub(super) fn extents(volume: &Volume, root: u64, file: Place, window: Window) -> Result<Extents> {
+pub(super) fn extents(volume: &Volume, root: Root, file: Place, window: Window) -> Result<Extents> {
     let Window { from, size, room } = window;
     let mut extents = Extents { found: Vec::new(), until: size.max(from) };
     if from >= size {
@@ -97,7 +97,7 @@ fn add(volume: &Volume, stored: &Stored, end: u64, window: Window, found: &mut V
 /// Shows the extents of a file from the one that holds `from` on, or the next.
 fn each_from(
     volume: &Volume,
-    root: u64,
+    root: Root,
     file: Place,
     from: u64,
     mut show: impl FnMut(Stored) -> Result<ControlFlow<()>>,
@@ -110,7 +110,7 @@ fn each_from(
 }
 
 /// Returns the bytes of a file that stand in its first item.
-pub(super) fn first_inline(volume: &Volume, root: u64, file: Place) -> Result<Vec<u8>> {
+pub(super) fn first_inline(volume: &Volume, root: Root, file: Place) -> Result<Vec<u8>> {
     let mut found = Err(Error::damaged(format!("{file} has no content")));
     each_from(volume, root, file, 0, |stored| {
         if let Content::Inline(bytes, compression) = stored.content {
@@ -138,7 +138,7 @@ pub(super) struct Unpacked(RefCell<Option<(Packed, Vec<u8>)>>);
 
 impl Unpacked {
     /// Fills a buffer with the bytes of a file from `offset` on, all of them packed.
-    pub(super) fn read(&self, volume: &Volume, root: u64, file: Place, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    pub(super) fn read(&self, volume: &Volume, root: Root, file: Place, offset: u64, buffer: &mut [u8]) -> Result<()> {
         let mut rest = buffer;
         let mut at = offset;
         if rest.is_empty() {

@@ -64,10 +64,10 @@ impl Devices {
         self.by_number.keys().copied()
     }
 
-    /// Returns whether the filesystem went on without a device: what it has may be old. One commit behind is one that was
-    /// under way.
+    /// Returns whether a device did not take part in the last commit: what it has may be old. All of them write their data
+    /// before their superblocks, so what a commit was that broke off between these is on all.
     pub(super) fn is_left_behind(&self, number: u64) -> bool {
-        self.by_number.get(&number).is_none_or(|device| device.generation + 1 < self.superblock.generation)
+        self.by_number.get(&number).is_none_or(|device| device.generation < self.superblock.generation)
     }
 
     /// Returns what is to be said of them.
@@ -76,7 +76,8 @@ impl Devices {
         behind
             .map(|number| {
                 format!(
-                    "device {number} was not written any more when the others were; what has a second copy is read from there"
+                    "device {number} is older than the others: what has a second copy is read from there, what has none may \
+                     be old or damaged"
                 )
             })
             .collect()

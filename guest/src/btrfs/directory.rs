@@ -6,14 +6,14 @@ use fs_btrfs::dir::{self, DIR_INDEX_KEY};
 use fs_btrfs::fs::ROOT_ITEM_KEY;
 
 use super::subvolumes::{self, Place};
-use super::volume::Volume;
+use super::volume::{Root, Volume};
 use crate::{Entry, Error, ErrorKind, Result};
 
 /// Names of one directory at most: some 100 bytes each, all in memory.
 const MAX_ENTRIES: usize = 4_000_000;
 
 /// Returns all names, in the order in which they were made.
-pub(super) fn list(volume: &Volume, root: u64, directory: Place) -> Result<Vec<Entry>> {
+pub(super) fn list(volume: &Volume, root: Root, directory: Place) -> Result<Vec<Entry>> {
     let mut found = Vec::new();
     let mut subvolumes = Vec::new();
     volume.items(root, directory.key(DIR_INDEX_KEY, 0), |_, item| {

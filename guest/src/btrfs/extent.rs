@@ -87,12 +87,14 @@ pub(super) fn parse(start: u64, item: &[u8], sector: u64) -> Result<Stored<'_>> 
     if skip.checked_add(len).is_none_or(|end| end > whole) {
         return Err(bad("is a part of one that is shorter"));
     }
+    if logical.checked_add(taken).is_none() {
+        return Err(bad("lies past all addresses"));
+    }
     if kind == UNWRITTEN {
         return stored(Content::Unwritten);
     }
     if !compression.is_compressed() {
-        let logical = logical.checked_add(skip).ok_or_else(|| bad("lies past all addresses"))?;
-        return stored(Content::Plain(logical));
+        return stored(Content::Plain(logical + skip));
     }
     let too_long = || bad("is longer than a compressed one can be");
     let within = |len: u64, most: usize| usize::try_from(len).ok().filter(|len| *len <= most).ok_or_else(too_long);
@@ -147,6 +149,7 @@ mod tests {
             (1, item(1, 0, 4096, [4096, 4096, 0, 4096])),
             (0, item(1, 0, 4096, [4097, 4096, 0, 4096])),
             (0, item(1, 0, 8192, [u64::MAX - 4095, 8192, 4096, 4096])),
+            (0, item(1, 0, 8192, [u64::MAX - 8191, 8192, 4096, 4096])),
             (u64::MAX - 4095, item(1, 0, 4096, [4096, 4096, 0, 4096])),
             (0, item(1, 1, 1 << 20, [4096, 4096, 0, 4096])),
             (0, item(1, 1, 4096, [4096, 1 << 20, 0, 4096])),

@@ -30,7 +30,7 @@ use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode,
 use content::Unpacked;
 use devices::Devices;
 use subvolumes::{EMPTY, Place, ROOT, TOP};
-use volume::Volume;
+use volume::{Root, Volume};
 
 /// Bytes of all extended attributes of a file at most.
 const MAX_VALUES: usize = 1 << 20;
@@ -59,7 +59,7 @@ impl Btrfs {
     }
 
     /// Returns the root of the tree that a file is in, and its inode.
-    fn stored(&self, place: Place) -> Result<(u64, fs_btrfs::inode::Inode)> {
+    fn stored(&self, place: Place) -> Result<(Root, fs_btrfs::inode::Inode)> {
         let missing = || Error::new(ErrorKind::NotFound, format!("no {place} is in use"));
         if place.inode < ROOT {
             return Err(missing());

@@ -16,7 +16,7 @@ use std::ops::ControlFlow;
 use fs_btrfs::chunk::{DiskKey, objectid};
 use fs_btrfs::fs::{ROOT_ITEM_KEY, root_item};
 
-use super::volume::Volume;
+use super::volume::{Root, Volume};
 use crate::{Error, ErrorKind, Fields, Inode, Result};
 
 /// The tree that all others are in.
@@ -79,23 +79,23 @@ impl fmt::Display for Place {
     }
 }
 
-/// Returns the address of the root of a tree, if it is there.
-pub(super) fn root(volume: &Volume, tree: u64) -> Result<Option<u64>> {
+/// Returns the root of a tree, if that is there.
+pub(super) fn root(volume: &Volume, tree: u64) -> Result<Option<Root>> {
     if tree != TOP && !fs_btrfs::subvol::is_subvolume_id(tree) {
         return Ok(None);
     }
     let mut found = None;
     let first = DiskKey { objectid: tree, key_type: ROOT_ITEM_KEY, offset: 0 };
     // The last one counts.
-    volume.items(volume.devices().superblock().root, first, |_, item| {
+    volume.items(volume.root(), first, |_, item| {
         found = Some(item.to_vec());
         Ok(ControlFlow::Continue(()))
     })?;
     let Some(item) = found else { return Ok(None) };
     let fields = Fields(&item);
-    match (fields.le64(root_item::BYTENR), fields.le32(REFERENCES)) {
-        (Some(_), Some(0)) => Ok(None),
-        (Some(at), Some(_)) => Ok(Some(at)),
+    match (fields.le64(root_item::BYTENR), fields.le64(root_item::GENERATION), fields.le32(REFERENCES)) {
+        (_, _, Some(0)) => Ok(None),
+        (Some(at), Some(generation), Some(_)) => Ok(Some(Root { at, generation })),
         _ => Err(Error::damaged(format!("the root item of subvolume {tree} is too short"))),
     }
 }
@@ -104,7 +104,7 @@ pub(super) fn root(volume: &Volume, tree: u64) -> Result<Option<u64>> {
 pub(super) fn enter(volume: &Volume, directory: Place, name: &[u8], tree: u64) -> Result<Place> {
     let nowhere = Place { inode: EMPTY, ..directory };
     let key = DiskKey { objectid: directory.tree, key_type: ROOT_REF_KEY, offset: tree };
-    let Some(item) = volume.item(volume.devices().superblock().root, key)? else { return Ok(nowhere) };
+    let Some(item) = volume.item(volume.root(), key)? else { return Ok(nowhere) };
     let fields = Fields(&item);
     let is_here = fields.le64(0) == Some(directory.inode)
         && fields.le16(16).map(usize::from) == Some(name.len())

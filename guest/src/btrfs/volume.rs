@@ -24,6 +24,14 @@ const KEPT_BYTES: usize = 16 << 20;
 /// Chunks of a filesystem at most, some 200 bytes each. They are of 1 GiB, but for small volumes.
 const MAX_CHUNKS: usize = 500_000;
 
+/// Where a tree starts, and the commit of which that block is: one that stands there of another, on a device that was left
+/// behind, is sound as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Root {
+    pub(super) at: u64,
+    pub(super) generation: u64,
+}
+
 /// A filesystem whose trees can be read.
 pub(super) struct Volume {
     devices: Devices,
@@ -37,7 +45,8 @@ impl Volume {
         let superblock = devices.superblock();
         let chunks = ChunkMap::bootstrap(superblock)
             .map_err(|error| Error::new(kind_of(&error), format!("the filesystem cannot be opened: {error}")))?;
-        let (sector, root, count) = (superblock.sectorsize, superblock.chunk_root, superblock.num_devices);
+        let (sector, count) = (superblock.sectorsize, superblock.num_devices);
+        let root = Root { at: superblock.chunk_root, generation: superblock.chunk_root_generation };
         let blocks = RefCell::new(Blocks::new(KEPT_BYTES / node_size(&devices)));
         let mut volume = Self { devices, chunks, blocks };
         let mut numbers = Vec::new();
@@ -82,6 +91,12 @@ impl Volume {
         Err(Error::unsupported(format!("the filesystem is on {count} devices, and {which}")))
     }
 
+    /// Returns the root of the tree of trees.
+    pub(super) fn root(&self) -> Root {
+        let superblock = self.devices.superblock();
+        Root { at: superblock.root, generation: superblock.generation }
+    }
+
     pub(super) fn devices(&self) -> &Devices {
         &self.devices
     }
@@ -92,8 +107,8 @@ impl Volume {
     }
 
     /// Returns an item of the tree that has this root.
-    pub(super) fn item(&self, root: u64, key: DiskKey) -> Result<Option<Vec<u8>>> {
-        let found = self.with_tree(|tree| tree.search(root, &key));
+    pub(super) fn item(&self, root: Root, key: DiskKey) -> Result<Option<Vec<u8>>> {
+        let found = self.with_tree(root, |tree| tree.search(root.at, &key));
         let found = found.map_err(|error| self.explain(error, &format!("item {} cannot be looked for", Shown(key))))?;
         Ok(found.map(|item| item.data))
     }
@@ -101,7 +116,7 @@ impl Volume {
     /// Shows the items of the object and the type of `first` from that on, until told to stop.
     pub(super) fn items(
         &self,
-        root: u64,
+        root: Root,
         first: DiskKey,
         mut show: impl FnMut(u64, &[u8]) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
@@ -114,8 +129,8 @@ impl Volume {
     }
 
     /// Returns the offset of the last item of the object and the type of `key` that is not past it.
-    pub(super) fn last_until(&self, root: u64, key: DiskKey) -> Result<Option<u64>> {
-        let leaf = self.with_tree(|tree| tree.descend(root, &key));
+    pub(super) fn last_until(&self, root: Root, key: DiskKey) -> Result<Option<u64>> {
+        let leaf = self.with_tree(root, |tree| tree.descend(root.at, &key));
         let leaf = leaf.map_err(|error| self.explain(error, &format!("item {} cannot be looked for", Shown(key))))?;
         let keys = leaf.body.items().unwrap_or_default().iter().map(|item| item.key);
         let of_object = keys.filter(|other| (other.objectid, other.key_type) == (key.objectid, key.key_type));
@@ -124,13 +139,13 @@ impl Volume {
 
     fn visit(
         &self,
-        root: u64,
+        root: Root,
         first: DiskKey,
         mut show: impl FnMut(&DiskKey, &[u8]) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
         let mut refused = None;
-        let visited = self.with_tree(|tree| {
-            tree.for_each_from(root, &first, &mut |key, item| match show(key, item) {
+        let visited = self.with_tree(root, |tree| {
+            tree.for_each_from(root.at, &first, &mut |key, item| match show(key, item) {
                 Ok(flow) => Ok(flow.is_continue()),
                 Err(error) => {
                     refused = Some(error);
@@ -142,7 +157,11 @@ impl Volume {
         refused.map_or(Ok(()), Err)
     }
 
-    fn with_tree<T>(&self, act: impl FnOnce(&Tree) -> T) -> T {
+    fn with_tree<T>(
+        &self,
+        root: Root,
+        act: impl FnOnce(&Tree) -> fs_btrfs::error::Result<T>,
+    ) -> fs_btrfs::error::Result<T> {
         // What failed before had another copy.
         self.devices.take_failure();
         let read = |logical: u64, buffer: &mut [u8]| self.read_copy(logical, 0, buffer);
@@ -151,7 +170,10 @@ impl Volume {
         let get = |logical: u64| self.blocks.borrow_mut().get(logical);
         let put = |logical: u64, block: &TreeBlock| self.blocks.borrow_mut().put(logical, block);
         let geometry = TreeGeometry::from_superblock(self.devices.superblock());
-        act(&Tree::new(geometry, &read).with_redundancy(&copies, &read_copy).with_cache(&get, &put))
+        let tree = Tree::new(geometry, &read).with_redundancy(&copies, &read_copy).with_cache(&get, &put);
+        // From now on it is kept: no other finds its way to the root.
+        tree.read_child(root.at, root.generation)?;
+        act(&tree)
     }
 
     /// Fills a buffer from one of the copies.
