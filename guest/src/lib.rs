@@ -14,6 +14,7 @@
 //!   exfat ─ exFAT
 //!   btrfs ─ Btrfs, subvolumes and several devices
 //!   squashfs
+//!   ntfs  ─ NTFS
 //! Overlay ─ a disk with other bytes in some places
 //! Error   ─ damaged, not read, beyond a limit ...
 //! Fields  ─ numbers in untrusted bytes
@@ -38,6 +39,7 @@ mod mapped;
 mod md;
 #[cfg(test)]
 mod memory;
+pub mod ntfs;
 mod open;
 pub mod overlay;
 mod probe;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use disk::Disk;
 
-use crate::{Content, Error, GuestFs, Result, btrfs, exfat, ext, fat, squashfs, xfs};
+use crate::{Content, Error, GuestFs, Result, btrfs, exfat, ext, fat, ntfs, squashfs, xfs};
 
 /// Returns whether there is a reader for it.
 #[must_use]
@@ -19,6 +19,7 @@ pub fn is_read(content: Content) -> bool {
             | Content::Fat16
             | Content::Fat32
             | Content::ExFat
+            | Content::Ntfs
             | Content::Squashfs
             | Content::Btrfs
     )
@@ -41,6 +42,7 @@ pub fn open(content: Content, members: Vec<Arc<dyn Disk>>) -> Result<Box<dyn Gue
         Content::Xfs => Ok(Box::new(xfs::Xfs::open(volume)?)),
         Content::Fat12 | Content::Fat16 | Content::Fat32 => Ok(Box::new(fat::Fat::open(volume)?)),
         Content::ExFat => Ok(Box::new(exfat::ExFat::open(volume)?)),
+        Content::Ntfs => Ok(Box::new(ntfs::Ntfs::open(volume)?)),
         Content::Squashfs => Ok(Box::new(squashfs::Squashfs::open(volume)?)),
         _ => Err(Error::unsupported(format!("{} is not read", content.name()))),
     }

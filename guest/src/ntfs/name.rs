@@ -1,0 +1,42 @@
+//! Names and targets: UTF-16 on the volume, bytes here.
+
+/// Returns units of UTF-16 as UTF-8, and a lone surrogate, which NTFS allows, as the three bytes that UTF-8 would have for it:
+/// no two names become one.
+pub(super) fn to_bytes(units: impl IntoIterator<Item = u16>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for decoded in char::decode_utf16(units) {
+        match decoded {
+            Ok(character) => bytes.extend(character.encode_utf8(&mut [0; 4]).as_bytes()),
+            Err(error) => {
+                let [high, low] = error.unpaired_surrogate().to_be_bytes();
+                bytes.extend([0xe0 | high >> 4, 0x80 | (high & 0x0f) << 2 | low >> 6, 0x80 | low & 0x3f]);
+            }
+        }
+    }
+    bytes
+}
+
+/// Returns the units in bytes of a volume; an odd last byte is none.
+pub(super) fn units(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    bytes.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_its_utf8_and_lone_surrogates_stay_apart() {
+        let cases: [(&[u16], &[u8]); 5] = [
+            (&[0x41, 0xe9, 0x20ac], "A\u{e9}\u{20ac}".as_bytes()),
+            (&[0xd83d, 0xde00], "\u{1f600}".as_bytes()),
+            (&[0xd83d], b"\xed\xa0\xbd"),
+            (&[0xde00, 0xd83d, 0x41], b"\xed\xb8\x80\xed\xa0\xbdA"),
+            (&[], b""),
+        ];
+        for (given, expected) in cases {
+            assert_eq!(to_bytes(given.iter().copied()), expected, "{given:x?}");
+        }
+        assert_eq!(units(&[0x41, 0, 0xac, 0x20, 7]).collect::<Vec<_>>(), [0x41, 0x20ac]);
+    }
+}
