@@ -5,7 +5,7 @@ mod compare;
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use compare::image::{FileDisk, Mount, scratch, sparse, succeed};
 use compare::tree::{self, Tree};
 use compare::{Random, rounds};
 use guest::ntfs::Ntfs;
-use guest::{GuestFs, Kind, Time};
+use guest::{ErrorKind, Extent, Fields, GuestFs, Inode, Kind, Source, Time};
 use rustix::fs::XattrFlags;
 
 const ATTRIBUTES: &[u8] = b"user.ntfs.attrib";
@@ -74,14 +74,12 @@ fn fill(root: &Path, amount: u64, random: &mut Random) {
             fs::write(streams.join(format!("size-{size}")), random.bytes(size)).expect("room");
         }
     }
-    // Written alternately, each piece is apart.
-    let fragments = folder("fragments");
-    let (mut left, mut right) =
-        (File::create(fragments.join("left")).expect("new"), File::create(fragments.join("right")).expect("new"));
-    for _ in 0..amount {
-        for file in [&mut left, &mut right] {
-            file.write_all(&random.bytes(4096)).expect("room");
-        }
+    // Written in no order, each piece is apart, and where they are does not fit in one record.
+    let fragments = File::create(root.join("fragments")).expect("a new file");
+    fragments.set_len(amount * 4096).expect("sparse");
+    for number in 0..amount {
+        let at = number * 607 % amount;
+        fragments.write_all_at(&at.to_le_bytes().repeat(512), at * 4096).expect("room");
     }
 }
 
@@ -170,7 +168,7 @@ fn volumes_of_every_size_of_cluster_read_as_ntfs_3g_shows_them() {
         make(&image, if is_huge { 4 << 30 } else { 96 << 20 }, set);
         {
             let mount = mount(&image, "");
-            generator::fill(mount.path(), Amount { names: 1500, holes: if is_huge { 20 } else { 300 } });
+            generator::fill(mount.path(), Amount { names: 1000, holes: if is_huge { 20 } else { 100 } });
             // Reading two gigabytes of zeroes takes ntfs-3g too long.
             fs::remove_file(mount.path().join("contents/far")).expect("it was made");
             fill(mount.path(), if is_huge { 20 } else { 1500 }, &mut random);
@@ -185,5 +183,233 @@ fn volumes_of_every_size_of_cluster_read_as_ntfs_3g_shows_them() {
         let blkid =
             Command::new("blkid").args(["-p", "-o", "value", "-s", "UUID"]).arg(&image).output().expect("blkid");
         assert_eq!(String::from_utf8_lossy(&blkid.stdout).trim(), facts.uuid);
+    }
+}
+
+/// Returns where the record of a file stands in an image of which the table of files is not in pieces.
+fn record(image: &Path, number: u64) -> u64 {
+    let mut boot = [0; 512];
+    File::open(image).and_then(|file| file.read_exact_at(&mut boot, 0)).expect("it has a boot sector");
+    let fields = Fields(&boot);
+    let cluster = u64::from(fields.le16(0x0b).expect("2 bytes")) * u64::from(boot[0x0d]);
+    fields.le64(0x30).expect("8 bytes") * cluster + number * 1024
+}
+
+/// Returns where the attribute of a type stands in such a record.
+fn attribute(image: &Path, number: u64, kind: u32) -> u64 {
+    let start = record(image, number);
+    let mut bytes = [0; 1024];
+    File::open(image).and_then(|file| file.read_exact_at(&mut bytes, start)).expect("there is a record");
+    let fields = Fields(&bytes);
+    let mut at = usize::from(fields.le16(0x14).expect("2 bytes"));
+    while fields.le32(at).expect("an attribute") != kind {
+        at += usize::try_from(fields.le32(at + 4).expect("a length")).expect("small");
+    }
+    start + at as u64
+}
+
+fn write(image: &Path, at: u64, bytes: &[u8]) {
+    File::options().write(true).open(image).and_then(|file| file.write_all_at(bytes, at)).expect("it is ours");
+}
+
+#[test]
+fn what_was_never_written_reads_as_zeroes_whatever_stands_there() {
+    let folder = scratch();
+    let image = folder.path().join("image");
+    make(&image, 16 << 20, &["-c", "4096"]);
+    let random = Random::new(5).bytes(100_000);
+    let inode = {
+        let mount = mount(&image, "");
+        let file = mount.path().join("file");
+        fs::write(&file, &random).expect("room");
+        fs::metadata(&file).expect("it was made").ino()
+    };
+    for initialized in [0_u64, 1, 50_000, 65_536, 99_999] {
+        write(&image, attribute(&image, inode, 0x80) + 0x38, &initialized.to_le_bytes());
+        let guest = compare(&format!("{initialized} bytes written"), &image, &truth(&mount(&image, ",ro")));
+        let extents = guest.extents(Inode(inode), 0, 10).expect("a file").found;
+        assert_eq!(extents.last().map(|last| (last.start, &last.source)), Some((initialized, &Source::Zeroes)));
+    }
+}
+
+#[test]
+fn a_table_of_files_in_many_pieces_is_read() {
+    let folder = scratch();
+    let image = folder.path().join("image");
+    make(&image, 12 << 20, &["-c", "512"]);
+    {
+        let mount = mount(&image, "");
+        let path = |name: &str, number: u32| mount.path().join(format!("{name}-{number}"));
+        // Of three clusters each, where a record needs two.
+        for number in 0..1200 {
+            fs::write(path("cluster", number), [7; 1400]).expect("room");
+        }
+        let mut rest = File::create(mount.path().join("rest")).expect("a new file");
+        while rest.write_all(&[8; 4096]).is_ok() {}
+        for number in (0..1200).step_by(2) {
+            fs::remove_file(path("cluster", number)).expect("it was made");
+        }
+        let made =
+            (0..4000).take_while(|number| fs::write(path("small", *number), format!("{number}")).is_ok()).count();
+        assert!(made > 1000, "{made} files");
+    }
+    let said = Command::new("ntfsinfo").args(["-i", "0", "-v"]).arg(&image).output().expect("ntfsinfo");
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(said.contains("$ATTRIBUTE_LIST"), "the table is in too few pieces\n{said}");
+    compare("in pieces", &image, &truth(&mount(&image, ",ro")));
+}
+
+#[test]
+fn what_is_wrong_with_a_volume_is_said() {
+    let folder = scratch();
+    let image = folder.path().join("image");
+    make(&image, 16 << 20, &[]);
+    let problems = || Ntfs::open(Arc::new(FileDisk::open(&image))).expect("NTFS").facts().problems;
+    assert_eq!(problems(), Vec::<String>::new());
+    let flags = attribute(&image, 3, 0x70) + 24 + 0x0a;
+    write(&image, flags, &[1]);
+    assert_eq!(problems(), ["Windows marked the volume to be checked (chkdsk)"]);
+    write(&image, flags, &[0]);
+    File::options().write(true).open(&image).and_then(|file| file.set_len(12 << 20)).expect("it is ours");
+    assert_eq!(problems(), ["the volume has 4095 clusters of 4096 bytes, and only 3072 are there"]);
+}
+
+#[test]
+fn reparse_points_are_shown_as_what_they_mean() {
+    const SYMLINK: u32 = 0xa000_000c;
+    const JUNCTION: u32 = 0xa000_0003;
+    let folder = scratch();
+    let image = folder.path().join("image");
+    make(&image, 16 << 20, &[]);
+    let link = |tag: u32, target: &str, is_relative: u32| {
+        let target: Vec<_> = target.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        let len = u16::try_from(target.len()).expect("short");
+        let mut data = [[0, 0], len.to_le_bytes(), (len + 2).to_le_bytes(), len.to_le_bytes()].concat();
+        if tag == SYMLINK {
+            data.extend(is_relative.to_le_bytes());
+        }
+        data.extend([target.as_slice(), &[0; 2], &target, &[0; 2]].concat());
+        let len = u16::try_from(data.len()).expect("short");
+        [tag.to_le_bytes().as_slice(), &len.to_le_bytes(), &[0; 2], &data].concat()
+    };
+    let dedup = [0x8000_0013_u32.to_le_bytes().as_slice(), &[8, 0, 0, 0], &[1; 8]].concat();
+    let unknown = [0x8000_001b_u32.to_le_bytes().as_slice(), &[8, 0, 0, 0], &[1; 8]].concat();
+    {
+        let mount = mount(&image, "");
+        let path = |name: &str| mount.path().join(name);
+        fs::create_dir(path("folder")).expect("a new folder");
+        fs::write(path("folder/file"), "content").expect("room");
+        for (name, reparse) in [
+            ("relative", link(SYMLINK, "folder\\file", 1)),
+            ("absolute", link(SYMLINK, "\\??\\C:\\folder\\file", 0)),
+            ("elsewhere", dedup),
+            ("unknown", unknown),
+        ] {
+            fs::write(path(name), if reparse[2..4] == [0, 0xa0] { "" } else { "something" }).expect("room");
+            set(&path(name), "system.ntfs_reparse_data", &reparse);
+        }
+        fs::create_dir(path("junction")).expect("a new folder");
+        set(&path("junction"), "system.ntfs_reparse_data", &link(JUNCTION, "\\??\\C:\\folder\\", 0));
+    }
+    let shown = fs::read_link(mount(&image, ",ro").path().join("relative")).expect("ntfs-3g shows a link");
+    let guest = Ntfs::open(Arc::new(FileDisk::open(&image))).expect("NTFS");
+    let entries = guest.list(guest.root()).expect("the root");
+    let find = |name: &str| entries.iter().find(|entry| entry.name == name.as_bytes()).expect("it was made").inode;
+    let target = |name| guest.target(find(name)).map(|target| String::from_utf8(target).expect("UTF-8"));
+    assert_eq!(target("relative").map(Into::into), Ok(shown));
+    assert_eq!(target("absolute"), Ok("/??/C:/folder/file".to_owned()));
+    assert_eq!(target("junction"), Ok("/??/C:/folder/".to_owned()));
+    for name in ["relative", "absolute", "junction"] {
+        let attributes = guest.attributes(find(name)).expect("a link");
+        assert_eq!((attributes.kind, attributes.size), (Kind::Symlink, target(name).expect("a link").len() as u64));
+        assert_eq!(guest.list(find(name)).map_err(|error| error.kind()), Err(ErrorKind::WrongKind));
+    }
+    let error = guest.extents(find("elsewhere"), 0, 1).expect_err("its content is not there");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().ends_with("is in the store of Windows' data deduplication"), "{error}");
+    let extents = guest.extents(find("unknown"), 0, 1).expect("a file").found;
+    assert_eq!(extents, [Extent { start: 0, len: 9, source: Source::Bytes(b"something".to_vec()) }]);
+    let xattrs = guest.xattrs(find("unknown")).expect("a file");
+    let tag = xattrs.iter().find(|xattr| xattr.name == b"user.ntfs.reparse").map(|xattr| xattr.value.as_slice());
+    assert_eq!(tag, Some(&b"0x8000001b"[..]));
+}
+
+/// An image of Windows holds files in the same form, which is how they are made here.
+#[test]
+fn files_that_windows_compressed_are_decoded() {
+    let folder = scratch();
+    let (image, files) = (folder.path().join("image"), folder.path().join("files"));
+    make(&image, 32 << 20, &[]);
+    fs::create_dir(&files).expect("a new folder");
+    let mut random = Random::new(11);
+    let program = fs::read("/proc/self/exe").expect("this program");
+    let text: Vec<u8> = (0..20_000).flat_map(|number| format!("line {number}\n").into_bytes()).collect();
+    let contents = [
+        ("program", program[..1_000_000.min(program.len())].to_vec()),
+        ("mixed", [&text[..30_000], &random.bytes(40_000), &program[5000..60_000], &[0; 50_000], &text].concat()),
+        ("text", text),
+        ("chunk", program[..32_768].to_vec()),
+        ("short", b"short, short, short, short".to_vec()),
+    ];
+    for (number, (method, chunk)) in
+        (0_u32..).zip([("XPRESS", "4K"), ("LZX", "32K"), ("XPRESS", "8K"), ("XPRESS", "16K")])
+    {
+        let mut expected = Vec::new();
+        let mount = Mount::new(&image, "ntfs-3g", "streams_interface=windows,noatime");
+        for (name, content) in &contents {
+            let (single, archive) = (files.join("single"), files.join("archive"));
+            let _ = (fs::remove_dir_all(&single), fs::remove_file(&archive));
+            fs::create_dir(&single).expect("a new folder");
+            fs::write(single.join("file"), content).expect("room");
+            succeed(
+                Command::new("wimcapture")
+                    .args([single.as_os_str(), archive.as_os_str()])
+                    .args([format!("--compress={method}"), format!("--chunk-size={chunk}")]),
+            );
+            let listed = Command::new("wiminfo").arg(&archive).arg("--blobs").output().expect("wiminfo");
+            let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+            let size = format!("Uncompressed size = {} bytes", content.len());
+            let blob = listed.split("\n\n").find(|blob| blob.contains(&size)).unwrap_or_else(|| panic!("{listed}"));
+            let field = |key: &str| {
+                let line = blob.lines().find_map(|line| line.strip_prefix(key)).expect("it says so");
+                line.trim_start_matches([' ', '='])
+                    .split(' ')
+                    .next()
+                    .and_then(|text| text.parse().ok())
+                    .expect("a number")
+            };
+            let (start, len): (usize, usize) = (field("Offset in WIM"), field("Compressed size"));
+            if !blob.contains("COMPRESSED") {
+                continue;
+            }
+            let stored = &fs::read(&archive).expect("it was just made")[start..start + len];
+            let file = mount.path().join(format!("{name}-{number}"));
+            File::create(&file).and_then(|made| made.set_len(content.len() as u64)).expect("sparse");
+            let stream = mount.path().join(format!("{name}-{number}:WofCompressedData"));
+            fs::write(stream, stored).expect("room");
+            let words = [1, 2, 1, number].map(u32::to_le_bytes).concat();
+            let reparse = [0x8000_0017_u32.to_le_bytes().as_slice(), &[16, 0, 0, 0], &words].concat();
+            set(&file, "system.ntfs_reparse_data", &reparse);
+            expected.push((format!("{name}-{number}"), content));
+        }
+        drop(mount);
+        assert!(expected.len() >= 3, "{method}");
+        let guest = Ntfs::open(Arc::new(FileDisk::open(&image))).expect("NTFS");
+        let entries = guest.list(guest.root()).expect("the root");
+        for (name, content) in expected {
+            let entry = entries.iter().find(|entry| entry.name == name.as_bytes()).expect("it was made");
+            let attributes = guest.attributes(entry.inode).expect("a file");
+            assert_eq!((attributes.kind, attributes.size), (Kind::File, content.len() as u64), "{name}");
+            let extents = guest.extents(entry.inode, 0, 1).expect("a file").found;
+            assert_eq!(extents, [Extent { start: 0, len: attributes.size, source: Source::Encoded }]);
+            let mut bytes = vec![0; content.len()];
+            guest.decode(entry.inode, 0, &mut bytes).unwrap_or_else(|error| panic!("{name} ({method}): {error}"));
+            assert!(bytes == *content, "{name} ({method}, {chunk}) decodes to something else");
+            let (from, to) = (content.len() / 3, content.len() / 2);
+            guest.decode(entry.inode, from as u64, &mut bytes[from..to]).expect("a part");
+            assert!(bytes == *content, "a part of {name} ({method}, {chunk}) decodes to something else");
+            let xattrs = guest.xattrs(entry.inode).expect("a file");
+            assert_eq!(xattrs.len(), 1, "only the attributes of Windows are left");
+        }
     }
 }

@@ -73,16 +73,19 @@ pub(super) fn extents(volume: &Volume, node: &Node, stream: &Stream, from: u64, 
     Ok(Extents { found: extents, until })
 }
 
+/// Clusters that lie together: the first, how many, and where.
+type Pieces = Vec<(u64, u64, Piece)>;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Piece {
     At(u64),
     Compressed,
 }
 
-/// Returns the pieces of units from cluster `from` on, some `room` of them at most (start, length, where), and the cluster
-/// up to which that is all.
-fn pieces(runs: &Runs, from: u64, unit: u64, room: usize) -> Result<(Vec<(u64, u64, Piece)>, u64)> {
-    let mut found: Vec<(u64, u64, Piece)> = Vec::new();
+/// Returns the pieces of units from cluster `from` on, some `room` of them at most, and the cluster up to which that
+/// is all.
+fn pieces(runs: &Runs, from: u64, unit: u64, room: usize) -> Result<(Pieces, u64)> {
+    let mut found = Pieces::new();
     let mut at = from;
     let mut rest = runs.found.as_slice();
     while found.len() < room && at < runs.until {

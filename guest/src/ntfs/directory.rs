@@ -116,7 +116,7 @@ fn entries(bytes: &[u8], found: &mut Found) -> Result<bool> {
             return Ok(has_children);
         }
         let key_len = usize::from(entry.le16(0x0a).ok_or_else(damaged)?);
-        if len < ROOT_HEAD || len % 8 != 0 || key_len > len - ROOT_HEAD {
+        if len < ROOT_HEAD || !len.is_multiple_of(8) || key_len > len - ROOT_HEAD {
             return Err(damaged());
         }
         let key = entry.bytes(ROOT_HEAD, key_len).map(Fields).ok_or_else(damaged)?;

@@ -31,7 +31,7 @@ use disk::Disk;
 use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Result, Xattr};
 use attributes::{Information, What};
 use content::Unit;
-use record::{DATA, VOLUME_NAME};
+use record::{DATA, Reference, VOLUME_NAME};
 use reparse::Reparse;
 use volume::{Node, ROOT, Volume};
 
@@ -70,6 +70,21 @@ impl Ntfs {
         Ok(Self { volume, facts, decoded: Mutex::default() })
     }
 
+    /// Returns whether a name means the file that its record holds now. Only where a journal was not replayed is there any
+    /// doubt: a record may be of another file already, which must not have the name of the one before.
+    fn is_current(&self, reference: Reference) -> Result<bool> {
+        if self.facts.problems.is_empty() {
+            return Ok(true);
+        }
+        match self.volume.record(reference.number) {
+            Ok(record) => Ok(record.reference() == reference),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            // It is shown, and what is wrong is said of it.
+            Err(error) if error.kind() == ErrorKind::Damaged => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
     fn node(&self, inode: Inode) -> Result<(Node, What)> {
         let node = self.volume.node(inode)?;
         let information = Information::of(&self.volume, &node)?;
@@ -96,7 +111,7 @@ impl GuestFs for Ntfs {
 
     fn list(&self, directory: Inode) -> Result<Vec<Entry>> {
         match self.node(directory)? {
-            (node, What::Directory) => directory::list(&self.volume, &node, |_| Ok(true)),
+            (node, What::Directory) => directory::list(&self.volume, &node, |reference| self.is_current(reference)),
             _ => Err(Error::new(ErrorKind::WrongKind, format!("file {} is no directory", directory.0))),
         }
     }

@@ -130,7 +130,7 @@ impl Record {
             let Some(kind) = fields.le32(at).filter(|kind| *kind != END && at < used) else { return Ok(found) };
             let len = fields.le32(at + 4).and_then(|len| usize::try_from(len).ok()).unwrap_or_default();
             let bytes = match fields.bytes(at, len) {
-                Some(bytes) if len >= 24 && len % 8 == 0 && at + len <= used => bytes,
+                Some(bytes) if len >= 24 && len.is_multiple_of(8) && at + len <= used => bytes,
                 _ => return Err(damaged(&format!("an attribute of {len} bytes does not fit"))),
             };
             let (name, instance) = Attribute::label(bytes).ok_or_else(|| damaged("a name does not fit"))?;

@@ -77,6 +77,9 @@ fn walk(disk: &Arc<Watched>, open: Open) -> usize {
                             {
                                 let len = usize::try_from(extent.len.min(100_000)).unwrap();
                                 let _ = guest.decode(inode, extent.start, &mut vec![0; len]);
+                            for extent in window.found.iter().filter(|extent| extent.source == Source::Encoded).take(20)
+                                let len = extent.len.min(attributes.size - extent.start).min(100_000);
+                                let _ = guest.decode(inode, extent.start, &mut vec![0; usize::try_from(len).unwrap()]);
                             }
                             at = window.until;
                         }

@@ -123,7 +123,7 @@ impl Decoder<'_> {
         let len = output.len() - *at;
         output[*at..].copy_from_slice(self.bits.bytes(len)?);
         *at += len;
-        if len % 2 != 0 {
+        if !len.is_multiple_of(2) {
             // The next block starts at a word; after the last there may be nothing.
             let _ = self.bits.bytes(1);
         }
