@@ -9,12 +9,16 @@ use super::name;
 use super::record::{DATA, FILE_NAME, Form, INDEX_ALLOCATION, STANDARD_INFORMATION};
 use super::reparse::{self, Reparse};
 use super::volume::{Node, Volume};
+use super::wof;
 use crate::{Attributes, Error, Fields, Kind, Result, Time};
 
 const READ_ONLY: u32 = 0x1;
 const SYSTEM: u32 = 0x4;
 const DIRECTORY: u32 = 0x10;
 const NORMAL: u32 = 0x80;
+const OFFLINE: u32 = 0x1000;
+const RECALL_ON_OPEN: u32 = 0x4_0000;
+const RECALL_ON_DATA_ACCESS: u32 = 0x40_0000;
 
 /// Bytes of what Interix keeps of a link at most: its head and 4,095 units.
 const MAX_INTERIX: u64 = 8 + 2 * 4095;
@@ -91,7 +95,13 @@ pub(super) fn what(volume: &Volume, node: &Node, information: &Information) -> R
     match reparse::of(volume, node)? {
         Some(Reparse::Link(target)) => return Ok(What::Link(target)),
         Some(Reparse::Special(kind)) => return Ok(What::Special(kind, (0, 0))),
-        Some(other) if !node.record.is_directory() => return Ok(What::Reparsed(other)),
+        Some(other) if !node.record.is_directory() => {
+            let is_unknown = matches!(other, Reparse::Unknown(_));
+            if is_unknown && is_placeholder(volume, node, information)? {
+                return Ok(What::Reparsed(Reparse::Elsewhere("not on the volume: Windows fetches it when it is read")));
+            }
+            return Ok(What::Reparsed(other));
+        }
         _ => {}
     }
     if node.record.is_directory() {
@@ -101,6 +111,16 @@ pub(super) fn what(volume: &Volume, node: &Node, information: &Information) -> R
         return Ok(interix(volume, node)?.unwrap_or(What::File));
     }
     Ok(What::File)
+}
+
+/// Returns whether a file with a reparse point stands for one that is elsewhere, as those of clouds and of layers of
+/// containers do until they were read once.
+fn is_placeholder(volume: &Volume, node: &Node, information: &Information) -> Result<bool> {
+    if information.flags & (OFFLINE | RECALL_ON_OPEN | RECALL_ON_DATA_ACCESS) != 0 {
+        return Ok(true);
+    }
+    let data = volume.stream(node, DATA, &[])?;
+    data.map_or(Ok(false), |data| Ok(data.size()? > 0 && data.allocated() == 0))
 }
 
 /// Returns what Interix or ntfs-3g made of a file.
@@ -133,8 +153,12 @@ pub(super) fn of(volume: &Volume, node: &Node) -> Result<Attributes> {
             (size, allocated) = index_size(volume, node)?;
             (Kind::Directory, 0o755)
         }
-        What::File | What::Reparsed(_) if information.flags & READ_ONLY != 0 => (Kind::File, 0o444),
-        What::File | What::Reparsed(_) => (Kind::File, 0o644),
+        what @ (What::File | What::Reparsed(_)) => {
+            if let What::Reparsed(Reparse::Compressed(_)) = what {
+                allocated = volume.stream(node, DATA, wof::STREAM)?.map_or(0, |stream| stream.allocated());
+            }
+            (Kind::File, if information.flags & READ_ONLY == 0 { 0o644 } else { 0o444 })
+        }
         What::Link(target) => {
             size = target.len() as u64;
             (Kind::Symlink, 0o777)

@@ -6,8 +6,8 @@
 //! | mount point, junction | the same: nothing says which volume is `C:` here |
 //! | link, pipe, socket of WSL | a link, pipe or socket |
 //! | compressed by Windows (WOF) | a file |
-//! | deduplicated, in a cloud, on a tape ... | a file that cannot be read: its content is elsewhere |
-//! | anything else | what it is without it |
+//! | deduplicated, on a tape ... | a file that cannot be read: its content is elsewhere |
+//! | anything else, clouds among it | what it is without it; but a file of which nothing is here cannot be read |
 //!
 //! Source: \[MS-FSCC\] 2.1.2, "Reparse Point".
 
@@ -63,11 +63,6 @@ fn parse(bytes: &[u8]) -> Option<Reparse> {
         0x8000_0013 => Reparse::Elsewhere("in the store of Windows' data deduplication"),
         0x8000_0007 => Reparse::Elsewhere("in the store of single instances"),
         0x8000_0006 | 0xc000_0004 => Reparse::Elsewhere("on another storage, to which Windows moved it"),
-        // The second digit from the left counts kinds of them.
-        0x9000_0019 | 0x9000_001c | 0x9000_101c | 0xa000_0022 => {
-            Reparse::Elsewhere("with the program that projects it")
-        }
-        _ if tag & 0xffff_0fff == 0x9000_001a => Reparse::Elsewhere("in a cloud, unless Windows had a copy of it"),
         _ => Reparse::Unknown(tag),
     })
 }
@@ -122,7 +117,8 @@ mod tests {
             (reparse(WSL_FIFO, b""), Some(Reparse::Special(Kind::Fifo))),
             (reparse(WOF, &[1, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 3, 0, 0, 0]), Some(Reparse::Compressed(3))),
             (reparse(0x8000_001b, b"app"), Some(Reparse::Unknown(0x8000_001b))),
-            (reparse(0x9000_601a, b""), Some(Reparse::Elsewhere("in a cloud, unless Windows had a copy of it"))),
+            (reparse(0x9000_601a, b""), Some(Reparse::Unknown(0x9000_601a))),
+            (reparse(0x8000_0007, b""), Some(Reparse::Elsewhere("in the store of single instances"))),
             (reparse(SYMLINK, b""), None),
             (link(SYMLINK, "abc", &[])[..24].to_vec(), None),
             (vec![1, 2, 3], None),
