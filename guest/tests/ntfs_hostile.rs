@@ -35,7 +35,7 @@ fn reading_ends_whatever_is_in_the_metadata() {
             }
         }
         let bytes = fs::read(&image).expect("it was just made");
-        let time = Duration::from_millis(3000 * compare::rounds(1));
+        let time = Duration::from_millis(2500 * compare::rounds(1));
         // What a sector ends with is left as it is, mostly, so that records and blocks of indexes are looked into.
         let open: hostile::Open = |disk| Ok(Box::new(Ntfs::open(disk)?));
         hostile::change(cluster_size, bytes, open, |_, _, _| None, &mut random, time);

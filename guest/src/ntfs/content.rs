@@ -14,8 +14,11 @@ use super::stream::{Runs, Stream, read_runs};
 use super::volume::{Node, Volume};
 use crate::{Error, Extent, Extents, Result, Source};
 
-/// Clusters of a unit, as a power of two, at most; Windows makes them of 16.
-const MAX_UNIT_SHIFT: u8 = 6;
+/// Clusters of a unit, as a power of two, at most; Windows makes none of another size.
+const MAX_UNIT_SHIFT: u8 = 4;
+
+/// Extents asked for at once where the bytes of a value are read: most are in one piece.
+const ROOM: usize = 64;
 
 /// Runs asked for at least, so that there is always one unit.
 const UNIT_RUNS: usize = 1 << MAX_UNIT_SHIFT;
@@ -142,7 +145,7 @@ pub(super) fn read(volume: &Volume, node: &Node, stream: &Stream, offset: u64, b
     let end = offset + buffer.len() as u64;
     let mut at = offset;
     while at < end {
-        let extents = extents(volume, node, stream, at, usize::MAX)?;
+        let extents = extents(volume, node, stream, at, ROOM)?;
         for extent in extents.found {
             let (start, last) = (extent.start.max(at), (extent.start + extent.len).min(end));
             if start >= last {
@@ -228,7 +231,7 @@ fn decode_unit(
     let mut packed = vec![0; usize::try_from(stored).expect("at most a unit")];
     read_runs(volume, &parts, start, &mut packed).map_err(within)?;
     bytes.clear();
-    bytes.resize(usize::try_from(unit * cluster_size).expect("at most 64 times 2 MiB"), 0);
+    bytes.resize(usize::try_from(unit * cluster_size).expect("at most 16 times 2 MiB"), 0);
     lznt1::decode(&packed, bytes).map_err(within)
 }
 

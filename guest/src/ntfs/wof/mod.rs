@@ -120,3 +120,44 @@ fn chunk(volume: &Volume, node: &Node, method: Method, chunk_size: u64, number: 
     .ok_or_else(|| Error::damaged("what is compressed does not decode"))?;
     Ok(output)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_is_decoded_ends() {
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut decoded = 0;
+        for round in 0..4000 {
+            let mut input: Vec<_> = std::iter::repeat_with(|| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                random.to_le_bytes()[3]
+            })
+            .take(400 + round % 300)
+            .collect();
+            // Codes of 9 bits for all symbols: what follows is symbols.
+            if round % 2 == 0 {
+                input[..SYMBOLS].fill(0x99);
+            }
+            let mut output = vec![0; 4096];
+            decoded += usize::from(xpress::decode(&input, &mut output).is_some());
+            // A block of the whole chunk, aligned or not.
+            input[1] = if round % 2 == 0 { 0x30 } else { 0x50 };
+            decoded += usize::from(lzx::decode(&input, &mut vec![0; 32 << 10]).is_some());
+            decoded += usize::from(super::super::lznt1::decode(&input, &mut output).is_ok());
+        }
+        assert!(decoded > 0);
+    }
+
+    /// Bytes of the lengths of codes.
+    const SYMBOLS: usize = 256;
+
+    #[test]
+    fn methods_that_are_not_known_are_said() {
+        assert_eq!(method(1), Ok((Method::Lzx, 32 << 10)));
+        assert_eq!(method(4).expect_err("there is none").kind(), crate::ErrorKind::Unsupported);
+    }
+}
