@@ -73,11 +73,8 @@ fn walk(disk: &Arc<Watched>, open: Open) -> usize {
                         Ok(window) if at < attributes.size => {
                             assert!(window.until > at, "no further than {at}");
                             assert!(window.found.iter().all(|extent| extent.len > 0));
-                            for extent in window.found.iter().filter(|extent| extent.source == Source::Encoded).take(3)
-                            {
-                                let len = usize::try_from(extent.len.min(100_000)).unwrap();
-                                let _ = guest.decode(inode, extent.start, &mut vec![0; len]);
                             for extent in window.found.iter().filter(|extent| extent.source == Source::Encoded).take(20)
+                            {
                                 let len = extent.len.min(attributes.size - extent.start).min(100_000);
                                 let _ = guest.decode(inode, extent.start, &mut vec![0; usize::try_from(len).unwrap()]);
                             }
