@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use crate::{ingest, mount, repository};
+use crate::{ingest, mount, repository, tree, worker};
 
 /// The exit codes of `xofs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,10 +85,10 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         });
     }
     if let Some(error) = cause.downcast_ref::<disk::Error>() {
-        return Some(match error.kind() {
-            disk::ErrorKind::Damaged => Exit::Damaged,
-            _ => Exit::Failed,
-        });
+        return Some(of_disk(error));
+    }
+    if let Some(error) = cause.downcast_ref::<tree::Error>() {
+        return Some(of_tree(error));
     }
     if let Some(error) = cause.downcast_ref::<ingest::Error>() {
         return Some(of_ingest(error.kind()));
@@ -97,6 +97,23 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         return Some(Exit::Failed);
     }
     None
+}
+
+fn of_disk(error: &disk::Error) -> Exit {
+    match error.kind() {
+        disk::ErrorKind::Damaged => Exit::Damaged,
+        _ => Exit::Failed,
+    }
+}
+
+/// Returns how a command ends that could not read a place of the tree.
+fn of_tree(error: &tree::Error) -> Exit {
+    match error {
+        tree::Error::Disk(error) | tree::Error::Guest(worker::Error::Disk(error)) => of_disk(error),
+        tree::Error::Repository(error) => of_repository(error.kind()),
+        tree::Error::Guest(worker::Error::Guest(error)) if error.kind() == guest::ErrorKind::Damaged => Exit::Damaged,
+        _ => Exit::Failed,
+    }
 }
 
 /// Returns how an ingest ends that failed with this kind.
@@ -128,6 +145,7 @@ mod tests {
     fn the_exit_code_is_that_of_the_outermost_known_cause() {
         let repository = |kind| anyhow::Error::new(repository::Error::new(kind, "reason"));
         let disk = |kind| anyhow::Error::new(disk::Error::new(kind, "reason"));
+        let guest = |error| anyhow::Error::new(tree::Error::Guest(worker::Error::Guest(error)));
         for (error, expected) in [
             (anyhow::anyhow!("anything"), Exit::Failed),
             (Failure::usage("wrong").into(), Exit::Usage),
@@ -139,6 +157,9 @@ mod tests {
             (repository(repository::ErrorKind::Unavailable), Exit::Failed),
             (disk(disk::ErrorKind::Damaged), Exit::Damaged),
             (disk(disk::ErrorKind::Unavailable), Exit::Failed),
+            (guest(guest::Error::damaged("reason")).context("list"), Exit::Damaged),
+            (guest(guest::Error::unsupported("reason")), Exit::Failed),
+            (tree::Error::NotFound.into(), Exit::Failed),
         ] {
             assert_eq!(of(&error), expected, "{error:#}");
         }

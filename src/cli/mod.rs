@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · repository · completions (and man)
+//!      │  guest: ls · cat · cp · tar
 //!           └─► open ─► address, config, password        what is named, to an open repository
 //! exit: how each ends      text, print: how values are written      logging, signals, daemon: the process
 //! ```
@@ -14,6 +15,7 @@ mod daemon;
 mod exit;
 mod export;
 mod forget;
+mod guest;
 mod info;
 mod ingest;
 mod list;
@@ -53,7 +55,8 @@ forgotten, 10 no such repository, 11 locked, 12 wrong or missing key, 13 damage 
 Examples:
   xofs list /srv/backups
   xofs mount /srv/backups /mnt/restore
-  xofs export /srv/backups web01/latest/xvda --format qcow2 -o xvda.qcow2";
+  xofs export /srv/backups web01/latest/xvda --format qcow2 -o xvda.qcow2
+  xofs cp /srv/backups web01/latest/xvda1:/etc/fstab .";
 
 /// Backup repositories of Xen Orchestra, mounted and read
 #[derive(Debug, Parser)]
@@ -96,6 +99,9 @@ enum Command {
     List(list::ListArgs),
     Info(info::InfoArgs),
     Export(export::ExportArgs),
+    Ls(guest::LsArgs),
+    Cat(guest::CatArgs),
+
     Check(check::CheckArgs),
     Repair(repair::RepairArgs),
     Forget(forget::ForgetArgs),
@@ -134,6 +140,8 @@ pub fn main() -> ExitCode {
         Command::List(arguments) => list::run(global, &arguments),
         Command::Info(arguments) => info::run(global, &arguments),
         Command::Export(arguments) => export::run(global, &arguments),
+        Command::Ls(arguments) => guest::ls(global, &arguments),
+        Command::Cat(arguments) => guest::cat(global, &arguments),
         Command::Check(arguments) => check::run(global, &arguments),
         Command::Repair(arguments) => repair::run(global, &arguments),
         Command::Forget(arguments) => forget::run(global, &arguments),

@@ -190,7 +190,8 @@ pub fn split_names<'a>(global: &Global, names: &'a [std::ffi::OsString]) -> (Opt
     }
 }
 
-fn is_path(name: &OsStr) -> bool {
+/// Returns whether a name is clearly a path or an address.
+pub fn is_path(name: &OsStr) -> bool {
     let text = name.to_string_lossy();
     Path::new(name).is_absolute() || text.starts_with("./") || text.starts_with("../") || text.starts_with("file:")
 }

@@ -58,6 +58,18 @@ impl fmt::Display for Shown<'_> {
     }
 }
 
+/// Shows bytes of a guest, a name or a target, in the same way; what is not UTF-8 as `\xNN`.
+pub struct ShownBytes<'a>(pub &'a [u8]);
+
+impl fmt::Display for ShownBytes<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            write!(f, "{}{}", Shown(chunk.valid()), chunk.invalid().escape_ascii())?;
+        }
+        Ok(())
+    }
+}
+
 /// Control characters, and the invisible ones that turn the direction of a line around.
 fn is_dangerous(character: char) -> bool {
     character.is_control()
@@ -104,5 +116,6 @@ mod tests {
         assert_eq!(Shown("wéb 01").to_string(), "wéb 01");
         assert_eq!(Shown("a\u{1b}[2Jb\u{202e}").to_string(), "a\\u{1b}[2Jb\\u{202e}");
         assert_eq!(format!("{:6}|", Shown("ab")), "ab    |");
+        assert_eq!(ShownBytes(b"w\xc3\xa9b \xff\x1b[2J").to_string(), "w\u{e9}b \\xff\\u{1b}[2J");
     }
 }

@@ -272,6 +272,12 @@ impl Tree {
             .collect())
     }
 
+    /// Returns the number of the folder of a backup, whether there is one or not.
+    #[must_use]
+    pub fn backup_folder(&self, id: &BackupId) -> u64 {
+        self.inodes.number(&Key::Backup(id.clone()))
+    }
+
     /// Returns the number of the directory above; the root is above itself.
     ///
     /// # Errors
