@@ -1,0 +1,121 @@
+//! A repository with a backup of a guest: a disk with an ext4, something encrypted, and nothing.
+//!
+//! The truth is the kernel's own mount of the same volume; so these tests need root and loop devices.
+
+#![allow(dead_code, reason = "every test binary uses a part of this")]
+
+#[path = "../../guest/tests/compare/mod.rs"]
+pub mod compare;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use compare::generator::{self, Amount};
+use compare::image::{Mount, sparse};
+use compare::tree::{self, Tree};
+use tempfile::TempDir;
+
+use crate::support::{init, succeed, xofs};
+
+/// The VM.
+pub const VM: &str = "1f2e3d4c-5b6a-4788-9900-aabbccddeeff";
+/// Bytes.
+pub const MIB: u64 = 1 << 20;
+
+/// A backup of a disk with an ext4, something encrypted, and nothing.
+pub struct World {
+    _folder: TempDir,
+    pub repository: PathBuf,
+    /// What the kernel shows of the ext4.
+    pub truth: Tree,
+}
+
+/// The one that a test has already, or a new one: the last of them that ends removes it.
+pub fn world() -> Arc<World> {
+    static WORLD: Mutex<Weak<World>> = Mutex::new(Weak::new());
+    let mut made = WORLD.lock().unwrap_or_else(PoisonError::into_inner);
+    made.upgrade().unwrap_or_else(|| {
+        let folder = compare::image::scratch();
+        let image = folder.path().join("xvda");
+        sparse(&image, 128 * MIB);
+        let table = "label: gpt\nstart=2048, size=196608\nsize=16384\nsize=16384\n";
+        fs::write(folder.path().join("table"), table).unwrap();
+        let script = format!("sfdisk -q {} < {}", image.display(), folder.path().join("table").display());
+        succeed(Command::new("sh").args(["-c", &script]));
+        succeed(
+            Command::new("mkfs.ext4").args(["-q", "-F", "-N", "8000", "-E", "offset=1048576"]).arg(&image).arg("96M"),
+        );
+        generator::fill(
+            Mount::new(&image, "ext4", "noatime,offset=1048576,sizelimit=100663296").path(),
+            Amount { names: 2500, holes: 700 },
+        );
+        links(Mount::new(&image, "ext4", "noatime,offset=1048576,sizelimit=100663296").path());
+        // LUKS, by its first bytes. Source: LUKS1 on-disk format specification 1.2.3.
+        let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, b"LUKS\xba\xbe\x00\x01", (2048 + 196_608) * 512).unwrap();
+        let truth = of_mount(Mount::new(&image, "ext4", "ro,noatime,offset=1048576,sizelimit=100663296").path());
+        let repository = init(folder.path(), "repository", &[]);
+        let disk = format!("xvda={}", image.display());
+        let mut ingest = xofs();
+        ingest.args(["ingest", "--vm", VM, "--name", "web01", "--time", "20260801T020003Z", "--disk", &disk]);
+        succeed(ingest.arg("--repository").arg(&repository));
+        let world = Arc::new(World { _folder: folder, repository, truth });
+        *made = Arc::downgrade(&world);
+        world
+    })
+}
+
+/// Makes links that lead to other places, to nothing, out of the filesystem, and in circles.
+fn links(root: &Path) {
+    let links = root.join("links");
+    fs::create_dir(&links).unwrap();
+    for (name, target) in [
+        ("absolute", "/contents/size-60"),
+        ("above", "../../../../contents/size-61"),
+        ("folder", "../contents"),
+        ("twice", "/links/folder"),
+        ("outside", "/proc/self/status"),
+        ("loop-a", "loop-b"),
+        ("loop-b", "/links/loop-a"),
+    ] {
+        symlink(target, links.join(name)).unwrap();
+    }
+}
+
+/// What is shown, but for what no program sets.
+pub fn without_what_cannot_be_set(tree: &Tree) -> Tree {
+    let mut tree = tree.clone();
+    for file in tree.values_mut() {
+        file.attributes.changed = file.attributes.modified;
+        file.attributes.accessed = file.attributes.modified;
+        file.attributes.allocated = 0;
+        // Of a directory this is the other filesystem's.
+        if file.attributes.kind == guest::Kind::Directory {
+            file.attributes.size = 0;
+        }
+    }
+    tree
+}
+
+/// What is shown below a folder, but for what a mount cannot show: numbers of its own, and when files were made.
+pub fn of_mount(folder: &Path) -> Tree {
+    let mut tree = tree::of_kernel(folder);
+    for file in tree.values_mut() {
+        file.inode = 0;
+        file.attributes.created = None;
+        // Of the filesystem below, and of what is said of a volume.
+        file.xattrs.retain(|name, _| !name.starts_with(b"user.xofs."));
+    }
+    tree
+}
+
+pub fn assert_same(truth: &Tree, shown: &Tree) {
+    let differences = tree::differences(truth, shown, None);
+    let count = differences.len();
+    let lines: Vec<_> = differences.into_iter().take(10).collect();
+    assert_eq!(count, 0, "{count} differences of {} files\n{}", truth.len(), lines.join("\n"));
+    assert!(truth.len() > 2000, "{} files", truth.len());
+}
