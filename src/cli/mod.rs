@@ -101,6 +101,8 @@ enum Command {
     Export(export::ExportArgs),
     Ls(guest::LsArgs),
     Cat(guest::CatArgs),
+    Cp(guest::CpArgs),
+    Tar(guest::TarArgs),
 
     Check(check::CheckArgs),
     Repair(repair::RepairArgs),
@@ -142,6 +144,8 @@ pub fn main() -> ExitCode {
         Command::Export(arguments) => export::run(global, &arguments),
         Command::Ls(arguments) => guest::ls(global, &arguments),
         Command::Cat(arguments) => guest::cat(global, &arguments),
+        Command::Cp(arguments) => guest::cp(global, &arguments),
+        Command::Tar(arguments) => guest::tar(global, &arguments),
         Command::Check(arguments) => check::run(global, &arguments),
         Command::Repair(arguments) => repair::run(global, &arguments),
         Command::Forget(arguments) => forget::run(global, &arguments),

@@ -24,8 +24,8 @@ impl Tree {
     /// # Errors
     /// `Stale`, or why it cannot be looked at.
     pub fn xattr(&self, inode: u64, name: &OsStr) -> Result<Option<Vec<u8>>> {
-        if let Some(place) = self.guests.place(inode) {
-            let found = self.counted(self.guest_xattrs(place)).map_err(Error::of_known)?;
+        if self.guests.place(inode).is_some() {
+            let found = self.xattrs(inode)?;
             return Ok(found.into_iter().find(|(found, _)| found == name).map(|(_, value)| value));
         }
         let Some(name) = property_name(name) else { return Ok(None) };
@@ -38,12 +38,19 @@ impl Tree {
     /// # Errors
     /// `Stale`, or why it cannot be looked at.
     pub fn xattr_names(&self, inode: u64) -> Result<Vec<OsString>> {
+        Ok(self.xattrs(inode)?.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Returns the extended attributes of a place, and their values.
+    ///
+    /// # Errors
+    /// `Stale`, or why it cannot be looked at.
+    pub fn xattrs(&self, inode: u64) -> Result<Vec<(OsString, Vec<u8>)>> {
         if let Some(place) = self.guests.place(inode) {
-            let found = self.counted(self.guest_xattrs(place)).map_err(Error::of_known)?;
-            return Ok(found.into_iter().map(|(name, _)| name).collect());
+            return self.counted(self.guest_xattrs(place)).map_err(Error::of_known);
         }
         let properties = self.properties(inode)?.into_iter();
-        Ok(properties.map(|(name, _)| format!("{PREFIX}{name}").into()).collect())
+        Ok(properties.map(|(name, value)| (format!("{PREFIX}{name}").into(), value.into_bytes())).collect())
     }
 
     /// Returns what we say of a place: our extended attributes, without their prefix.

@@ -6,7 +6,7 @@
 //! ```
 
 pub mod ahead;
-mod output;
+pub mod output;
 pub mod progress;
 mod qcow2;
 

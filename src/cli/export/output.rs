@@ -126,6 +126,19 @@ impl Output {
         }
     }
 
+    /// Makes a file so long (bytes), of which that was not known when it was opened.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_size(&self, size: u64) -> Result<()> {
+        match self {
+            Self::File(new) => {
+                new.file.set_len(size).with_context(|| format!("make '{}' {size} bytes long", new.place.display()))
+            }
+            Self::Device(_) | Self::Stream(_) => Ok(()),
+        }
+    }
+
     /// Writes `len` zeroes at `offset`.
     ///
     /// # Errors

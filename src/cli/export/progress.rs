@@ -45,6 +45,11 @@ impl Progress {
         Self { what: what.to_owned(), start, begin: start, total, done: 0, shown }
     }
 
+    /// Returns whether anybody sees it.
+    pub fn is_shown(&self) -> bool {
+        !matches!(self.shown, Shown::Nothing)
+    }
+
     /// Goes on to the next of several things that the command does one after the other.
     pub fn next(&mut self, what: &str, total: u64) {
         (self.what, self.begin, self.total, self.done) = (what.to_owned(), Instant::now(), total, 0);

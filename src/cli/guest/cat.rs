@@ -58,7 +58,7 @@ pub fn run(global: &Global, arguments: &CatArgs) -> Result<Exit> {
 fn cat(files: &Files, path: &GuestPath, output: &mut Output) -> Result<()> {
     let found = files.find(path, true)?;
     let place = || found.place(b"");
-    let file = content::open(&files.tree, found.attributes.inode).with_context(place)?;
+    let file = content::open(&files.tree, &found.attributes).with_context(place)?;
     let mut end = 0;
     content::read(&file, |offset, bytes| {
         output.zeroes(offset - end)?;

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use disk::Disk;
 
 use crate::cli::export::ahead;
-use crate::tree::{self, Content, Tree};
+use crate::tree::{Attributes, Content, Kind, Tree};
 
 /// Files from this size on (bytes) are read by several threads ahead of who writes them: a smaller one is read sooner than
 /// those are started.
@@ -19,11 +19,14 @@ const PIECE: u64 = 1 << 20;
 ///
 /// # Errors
 /// As for [`Tree::open`]; that it is no file.
-pub fn open(tree: &Tree, inode: u64) -> Result<Arc<dyn Disk>> {
-    match tree.open(inode) {
-        Ok(Content::File(file)) => Ok(file),
-        Ok(_) | Err(tree::Error::NotFound) => anyhow::bail!("it is no file"),
-        Err(error) => Err(error.into()),
+pub fn open(tree: &Tree, attributes: &Attributes) -> Result<Arc<dyn Disk>> {
+    match attributes.kind {
+        Kind::Directory => bail!("it is a folder"),
+        Kind::File => match tree.open(attributes.inode)? {
+            Content::File(file) => Ok(file),
+            _ => bail!("it is no file of a guest"),
+        },
+        _ => bail!("it is no file with bytes"),
     }
 }
 

@@ -1,7 +1,6 @@
 //! Everything below a folder of a guest, in the order of names; a folder comes before what is in it.
 
 use std::collections::HashSet;
-use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::vec;
 
@@ -28,8 +27,6 @@ pub enum Step {
 pub struct Item {
     /// From where the walk began, of which it is empty.
     pub path: Vec<u8>,
-    /// The last part of it.
-    pub name: OsString,
     pub attributes: Attributes,
 }
 
@@ -91,7 +88,7 @@ impl Iterator for Walk<'_> {
 
     fn next(&mut self) -> Option<Step> {
         if let Some(attributes) = self.first.take() {
-            return Some(self.step(Item { path: Vec::new(), name: OsString::new(), attributes }));
+            return Some(self.step(Item { path: Vec::new(), attributes }));
         }
         let level = self.levels.last_mut()?;
         let Some(Entry { name, .. }) = level.entries.next() else {
@@ -105,7 +102,7 @@ impl Iterator for Walk<'_> {
             return Some(Step::Failed(path, anyhow!("it has a name that no file can have")));
         }
         Some(match self.tree.lookup(level.inode, &name) {
-            Ok(attributes) => self.step(Item { path, name, attributes }),
+            Ok(attributes) => self.step(Item { path, attributes }),
             Err(error) => Step::Failed(path, error.into()),
         })
     }

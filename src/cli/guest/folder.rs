@@ -1,0 +1,278 @@
+//! A folder that files are restored into, held open: nothing that others put there leads out of it.
+//!
+//! Each name is made in a folder that is open, and no link is followed. A file is made under a temporary name, with all that
+//! belongs to it, and gets its own last: it is whole, or not there.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::{AtFlags, Dev, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use crate::cli::exit::Exit;
+use crate::cli::signals;
+
+/// The file under a temporary name that must not stay behind, also if a signal ends the process.
+#[derive(Clone, Default)]
+pub struct Unfinished(Arc<Mutex<Option<(OwnedFd, OsString)>>>);
+
+impl Unfinished {
+    /// From now on a signal removes the file, whatever it is then, and ends the process.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn watch_signals(&self) -> io::Result<()> {
+        let seen = self.clone();
+        signals::handle(move || {
+            // Held until the process ends, so that no other file is begun.
+            let unfinished = seen.lock();
+            if let Some((folder, name)) = &*unfinished {
+                let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
+            }
+            eprintln!("xofs: interrupted");
+            std::process::exit(Exit::Interrupted as i32)
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(OwnedFd, OsString)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a name that is not a folder is made of.
+pub enum New<'a> {
+    /// An empty file with these permissions, less the umask.
+    File(u16),
+    Symlink(&'a OsStr),
+    /// A pipe, socket or device, with these permissions, less the umask.
+    Node(FileType, Dev, u16),
+    /// Another name of what has one in a folder already.
+    Link(&'a Folder, &'a OsStr),
+}
+
+/// Something that was made and is to be completed, by which it is meant whatever becomes of its name.
+#[derive(Clone, Copy)]
+pub struct Handle<'a>(BorrowedFd<'a>);
+
+impl Handle<'_> {
+    /// Writes bytes of a file.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn write(self, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let written = rustix::io::retry_on_intr(|| rustix::io::pwrite(self.0, bytes, offset))?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            offset += written as u64;
+            bytes = &bytes[written..];
+        }
+        Ok(())
+    }
+
+    /// Makes a file so long; what was not written is a hole.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_size(self, size: u64) -> io::Result<()> {
+        Ok(rustix::fs::ftruncate(self.0, size)?)
+    }
+
+    /// Sets its owner.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_owner(self, uid: u32, gid: u32) -> io::Result<()> {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        Ok(rustix::fs::chownat(self.0, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
+    }
+
+    /// Sets its permissions: the twelve bits. A link has none.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_mode(self, mode: u16) -> io::Result<()> {
+        Ok(rustix::fs::chmod(self.path(), Mode::from_raw_mode(mode.into()))?)
+    }
+
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_xattr(self, name: &OsStr, value: &[u8]) -> io::Result<()> {
+        Ok(rustix::fs::setxattr(self.path(), name, value, XattrFlags::empty())?)
+    }
+
+    /// Sets when it was last read, and when it last changed.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn set_times(self, accessed: SystemTime, modified: SystemTime) -> io::Result<()> {
+        let times = Timestamps { last_access: timespec(accessed), last_modification: timespec(modified) };
+        Ok(rustix::fs::utimensat(self.0, "", &times, AtFlags::EMPTY_PATH)?)
+    }
+
+    /// Where the system shows what is open, also if it can be neither read nor written. Source: open(2), "O_PATH".
+    fn path(self) -> String {
+        format!("/proc/self/fd/{}", self.0.as_raw_fd())
+    }
+}
+
+fn timespec(time: SystemTime) -> Timespec {
+    let (seconds, nanoseconds) = match time.duration_since(UNIX_EPOCH) {
+        Ok(after) => (i64::try_from(after.as_secs()), after.subsec_nanos()),
+        Err(before) => {
+            let before = before.duration();
+            let part = before.subsec_nanos();
+            let seconds = i64::try_from(before.as_secs()).map(|seconds| -seconds - i64::from(part > 0));
+            (seconds, if part > 0 { 1_000_000_000 - part } else { 0 })
+        }
+    };
+    Timespec { tv_sec: seconds.unwrap_or(i64::MAX), tv_nsec: nanoseconds.into() }
+}
+
+/// An open folder.
+pub struct Folder(OwnedFd);
+
+impl Folder {
+    /// Opens a folder that a person named, through whatever links.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self(rustix::fs::open(path, OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    /// Opens a folder in this one; a link to one is none.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn enter(&self, name: &OsStr) -> io::Result<Self> {
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
+        Ok(Self(rustix::fs::openat(&self.0, name, flags, Mode::empty())?))
+    }
+
+    /// Makes a folder in this one, or takes the one that is there.
+    ///
+    /// # Errors
+    /// What the system says; that something else has the name.
+    pub fn make(&self, name: &OsStr, mode: u16) -> Result<Self> {
+        match rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(mode.into())) {
+            Ok(()) => Ok(self.enter(name)?),
+            Err(Errno::EXIST) => match self.enter(name) {
+                Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOTDIR | Errno::LOOP)) => {
+                    bail!("something that is no folder has that name already; it is left alone")
+                }
+                entered => Ok(entered?),
+            },
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Makes something, has it completed by `complete`, and gives it its name. What has the name already is replaced only with
+    /// `force`, and never if it is a folder. Returns how the system knows it: device and inode.
+    ///
+    /// # Errors
+    /// Those of `complete`, or of the system; then nothing was made.
+    pub fn put(
+        &self,
+        name: &OsStr,
+        new: &New<'_>,
+        force: bool,
+        unfinished: &Unfinished,
+        complete: impl FnOnce(Handle<'_>) -> Result<()>,
+    ) -> Result<(u64, u64)> {
+        // Sooner than after all of it was read.
+        if !force && rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+            bail!(EXISTS);
+        }
+        let temporary = OsString::from(format!(".xofs-{}.part", std::process::id()));
+        let file = self.begin(&temporary, new, unfinished)?;
+        let done = complete(Handle(file.as_fd())).and_then(|()| self.publish(&temporary, name, force));
+        // Gone, unless it failed; or another name of what has this name, too, which renaming leaves alone.
+        let mut begun = unfinished.lock();
+        let _ = rustix::fs::unlinkat(&self.0, &temporary, AtFlags::empty());
+        *begun = None;
+        done?;
+        let stat = rustix::fs::fstat(&file)?;
+        Ok((stat.st_dev, stat.st_ino))
+    }
+
+    fn begin(&self, temporary: &OsStr, new: &New<'_>, unfinished: &Unfinished) -> Result<OwnedFd> {
+        // Before there is anything, so that no signal comes between.
+        let mut begun = unfinished.lock();
+        let make = || match new {
+            New::File(mode) => {
+                let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::RDWR | OFlags::CLOEXEC;
+                rustix::fs::openat(&self.0, temporary, flags, Mode::from_raw_mode((*mode).into()))
+            }
+            New::Symlink(target) => {
+                rustix::fs::symlinkat(*target, &self.0, temporary).and_then(|()| self.hold(temporary))
+            }
+            New::Node(kind, device, mode) => {
+                rustix::fs::mknodat(&self.0, temporary, *kind, Mode::from_raw_mode((*mode).into()), *device)
+                    .and_then(|()| self.hold(temporary))
+            }
+            New::Link(folder, other) => rustix::fs::linkat(&folder.0, *other, &self.0, temporary, AtFlags::empty())
+                .and_then(|()| self.hold(temporary)),
+        };
+        let made = match make() {
+            // Left by a process of the same number, which was killed.
+            Err(Errno::EXIST) => {
+                rustix::fs::unlinkat(&self.0, temporary, AtFlags::empty())?;
+                make()
+            }
+            made => made,
+        };
+        let file = made.with_context(|| format!("create '{}'", temporary.display()))?;
+        *begun = Some((rustix::io::fcntl_dupfd_cloexec(&self.0, 0)?, temporary.to_owned()));
+        Ok(file)
+    }
+
+    /// Opens what a name stands for, without being able to read it.
+    fn hold(&self, name: &OsStr) -> rustix::io::Result<OwnedFd> {
+        rustix::fs::openat(&self.0, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    }
+
+    fn publish(&self, temporary: &OsStr, name: &OsStr, force: bool) -> Result<()> {
+        if force {
+            return rustix::fs::renameat(&self.0, temporary, &self.0, name).context("replace what has its name");
+        }
+        match rustix::fs::renameat_with(&self.0, temporary, &self.0, name, RenameFlags::NOREPLACE) {
+            // Where the filesystem cannot promise it (NFS), it was looked for before.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
+                Ok(rustix::fs::renameat(&self.0, temporary, &self.0, name)?)
+            }
+            Err(Errno::EXIST) => bail!(EXISTS),
+            renamed => Ok(renamed?),
+        }
+    }
+
+    /// Returns how the system knows what has a name.
+    pub fn identity(&self, name: &OsStr) -> Option<(u64, u64)> {
+        let stat = rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        Some((stat.st_dev, stat.st_ino))
+    }
+
+    /// Returns the folder itself, to be completed.
+    pub fn handle(&self) -> Handle<'_> {
+        Handle(self.0.as_fd())
+    }
+
+    /// Opens the folder at the end of a path below this one.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn descend(&self, path: &[OsString]) -> io::Result<Self> {
+        let start = self.enter(OsStr::new("."))?;
+        path.iter().try_fold(start, |folder, name| folder.enter(name))
+    }
+}
+
+const EXISTS: &str = "it exists already: remove it, give another place, or --force to replace files";
