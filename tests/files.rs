@@ -18,7 +18,7 @@ use guest_world::compare::Random;
 use guest_world::compare::tree::Tree;
 use guest_world::{World, assert_same, of_mount, without_what_cannot_be_set, world};
 use serde_json::Value;
-use support::{require_root, run, scratch, succeed, xofs};
+use support::{copy_of, require_root, run, scratch, succeed, xofs};
 use tempfile::TempDir;
 
 fn folder() -> TempDir {
@@ -309,6 +309,66 @@ fn what_exists_is_left_alone_and_nothing_leads_out_of_the_destination() {
     for (path, file) in of_mount(&place("new")) {
         assert_eq!((file.attributes.uid, file.attributes.mode & 0o7022), (0, 0), "{}", path.escape_ascii());
         assert!(file.xattrs.is_empty());
+    }
+}
+
+/// A copy of the repository in which the block of the backup is damaged that holds the middle of `/big`.
+fn damaged(world: &World) -> TempDir {
+    let debugfs = |request: &str| {
+        let image = format!("{}?offset=1048576", world.image.display());
+        succeed(Command::new("debugfs").args(["-R", request]).arg(image))
+    };
+    let stats = debugfs("stats -h");
+    let size = stats.lines().find_map(|line| line.strip_prefix("Block size:")).unwrap();
+    let size: u64 = size.trim().parse().unwrap();
+    let block: u64 = debugfs(&format!("bmap /big {}", 6_000_000 / size)).trim().parse().unwrap();
+    let number = ((1 << 20) + block * size) / (2 << 20);
+    let copy = copy_of(&world.repository);
+    let mut all = Vec::new();
+    walk(copy.path(), &mut all);
+    let ends = format!("blocks/{}/{}", number / 1000, number % 1000);
+    let path = all.iter().find(|path| path.ends_with(&ends)).unwrap();
+    fs::write(path, "no brotli").unwrap();
+    copy
+}
+
+#[test]
+fn what_cannot_be_read_is_said_and_the_rest_is_whole() {
+    let world = world();
+    let repository = damaged(&world);
+    let copies = folder();
+    let xofs = |name: &str| {
+        let mut command = command(&world, name);
+        command.env("XOFS_REPOSITORY", repository.path());
+        command
+    };
+    let (code, _, stderr) = run(xofs("cp").arg(at("")).arg(copies.path().join("copy")));
+    assert_eq!(code, 3, "{stderr}");
+    let mut lost: Vec<&str> = stderr.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
+    assert!(lost.contains(&"web01/latest/xvda1:/big"), "{stderr}");
+    let mut truth = without_what_cannot_be_set(&world.truth);
+    lost.retain(|place| truth.remove(place.strip_prefix("web01/latest/xvda1:/").unwrap().as_bytes()).is_some());
+    assert_eq!(lost.len(), stderr.lines().count(), "{stderr}");
+    assert_same(&truth, &without_what_cannot_be_set(&of_mount(&copies.path().join("copy"))));
+    // In an archive it is not whole, which stands there, too.
+    let archive = copies.path().join("big.tar");
+    let (code, _, stderr) = run(xofs("tar").args([at("big"), at("times")]).arg("-o").arg(&archive));
+    assert_eq!((code, stderr.lines().count()), (3, 1), "{stderr}");
+    assert!(stderr.contains("web01/latest/xvda1:/big: ") && stderr.contains("the rest of it as zeroes"), "{stderr}");
+    let names = succeed(Command::new("tar").arg("-tf").arg(&archive));
+    assert!(names.starts_with("big\nbig.xofs-damaged\ntimes/\n"), "{names}");
+    let note = succeed(Command::new("tar").arg("-xOf").arg(&archive).arg("big.xofs-damaged"));
+    assert!(note.starts_with("big is not whole: "), "{note}");
+    // Of one file it is the exit code of damage.
+    for arguments in [&["cat"][..], &["cp"]] {
+        let mut command = xofs(arguments[0]);
+        command.arg(at("big"));
+        if arguments == ["cp"] {
+            command.arg(copies.path().join("one"));
+        }
+        let output = command.stdout(Stdio::null()).output().unwrap();
+        assert_eq!(output.status.code(), Some(13), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(!copies.path().join("one").exists());
     }
 }
 

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use compare::Random;
 use compare::generator::{self, Amount};
 use compare::image::{Mount, sparse};
 use compare::tree::{self, Tree};
@@ -28,6 +29,8 @@ pub const MIB: u64 = 1 << 20;
 /// A backup of a disk with an ext4, something encrypted, and nothing.
 pub struct World {
     _folder: TempDir,
+    /// The disk, with the ext4 at 1 MiB.
+    pub image: PathBuf,
     pub repository: PathBuf,
     /// What the kernel shows of the ext4.
     pub truth: Tree,
@@ -52,7 +55,7 @@ pub fn world() -> Arc<World> {
             Mount::new(&image, "ext4", "noatime,offset=1048576,sizelimit=100663296").path(),
             Amount { names: 2500, holes: 700 },
         );
-        links(Mount::new(&image, "ext4", "noatime,offset=1048576,sizelimit=100663296").path());
+        add_more(Mount::new(&image, "ext4", "noatime,offset=1048576,sizelimit=100663296").path());
         // LUKS, by its first bytes. Source: LUKS1 on-disk format specification 1.2.3.
         let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"LUKS\xba\xbe\x00\x01", (2048 + 196_608) * 512).unwrap();
@@ -62,14 +65,16 @@ pub fn world() -> Arc<World> {
         let mut ingest = xofs();
         ingest.args(["ingest", "--vm", VM, "--name", "web01", "--time", "20260801T020003Z", "--disk", &disk]);
         succeed(ingest.arg("--repository").arg(&repository));
-        let world = Arc::new(World { _folder: folder, repository, truth });
+        let world = Arc::new(World { _folder: folder, image, repository, truth });
         *made = Arc::downgrade(&world);
         world
     })
 }
 
-/// Makes links that lead to other places, to nothing, out of the filesystem, and in circles.
-fn links(root: &Path) {
+/// Makes a file of several blocks of the backup, and links that lead to other places, to nothing, out of the filesystem, and in
+/// circles.
+fn add_more(root: &Path) {
+    fs::write(root.join("big"), Random::new(11).bytes(12_000_000)).unwrap();
     let links = root.join("links");
     fs::create_dir(&links).unwrap();
     for (name, target) in [
