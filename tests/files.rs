@@ -83,7 +83,8 @@ fn an_unpacked_archive_is_what_the_kernel_shows() {
     let mut tar = Command::new("tar");
     tar.args(["--xattrs", "--xattrs-include=*", "--acls", "--numeric-owner", "--same-owner", "-p", "-xf"])
         .arg(&archive);
-    let output = tar.arg("-C").arg(&unpacked).output().unwrap();
+    // Which takes text in records for UTF-8, if it can.
+    let output = tar.env("LC_ALL", "C.UTF-8").arg("-C").arg(&unpacked).output().unwrap();
     let warnings = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{warnings}");
     assert!(

@@ -8,6 +8,7 @@
 pub mod compare;
 
 use std::fs;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -77,6 +78,10 @@ fn add_more(root: &Path) {
     fs::write(root.join("big"), Random::new(11).bytes(12_000_000)).unwrap();
     let links = root.join("links");
     fs::create_dir(&links).unwrap();
+    // Longer than a field of an archive.
+    let odd = std::ffi::OsString::from_vec(vec![0xe9; 120]);
+    fs::write(links.join(&odd), "odd").unwrap();
+    symlink(&odd, links.join("odd")).unwrap();
     for (name, target) in [
         ("absolute", "/contents/size-60"),
         ("above", "../../../../contents/size-61"),

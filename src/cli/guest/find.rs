@@ -110,7 +110,8 @@ impl Files {
         let roots = tree.list(files)?;
         let mut found = Vec::new();
         for entry in tree.list(volumes)? {
-            let name = entry.name.to_string_lossy().trim_end_matches(RAW).to_owned();
+            let name = entry.name.to_string_lossy();
+            let name = name.strip_suffix(RAW).unwrap_or(&name).to_owned();
             let xattr = |inode, name: &str| match tree.xattr(inode, name.as_ref()) {
                 Ok(value) => value.map(|value| String::from_utf8_lossy(&value).into_owned()),
                 Err(error) => Some(error.to_string()).filter(|_| name == "user.xofs.problem"),

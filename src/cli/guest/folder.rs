@@ -44,6 +44,9 @@ impl Unfinished {
     }
 }
 
+/// Most temporary names that are tried.
+const TEMPORARIES: u32 = 1000;
+
 /// What a name that is not a folder is made of.
 pub enum New<'a> {
     /// An empty file with these permissions, less the umask.
@@ -192,8 +195,7 @@ impl Folder {
         if !force && rustix::fs::statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
             bail!(EXISTS);
         }
-        let temporary = OsString::from(format!(".xofs-{}.part", std::process::id()));
-        let file = self.begin(&temporary, new, unfinished)?;
+        let (file, temporary) = self.begin(new, unfinished)?;
         let done = complete(Handle(file.as_fd())).and_then(|()| self.publish(&temporary, name, force));
         // Gone, unless it failed; or another name of what has this name, too, which renaming leaves alone.
         let mut begun = unfinished.lock();
@@ -204,35 +206,43 @@ impl Folder {
         Ok((stat.st_dev, stat.st_ino))
     }
 
-    fn begin(&self, temporary: &OsStr, new: &New<'_>, unfinished: &Unfinished) -> Result<OwnedFd> {
+    /// Makes something under a temporary name, which it returns.
+    fn begin(&self, new: &New<'_>, unfinished: &Unfinished) -> Result<(OwnedFd, OsString)> {
         // Before there is anything, so that no signal comes between.
         let mut begun = unfinished.lock();
-        let make = || match new {
+        let folder = rustix::io::fcntl_dupfd_cloexec(&self.0, 0)?;
+        // Those that exist are of processes that were killed, or live elsewhere.
+        for number in 0..TEMPORARIES {
+            let temporary = OsString::from(format!(".xofs-{}-{number}.part", std::process::id()));
+            match self.begin_as(&temporary, new) {
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error).with_context(|| format!("create '{}'", temporary.display())),
+                Ok(file) => {
+                    *begun = Some((folder, temporary.clone()));
+                    return Ok((file, temporary));
+                }
+            }
+        }
+        bail!("{TEMPORARIES} files '.xofs-*.part' are left of earlier copies: remove them")
+    }
+
+    fn begin_as(&self, temporary: &OsStr, new: &New<'_>) -> rustix::io::Result<OwnedFd> {
+        match new {
             New::File(mode) => {
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::RDWR | OFlags::CLOEXEC;
-                rustix::fs::openat(&self.0, temporary, flags, Mode::from_raw_mode((*mode).into()))
+                return rustix::fs::openat(&self.0, temporary, flags, Mode::from_raw_mode((*mode).into()));
             }
-            New::Symlink(target) => {
-                rustix::fs::symlinkat(*target, &self.0, temporary).and_then(|()| self.hold(temporary))
-            }
+            New::Symlink(target) => rustix::fs::symlinkat(*target, &self.0, temporary)?,
             New::Node(kind, device, mode) => {
-                rustix::fs::mknodat(&self.0, temporary, *kind, Mode::from_raw_mode((*mode).into()), *device)
-                    .and_then(|()| self.hold(temporary))
+                rustix::fs::mknodat(&self.0, temporary, *kind, Mode::from_raw_mode((*mode).into()), *device)?;
             }
-            New::Link(folder, other) => rustix::fs::linkat(&folder.0, *other, &self.0, temporary, AtFlags::empty())
-                .and_then(|()| self.hold(temporary)),
-        };
-        let made = match make() {
-            // Left by a process of the same number, which was killed.
-            Err(Errno::EXIST) => {
-                rustix::fs::unlinkat(&self.0, temporary, AtFlags::empty())?;
-                make()
+            New::Link(folder, other) => {
+                rustix::fs::linkat(&folder.0, *other, &self.0, temporary, AtFlags::empty())?;
             }
-            made => made,
-        };
-        let file = made.with_context(|| format!("create '{}'", temporary.display()))?;
-        *begun = Some((rustix::io::fcntl_dupfd_cloexec(&self.0, 0)?, temporary.to_owned()));
-        Ok(file)
+        }
+        self.hold(temporary).inspect_err(|_| {
+            let _ = rustix::fs::unlinkat(&self.0, temporary, AtFlags::empty());
+        })
     }
 
     /// Opens what a name stands for, without being able to read it.
@@ -276,3 +286,67 @@ impl Folder {
 }
 
 const EXISTS: &str = "it exists already: remove it, give another place, or --force to replace files";
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn times_before_1970_are_exact() {
+        for (time, seconds, nanoseconds) in [
+            (UNIX_EPOCH, 0, 0),
+            (UNIX_EPOCH + Duration::new(1, 5), 1, 5),
+            (UNIX_EPOCH - Duration::new(1, 0), -1, 0),
+            (UNIX_EPOCH - Duration::new(1, 5), -2, 999_999_995),
+            (UNIX_EPOCH - Duration::new(0, 999_999_999), -1, 1),
+        ] {
+            let found = timespec(time);
+            assert_eq!((found.tv_sec, found.tv_nsec), (seconds, nanoseconds), "{time:?}");
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_completed_leaves_nothing_and_replaces_nothing() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(place.path()).unwrap();
+        let unfinished = Unfinished::default();
+        let kept = place.path().join("kept");
+        std::fs::write(&kept, "kept").unwrap();
+        // Left by another that was killed.
+        let other = place.path().join(format!(".xofs-{}-0.part", std::process::id()));
+        std::fs::write(&other, "other").unwrap();
+        let names = || std::fs::read_dir(place.path()).unwrap().count();
+        let target = OsStr::new("nowhere");
+        let put = |name: &str, new: &New<'_>, force, is_well: bool| {
+            folder.put(name.as_ref(), new, force, &unfinished, |handle| {
+                if let New::File(_) = new {
+                    handle.write(1, b"new")?;
+                }
+                if is_well { Ok(()) } else { bail!("unreadable") }
+            })
+        };
+        for new in [New::File(0o600), New::Symlink(target), New::Link(&folder, OsStr::new("kept"))] {
+            for (name, force, is_well, expected) in [
+                ("new", false, false, "unreadable"),
+                ("kept", true, false, "unreadable"),
+                ("kept", false, true, EXISTS),
+            ] {
+                let error = put(name, &new, force, is_well).unwrap_err();
+                assert_eq!((error.to_string().as_str(), names()), (expected, 2));
+                assert_eq!(std::fs::read(&kept).unwrap(), b"kept");
+            }
+        }
+        // Another name of itself is left as it is, and nothing beside it.
+        put("kept", &New::Link(&folder, OsStr::new("kept")), true, true).unwrap();
+        put("new", &New::File(0o600), false, true).unwrap();
+        assert_eq!((names(), std::fs::read(place.path().join("new")).unwrap()), (3, b"\0new".to_vec()));
+        let known = put("kept", &New::Symlink(target), true, true).unwrap();
+        assert_eq!((names(), folder.identity("kept".as_ref())), (3, Some(known)));
+        assert_eq!(std::fs::read_link(&kept).unwrap(), std::path::Path::new("nowhere"));
+        assert_eq!(std::fs::read(&other).unwrap(), b"other");
+        let error = folder.make("kept".as_ref(), 0o700).err().unwrap().to_string();
+        assert!(error.contains("something that is no folder has that name"), "{error}");
+    }
+}
