@@ -45,14 +45,10 @@ pub fn run(global: &Global, arguments: &CatArgs) -> Result<Exit> {
     // Not through the standard library, which would search every byte for line ends.
     let mut output = Output { stdout: File::from(rustix::io::dup(io::stdout()).context("open standard output")?) };
     let mut failures = Failures::default();
-    let mut done = 0;
     for path in &paths {
-        match cat(&files, path, &mut output) {
-            Ok(()) => done += 1,
-            Err(error) => failures.add(error),
-        }
+        failures.count(cat(&files, path, &mut output));
     }
-    failures.end(done > 0)
+    failures.end()
 }
 
 fn cat(files: &Files, path: &GuestPath, output: &mut Output) -> Result<()> {

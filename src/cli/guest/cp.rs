@@ -89,7 +89,6 @@ pub fn run(global: &Global, arguments: &CpArgs) -> Result<Exit> {
         progress,
         failures,
         linked: HashMap::new(),
-        done: 0,
         without_xattrs: 0,
     };
     for source in &found {
@@ -134,7 +133,6 @@ struct Copy<'a> {
     failures: Failures,
     /// Files with several names, by their number in the guest: the first that was made, from the top, and how the system knows it.
     linked: HashMap<u64, (Vec<OsString>, (u64, u64))>,
-    done: usize,
     without_xattrs: usize,
 }
 
@@ -160,7 +158,7 @@ impl Copy<'_> {
                 Step::Leave => {
                     if let Some(Made { folder: Some((folder, attributes)), path, .. }) = folders.pop() {
                         let completed = self.complete(folder.handle(), &attributes);
-                        self.count(completed.with_context(|| found.place(&path)));
+                        self.failures.count(completed.with_context(|| found.place(&path)));
                     }
                     continue;
                 }
@@ -185,14 +183,7 @@ impl Copy<'_> {
             }
             let above = folders.iter().map(|made| made.name.clone()).collect();
             let put = self.put(top, parent, above, name, &item.attributes).with_context(|| found.place(&item.path));
-            self.count(put);
-        }
-    }
-
-    fn count(&mut self, result: Result<()>) {
-        match result {
-            Ok(()) => self.done += 1,
-            Err(error) => self.failures.add(error),
+            self.failures.count(put);
         }
     }
 
@@ -205,7 +196,7 @@ impl Copy<'_> {
                 "extended attributes of {files} could not be set here: copy to another filesystem, or give --no-preserve"
             ));
         }
-        failures.end(self.done > 0)
+        failures.end()
     }
 
     /// The permissions of a folder while files are made in it.

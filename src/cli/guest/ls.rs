@@ -129,7 +129,10 @@ fn entries(files: &Files, path: &GuestPath, arguments: &LsArgs) -> Result<Exit> 
         let item = match step {
             // The folder that is listed is not in itself.
             Step::Leave => continue,
-            Step::Enter(item) if item.path.is_empty() => continue,
+            Step::Enter(item) if item.path.is_empty() => {
+                failures.done();
+                continue;
+            }
             Step::Enter(item) | Step::Other(item) => item,
             Step::Failed(path, error) => {
                 failures.add(error.context(found.place(&path)));
@@ -137,7 +140,10 @@ fn entries(files: &Files, path: &GuestPath, arguments: &LsArgs) -> Result<Exit> 
             }
         };
         match line(files, &found, item) {
-            Ok(line) => lines.push(line),
+            Ok(line) => {
+                failures.done();
+                lines.push(line);
+            }
             Err(error) => failures.add(error),
         }
     }
@@ -147,7 +153,7 @@ fn entries(files: &Files, path: &GuestPath, arguments: &LsArgs) -> Result<Exit> 
     } else {
         print::text(&to_text(&lines, arguments.long))?;
     }
-    failures.end(!lines.is_empty())
+    failures.end()
 }
 
 fn line(files: &Files, found: &Found, item: Item) -> Result<Line> {

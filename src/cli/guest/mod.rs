@@ -36,32 +36,44 @@ use walk::{Item, Step, Walk};
 #[derive(Default)]
 pub struct Failures {
     count: usize,
+    /// The only one, as long as nothing was done.
     first: Option<anyhow::Error>,
+    is_anything_done: bool,
 }
 
 impl Failures {
-    /// Says one; the first is kept, since it may be the only one.
     fn add(&mut self, error: anyhow::Error) {
         self.count += 1;
-        if self.count == 1 {
+        if self.count == 1 && !self.is_anything_done {
             self.first = Some(error);
             return;
         }
         self.first.take().iter().chain([&error]).for_each(say);
     }
 
-    /// Ends a command of which something was done, or not.
+    /// Says that something was done.
+    fn done(&mut self) {
+        self.is_anything_done = true;
+        self.first.take().iter().for_each(say);
+    }
+
+    fn count(&mut self, result: Result<()>) {
+        match result {
+            Ok(()) => self.done(),
+            Err(error) => self.add(error),
+        }
+    }
+
+    /// Ends the command.
     ///
     /// # Errors
     /// The only failure, if nothing else was done.
-    fn end(mut self, is_anything_done: bool) -> Result<Exit> {
-        match (self.count, self.first.take()) {
-            (0, _) => Ok(Exit::Done),
-            (1, Some(only)) if !is_anything_done => Err(only),
-            (_, first) => {
-                first.iter().for_each(say);
-                Ok(if is_anything_done { Exit::Partial } else { Exit::Failed })
-            }
+    fn end(self) -> Result<Exit> {
+        match (self.first, self.count) {
+            (Some(only), _) => Err(only),
+            (None, 0) => Ok(Exit::Done),
+            (None, _) if self.is_anything_done => Ok(Exit::Partial),
+            (None, _) => Ok(Exit::Failed),
         }
     }
 }

@@ -95,12 +95,13 @@ pub fn run(global: &Global, arguments: &TarArgs) -> Result<Exit> {
     }
     // Before there is an archive that would hold nothing.
     if found.is_empty() {
-        return failures.end(false);
+        return failures.end();
     }
     let mut progress = Progress::new("tar", 0, arguments.progress);
     if progress.is_shown() {
         found.iter().for_each(|source| progress.expect(stored_bytes(&files, source)));
     }
+    failures.done();
     let output = Output::open(&arguments.output, 0, arguments.force, &leftover)?;
     let archive = Archive::new(io::BufWriter::with_capacity(1 << 20, Stream { output, written: 0 }));
     let mut tar = Tar { files: &files, archive, progress, failures, linked: HashMap::new(), sockets: 0 };
@@ -112,7 +113,7 @@ pub fn run(global: &Global, arguments: &TarArgs) -> Result<Exit> {
     if tar.sockets > 0 {
         eprintln!("xofs: {} left out: an archive has none", count(tar.sockets, "socket"));
     }
-    tar.failures.end(true)
+    tar.failures.end()
 }
 
 /// An output that is written from its beginning to its end.
