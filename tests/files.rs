@@ -241,13 +241,20 @@ fn a_volume_that_is_not_read_says_what_to_do_and_exit_codes_are_those_of_the_oth
     let lines: Vec<_> = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
     assert_eq!(lines[0], "xvda1 96 MiB ext4");
     assert!(lines[1].starts_with("xvda2 8 MiB LUKS1 problem: LUKS1: encrypted"), "{text}");
-    assert_eq!(lines[2..], ["xvda3 8 MiB empty"]);
+    assert_eq!(lines[2..], ["xvda3 2 MiB empty", "xvda4 8 MiB ext2", "xvda5 8 MiB ext4"]);
     let json: Value = serde_json::from_str(&succeed(command(&world, "ls").args(["--json", "web01/latest/"]))).unwrap();
     let volumes: Vec<_> =
         json["volumes"].as_array().unwrap().iter().map(|volume| (&volume["name"], &volume["isRead"])).collect();
     assert_eq!(
         volumes,
-        [(&"xvda1".into(), &true.into()), (&"xvda2".into(), &false.into()), (&"xvda3".into(), &false.into())]
+        [
+            (&"xvda1".into(), &true.into()),
+            (&"xvda2".into(), &false.into()),
+            (&"xvda3".into(), &false.into()),
+            // Its root is no folder.
+            (&"xvda4".into(), &false.into()),
+            (&"xvda5".into(), &true.into()),
+        ]
     );
     let copies = folder();
     let destination = copies.path().to_str().unwrap();
@@ -408,7 +415,7 @@ fn without_root_all_but_owners_and_devices_is_copied() {
     let (code, _, stderr) = run(&mut as_nobody(&copy));
     assert_eq!(code, 3, "{stderr}");
     assert!(stderr.lines().all(|line| line.ends_with("it is a device, which only root can make")), "{stderr}");
-    assert_eq!(stderr.lines().count(), 4, "{stderr}");
+    assert_eq!(stderr.lines().count(), 5, "{stderr}");
     for name in ["kinds", "attributes"] {
         let mut truth = without_what_cannot_be_set(&below(&world.truth, name));
         let mut shown = without_what_cannot_be_set(&of_mount(&copies.path().join(name)));

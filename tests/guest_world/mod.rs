@@ -1,4 +1,5 @@
-//! A repository with a backup of a guest: a disk with an ext4, something encrypted, and nothing.
+//! A repository with a backup of a guest: a disk with an ext4, something encrypted, nothing, an ext2 whose root is a link, and a
+//! small ext4.
 //!
 //! The truth is the kernel's own mount of the same volume; so these tests need root and loop devices.
 
@@ -27,7 +28,7 @@ pub const VM: &str = "1f2e3d4c-5b6a-4788-9900-aabbccddeeff";
 /// Bytes.
 pub const MIB: u64 = 1 << 20;
 
-/// A backup of a disk with an ext4, something encrypted, and nothing.
+/// That backup.
 pub struct World {
     _folder: TempDir,
     /// The disk, with the ext4 at 1 MiB.
@@ -45,7 +46,7 @@ pub fn world() -> Arc<World> {
         let folder = compare::image::scratch();
         let image = folder.path().join("xvda");
         sparse(&image, 128 * MIB);
-        let table = "label: gpt\nstart=2048, size=196608\nsize=16384\nsize=16384\n";
+        let table = "label: gpt\nstart=2048, size=196608\nsize=16384\nsize=4096\nsize=16384\nsize=16384\n";
         fs::write(folder.path().join("table"), table).unwrap();
         let script = format!("sfdisk -q {} < {}", image.display(), folder.path().join("table").display());
         succeed(Command::new("sh").args(["-c", &script]));
@@ -60,6 +61,13 @@ pub fn world() -> Arc<World> {
         // LUKS, by its first bytes. Source: LUKS1 on-disk format specification 1.2.3.
         let file = fs::OpenOptions::new().write(true).open(&image).unwrap();
         std::os::unix::fs::FileExt::write_all_at(&file, b"LUKS\xba\xbe\x00\x01", (2048 + 196_608) * 512).unwrap();
+        let (hostile, small) = ((2048 + 196_608 + 16_384 + 4096) * 512, (2048 + 196_608 + 2 * 16_384 + 4096) * 512);
+        for (kind, offset) in [("mkfs.ext2", hostile), ("mkfs.ext4", small)] {
+            let place = ["-q".to_owned(), "-F".to_owned(), "-E".to_owned(), format!("offset={offset}")];
+            succeed(Command::new(kind).args(place).args(["-O", "^metadata_csum"]).arg(&image).arg("8M"));
+        }
+        let hostile = format!("{}?offset={hostile}", image.display());
+        succeed(Command::new("debugfs").args(["-w", "-R", "set_inode_field <2> mode 0120777"]).arg(hostile));
         let truth = of_mount(Mount::new(&image, "ext4", "ro,noatime,offset=1048576,sizelimit=100663296").path());
         let repository = init(folder.path(), "repository", &[]);
         let disk = format!("xvda={}", image.display());

@@ -327,6 +327,7 @@ mod tests {
                 allocated: 0,
                 modified: time,
                 is_disk: false,
+                is_constant: true,
                 guest: Some(guest),
             };
             assert_eq!(mode_text(&attributes), text);
