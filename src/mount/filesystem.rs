@@ -18,6 +18,10 @@ use super::handles::Handles;
 use super::transport::{Access, Caching, Ctx, DirectoryEntry, Opened, Reply, Seek, Statfs, Timed};
 use crate::tree::{self, Content, Health, Kind, Tree};
 
+/// A guest's file of so many bytes is read as disks are by programs that read in large pieces; of smaller ones finding out who
+/// reads would cost more than it brings.
+const LARGE_FILE: u64 = 16 << 20;
+
 /// Longest name, in bytes.
 const NAME_LENGTH: u32 = 255;
 
@@ -275,11 +279,17 @@ impl TreeFilesystem {
                 if !reply.claim() {
                     return;
                 }
+                let is_large = |disk: &Arc<dyn disk::Disk>| disk.size() >= LARGE_FILE;
                 let watched = match &content {
                     Content::Disk(disk) => Some(self.habits.open(ctx.pid, inode, disk, access.is_direct)),
+                    Content::File(disk) if is_large(disk) => {
+                        Some(self.habits.open(ctx.pid, inode, disk, access.is_direct))
+                    }
                     _ => None,
                 };
                 let caching = match (&content, &watched) {
+                    // What was read of it stays right for as long as it has its number.
+                    (Content::File(_), Some(watched)) if watched.caching() == Caching::Pages => Caching::KeptPages,
                     (_, Some(watched)) => watched.caching(),
                     (Content::Live(_), None) => Caching::Direct,
                     (Content::File(_), None) => Caching::KeptPages,
