@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Looking at a backup opens none of its disks; looking into one of these two folders does, and asks a
-//! [worker](crate::worker) which volumes there are. What a worker says is kept, within limits: a backup never changes.
+//! [worker] which volumes there are. What a worker says is kept, within limits: a backup never changes.
 
 mod file;
 mod flights;
