@@ -1,8 +1,9 @@
-//! xofs: backup repositories of Xen Orchestra, mounted: every disk of every backup as a file.
+//! xofs: backup repositories of Xen Orchestra, mounted: every disk of every backup as a file, and the files in them.
 //!
 //! ```text
-//! cli ─┬► mount ──► tree ─┬► repository ──► vhd, xva, storage, disk
-//!      └► doctor ─► ingest, merge ──┘
+//! cli ─┬► mount ──► tree ─┬► worker ──► guest
+//!      │                  ├► repository ──► vhd, xva, storage, disk
+//!      └► doctor ─► ingest (nbd), merge ──┘
 //! ```
 //!
 //! Each module uses only those to its right.

@@ -210,7 +210,7 @@ fn a_worker_that_lies_spins_or_dies_costs_the_request_and_says_why() {
     }
 }
 
-// Promise 22: "five of one volume in a minute, and that volume waits for a minute"
+// Promise 22: "and a volume for a minute at which fifty died within one, or five that could not even open it."
 #[test]
 fn a_volume_whose_workers_keep_failing_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();

@@ -19,6 +19,9 @@ use super::protocol::{Frame, Message, Request};
 /// How long a worker may be without work.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// After what time a worker is replaced: before the system ends it for all that it computed.
+const LIFE: Duration = Duration::from_secs(50 * 60);
+
 /// How often idle workers are looked for.
 const ROUND: Duration = Duration::from_secs(5);
 
@@ -63,6 +66,7 @@ struct Seated {
 #[derive(Debug)]
 pub(super) struct Hired {
     process: Option<Process>,
+    since: Instant,
     workers: Arc<Workers>,
 }
 
@@ -122,7 +126,7 @@ impl Workers {
         drop(state);
         self.watch();
         // Counted from here on: what fails below is uncounted again.
-        let mut hired = Hired { process: None, workers: self.clone() };
+        let mut hired = Hired { process: None, since: Instant::now(), workers: self.clone() };
         hired.process = Some(Process::start(&self.program, self.patience)?);
         Ok(hired)
     }
@@ -199,7 +203,8 @@ impl Seat {
         act: impl FnOnce(&mut Process, bool) -> (T, bool),
     ) -> Result<T> {
         let mut seated = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut worker, is_new) = match seated.take() {
+        // One thread has no more time on processors than has passed.
+        let (mut worker, is_new) = match seated.take().filter(|seated| seated.worker.since.elapsed() < LIFE) {
             Some(seated) => (seated.worker, false),
             None => {
                 let mut hired = workers.hire()?;

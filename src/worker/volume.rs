@@ -93,14 +93,15 @@ impl Volume {
         }
     }
 
-    /// Returns what is in a directory. Where workers fail at a file in it, the others are there all the same.
+    /// Returns what is in a directory, and whether asking again would say the same. Where workers fail at a file in it, the others
+    /// are there all the same.
     ///
     /// # Errors
     /// As for [`Volume::open`]; what the reader says. A listing is complete or not there.
-    pub fn list(&self, directory: Inode) -> Result<Listed> {
+    pub fn list(&self, directory: Inode) -> Result<(Listed, bool)> {
         let mut listed = match self.list_as(directory, Question::List) {
             Err(Error::Worker(_)) => self.list_as(directory, Question::Names)?,
-            listed => return listed,
+            listed => return listed.map(|listed| (listed, true)),
         };
         let mut failed = 0;
         for (entry, known) in &mut listed {
@@ -116,7 +117,7 @@ impl Volume {
                 break;
             }
         }
-        Ok(listed)
+        Ok((listed, failed == 0))
     }
 
     fn list_as(&self, directory: Inode, question: Question) -> Result<Listed> {

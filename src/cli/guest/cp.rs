@@ -290,6 +290,9 @@ impl Copy<'_> {
         if self.is_root {
             handle.set_owner(guest.uid, guest.gid).context("set its owner")?;
         }
+        if from.kind != Kind::Symlink {
+            handle.remove_acls().context("take away the access control lists of the folder it is in")?;
+        }
         let mut are_all_set = true;
         for (name, value) in xattrs(&self.files.tree, from.inode)? {
             if self.is_root || is_settable(&name) {

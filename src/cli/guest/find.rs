@@ -130,7 +130,9 @@ impl Files {
         let of_disks = self.repository.problems().into_iter();
         let of_disks =
             of_disks.filter(|problem| problem.kind == ProblemKind::Guest && problem.backup == Some(backup.id()));
-        Ok((found, of_disks.map(|problem| problem.message).collect()))
+        // Those of a volume stand beside it.
+        let of_disks = of_disks.map(|problem| problem.message).filter(|message| !message.starts_with("volume "));
+        Ok((found, of_disks.collect()))
     }
 
     /// Finds a file. A link at the end of the path is followed only if it is `to_follow`, or a `/` comes after it.

@@ -92,6 +92,10 @@ impl Handle<'_> {
     /// # Errors
     /// What the system says.
     pub fn set_owner(self, uid: u32, gid: u32) -> io::Result<()> {
+        if uid == u32::MAX || gid == u32::MAX {
+            // To the system it means that the owner stays.
+            return Err(io::Error::other("no file can belong to the number 4294967295"));
+        }
         let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
         Ok(rustix::fs::chownat(self.0, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?)
     }
@@ -102,6 +106,20 @@ impl Handle<'_> {
     /// What the system says.
     pub fn set_mode(self, mode: u16) -> io::Result<()> {
         Ok(rustix::fs::chmod(self.path(), Mode::from_raw_mode(mode.into()))?)
+    }
+
+    /// Takes away the access control lists that it got from the folder it was made in.
+    ///
+    /// # Errors
+    /// What the system says; that there are none is none.
+    pub fn remove_acls(self) -> io::Result<()> {
+        for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+            match rustix::fs::removexattr(self.path(), name) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::INVAL | Errno::ACCESS) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     /// Sets an extended attribute.
@@ -196,7 +214,13 @@ impl Folder {
             bail!(EXISTS);
         }
         let (file, temporary) = self.begin(new, unfinished)?;
-        let done = complete(Handle(file.as_fd())).and_then(|()| self.publish(&temporary, name, force));
+        let done = complete(Handle(file.as_fd())).and_then(|()| {
+            // Some systems say only now that there is no room.
+            if matches!(new, New::File(_)) {
+                rustix::fs::fsync(&file).context("write it")?;
+            }
+            self.publish(&temporary, name, force)
+        });
         // Gone, unless it failed; or another name of what has this name, too, which renaming leaves alone.
         let mut begun = unfinished.lock();
         let _ = rustix::fs::unlinkat(&self.0, &temporary, AtFlags::empty());

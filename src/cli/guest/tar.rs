@@ -28,7 +28,7 @@ const EXAMPLES: &str = "\
 SOURCE is VM/BACKUP/VOLUME:/path; without a path it is the whole volume. The names in the archive start at the root of the volume.
 
 The archive is in the pax format: with holes, hard links, owners, exact times and extended attributes. GNU tar takes all of it \
-with --xattrs --xattrs-include='*' --numeric-owner.
+with --xattrs --xattrs-include='*' --acls --numeric-owner.
 
 Examples:
   xofs tar /srv/backups web01/latest/xvda1:/etc -o etc.tar
@@ -132,11 +132,7 @@ impl Stream {
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self.output.write(self.written, bytes) {
-            // A reader that went away is no failure of ours.
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
-            written => written?,
-        }
+        self.output.write(self.written, bytes)?;
         self.written += bytes.len() as u64;
         Ok(bytes.len())
     }

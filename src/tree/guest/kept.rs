@@ -20,7 +20,7 @@ const BACKUPS: NonZeroUsize = NonZeroUsize::new(32).expect("not zero");
 const UNUSED: Duration = Duration::from_secs(60);
 
 /// For how long it is believed that something cannot be read.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY: Duration = Duration::from_secs(30);
 
 /// How often unused ones are looked for.
 const ROUND: Duration = Duration::from_secs(10);
@@ -60,13 +60,18 @@ impl KeptVolumes {
         Some(kept.volumes.clone())
     }
 
-    pub(super) fn put(&self, backup: &Arc<Backup>, volumes: Arc<Volumes>) {
+    /// Keeps those that were just found, and returns them; or those that were kept, if they are the same: who reads them goes on.
+    pub(super) fn put(&self, backup: &Arc<Backup>, volumes: Arc<Volumes>) -> Arc<Volumes> {
         let now = Instant::now();
+        let before = state(&self.0).kept.peek(&backup.id()).map(|kept| kept.volumes.clone());
+        let volumes = before.filter(|before| before.is_same(&volumes)).unwrap_or(volumes);
+        let found = volumes.clone();
         let kept = Kept { backup: backup.clone(), volumes, found: now, used: now };
         // What goes closes files and ends workers: not under the lock.
         let gone = state(&self.0).kept.push(backup.id(), kept);
         drop(gone);
         self.watch();
+        found
     }
 
     pub(super) fn forget(&self, id: &BackupId) {

@@ -163,8 +163,7 @@ impl Tree {
         for problem in &volumes.problems {
             self.report_in(&backup, problem.clone());
         }
-        self.guests.volumes.put(&backup, volumes.clone());
-        Ok(volumes)
+        Ok(self.guests.volumes.put(&backup, volumes))
     }
 
     /// Returns the files of the volumes of a backup.
@@ -339,8 +338,11 @@ impl Tree {
             return Ok(listing.clone());
         }
         let (volume, inode) = self.filesystem(place)?;
-        let listing = Arc::new(Listing::new(volume.list(inode)?, volume.open()?.0));
-        self.guests.listings().keep(place, listing.clone());
+        let (listed, is_lasting) = volume.list(inode)?;
+        let listing = Arc::new(Listing::new(listed, volume.open()?.0));
+        if is_lasting {
+            self.guests.listings().keep(place, listing.clone());
+        }
         Ok(listing)
     }
 

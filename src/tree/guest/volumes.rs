@@ -82,6 +82,15 @@ impl Volumes {
         Ok(Self { found, problems, identity: identity.finish(), is_whole })
     }
 
+    /// Whether what was found is the same.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let is_same = |(a, b): (&Found, &Found)| {
+            (&a.name, a.content, a.disk.is_some(), &a.problem) == (&b.name, b.content, b.disk.is_some(), &b.problem)
+        };
+        (self.identity, self.is_whole, self.found.len()) == (other.identity, other.is_whole, other.found.len())
+            && self.found.iter().zip(&other.found).all(is_same)
+    }
+
     pub fn find_one(&self, name: &str) -> Result<&Found> {
         self.found.iter().find(|found| *found.name == *name).ok_or(Error::NotFound)
     }
