@@ -18,7 +18,7 @@ pub(crate) use records::{RECORD, Record, Records};
 pub(crate) use table::{Table, Width};
 pub(crate) use time::DosTime;
 
-use crate::{Error, Extent, Extents, Result, Source};
+use crate::{Attributes, Error, Extent, Extents, Kind, Result, Source, Time};
 
 /// The first cluster of a heap has this number.
 pub(crate) const FIRST: u32 = 2;
@@ -109,6 +109,27 @@ pub(crate) fn extents(heap: &Heap, chain: &Chain, length: Length, from: u64, roo
 fn too_short(heap: &Heap, chain: &Chain, size: u64) -> Error {
     let there = chain.len() * heap.cluster_size;
     Error::damaged(format!("its clusters hold {there} bytes where its size is {size}"))
+}
+
+/// Returns attributes of what has no owner, no other names and no times; `sizes` are its own and what it takes.
+pub(crate) fn attributes(kind: Kind, mode: u16, sizes: (u64, u64)) -> Attributes {
+    let (size, allocated) = sizes;
+    let never = Time::default();
+    Attributes {
+        kind,
+        mode,
+        uid: 0,
+        gid: 0,
+        // Also of directories: two would tell programs that there are none below.
+        links: 1,
+        size,
+        allocated,
+        device: (0, 0),
+        accessed: never,
+        modified: never,
+        changed: never,
+        created: None,
+    }
 }
 
 #[cfg(test)]

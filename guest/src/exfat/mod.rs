@@ -21,7 +21,7 @@ use std::sync::Arc;
 use disk::Disk;
 
 use crate::clusters::{self, Chain, Length, RECORD, Records, Table, Width};
-use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Kind, Result, Time, Xattr};
+use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Kind, Result, Xattr};
 use boot::Boot;
 use directory::Node;
 
@@ -213,22 +213,7 @@ impl GuestFs for ExFat {
         let known = |kind, mode, size: u64| {
             // Clusters of 32 MiB at most, and 63 bits.
             let allocated = self.boot.heap.clusters_of(size) * cluster_size;
-            let never = Time::default();
-            Attributes {
-                kind,
-                mode,
-                uid: 0,
-                gid: 0,
-                // Also of directories: two would tell programs that there are none below.
-                links: 1,
-                size,
-                allocated,
-                device: (0, 0),
-                accessed: never,
-                modified: never,
-                changed: never,
-                created: None,
-            }
+            clusters::attributes(kind, mode, (size, allocated))
         };
         if inode == ROOT {
             // A damaged one is told by whoever lists it.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use disk::Disk;
 
 use crate::clusters::{self, Chain, DosTime, Length, RECORD, Records, Table};
-use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Kind, Result, Time, Xattr};
+use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Kind, Result, Xattr};
 use boot::{Boot, Root};
 use directory::Node;
 
@@ -186,17 +186,17 @@ impl GuestFs for Fat {
                 Root::Fixed(start, end) => end - start,
                 Root::Chain(first) => self.directory_size(first)?,
             };
-            return Ok(attributes(Kind::Directory, 0o755, (size, size)));
+            return Ok(clusters::attributes(Kind::Directory, 0o755, (size, size)));
         }
         let node = self.node(inode)?;
         let read_only = if node.is_read_only() { 0o222 } else { 0 };
         let known = if node.is_directory() {
             let size = self.directory_size(node.first)?;
-            attributes(Kind::Directory, 0o755 & !read_only, (size, size))
+            clusters::attributes(Kind::Directory, 0o755 & !read_only, (size, size))
         } else {
             let size = u64::from(node.size);
             let taken = self.boot.heap.clusters_of(size) * self.boot.heap.cluster_size();
-            attributes(Kind::File, 0o644 & !read_only, (size, taken))
+            clusters::attributes(Kind::File, 0o644 & !read_only, (size, taken))
         };
         let modified = node.modified.as_utc();
         Ok(Attributes {
@@ -228,26 +228,5 @@ impl GuestFs for Fat {
         let chain = self.file_chain(inode, &node).map_err(in_file(inode))?;
         let length = Length { size, valid: size };
         clusters::extents(&self.boot.heap, &chain, length, from, room).map_err(in_file(inode))
-    }
-}
-
-/// Returns attributes of what has no owner, no other names and no times; `sizes` are its own and what it takes.
-fn attributes(kind: Kind, mode: u16, sizes: (u64, u64)) -> Attributes {
-    let (size, allocated) = sizes;
-    let never = Time::default();
-    Attributes {
-        kind,
-        mode,
-        uid: 0,
-        gid: 0,
-        // Also of directories: two would tell programs that there are none below.
-        links: 1,
-        size,
-        allocated,
-        device: (0, 0),
-        accessed: never,
-        modified: never,
-        changed: never,
-        created: None,
     }
 }
