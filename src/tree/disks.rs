@@ -270,9 +270,9 @@ mod tests {
 
     use super::*;
     use crate::repository::tests::{VM, put_full, xva_of};
-    use crate::repository::{BackupTime, OpenOptions, Repository, VmId};
+    use crate::repository::{BackupTime, VmId};
+    use crate::tree::tests::tree_on;
     use crate::tree::{Content, ROOT};
-    use crate::worker::Workers;
 
     /// A disk without data.
     struct Empty(u64);
@@ -301,11 +301,7 @@ mod tests {
         let xva = xva_of(&[("Ref:2", SIZE, "0")], &chunks);
         put_full(&memory, 1, xva);
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree = Tree::new(
-            Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(),
-            Workers::new(1),
-            false,
-        );
+        let tree = tree_on(faulty.clone());
         let backup = BackupId { vm: VmId::new(VM).unwrap(), time: BackupTime::parse("20260801T020003Z").unwrap() };
         let key = Key::Disk(backup, Arc::from("xvda"), Form::Raw);
         faulty.reset_counts();
@@ -326,11 +322,7 @@ mod tests {
             storage.put("a.vhd", file).unwrap();
         };
         put(1, 4096);
-        let tree = Tree::new(
-            Repository::with_storage(storage.clone(), OpenOptions::default()).unwrap(),
-            Workers::new(1),
-            false,
-        );
+        let tree = tree_on(storage.clone());
         let sizes = || ["a.raw", "a.vhd"].map(|name| tree.lookup(ROOT, name.as_ref()).unwrap().size);
         assert_eq!(sizes(), [4096, 2560]);
         put(2, 1 << 31);

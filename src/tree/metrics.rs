@@ -57,10 +57,8 @@ mod tests {
 
     use storage::{FaultyStorage, MemoryStorage};
 
-    use super::*;
-    use crate::repository::OpenOptions;
-    use crate::tree::{ROOT, Tree};
-    use crate::worker::Workers;
+    use crate::tree::ROOT;
+    use crate::tree::tests::tree_on;
 
     #[test]
     fn every_metric_has_its_help_its_type_and_one_number_and_no_storage_is_asked() {
@@ -68,11 +66,7 @@ mod tests {
         memory.put("xo-vm-backups/x/20260801T020003Z.json", "{").unwrap();
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree = Tree::new(
-            Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(),
-            Workers::new(1),
-            false,
-        );
+        let tree = tree_on(faulty.clone());
         let metrics = || String::from_utf8(tree.metrics()).unwrap();
         assert!(!metrics().contains("xofs_vms"), "before the first listing");
         tree.warm_up().unwrap();

@@ -655,10 +655,15 @@ fn at(unix: i64) -> SystemTime {
 mod tests {
     use std::os::unix::ffi::OsStrExt;
 
-    use storage::{Fault, FaultyStorage, MemoryStorage};
+    use storage::{Fault, FaultyStorage, MemoryStorage, Storage};
 
     use super::*;
     use crate::repository::OpenOptions;
+
+    /// The tree of what is in a storage.
+    pub(super) fn tree_on(storage: Arc<dyn Storage>) -> Tree {
+        Tree::new(Repository::with_storage(storage, OpenOptions::default()).unwrap(), Workers::new(1), false)
+    }
 
     // Promise 17: "What needs no storage goes on: the root, `.xofs`"
     #[test]
@@ -666,11 +671,7 @@ mod tests {
         let memory = Arc::new(MemoryStorage::new());
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree = Tree::new(
-            Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(),
-            Workers::new(1),
-            false,
-        );
+        let tree = tree_on(faulty.clone());
         tree.warm_up().unwrap();
         faulty.set_rule(|_, path| Some(Fault::Error(storage::ErrorKind::Io)).filter(|_| path.as_str().is_empty()));
         faulty.reset_counts();
@@ -693,11 +694,7 @@ mod tests {
         let memory = Arc::new(MemoryStorage::new());
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree = Tree::new(
-            Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(),
-            Workers::new(1),
-            false,
-        );
+        let tree = tree_on(faulty.clone());
         faulty.reset_counts();
         let name = OsStr::from_bytes(b"a\xff.raw");
         assert!(tree.is_name_at_hand(ROOT, name));

@@ -87,20 +87,15 @@ mod tests {
     use storage::{FaultyStorage, MemoryStorage};
 
     use super::*;
-    use crate::repository::{OpenOptions, Repository};
     use crate::tree::ROOT;
-    use crate::worker::Workers;
+    use crate::tree::tests::tree_on;
 
     #[test]
     fn what_has_no_such_attribute_says_so_and_no_storage_is_asked() {
         let memory = Arc::new(MemoryStorage::new());
         memory.put("a.vhd", "no VHD").unwrap();
         let faulty = Arc::new(FaultyStorage::new(memory));
-        let tree = Tree::new(
-            Repository::with_storage(faulty.clone(), OpenOptions::default()).unwrap(),
-            Workers::new(1),
-            false,
-        );
+        let tree = tree_on(faulty.clone());
         let [raw, vhd] = ["a.raw", "a.vhd"].map(|name| tree.lookup(ROOT, name.as_ref()).unwrap().inode);
         faulty.reset_counts();
         for (inode, name) in [

@@ -447,8 +447,6 @@ fn allocated(disk: &dyn disk::Disk) -> Result<u64> {
 
 /// A moment of a guest; one that no clock here can show is 1970.
 fn moment(time: Time) -> SystemTime {
-    let seconds = Duration::from_secs(time.seconds.unsigned_abs());
-    let second = if time.seconds < 0 { UNIX_EPOCH.checked_sub(seconds) } else { UNIX_EPOCH.checked_add(seconds) };
     let after = Duration::from_nanos(u64::from(time.nanoseconds));
-    second.and_then(|second| second.checked_add(after)).unwrap_or(UNIX_EPOCH)
+    super::at(time.seconds).checked_add(after).unwrap_or(UNIX_EPOCH)
 }
