@@ -16,9 +16,29 @@ pub(crate) fn to_bytes(units: impl IntoIterator<Item = u16>) -> Vec<u8> {
     bytes
 }
 
+/// Returns the units in bytes of a volume; an odd last byte is none.
+pub(crate) fn units(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    bytes.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_name_is_its_utf8_and_lone_surrogates_stay_apart() {
+        let cases: [(&[u16], &[u8]); 5] = [
+            (&[0x41, 0xe9, 0x20ac], "A\u{e9}\u{20ac}".as_bytes()),
+            (&[0xd83d, 0xde00], "\u{1f600}".as_bytes()),
+            (&[0xd83d], b"\xed\xa0\xbd"),
+            (&[0xde00, 0xd83d, 0x41], b"\xed\xb8\x80\xed\xa0\xbdA"),
+            (&[], b""),
+        ];
+        for (given, expected) in cases {
+            assert_eq!(to_bytes(given.iter().copied()), expected, "{given:x?}");
+        }
+        assert_eq!(units(&[0x41, 0, 0xac, 0x20, 7]).collect::<Vec<_>>(), [0x41, 0x20ac]);
+    }
 
     #[test]
     fn lone_surrogates_have_bytes_of_their_own() {

@@ -5,11 +5,11 @@
 //! its pipes and sockets, which are empty files of the system, are files.
 
 use super::directory::NAMES;
-use super::name;
 use super::record::{DATA, FILE_NAME, Form, INDEX_ALLOCATION, STANDARD_INFORMATION};
 use super::reparse::{self, Reparse};
 use super::volume::{Node, Volume};
 use super::wof;
+use crate::utf16;
 use crate::{Attributes, Error, Fields, Kind, Result, Time};
 
 const READ_ONLY: u32 = 0x1;
@@ -132,7 +132,7 @@ fn interix(volume: &Volume, node: &Node) -> Result<Option<What>> {
     let bytes = stream.read(volume, node, MAX_INTERIX)?;
     let device = || Some((Fields(&bytes).le32(8)?, Fields(&bytes).le32(16)?));
     Ok(match &bytes[..8] {
-        b"IntxLNK\x01" => Some(What::Link(name::to_bytes(name::units(&bytes[8..]).take_while(|unit| *unit != 0)))),
+        b"IntxLNK\x01" => Some(What::Link(utf16::to_bytes(utf16::units(&bytes[8..]).take_while(|unit| *unit != 0)))),
         b"IntxCHR\0" => device().map(|device| What::Special(Kind::CharacterDevice, device)),
         b"IntxBLK\0" => device().map(|device| What::Special(Kind::BlockDevice, device)),
         _ => None,

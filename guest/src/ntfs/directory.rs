@@ -4,10 +4,10 @@
 //! deleted files among it. Source: "$INDEX_ROOT" and "$INDEX_ALLOCATION" of the Linux-NTFS documentation.
 
 use super::boot;
-use super::name;
 use super::record::{self, BITMAP, FILE_NAME, Form, INDEX_ALLOCATION, INDEX_ROOT, Reference};
 use super::stream::read_runs;
 use super::volume::{FIRST_USER, Node, Volume};
+use crate::utf16;
 use crate::{Entry, Error, ErrorKind, Fields, Inode, Result};
 
 /// `$I30`: the index of names.
@@ -127,7 +127,7 @@ fn entries(bytes: &[u8], found: &mut Found) -> Result<bool> {
             if found.len() >= MAX_ENTRIES {
                 return Err(Error::new(ErrorKind::TooMuch, format!("it holds more than {MAX_ENTRIES} names")));
             }
-            found.push((reference, name::to_bytes(name::units(units))));
+            found.push((reference, utf16::to_bytes(utf16::units(units))));
         }
         at += len;
     }

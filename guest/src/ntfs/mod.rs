@@ -15,7 +15,6 @@ mod content;
 mod directory;
 mod log;
 mod lznt1;
-mod name;
 mod record;
 mod reparse;
 mod runs;
@@ -28,6 +27,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use disk::Disk;
 
+use crate::utf16;
 use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Result, Xattr};
 use attributes::{Information, What};
 use content::Unit;
@@ -97,7 +97,7 @@ fn label(volume: &Volume) -> Result<String> {
     let node = volume.own_node(log::VOLUME)?;
     let Some(stream) = volume.stream(&node, VOLUME_NAME, &[])? else { return Ok(String::new()) };
     let bytes = stream.read(volume, &node, 4096)?;
-    Ok(char::decode_utf16(name::units(&bytes)).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
+    Ok(char::decode_utf16(utf16::units(&bytes)).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect())
 }
 
 impl GuestFs for Ntfs {

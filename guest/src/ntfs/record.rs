@@ -10,6 +10,7 @@
 //! Source: "FILE Record" and "Attributes" of the Linux-NTFS documentation.
 
 use super::runs;
+use crate::utf16;
 use crate::{Error, ErrorKind, Fields, Result};
 
 pub(super) const STANDARD_INFORMATION: u32 = 0x10;
@@ -201,7 +202,7 @@ impl Attribute {
             0 => &[],
             _ => fields.bytes(usize::from(fields.le16(0x0a)?), len)?,
         };
-        Some((super::name::units(name).collect(), fields.le16(0x0e)?))
+        Some((utf16::units(name).collect(), fields.le16(0x0e)?))
     }
 
     fn form(bytes: &[u8]) -> Option<Form> {

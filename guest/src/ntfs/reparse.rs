@@ -11,9 +11,9 @@
 //!
 //! Source: \[MS-FSCC\] 2.1.2, "Reparse Point".
 
-use super::name;
 use super::record::REPARSE_POINT;
 use super::volume::{Node, Volume};
+use crate::utf16;
 use crate::{Error, Fields, Kind, Result};
 
 /// Bytes of a reparse point at most.
@@ -73,7 +73,7 @@ fn target(data: &[u8], head: usize) -> Option<Vec<u8>> {
     let (at, len) = (usize::from(fields.le16(0)?), usize::from(fields.le16(2)?));
     let name = Fields(data.get(head..)?).bytes(at, len)?;
     let slashes = |unit| if unit == u16::from(b'\\') { u16::from(b'/') } else { unit };
-    Some(name::to_bytes(name::units(name).map(slashes)))
+    Some(utf16::to_bytes(utf16::units(name).map(slashes)))
 }
 
 /// Returns how a file is compressed of which WOF keeps what it holds.

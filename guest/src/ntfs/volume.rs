@@ -13,6 +13,7 @@ use super::boot::{self, Boot};
 use super::record::{self, ATTRIBUTE_LIST, Attribute, DATA, Form, Record, Reference};
 use super::runs::Run;
 use super::stream::{Stream, read_runs};
+use crate::utf16;
 use crate::{Error, ErrorKind, Fields, Inode, Result};
 
 /// The root directory; numbers below the first of users are of the filesystem's own files.
@@ -223,7 +224,7 @@ fn listed(bytes: &[u8]) -> Result<Vec<Listed>> {
             let name = fields.bytes(usize::from(fields.u8(7)?), usize::from(fields.u8(6)?) * 2)?;
             let listed = Listed {
                 kind: fields.le32(0)?,
-                name: super::name::units(name).collect(),
+                name: utf16::units(name).collect(),
                 first: fields.le64(8)?,
                 record: fields.le64(0x10)?.into(),
                 instance: fields.le16(0x18)?,

@@ -9,11 +9,11 @@
 //! | `user.ntfs.left_out` | streams that are not shown, each on a line: its bytes, its name |
 
 use super::attributes::{Information, What, what};
-use super::name;
 use super::record::DATA;
 use super::reparse::Reparse;
 use super::volume::{Node, Volume};
 use super::wof;
+use crate::utf16;
 use crate::{Result, Xattr};
 
 /// Bytes of a name and of a value at most, attributes of a file and bytes of all of their values. Source: xattr(7); what is
@@ -44,7 +44,7 @@ pub(super) fn list(volume: &Volume, node: &Node) -> Result<Vec<Xattr>> {
     let mut values = 0;
     let mut left_out = Vec::new();
     for stream in volume.streams(node, DATA, |name| !name.is_empty() && name != wof::STREAM)? {
-        let stored = name::to_bytes(stream.head.name.iter().copied());
+        let stored = utf16::to_bytes(stream.head.name.iter().copied());
         let name = [b"user.", stored.as_slice()].concat();
         let size = stream.size()?;
         let has_room = name.len() <= MAX_NAME
