@@ -2,24 +2,8 @@
 
 use std::time::SystemTime;
 
-/// What stands at a name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Holds names.
-    Directory,
-    /// Holds bytes.
-    File,
-    /// Leads to another name.
-    Symlink,
-    /// A pipe with a name.
-    Fifo,
-    /// A local socket.
-    Socket,
-    /// A device read byte by byte.
-    CharacterDevice,
-    /// A device read in blocks.
-    BlockDevice,
-}
+/// What stands at a name, in the tree as in a guest.
+pub use guest::Kind;
 
 /// What is known of a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

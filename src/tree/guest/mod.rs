@@ -109,17 +109,8 @@ impl Guests {
     }
 
     /// Returns as what a file is shown.
-    fn kind(&self, kind: guest::Kind) -> Kind {
-        match kind {
-            guest::Kind::Symlink if self.has_inert_symlinks => Kind::File,
-            guest::Kind::Directory => Kind::Directory,
-            guest::Kind::File => Kind::File,
-            guest::Kind::Symlink => Kind::Symlink,
-            guest::Kind::Fifo => Kind::Fifo,
-            guest::Kind::Socket => Kind::Socket,
-            guest::Kind::CharacterDevice => Kind::CharacterDevice,
-            guest::Kind::BlockDevice => Kind::BlockDevice,
-        }
+    fn kind(&self, kind: Kind) -> Kind {
+        if self.has_inert_symlinks && kind == Kind::Symlink { Kind::File } else { kind }
     }
 
     fn listings(&self) -> MutexGuard<'_, Listings> {
@@ -283,7 +274,7 @@ impl Tree {
         let (volume, inode) = self.filesystem(place)?;
         let known = volume.attributes(inode)?;
         // A link in its place would lead out of the mount.
-        if place.inode == ROOT && known.kind != guest::Kind::Directory {
+        if place.inode == ROOT && known.kind != Kind::Directory {
             return Err(
                 worker::Error::Guest(guest::Error::damaged("the root of the filesystem is no directory")).into()
             );
@@ -420,11 +411,9 @@ impl Tree {
         let known = self.known(place)?;
         let (volume, inode) = self.filesystem(place)?;
         match known.kind {
-            guest::Kind::Symlink if self.guests.has_inert_symlinks => {
-                Ok(Content::Bytes(Arc::from(volume.target(inode)?)))
-            }
-            guest::Kind::File => Ok(Content::File(Arc::new(GuestFile::new(volume, inode, known.size)))),
-            guest::Kind::Directory => Err(Error::IsDirectory),
+            Kind::Symlink if self.guests.has_inert_symlinks => Ok(Content::Bytes(Arc::from(volume.target(inode)?))),
+            Kind::File => Ok(Content::File(Arc::new(GuestFile::new(volume, inode, known.size)))),
+            Kind::Directory => Err(Error::IsDirectory),
             _ => Err(Error::NotFound),
         }
     }
