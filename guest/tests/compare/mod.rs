@@ -9,6 +9,7 @@ pub mod fat;
 pub mod generator;
 pub mod hostile;
 pub mod image;
+pub mod machine;
 pub mod tree;
 
 /// Random numbers of a seed (xorshift).

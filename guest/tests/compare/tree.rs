@@ -10,6 +10,7 @@ use std::path::Path;
 use disk::Disk;
 use guest::{Attributes, GuestFs, Inode, Kind, Source, Time};
 use rustix::fs::{AtFlags, SeekFrom, StatxFlags};
+use serde::{Deserialize, Serialize};
 
 /// Bytes that are hashed at once; those that are all zero are not hashed, so that holes and zeroes are the same.
 const PIECE: u64 = 64 << 10;
@@ -18,7 +19,7 @@ const PIECE: u64 = 64 << 10;
 const ROOM: usize = 37;
 
 /// All that is compared of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shown {
     /// Its number.
     pub inode: u64,
