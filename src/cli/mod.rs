@@ -4,7 +4,7 @@
 //! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · repository · completions (and man)
 //!      │  guest: ls · cat · cp · tar
 //!           └─► open ─► address, config, password        what is named, to an open repository
-//! exit: how each ends      text, print: how values are written      logging, signals, daemon: the process
+//! exit: how each ends      text, print: how values are written      logging, signals, serve, daemon: the process
 //! ```
 
 mod address;
@@ -26,6 +26,7 @@ mod password;
 mod print;
 mod repair;
 mod repository;
+mod serve;
 mod signals;
 mod text;
 mod unmount;

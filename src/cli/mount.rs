@@ -2,15 +2,15 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Args, ValueEnum};
 
 use super::exit::{Exit, Failure};
-use super::{Global, daemon, open, signals, text};
-use crate::mount::{self, MountOptions, Unmounter};
+use super::serve::Serving;
+use super::{Global, daemon, open, text};
+use crate::mount::{self, MountOptions};
 use crate::worker::{WORKERS, Workers};
 
 const EXAMPLES: &str = "\
@@ -85,17 +85,6 @@ fn parse_umask(text: &str) -> Result<u32, String> {
     }
 }
 
-/// Where the mount stands, as a signal finds it.
-enum Progress {
-    /// Nothing is mounted: a signal ends the process at once.
-    Opening,
-    /// The mount is being made: a signal waits for it.
-    Mounting,
-    /// A signal came meanwhile.
-    Ending,
-    Mounted(Unmounter),
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -109,9 +98,7 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
         // The new process said why.
         return if code == 0 { Ok(Exit::Done) } else { std::process::exit(i32::from(code)) };
     }
-    let progress = Arc::new(Mutex::new(Progress::Opening));
-    let seen = progress.clone();
-    signals::handle(move || on_signal(&seen)).context("take over the signals")?;
+    let serving = Serving::start()?;
 
     let directory = PathBuf::from(arguments.names.pop().unwrap_or_default());
     let address = arguments.names.pop();
@@ -141,10 +128,10 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
         is_guest_owner: arguments.owner == Some(Whose::Guest),
         workers: Workers::new(arguments.guest_workers.unwrap_or(WORKERS)),
     };
-    set(&progress, Progress::Mounting);
+    serving.mounting();
     let session = mount::mount(repository, &directory, options)?;
-    let before = set(&progress, Progress::Mounted(session.unmounter()));
-    if matches!(before, Progress::Ending) {
+    let unmounter = session.unmounter();
+    if !serving.mounted(move || unmounter.unmount()) {
         drop(session);
         return Ok(Exit::Interrupted);
     }
@@ -160,7 +147,10 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
 }
 
 /// Refuses a folder in the repository or it itself: there the mount would hide backups, from xofs and from XO.
-fn refuse_inside(directory: &Path, repository: &Path) -> Result<()> {
+///
+/// # Errors
+/// `Usage` if it is one.
+pub fn refuse_inside(directory: &Path, repository: &Path) -> Result<()> {
     match (directory.canonicalize(), repository.canonicalize()) {
         (Ok(place), Ok(repository)) if place.starts_with(&repository) => Err(Failure::usage(format!(
             "'{}' lies in the repository, whose backups the mount would hide: mount at a folder elsewhere",
@@ -169,30 +159,6 @@ fn refuse_inside(directory: &Path, repository: &Path) -> Result<()> {
         .into()),
         // What does not exist is said by those who need it.
         _ => Ok(()),
-    }
-}
-
-fn set(progress: &Mutex<Progress>, next: Progress) -> Progress {
-    std::mem::replace(&mut *progress.lock().unwrap_or_else(PoisonError::into_inner), next)
-}
-
-fn on_signal(progress: &Mutex<Progress>) {
-    let unmounter = {
-        let mut progress = progress.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*progress {
-            Progress::Mounting => {
-                *progress = Progress::Ending;
-                return;
-            }
-            Progress::Mounted(unmounter) => unmounter.clone(),
-            // The second signal does not wait any more.
-            Progress::Opening | Progress::Ending => std::process::exit(Exit::Interrupted as i32),
-        }
-    };
-    match unmounter.unmount() {
-        // Who still has a file open, or waits for a dead disk, is waited for until the next signal.
-        Ok(()) => drop(set(progress, Progress::Ending)),
-        Err(error) => tracing::error!(%error, "the mount stays"),
     }
 }
 
