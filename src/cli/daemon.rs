@@ -4,7 +4,8 @@
 //! xofs mount --daemon ──starts──► xofs --ready-on-stdout mount --daemon
 //!        │                          opens, asks for the key, mounts (same terminal: Ctrl-C ends both,
 //!        │                          errors are seen)
-//!        │◄──── one byte ────────── leaves the terminal, answers on its standard output
+//!        │◄──── one byte ────────── leaves the terminal, answers on its standard output; after the byte
+//!        │                          comes what is to be printed
 //!        └─ ends with 0             serves until it is unmounted
 //! ```
 //!
@@ -20,7 +21,8 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
-use super::logging;
+use super::exit::Exit;
+use super::{logging, print};
 
 /// The hidden option by which the new process knows its part.
 pub const READY_OPTION: &str = "--ready-on-stdout";
@@ -44,12 +46,10 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<u8> {
         .context("start xofs in the background")?;
     let mut answer = Vec::new();
     if let Some(mut pipe) = child.stdout.take() {
-        let mut byte = [0];
-        if pipe.read(&mut byte).context("wait for xofs in the background")? == 1 {
-            answer.extend(byte);
-        }
+        pipe.read_to_end(&mut answer).context("wait for xofs in the background")?;
     }
-    if answer == READY {
+    if let Some(text) = answer.strip_prefix(READY) {
+        print::text(&String::from_utf8_lossy(text))?;
         return Ok(0);
     }
     let status = child.wait().context("wait for xofs in the background")?;
@@ -57,11 +57,16 @@ pub fn start(arguments: impl IntoIterator<Item = OsString>) -> Result<u8> {
     Ok(status.code().and_then(|code| u8::try_from(code).ok()).filter(|code| *code != 0).unwrap_or(1))
 }
 
-/// Leaves the terminal and says to the process that waits in [`start`] that all is ready.
+/// Ends with the exit code of [`start`]; of a failure, the new process said why.
+pub fn exit(code: u8) -> Result<Exit> {
+    if code == 0 { Ok(Exit::Done) } else { std::process::exit(i32::from(code)) }
+}
+
+/// Leaves the terminal and says to the process that waits in [`start`] that all is ready, and what it is to print.
 ///
 /// # Errors
 /// What the system says.
-pub fn ready() -> Result<()> {
+pub fn ready(text: &str) -> Result<()> {
     let keeps_log = logging::leave_terminal();
     // The kernel calls a program started so "exe"; nobody would find that in a list of processes.
     let _ = rustix::thread::set_name(c"xofs");
@@ -71,7 +76,7 @@ pub fn ready() -> Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null").context("open '/dev/null'")?;
     let mut stdout = io::stdout().lock();
     // Nobody may wait any more; then the mount stays all the same.
-    let _ = stdout.write_all(READY).and_then(|()| stdout.flush());
+    let _ = stdout.write_all(READY).and_then(|()| stdout.write_all(text.as_bytes())).and_then(|()| stdout.flush());
     rustix::stdio::dup2_stdin(&null).context("leave standard input")?;
     rustix::stdio::dup2_stdout(&null).context("leave standard output")?;
     if !keeps_log {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · repository · completions (and man)
-//!      │  guest: ls · cat · cp · tar
+//!      │  guest: ls · cat · cp · tar · loop
 //!           └─► open ─► address, config, password        what is named, to an open repository
 //! exit: how each ends      text, print: how values are written      logging, signals, serve, daemon: the process
 //! ```
@@ -104,6 +104,7 @@ enum Command {
     Cat(guest::CatArgs),
     Cp(guest::CpArgs),
     Tar(guest::TarArgs),
+    Loop(guest::LoopArgs),
 
     Check(check::CheckArgs),
     Repair(repair::RepairArgs),
@@ -131,7 +132,7 @@ pub fn main() -> ExitCode {
         (_, true) => Level::DEBUG,
         (Command::Mount(_), false) => Level::INFO,
         // That somebody still uses the mount.
-        (Command::Unmount(_), false) => Level::WARN,
+        (Command::Unmount(_) | Command::Loop(_), false) => Level::WARN,
         // Problems of a repository are part of what the commands print.
         (_, false) => Level::ERROR,
     };
@@ -147,6 +148,7 @@ pub fn main() -> ExitCode {
         Command::Cat(arguments) => guest::cat(global, &arguments),
         Command::Cp(arguments) => guest::cp(global, &arguments),
         Command::Tar(arguments) => guest::tar(global, &arguments),
+        Command::Loop(arguments) => guest::loop_mount(global, &arguments),
         Command::Check(arguments) => check::run(global, &arguments),
         Command::Repair(arguments) => repair::run(global, &arguments),
         Command::Forget(arguments) => forget::run(global, &arguments),

@@ -94,9 +94,7 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
     arguments.take_options(&mut global)?;
     let is_background = global.ready_on_stdout;
     if arguments.daemon && !is_background {
-        let code = daemon::start(std::env::args_os().skip(1))?;
-        // The new process said why.
-        return if code == 0 { Ok(Exit::Done) } else { std::process::exit(i32::from(code)) };
+        return daemon::exit(daemon::start(std::env::args_os().skip(1))?);
     }
     let serving = Serving::start()?;
 
@@ -136,7 +134,7 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
         return Ok(Exit::Interrupted);
     }
     if is_background {
-        daemon::ready()?;
+        daemon::ready("")?;
         // Where the log goes from here on, nobody has read it yet.
         tracing::info!(mountpoint = %directory.display(), repository = %place.name, "mounted");
     }

@@ -175,7 +175,8 @@ fn absolute(place: &Place) -> Result<PathBuf> {
         .with_context(|| format!("find the current folder, which '{}' starts from", place.path.display()))
 }
 
-fn is_root() -> bool {
+/// Returns whether this is root.
+pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 

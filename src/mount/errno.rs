@@ -7,6 +7,7 @@
 //! | damaged, unreadable or unsupported content | EIO                 |
 //! | the storage did not answer                 | EIO                 |
 //! | a signal came for who waited for it        | EINTR               |
+//! | what is written over a disk has no room    | ENOSPC              |
 
 use crate::{tree, worker};
 
@@ -23,6 +24,8 @@ impl Errno {
     pub(super) const NO_ATTRIBUTE: Self = Self(libc::ENODATA);
     pub(super) const NO_SUCH_OFFSET: Self = Self(libc::ENXIO);
     pub(super) const NOT_FOUND: Self = Self(libc::ENOENT);
+    pub(super) const NOT_KNOWN: Self = Self(libc::ENOSYS);
+    pub(super) const NO_SPACE: Self = Self(libc::ENOSPC);
     pub(super) const RANGE: Self = Self(libc::ERANGE);
     pub(super) const READ_ONLY: Self = Self(libc::EROFS);
 

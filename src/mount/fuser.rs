@@ -1,7 +1,7 @@
 //! The adapter to the crate `fuser`: the only file that names it.
 //!
 //! It speaks the kernel's protocol over `/dev/fuse` and runs the threads that read requests. Requests that would write are
-//! refused by the kernel, as the mount is read-only.
+//! refused by the kernel where the mount is read-only; of the others, files are only written, never made or removed.
 
 use std::ffi::OsStr;
 use std::io;
@@ -11,7 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use ::fuser::{
     AccessFlags, Config, Errno as FuserErrno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyXattr, Request, SessionACL,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL,
+    WriteFlags,
 };
 
 use super::errno::Errno;
@@ -199,6 +200,21 @@ impl Sink<u64> for ReplyLseek {
     }
 }
 
+/// The answer to a write of so many bytes.
+struct Written {
+    reply: ReplyWrite,
+    len: u32,
+}
+
+impl Sink<()> for Written {
+    fn send(self: Box<Self>, answer: Result<&(), Errno>) {
+        match answer {
+            Ok(()) => self.reply.written(self.len),
+            Err(error) => self.reply.error(errno(error)),
+        }
+    }
+}
+
 impl Sink<Statfs> for ReplyStatfs {
     fn send(self: Box<Self>, answer: Result<&Statfs, Errno>) {
         match answer {
@@ -290,6 +306,28 @@ impl<H: Handler> Filesystem for Adapter<H> {
         reply: ReplyData,
     ) {
         self.ask(|handler| handler.read(ctx(request), handle.0, offset, size.min(MAX_REQUEST), Reply::new(reply)));
+    }
+
+    fn write(
+        &self,
+        request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        bytes: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let len = u32::try_from(bytes.len()).expect("the protocol counts in 32 bits");
+        let reply = Reply::new(Written { reply, len });
+        self.ask(|handler| handler.write(ctx(request), handle.0, offset, bytes, reply));
+    }
+
+    fn fsync(&self, _request: &Request, _inode: INodeNo, _handle: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        // What is written need not outlive the process.
+        reply.ok();
     }
 
     fn release(

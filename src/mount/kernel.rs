@@ -1,4 +1,4 @@
-//! Making a mount: a connection to the kernel, at a directory.
+//! Making a mount: a connection to the kernel, at a directory or nowhere.
 //!
 //! Root calls mount(2); anybody else has fusermount3 do it, which hands the connection over a socket. Whoever made the
 //! mount knows only the connection: nothing unmounts by path but who checked what is mounted there.
@@ -58,6 +58,30 @@ fn mount_directly(mounting: &Mounting<'_>) -> io::Result<OwnedFd> {
     let options = CString::new(options)?;
     rustix::mount::mount(mounting.source, mounting.mountpoint, "fuse", flags, options.as_c_str())?;
     Ok(connection)
+}
+
+/// Makes a mount that is nowhere: it has no path, and ends when nothing in it is open any more. Returns the connection and its
+/// root, through which files in it are opened. Only root may.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn mount_nowhere(source: &str) -> io::Result<(OwnedFd, OwnedFd)> {
+    use rustix::mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+    };
+
+    let connection = rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+    let making = fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let number = connection.as_raw_fd().to_string();
+    let options = [("source", source), ("fd", &number), ("rootmode", "40000"), ("user_id", "0"), ("group_id", "0")];
+    for (name, value) in options {
+        fsconfig_set_string(&making, name, value)?;
+    }
+    fsconfig_create(&making)?;
+    let attributes =
+        MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let root = fsmount(&making, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    Ok((connection, root))
 }
 
 fn mount_by_fusermount(mounting: &Mounting<'_>) -> io::Result<OwnedFd> {

@@ -11,11 +11,12 @@
 //!   │         ├─ caching ─ whether a disk is read through the page cache
 //!   │         └─ errno ─ the one place where an error becomes an error number
 //!   ├─ kernel ─ mount(2) or fusermount3; mounts, what is mounted where
+//!   ├─ loops ─ a disk as a loop device, and what the kernel reads on it
 //!   └─ transport ─ the requests and the handles that answer them, whatever carries them
 //!        └─ fuser ─ the one file that names the crate which talks to /dev/fuse
 //! ```
 //!
-//! Nothing here writes: a mount is read-only.
+//! Nothing here writes to a repository: a mount is read-only, and what is written to a loop device is kept beside it.
 
 mod attributes;
 mod caching;
@@ -25,6 +26,7 @@ mod filesystem;
 mod fuser;
 mod handles;
 mod kernel;
+mod loops;
 mod mounts;
 mod pool;
 mod requests;
@@ -32,4 +34,5 @@ mod session;
 mod transport;
 mod watcher;
 
+pub use loops::{LoopEnder, LoopMount, LoopOptions, Looped, attach, mount_loop};
 pub use session::{DEFAULT_TIMEOUT, Error, ErrorKind, MountOptions, Result, Session, Unmounter, mount, unmount};

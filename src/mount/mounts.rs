@@ -17,6 +17,8 @@ pub(super) struct Mount {
     pub(super) mountpoint: PathBuf,
     /// Such as `fuse.xofs`.
     pub(super) kind: String,
+    /// What is mounted: a device, or what a filesystem without one calls it.
+    pub(super) source: PathBuf,
 }
 
 impl Mount {
@@ -46,7 +48,8 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let mountpoint = PathBuf::from(unescape(fields.nth(1)?));
     fields.find(|field| *field == b"-")?;
     let kind = String::from_utf8(fields.next()?.to_vec()).ok()?;
-    Some(Mount { device, mountpoint, kind })
+    let source = PathBuf::from(unescape(fields.next()?));
+    Some(Mount { device, mountpoint, kind, source })
 }
 
 /// Undoes the kernel's `\ooo` (three octal digits) for blanks, line ends and backslashes.
@@ -114,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_of_mounts_gives_device_path_and_kind() {
+    fn the_table_of_mounts_gives_device_path_kind_and_source() {
         let table = b"22 1 254:1 / / rw,relatime shared:1 - ext4 /dev/vda1 rw\n\
             90 22 0:47 / /mnt/a\\040b\\134c ro,nosuid,nodev - fuse.xofs /srv/backups ro,user_id=0\n\
             garbage\n";
@@ -122,6 +125,7 @@ mod tests {
         assert_eq!(mounts.len(), 2);
         assert_eq!(mounts[1].device, "0:47");
         assert_eq!(mounts[1].mountpoint, Path::new("/mnt/a b\\c"));
+        assert_eq!(mounts[0].source, Path::new("/dev/vda1"));
         assert!(mounts[1].is_ours() && !mounts[0].is_ours());
     }
 

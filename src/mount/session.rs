@@ -18,24 +18,26 @@ use super::errno::Errno;
 use super::filesystem::TreeFilesystem;
 use super::fuser::Connection;
 use super::kernel::{self, Mounting};
+use super::loops;
 use super::mounts;
 use super::requests::Requests;
+use super::transport::Handler;
 use crate::repository::Repository;
 use crate::tree::Tree;
 use crate::worker::{WORKERS, Workers};
 
 /// For how long an unmount is tried before the mount is detached from its place while still in use, and for how long a
 /// dropped session waits for its last answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How long a request may wait for the repository unless it is said otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Age from which a request counts as stuck when the mount is to end.
-const STUCK: Duration = Duration::from_millis(500);
+pub(super) const STUCK: Duration = Duration::from_millis(500);
 
 /// Pause between two attempts.
-const PAUSE: Duration = Duration::from_millis(50);
+pub(super) const PAUSE: Duration = Duration::from_millis(50);
 
 /// The result of mounting or unmounting.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -61,7 +63,7 @@ pub struct Error {
 }
 
 impl Error {
-    fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+    pub(super) fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into() }
     }
 
@@ -174,10 +176,7 @@ pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptio
         error
     };
     let connection = connection.map_err(|error| removed(failed(error)))?;
-    let server = thread::Builder::new()
-        .name("xofs-mount".to_owned())
-        .spawn(move || connection.run())
-        .map_err(|error| removed(Error::new(ErrorKind::System, format!("start a thread for the mount: {error}"))))?;
+    let server = serve(connection).map_err(removed)?;
     // Asks the mount itself: this returns when its threads answer.
     let device = mounts::device_of(&mountpoint).map_err(|error| {
         removed(Error::new(ErrorKind::System, format!("read the new mount at '{}': {error}", mountpoint.display())))
@@ -187,6 +186,22 @@ pub fn mount(repository: Arc<Repository>, mountpoint: &Path, options: MountOptio
         server: Some(server),
         unmounter: Unmounter { mountpoint: Arc::from(mountpoint), device: Arc::from(device), requests },
     })
+}
+
+/// Starts a thread that answers the requests of a mount.
+pub(super) fn serve<H: Handler>(connection: Connection<H>) -> Result<JoinHandle<io::Result<()>>> {
+    let thread = thread::Builder::new().name("xofs-mount".to_owned());
+    let failed = |error| Error::new(ErrorKind::System, format!("start a thread for the mount: {error}"));
+    thread.spawn(move || connection.run()).map_err(failed)
+}
+
+/// Waits until such a thread ends.
+pub(super) fn join(server: JoinHandle<io::Result<()>>) -> Result<()> {
+    match server.join() {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Error::new(ErrorKind::System, format!("serve the mount: {error}"))),
+        Err(_) => Err(Error::new(ErrorKind::System, "a thread that serves the mount panicked")),
+    }
 }
 
 /// Checks the place of a mount, and removes what a dead process left there.
@@ -249,12 +264,7 @@ impl Session {
     /// # Errors
     /// What ended it, unless it was an unmount.
     pub fn wait(mut self) -> Result<()> {
-        let Some(server) = self.server.take() else { return Ok(()) };
-        match server.join() {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(Error::new(ErrorKind::System, format!("serve the mount: {error}"))),
-            Err(_) => Err(Error::new(ErrorKind::System, "a thread that serves the mount panicked")),
-        }
+        self.server.take().map_or(Ok(()), join)
     }
 
     /// Returns what ends the mount from another thread.
@@ -310,7 +320,8 @@ impl Unmounter {
     }
 }
 
-/// Unmounts what is mounted at `mountpoint`, by this process or another, living or dead.
+/// Unmounts what is mounted at `mountpoint`, by this process or another, living or dead: a repository, or a volume by way of a loop
+/// device, which may be named itself.
 ///
 /// Works as root and as the user who mounted. A mount still in use after a while is detached from its place and ends
 /// with its last open file.
@@ -323,8 +334,12 @@ pub fn unmount(mountpoint: &Path) -> Result<()> {
     })?;
     let found = mounts::at(&resolved)
         .map_err(|error| Error::new(ErrorKind::System, format!("read the table of mounts: {error}")))?;
+    if let Some(ended) = loops::unmount_device(&resolved) {
+        return ended;
+    }
     match found {
         Some(mount) if mount.is_ours() => detach(&resolved, || {}),
+        Some(mount) if loops::is_loop(&mount) => loops::unmount(&mount),
         Some(mount) => Err(Error::new(
             ErrorKind::NotMounted,
             format!("'{}' is a mount of kind {}, not of xofs; use umount", resolved.display(), mount.kind),

@@ -152,7 +152,7 @@ impl<A: ?Sized> Drop for Reply<A> {
     }
 }
 
-/// Answers the requests of a read-only mount.
+/// Answers the requests of a mount.
 ///
 /// Called by several threads at once. Inode 1 is the root.
 pub(super) trait Handler: Send + Sync + 'static {
@@ -163,6 +163,10 @@ pub(super) trait Handler: Send + Sync + 'static {
     fn open(&self, ctx: Ctx, inode: u64, access: Access, reply: Reply<Opened>);
     /// Answers at most `len` bytes from `offset`, fewer only at the end.
     fn read(&self, ctx: Ctx, handle: u64, offset: u64, len: u32, reply: Reply<[u8]>);
+    /// Writes all of `bytes`. Asked only of who lets files be opened for it.
+    fn write(&self, _ctx: Ctx, _handle: u64, _offset: u64, _bytes: &[u8], reply: Reply<()>) {
+        reply.error(Errno::READ_ONLY);
+    }
     fn lseek(&self, ctx: Ctx, handle: u64, offset: u64, seek: Seek, reply: Reply<u64>);
     /// Forgets an open file or directory.
     fn release(&self, handle: u64);

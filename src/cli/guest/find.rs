@@ -9,13 +9,14 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use disk::Disk;
 
 use super::path::{GuestPath, Inside};
 use crate::cli::exit::Failure;
 use crate::cli::text::{Shown, ShownBytes};
 use crate::cli::{Global, open};
 use crate::repository::{Backup, Layout, ProblemKind, Repository, Selection};
-use crate::tree::{Attributes, Error, Kind, Tree};
+use crate::tree::{Attributes, Content, Error, Kind, Tree};
 use crate::worker::Workers;
 
 /// Memory for decoded blocks (bytes): those that hold names are needed again and again.
@@ -45,6 +46,15 @@ pub struct Volume {
     pub label: Option<String>,
     /// Whether its files are shown.
     pub is_read: bool,
+    pub problem: Option<String>,
+}
+
+/// The bytes of a volume, or of a whole disk.
+pub struct Raw {
+    pub disk: Arc<dyn Disk>,
+    /// What is on a volume; `None` for a disk, on which there may be partitions.
+    pub content: Option<String>,
+    /// Why the files of a volume are not shown, or not all.
     pub problem: Option<String>,
 }
 
@@ -156,6 +166,41 @@ impl Files {
         Ok(Found { volume: name, attributes, names: way.names.into_iter().map(|(name, _)| name).collect() })
     }
 
+    /// Returns the bytes of a volume, or else of a disk; if `is_disk_first`, of a disk, of which then nothing is read for it.
+    ///
+    /// # Errors
+    /// If there is none of that name, or its bytes cannot be had.
+    pub fn raw(&self, backup: &Backup, name: &str, is_disk_first: bool) -> Result<Raw> {
+        let tree = &self.tree;
+        let find = |folder: &str| {
+            let folder = tree.lookup(tree.backup_folder(&backup.id()), folder.as_ref())?;
+            match tree.lookup(folder.inode, format!("{name}{RAW}").as_ref()) {
+                Ok(found) => Ok(Some(found.inode)),
+                Err(Error::NotFound) => Ok(None),
+                Err(error) => Err(error),
+            }
+        };
+        let open = |inode| match tree.open(inode)? {
+            Content::Disk(disk) => Ok(disk),
+            _ => bail!("it is no disk"),
+        };
+        let disk = find("disks")?;
+        let volume = if is_disk_first && disk.is_some() { None } else { find("volumes")? };
+        if let Some(inode) = volume {
+            let xattr = |name: &str| {
+                let value = tree.xattr(inode, name.as_ref()).ok().flatten();
+                value.map(|value| String::from_utf8_lossy(&value).into_owned())
+            };
+            let (content, problem) = (xattr("user.xofs.content"), xattr("user.xofs.problem"));
+            return Ok(Raw { disk: open(inode)?, content, problem });
+        }
+        if let Some(inode) = disk {
+            return Ok(Raw { disk: open(inode)?, content: None, problem: None });
+        }
+        let (volumes, problems) = self.volumes(backup)?;
+        Err(no_such_volume(&volumes, &problems))
+    }
+
     /// Returns the root of a volume.
     fn root(&self, backup: &Backup, volume: &str) -> Result<Attributes> {
         let folder = self.tree.backup_folder(&backup.id());
@@ -171,14 +216,18 @@ impl Files {
         }
         let (volumes, problems) = self.volumes(backup)?;
         let Some(found) = volumes.iter().find(|found| found.name == volume) else {
-            let names = volumes.iter().map(|found| format!("'{}' ({})", Shown(&found.name), found.content));
-            let names = if volumes.is_empty() { "none".to_owned() } else { names.collect::<Vec<_>>().join(", ") };
-            let why = problems.iter().map(|problem| format!("; {problem}")).collect::<String>();
-            bail!("there is no such volume in this backup; there are {names}{}", Shown(&why));
+            return Err(no_such_volume(&volumes, &problems));
         };
         let why = found.problem.clone().unwrap_or_else(|| format!("{}: no files that are read here", found.content));
         Err(anyhow!("its files cannot be shown: {}", Shown(&why)))
     }
+}
+
+fn no_such_volume(volumes: &[Volume], problems: &[String]) -> anyhow::Error {
+    let names = volumes.iter().map(|found| format!("'{}' ({})", Shown(&found.name), found.content));
+    let names = if volumes.is_empty() { "none".to_owned() } else { names.collect::<Vec<_>>().join(", ") };
+    let why = problems.iter().map(|problem| format!("; {problem}")).collect::<String>();
+    anyhow!("there is no such volume in this backup; there are {names}{}", Shown(&why))
 }
 
 /// The way from the root of a volume to a file.

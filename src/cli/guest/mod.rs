@@ -1,8 +1,9 @@
-//! `xofs ls`, `cat`, `cp` and `tar`: the files in the disks of guests, without a mount.
+//! `xofs ls`, `cat`, `cp` and `tar`: the files in the disks of guests, without a mount; `xofs loop`: with the kernel's.
 //!
 //! ```text
 //! path ─► find (follows links inside the volume) ─► walk ─► ls · cat · cp ─► folder · tar ─► pax, acl
-//!             └─► tree: as a mount shows it             └─► content
+//!             ├─► tree: as a mount shows it             └─► content
+//!             └─► loop
 //! ```
 
 mod acl;
@@ -11,6 +12,7 @@ mod content;
 mod cp;
 mod find;
 mod folder;
+mod loop_mount;
 mod ls;
 mod path;
 mod pax;
@@ -28,6 +30,7 @@ use crate::tree::{self, Kind, Tree};
 pub use cat::{CatArgs, run as cat};
 pub use cp::{CpArgs, run as cp};
 use find::{Files, Found};
+pub use loop_mount::{LoopArgs, run as loop_mount};
 pub use ls::{LsArgs, run as ls};
 pub use tar::{TarArgs, run as tar};
 use walk::{Item, Step, Walk};
