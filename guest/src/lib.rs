@@ -9,7 +9,7 @@
 //! Map     ─ where the bytes of a volume lie; Mapped: the volume as a disk
 //! GuestFs ─ names, attributes, extents         what a reader of a filesystem answers
 //!   ext   ─ ext2, ext3, ext4, journals replayed
-//!   xfs   ─ XFS 4 and 5, logs of 5 replayed
+//!   xfs   ─ XFS 4 and 5, logs replayed
 //!   fat   ─ FAT12, FAT16, FAT32
 //!   exfat ─ exFAT
 //!   btrfs ─ Btrfs, subvolumes and several devices

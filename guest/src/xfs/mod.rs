@@ -3,7 +3,7 @@
 //! ```text
 //! Xfs ─┬─ attributes, directory, content    what a guest would see
 //!      ├─ Volume ─ inodes by rust-fs-xfs    of what looks unmounted
-//!      └─ Overlay ◀─ log by lamxfs          what was committed and not yet written in its place
+//!      └─ Overlay ◀─ log                    what was committed and not yet written in its place
 //! ```
 //!
 //! A volume that was not unmounted is read as Linux would after it replayed the log. What Linux does besides is not done:
@@ -17,6 +17,7 @@ mod directory;
 mod log;
 mod volume;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use disk::Disk;
@@ -24,7 +25,7 @@ use disk::Disk;
 use crate::ext::uuid;
 use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Result, Xattr};
 use content::Map;
-use volume::Volume;
+use volume::{Node, Volume};
 
 /// Bytes of metadata that one question but a listing costs at most.
 const METADATA: u64 = 128 << 20;
@@ -39,6 +40,8 @@ const MAX_XATTRS: usize = 1 << 20;
 pub struct Xfs {
     volume: Volume,
     facts: Facts,
+    /// Inodes of which a change is half done.
+    unfinished: BTreeSet<u64>,
     /// Of the file that was asked for last: windows of one are asked for in a row.
     map: Mutex<Option<Arc<Map>>>,
 }
@@ -59,7 +62,18 @@ impl Xfs {
             is_replayed: replay.is_replayed,
             problems: replay.problems,
         };
-        Ok(Self { volume, facts, map: Mutex::new(None) })
+        Ok(Self { volume, facts, unfinished: replay.unfinished, map: Mutex::new(None) })
+    }
+
+    /// Returns an inode to be asked what it holds.
+    fn node(&self, inode: Inode) -> Result<Node> {
+        if self.unfinished.contains(&inode.0) {
+            return Err(Error::unsupported(format!(
+                "a change of inode {} was half done when the guest stopped",
+                inode.0
+            )));
+        }
+        self.volume.node(inode)
     }
 
     fn map(&self, inode: Inode) -> Result<Arc<Map>> {
@@ -69,7 +83,7 @@ impl Xfs {
         }
         // What is kept makes room first.
         *kept = None;
-        let node = self.volume.node(inode)?;
+        let node = self.node(inode)?;
         let map = Arc::new(Map::of_file(&self.volume, &node)?);
         *kept = Some(map.clone());
         Ok(map)
@@ -87,7 +101,7 @@ impl GuestFs for Xfs {
 
     fn list(&self, directory: Inode) -> Result<Vec<Entry>> {
         self.volume.allow(DIRECTORY);
-        directory::list(&self.volume, &self.volume.node(directory)?)
+        directory::list(&self.volume, &self.node(directory)?)
     }
 
     fn attributes(&self, inode: Inode) -> Result<Attributes> {
@@ -97,7 +111,7 @@ impl GuestFs for Xfs {
 
     fn target(&self, inode: Inode) -> Result<Vec<u8>> {
         self.volume.allow(METADATA);
-        let node = self.volume.node(inode)?;
+        let node = self.node(inode)?;
         if !node.inode.is_symlink() {
             return Err(Error::new(ErrorKind::WrongKind, format!("inode {} is no symbolic link", inode.0)));
         }
@@ -112,7 +126,7 @@ impl GuestFs for Xfs {
 
     fn xattrs(&self, inode: Inode) -> Result<Vec<Xattr>> {
         self.volume.allow(METADATA);
-        let node = self.volume.node(inode)?;
+        let node = self.node(inode)?;
         let found = self.volume.filesystem().list_xattrs(&node.inode, &node.raw);
         let found = self.volume.explain(found, || format!("attributes of inode {}", inode.0))?;
         if found.iter().map(|xattr| xattr.name.len() + xattr.value.len()).sum::<usize>() > MAX_XATTRS {

@@ -65,7 +65,7 @@ impl Volume {
             superblock = read_superblock(&overlay)?;
         }
         hide_log(&mut overlay, &superblock)?;
-        let groups = Some(Groups::new(&superblock));
+        let groups = Groups::new(&superblock);
         let device = Arc::new(Device { disk: overlay, groups, state: Mutex::new(State::new(u64::MAX)) });
         let opened = Filesystem::mount_with_cache(device.clone(), 0);
         let filesystem = device.explain(opened, || "the filesystem cannot be opened".to_owned())?;
@@ -226,7 +226,7 @@ impl Groups {
 pub(super) struct Device {
     disk: Overlay,
     /// Those that are made up.
-    groups: Option<Groups>,
+    groups: Groups,
     state: Mutex<State>,
 }
 
@@ -244,11 +244,6 @@ impl State {
 }
 
 impl Device {
-    /// Makes one that is a disk as it stands.
-    pub(super) fn plain(disk: Arc<dyn Disk>) -> Self {
-        Self { disk: Overlay::new(disk), groups: None, state: Mutex::new(State::new(u64::MAX)) }
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -286,7 +281,7 @@ impl fs_core::BlockRead for Device {
         if offset.checked_add(len).is_none_or(|end| end > self.disk.size()) {
             return Err(fs_core::Error::OutOfBounds { offset, len, size: self.disk.size() });
         }
-        if let Some(header) = self.groups.as_ref().and_then(|groups| groups.header_at(offset, buffer.len())) {
+        if let Some(header) = self.groups.header_at(offset, buffer.len()) {
             buffer.copy_from_slice(&header);
             return Ok(());
         }

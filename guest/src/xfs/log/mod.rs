@@ -1,63 +1,64 @@
-//! The log: what was committed and not yet written in its place, replayed by lamxfs.
-//!
-//! lamxfs replays the log of version 5 as Linux does, but shows files and directories, never a block. So it is shown
-//! a file that is any block:
+//! The log: what was committed and not yet written in its place, replayed into what the disk would be after that.
 //!
 //! ```text
-//! disk     ─┬─ superblock ─┬─ ... ─┬─ log ───────────────┬─ ... ─┬─ block ─┬─
-//!           │              │       │ inode ──────────────┼───────┼▶        │
-//!           │              │       │ made up, once lamxfs │       │         │
-//!           │              │       │ has read the log     │       │         │
+//! ring ─► records ─► transactions ─► items ─┬─ buffers  of 128-byte pieces ─┐
+//!  head    from the   whole ones,           ├─ inodes                       ├─► changes: sectors
+//!          tail on    as committed          ├─ new inodes                  ─┘
+//!                                           └─ intents: inodes that are not as they were to be
 //! ```
 //!
-//! It keeps what it replayed to itself, lays that over all it reads, and reads an inode anew each time a file is read. An
-//! inode in the first block of the log, which no change can be for, is therefore the one that is made up, and the content
-//! of its file is the block as it is after the replay. Which blocks to ask for is known from what lamxfs read to change it.
+//! It is replayed as Linux does: once to learn which buffers are cancelled, once to change what is not. In version 5 what is
+//! newer than a transaction is left as it is, and checksums are made anew; before that there was neither.
+//! Numbers in items are as the machine had them, which is little-endian here.
 
+mod buffer;
+mod changes;
+mod inode;
+mod intent;
+mod owner;
+mod record;
+mod ring;
 #[cfg(test)]
 mod tests;
+mod transaction;
 
-use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::ops::Range;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use disk::Disk;
 use fs_xfs::Superblock;
-use fs_xfs::log::LogState;
-use lamxfs::{BlockRead, Inode, SuperblockReason, Xfs};
 
-use super::checksum;
-use super::volume::Device;
-use crate::{ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
+use buffer::{Action, Buffer, Cancelled};
+use changes::Changes;
+use intent::Intents;
+use record::Records;
+use ring::Ring;
+use transaction::Item;
 
-/// Bytes of blocks that a replay reads at most.
-const MAX_READ: u64 = 256 << 20;
+// Kinds of items.
+const INODE: u16 = 0x123b;
+const BUFFER: u16 = 0x123c;
+const NEW_INODES: u16 = 0x123f;
 
-/// Bytes of blocks that it changes at most, which are kept in memory.
-const MAX_CHANGED: u64 = 120 << 20;
+/// Whether a kind of item is known. Those that are not named above are intents, or change nothing that a reader shows.
+fn is_known(kind: u16) -> bool {
+    matches!(kind, 0x1236..=0x1238 | INODE..=0x124f)
+}
 
-const TOO_MUCH: &str = "it changes more than is kept in memory, or what is not there";
+/// The only feature of a log that is known: attributes have intents.
+const KNOWN_FEATURES: u32 = 1;
 
 /// What a log changes.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub(super) struct Replay {
     pub(super) is_replayed: bool,
     /// What could not be done, a sentence each.
     pub(super) problems: Vec<String>,
-    /// Bytes and where they lie, a block each.
+    /// Bytes and where they lie.
     pub(super) changes: Vec<(u64, Vec<u8>)>,
-}
-
-impl Replay {
-    fn failed(reason: &str) -> Self {
-        let problem = format!(
-            "the log could not be replayed ({reason}): what changed in the last seconds before the backup may be missing \
-             or damaged"
-        );
-        Self { problems: vec![problem], ..Self::default() }
-    }
+    /// Inodes of which a change is half done.
+    pub(super) unfinished: BTreeSet<u64>,
 }
 
 /// Replays the log of a volume.
@@ -65,135 +66,85 @@ impl Replay {
 /// # Errors
 /// [`ErrorKind::Disk`]. All else that fails is among the problems.
 pub(super) fn replay(disk: &Arc<dyn Disk>, superblock: &Superblock) -> Result<Replay> {
-    let log = superblock.fsblock_offset(superblock.logstart);
-    let log = log..log + u64::from(superblock.logblocks) * u64::from(superblock.blocksize);
-    let state = Rc::new(RefCell::new(State::default()));
-    let block_size = u64::from(superblock.blocksize);
-    let reader = Reader { disk: disk.clone(), log, block_size, state: state.clone() };
-    let opened = Xfs::open(reader, disk.size());
-    if let Some(error) = state.borrow_mut().failed.take() {
-        return Err(error.into());
-    }
-    let mut replayed = match opened {
-        Ok(replayed) => replayed,
-        Err(error) => return refused(disk, superblock, &error),
+    let failed = |reason: &str| Replay {
+        problems: vec![format!(
+            "the log could not be replayed ({reason}): what changed in the last seconds before the backup may be missing \
+             or damaged"
+        )],
+        ..Replay::default()
     };
-    let mut blocks = std::mem::take(&mut state.borrow_mut().blocks);
-    let mut replay = Replay { is_replayed: !blocks.is_empty(), ..Replay::default() };
-    blocks.insert(0);
-    let inode = Inode { ino: superblock.logstart << superblock.inopblog };
-    let mut before = vec![0; usize::try_from(block_size).expect("64 KiB at most")];
-    for block in blocks {
-        state.borrow_mut().inode = inode_of_block(superblock, block);
-        let mut after = vec![0; before.len()];
-        let read = replayed.read_file_at(&inode, 0, &mut after);
-        if let Some(error) = state.borrow_mut().failed.take() {
-            return Err(error.into());
+    match replay_records(disk.as_ref(), superblock) {
+        Err(error) if error.kind() == ErrorKind::Disk => Err(error),
+        Err(error) => Ok(failed(&error.to_string())),
+        Ok(replay) => Ok(replay),
+    }
+}
+
+fn replay_records(disk: &dyn Disk, superblock: &Superblock) -> Result<Replay> {
+    let ring = Ring::new(disk, superblock)?;
+    let Some(records) = Records::read(&ring, superblock)? else { return Ok(Replay::default()) };
+    let features = superblock.features_log_incompat & !KNOWN_FEATURES;
+    if superblock.is_v5() && features != 0 {
+        return Err(Error::unsupported(format!("it has features that are not known, {features:#x}")));
+    }
+    let (mut cancelled, mut intents) = (Cancelled::default(), Intents::default());
+    transaction::each(&records, |_, items| {
+        for item in items {
+            if !is_known(item.kind) {
+                return Err(Error::unsupported(format!("it has an item of kind {:#x}, which is not known", item.kind)));
+            }
+            if item.kind == BUFFER {
+                let buffer = Buffer::parse(&item)?;
+                if buffer.action == Action::Cancel {
+                    cancelled.add(&buffer)?;
+                }
+            }
+            intents.note(&item)?;
         }
-        if read != Ok(after.len()) {
-            return Ok(Replay::failed("it changes itself"));
-        }
-        disk.read_at(block * block_size, &mut before)?;
-        if before != after {
-            replay.is_replayed = true;
-            replay.changes.push((block * block_size, after));
-            if replay.changes.len() as u64 * block_size > MAX_CHANGED {
-                return Ok(Replay::failed(TOO_MUCH));
+        Ok(())
+    })?;
+    let mut replay = Replay { unfinished: intents.unfinished(), ..Replay::default() };
+    if !replay.unfinished.is_empty() {
+        let inodes: Vec<_> = replay.unfinished.iter().take(10).map(u64::to_string).collect();
+        replay.problems.push(format!(
+            "changes of {} inodes were half done when the guest stopped, and are not finished: what these hold is not shown \
+             ({}{})",
+            replay.unfinished.len(),
+            inodes.join(", "),
+            if replay.unfinished.len() > inodes.len() { ", ..." } else { "" }
+        ));
+    }
+    let uuid = superblock.is_v5().then_some(&superblock.meta_uuid);
+    let mut changes = Changes::new(disk, &ring.place());
+    transaction::each(&records, |lsn, mut items| {
+        replay.is_replayed = true;
+        items.sort_by_key(order);
+        for item in &items {
+            match item.kind {
+                BUFFER => {
+                    let buffer = Buffer::parse(item)?;
+                    match buffer.action {
+                        Action::Cancel => cancelled.remove(&buffer),
+                        Action::Change if !cancelled.has(&buffer) => buffer.apply(&mut changes, lsn, uuid)?,
+                        Action::Change | Action::Nothing => {}
+                    }
+                }
+                INODE => inode::apply(item, &mut changes, &cancelled, superblock, lsn)?,
+                NEW_INODES => inode::create(item, &mut changes, &cancelled, superblock)?,
+                _ => {}
             }
         }
-    }
+        Ok(())
+    })?;
+    replay.changes = changes.finish()?;
     Ok(replay)
 }
 
-/// Returns what it means that lamxfs refused a volume: nothing, if its log is empty.
-fn refused(disk: &Arc<dyn Disk>, superblock: &Superblock, error: &lamxfs::Error) -> Result<Replay> {
-    let reason = match error {
-        lamxfs::Error::BadSuperblock(SuperblockReason::DirtyLog) if !superblock.is_v5() => "it is of XFS version 4",
-        lamxfs::Error::BadSuperblock(SuperblockReason::DirtyLog) => {
-            "it is damaged, or holds what is not understood or not finished"
-        }
-        lamxfs::Error::Io { .. } => TOO_MUCH,
-        // Of the filesystem, which says nothing of the log.
-        other => {
-            let device = Device::plain(disk.clone());
-            return match fs_xfs::log::inspect(&device, superblock) {
-                Ok(LogState::Empty | LogState::CleanlyUnmounted) => Ok(Replay::default()),
-                Ok(LogState::NeedsReplay) => Ok(Replay::failed(match other {
-                    lamxfs::Error::UnsupportedFeature("feat_ascii_ci") => "the filesystem ignores case in names",
-                    lamxfs::Error::BadSuperblock(SuperblockReason::RealtimeDevice) => {
-                        "the filesystem has a realtime section"
-                    }
-                    _ => "the filesystem has a feature that is not known",
-                })),
-                Err(error) => match device.explain::<()>(Err(error), || "the log".to_owned()) {
-                    Err(error) if error.kind() == ErrorKind::Disk => Err(error),
-                    _ => Ok(Replay::failed("it is damaged")),
-                },
-            };
-        }
-    };
-    Ok(Replay::failed(reason))
-}
-
-/// Returns an inode of a file that is one block of the volume.
-///
-/// Source: `struct xfs_dinode` and `xfs_bmbt_rec` in Linux `fs/xfs/libxfs/xfs_format.h`.
-fn inode_of_block(superblock: &Superblock, block: u64) -> Vec<u8> {
-    let per_group = u64::from(superblock.agblocks);
-    let packed = ((block / per_group) << superblock.agblklog) | (block % per_group);
-    let mut inode = vec![0; usize::from(superblock.inodesize)];
-    inode[..2].copy_from_slice(b"IN");
-    // A file with all permissions, of the third version, with a list of extents.
-    inode[2..4].copy_from_slice(&0o100_777_u16.to_be_bytes());
-    inode[4..6].copy_from_slice(&[3, 2]);
-    inode[56..64].copy_from_slice(&u64::from(superblock.blocksize).to_be_bytes());
-    inode[76..80].copy_from_slice(&1_u32.to_be_bytes());
-    // From its block 0 on: 52 bits of the block, 21 of how many.
-    inode[176..184].copy_from_slice(&(packed >> 43).to_be_bytes());
-    inode[184..192].copy_from_slice(&((packed << 21) | 1).to_be_bytes());
-    checksum::set(&mut inode, 100);
-    inode
-}
-
-/// What lamxfs reads.
-struct Reader {
-    disk: Arc<dyn Disk>,
-    /// Where the log lies.
-    log: Range<u64>,
-    block_size: u64,
-    state: Rc<RefCell<State>>,
-}
-
-#[derive(Default)]
-struct State {
-    has_read_log: bool,
-    /// Blocks that were read since, but those of the log.
-    blocks: BTreeSet<u64>,
-    /// What stands at the start of the log, if not the log.
-    inode: Vec<u8>,
-    /// What the disk failed with.
-    failed: Option<disk::Error>,
-}
-
-impl BlockRead for Reader {
-    type Error = ();
-
-    fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::result::Result<(), ()> {
-        let state = &mut *self.state.borrow_mut();
-        let end = offset.checked_add(buffer.len() as u64).filter(|end| *end <= self.disk.size()).ok_or(())?;
-        if offset == self.log.start && !state.inode.is_empty() && buffer.len() == state.inode.len() {
-            buffer.copy_from_slice(&state.inode);
-            return Ok(());
-        }
-        let is_log = self.log.contains(&offset) && end <= self.log.end;
-        state.has_read_log |= is_log;
-        // The superblock is read before, and what is asked for with an inode after the replay.
-        if state.has_read_log && !is_log && state.inode.is_empty() {
-            state.blocks.extend(offset / self.block_size..end.div_ceil(self.block_size));
-            if state.blocks.len() as u64 * self.block_size > MAX_READ {
-                return Err(());
-            }
-        }
-        self.disk.read_at(offset, buffer).map_err(|error| state.failed = Some(error))
+/// When in its transaction an item is done: inodes after the buffers that they are made in, what is freed last.
+fn order(item: &Item<'_>) -> u8 {
+    match item.kind {
+        BUFFER if Buffer::parse(item).is_ok_and(|buffer| buffer.action == Action::Cancel) => 2,
+        BUFFER | NEW_INODES => 0,
+        _ => 1,
     }
 }
