@@ -5,16 +5,19 @@ mod compare;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::process::Command;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use compare::Random;
 use compare::churn::Churn;
 use compare::generator::{self, Amount};
 use compare::hostile;
 use compare::image::{Mount, Reflinks, sparse, succeed};
+use compare::machine::Machine;
+use disk::Disk;
 use fs_ext4::checksum::linux_crc32c;
-use guest::Fields;
 use guest::xfs::Xfs;
+use guest::{Fields, GuestFs};
 
 /// Bytes of an image; mkfs.xfs makes none below 300 MiB.
 const SIZE: u64 = 304 << 20;
@@ -24,7 +27,11 @@ const INODE: usize = 512;
 
 /// Returns the checksum of a structure, and where it stands.
 fn checksum(disk: &[u8], read: &Range<usize>, changed: usize) -> Option<(usize, [u8; 4])> {
+    let has_none = Fields(disk).be16(100)? & 15 < 5;
     of_log(disk, changed).or_else(|| {
+        if has_none {
+            return None;
+        }
         let (mut start, mut end) = (read.start, read.end);
         let fields = Fields(&disk[read.clone()]);
         let at = match (fields.bytes(0, 4)?, fields.be16(8)?) {
@@ -52,14 +59,19 @@ fn checksum(disk: &[u8], read: &Range<usize>, changed: usize) -> Option<(usize, 
     })
 }
 
-/// Of the record of the log that a byte is in.
-fn of_log(disk: &[u8], changed: usize) -> Option<(usize, [u8; 4])> {
+/// Returns where the log is.
+fn log(disk: &[u8]) -> Option<Range<usize>> {
     let superblock = Fields(disk);
     let start = superblock.be64(48)?;
     let (bits, group) = (superblock.u8(124)?, u64::from(superblock.be32(84)?));
     let block = (start >> (bits & 31)) * group + (start & ((1 << (bits & 31)) - 1));
     let start = usize::try_from(block * 4096).ok()?;
-    let log = start..start + usize::try_from(superblock.be32(96)?).ok()? * 4096;
+    Some(start..start + usize::try_from(superblock.be32(96)?).ok()? * 4096)
+}
+
+/// Of the record of the log that a byte is in.
+fn of_log(disk: &[u8], changed: usize) -> Option<(usize, [u8; 4])> {
+    let log = log(disk)?;
     if !log.contains(&changed) {
         return None;
     }
@@ -104,4 +116,98 @@ fn reading_ends_whatever_is_in_the_metadata() {
         let open: hostile::Open = |disk| Ok(Box::new(Xfs::open(disk)?));
         hostile::change(what, bytes, open, checksum, &mut random, time);
     }
+}
+
+/// A disk in memory.
+struct Bytes(Mutex<Vec<u8>>);
+
+impl Disk for Bytes {
+    fn size(&self) -> u64 {
+        self.0.lock().unwrap().len() as u64
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
+        let start = usize::try_from(offset).expect("64 bits");
+        let bytes = self.0.lock().unwrap();
+        let found = bytes.get(start..start + buffer.len());
+        buffer.copy_from_slice(found.ok_or_else(|| disk::Error::new(disk::ErrorKind::OutOfRange, "past the end"))?);
+        Ok(())
+    }
+
+    fn extent_at(&self, offset: u64) -> disk::Result<disk::Extent> {
+        Ok(disk::Extent { len: self.size() - offset, is_hole: false })
+    }
+}
+
+/// Asks for what a log can change, and returns whether it was replayed.
+fn is_replayed(disk: &Arc<Bytes>) -> bool {
+    let Ok(guest) = Xfs::open(disk.clone()) else { return false };
+    for entry in guest.list(guest.root()).unwrap_or_default() {
+        for inode in guest.list(entry.inode).unwrap_or_default().into_iter().map(|entry| entry.inode).take(20) {
+            let _ = (guest.attributes(inode), guest.xattrs(inode), guest.extents(inode, 0, 100));
+        }
+    }
+    guest.facts().is_replayed
+}
+
+#[test]
+fn replaying_ends_whatever_is_in_the_log() {
+    let seed = Random::seed();
+    let mut random = Random::new(seed);
+    let place = Reflinks::new(2 << 30);
+    for (what, options) in [("version 4", "crc=0,finobt=0"), ("version 5", "crc=1")] {
+        let image = place.at("image");
+        sparse(&image, SIZE);
+        succeed(Command::new("mkfs.xfs").args(["-q", "-f", "-m", options]).arg(&image));
+        let script = format!(
+            "mount -o noatime /dev/ubda /mnt; task churn /mnt {seed} $out/stop &\n\
+             until [ -e /mnt/folder-7 ]; do sleep 0.1; done; sync -f /mnt; touch $out/working; wait $!; umount /mnt"
+        );
+        let mut machine = Machine::start(&[], &[&image], &script);
+        machine.wait_for("working");
+        std::thread::sleep(Duration::from_secs(2));
+        let bytes = fs::read(place.copy(&image, "snapshot")).expect("it was just made");
+        File::create(machine.out().join("stop")).expect("room");
+        machine.finish();
+
+        let log = log(&bytes).expect("a log");
+        let is_header = |at: &usize| bytes[*at..at + 4] == [0xfe, 0xed, 0xba, 0xbe];
+        let headers: Vec<_> = log.step_by(512).filter(is_header).collect();
+        let end = headers[headers.len() - 1] + 512;
+        let disk = Arc::new(Bytes(Mutex::new(bytes)));
+        assert!(is_replayed(&disk), "{what}");
+        let start = Instant::now();
+        let (mut mutants, mut replayed) = (0, 0);
+        while start.elapsed() < Duration::from_secs(3 * compare::rounds(1)) {
+            let mut before = Vec::new();
+            for _ in 0..1 + random.below(12) {
+                let mut bytes = disk.0.lock().unwrap();
+                let at = headers[0] + usize::try_from(random.below((end - headers[0]) as u64)).unwrap();
+                before.push((at, bytes[at]));
+                bytes[at] = [0, 1, 0x7f, 0xff, random.bytes(1)[0]][usize::try_from(random.below(5)).unwrap()];
+                if let Some((place, value)) = checksum(&bytes, &(0..0), at) {
+                    for (at, byte) in (place..).zip(value) {
+                        before.push((at, bytes[at]));
+                        bytes[at] = byte;
+                    }
+                }
+            }
+            let began = Instant::now();
+            replayed += usize::from(is_replayed(&disk));
+            assert!(began.elapsed() < Duration::from_secs(10), "{what}: {:?} with {before:?}", began.elapsed());
+            let mut bytes = disk.0.lock().unwrap();
+            for (at, byte) in before.into_iter().rev() {
+                bytes[at] = byte;
+            }
+            mutants += 1;
+        }
+        println!("{what}: {mutants} mutants of {} records, {replayed} of them replayed", headers.len());
+        assert!(is_replayed(&disk), "{what}: it is as it was");
+    }
+}
+
+#[test]
+#[ignore = "a task of those above, in machines of their own"]
+fn inside_a_machine() {
+    compare::machine::task();
 }
