@@ -7,20 +7,35 @@ mod support;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use guest_world::compare::image::Mount;
+use guest_world::compare::generator::{self, Amount};
+use guest_world::compare::image::{Loop, Mount, sparse};
+use guest_world::compare::tree::Tree;
 use guest_world::compare::{Random, rounds};
 use guest_world::{MIB, VM, assert_same, of_mount, without_what_cannot_be_set, world};
 use rustix::process::{Pid, Signal, kill_process};
-use support::{Mounted, succeed};
+use support::{Mounted, init, succeed, xofs};
 
 fn backup(mounted: &Mounted) -> PathBuf {
     mounted.path().join("by-uuid").join(VM).join("latest")
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort_unstable();
+    names
+}
+
+fn xattr(path: &Path, name: &str) -> rustix::io::Result<String> {
+    let mut buffer = vec![0; 4096];
+    let len = rustix::fs::getxattr(path, name, &mut buffer[..])?;
+    Ok(String::from_utf8(buffer[..len].to_vec()).unwrap())
 }
 
 // Promise 20: "Names, sizes, times (also before 1970 and after 2038, to the nanosecond where the guest keeps it), hard links"
@@ -99,23 +114,13 @@ fn volumes_are_disks_and_what_is_not_read_says_what_to_do() {
     let world = world();
     let mounted = Mounted::new(&world.repository, None);
     let backup = backup(&mounted);
-    let names = |folder: &str| {
-        let entries = fs::read_dir(backup.join(folder)).unwrap();
-        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort_unstable();
-        names
-    };
-    assert_eq!(names("volumes"), ["xvda1.raw", "xvda2.raw", "xvda3.raw", "xvda4.raw", "xvda5.raw"]);
-    assert_eq!(names("files"), ["xvda1", "xvda4", "xvda5"]);
+    assert_eq!(names(&backup.join("volumes")), ["xvda1.raw", "xvda2.raw", "xvda3.raw", "xvda4.raw", "xvda5.raw"]);
+    assert_eq!(names(&backup.join("files")), ["xvda1", "xvda4", "xvda5"]);
     // A root that is a link would lead out of the mount.
     assert!(fs::symlink_metadata(backup.join("files/xvda4")).unwrap().is_dir());
     let listed = fs::read_dir(backup.join("files/xvda4")).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
     assert!(listed.is_err(), "{listed:?}");
-    let xattr = |path: &str, name: &str| {
-        let mut buffer = vec![0; 4096];
-        let len = rustix::fs::getxattr(backup.join(path), name, &mut buffer[..])?;
-        Ok::<_, rustix::io::Errno>(String::from_utf8(buffer[..len].to_vec()).unwrap())
-    };
+    let xattr = |path: &str, name: &str| xattr(&backup.join(path), name);
     assert_eq!(xattr("volumes/xvda1.raw", "user.xofs.content").as_deref(), Ok("ext4"));
     assert_eq!(xattr("volumes/xvda2.raw", "user.xofs.content").as_deref(), Ok("LUKS1"));
     let advice = xattr("volumes/xvda2.raw", "user.xofs.problem").unwrap();
@@ -126,6 +131,55 @@ fn volumes_are_disks_and_what_is_not_read_says_what_to_do() {
     // The kernel mounts it, too.
     let shown = Mount::new(&backup.join("volumes/xvda1.raw"), "ext4", "ro,noload");
     assert_same(&world.truth, &of_mount(shown.path()));
+}
+
+#[test]
+fn a_btrfs_on_two_disks_is_shown_once() {
+    let folder = guest_world::compare::image::scratch();
+    let images = ["xvda", "xvdb"].map(|name| folder.path().join(name));
+    images.iter().for_each(|image| sparse(image, 256 * MIB));
+    succeed(Command::new("mkfs.btrfs").args(["-q", "-d", "raid0", "-m", "raid1"]).args(&images));
+    let mount = |options: &str, act: &dyn Fn(&Path) -> Tree| {
+        let devices = images.each_ref().map(|image| Loop::new(image));
+        let [first, second] = devices.each_ref().map(|device| device.path().display());
+        let options = format!("noatime,device={first},device={second},{options}");
+        act(Mount::of_device(devices[0].path(), "btrfs", &options).path())
+    };
+    mount("compress=zstd", &|root| {
+        generator::fill(root, Amount { names: 2500, holes: 700 });
+        fs::write(root.join("striped"), Random::new(11).bytes(3_000_000)).unwrap();
+        Tree::new()
+    });
+    let truth = mount("ro", &of_mount);
+    let repository = init(folder.path(), "repository", &[]);
+    let mut ingest = xofs();
+    ingest.args(["ingest", "--vm", VM, "--name", "web01", "--time", "20260801T020003Z"]);
+    for (name, image) in ["xvda", "xvdb"].iter().zip(&images) {
+        ingest.arg("--disk").arg(format!("{name}={}", image.display()));
+    }
+    succeed(ingest.arg("--repository").arg(&repository));
+
+    let mounted = Mounted::with_arguments(&repository, None, &["--owner", "guest"]);
+    let backup = backup(&mounted);
+    assert_eq!(names(&backup.join("volumes")), ["xvda.raw", "xvdb.raw"]);
+    assert_eq!(names(&backup.join("files")), ["xvda"]);
+    assert_eq!(xattr(&backup.join("volumes/xvda.raw"), "user.xofs.content").as_deref(), Ok("Btrfs"));
+    assert_eq!(xattr(&backup.join("volumes/xvdb.raw"), "user.xofs.content").as_deref(), Ok("Btrfs device of xvda"));
+    let nothing = Err(rustix::io::Errno::NODATA);
+    assert_eq!(xattr(&backup.join("volumes/xvdb.raw"), "user.xofs.problem"), nothing);
+    assert_eq!(xattr(&backup.join("files/xvda"), "user.xofs.problem"), nothing);
+    assert_same(&truth, &of_mount(&backup.join("files/xvda")));
+
+    let listed = succeed(xofs().args(["ls", "--json"]).arg(&repository).arg(format!("{VM}/latest")));
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    let facts = |volume: &serde_json::Value| ["name", "content", "isRead", "problem"].map(|key| volume[key].clone());
+    let expected = serde_json::json!([["xvda", "Btrfs", true, null], ["xvdb", "Btrfs device of xvda", false, null]]);
+    assert_eq!(
+        serde_json::json!(listed["volumes"].as_array().unwrap().iter().map(facts).collect::<Vec<_>>()),
+        expected
+    );
+    let read = xofs().arg("cat").arg(&repository).arg(format!("{VM}/latest/xvda:/striped")).output().unwrap();
+    assert!(read.stdout == Random::new(11).bytes(3_000_000));
 }
 
 /// The workers of a mount, which is served by the process `server`.

@@ -31,8 +31,10 @@ pub enum Content {
     Ext4,
     /// XFS.
     Xfs,
-    /// Btrfs, or one of its devices.
+    /// Btrfs, or the first of its devices.
     Btrfs,
+    /// Another device of a Btrfs; only a [survey](crate::survey) tells it from the first.
+    BtrfsDevice,
     /// NTFS.
     Ntfs,
     /// FAT with less than 4,085 clusters.
@@ -102,6 +104,7 @@ impl Content {
             Self::Ext4 => "ext4",
             Self::Xfs => "XFS",
             Self::Btrfs => "Btrfs",
+            Self::BtrfsDevice => "Btrfs device",
             Self::Ntfs => "NTFS",
             Self::Fat12 => "FAT12",
             Self::Fat16 => "FAT16",
@@ -153,7 +156,7 @@ impl Content {
                 format!("not read here; mount {volume} read-only on a host that knows it")
             }
             Self::Empty | Self::Unknown | Self::Unread | Self::Swap | Self::ExtJournal => return None,
-            Self::LvmPhysicalVolume | Self::MdMember => return None,
+            Self::LvmPhysicalVolume | Self::MdMember | Self::BtrfsDevice => return None,
             Self::Ext2 | Self::Ext3 | Self::Ext4 | Self::Xfs | Self::Btrfs | Self::Ntfs => return None,
             Self::Fat12 | Self::Fat16 | Self::Fat32 | Self::ExFat | Self::Squashfs | Self::Iso9660 => return None,
         };

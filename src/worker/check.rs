@@ -195,6 +195,11 @@ pub(super) fn survey(survey: Survey) -> Result<Survey> {
     {
         return Err(lie("volumes are too many, or have names that none has"));
     }
+    let mut others = HashSet::new();
+    let is_other = |name: &String| names.contains(name) && others.insert(name.clone());
+    if !volumes.iter().flat_map(|volume| &volume.others).all(is_other) {
+        return Err(lie("a filesystem is on volumes that are not there, or two are on one"));
+    }
     let segments = volumes.iter().filter_map(|volume| volume.map.as_ref()).flat_map(guest::Map::segments);
     let stripes = segments.filter_map(|segment| match &segment.source {
         SegmentSource::Striped(stripes) if stripes.columns.len() > 1 => Some(stripes),

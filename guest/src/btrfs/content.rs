@@ -74,8 +74,8 @@ fn add(volume: &Volume, stored: &Stored, end: u64, window: Window, found: &mut V
             whole(Source::Bytes(bytes));
         }
         Content::Plain(logical) => {
-            let (member, place, len) = volume.place(*logical, end - start)?;
-            if len == end - start {
+            let len = end - start;
+            if let Some((member, place, _)) = volume.place(*logical, len).ok().filter(|(_, _, there)| *there == len) {
                 whole(Source::Member(member, place));
                 return Ok(end);
             }
@@ -85,7 +85,11 @@ fn add(volume: &Volume, stored: &Stored, end: u64, window: Window, found: &mut V
                 if found.len() >= window.room {
                     return Ok(at);
                 }
-                let (member, place, len) = volume.place(logical + (at - start), end - at)?;
+                let (member, place, len) = match volume.place(logical + (at - start), end - at) {
+                    // Whoever asks for what comes next is told.
+                    Err(_) if at > window.from => return Ok(at),
+                    placed => placed?,
+                };
                 found.push(Extent { start: at, len, source: Source::Member(member, place) });
                 at += len;
             }

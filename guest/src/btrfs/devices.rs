@@ -21,6 +21,38 @@ struct Device {
     generation: u64,
 }
 
+/// Whether a device can be had, and has what is new; the best is the least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Standing {
+    Current,
+    /// It did not take part in the last commit: what it has may be old. All devices write their data before their superblocks,
+    /// so what a commit was that broke off between these is on all.
+    LeftBehind,
+    Missing,
+}
+
+/// What a device says of itself and its filesystem.
+pub(crate) struct Identity {
+    pub(crate) filesystem: [u8; 16],
+    pub(crate) number: u64,
+    /// How many devices the filesystem is on.
+    pub(crate) count: u64,
+    pub(crate) generation: u64,
+}
+
+impl Identity {
+    /// Reads what the device on a disk says.
+    pub(crate) fn read(disk: &dyn Disk) -> Result<Self> {
+        let superblock = read_superblock(disk)?;
+        Ok(Self {
+            filesystem: superblock.fsid,
+            number: superblock.dev_item.devid,
+            count: superblock.num_devices,
+            generation: superblock.generation,
+        })
+    }
+}
+
 /// The devices of one filesystem, maybe not all of them.
 pub(super) struct Devices {
     by_number: BTreeMap<u64, Device>,
@@ -64,15 +96,18 @@ impl Devices {
         self.by_number.keys().copied()
     }
 
-    /// Returns whether a device did not take part in the last commit: what it has may be old. All of them write their data
-    /// before their superblocks, so what a commit was that broke off between these is on all.
-    pub(super) fn is_left_behind(&self, number: u64) -> bool {
-        self.by_number.get(&number).is_none_or(|device| device.generation < self.superblock.generation)
+    /// Returns what can be had of a device.
+    pub(super) fn standing(&self, number: u64) -> Standing {
+        match self.by_number.get(&number) {
+            None => Standing::Missing,
+            Some(device) if device.generation < self.superblock.generation => Standing::LeftBehind,
+            Some(_) => Standing::Current,
+        }
     }
 
     /// Returns what is to be said of them.
     pub(super) fn problems(&self) -> Vec<String> {
-        let behind = self.numbers().filter(|number| self.is_left_behind(*number));
+        let behind = self.numbers().filter(|number| self.standing(*number) == Standing::LeftBehind);
         behind
             .map(|number| {
                 format!(
@@ -85,14 +120,14 @@ impl Devices {
 
     /// Returns which of the members a device is, if `len` bytes at `offset` lie on it.
     pub(super) fn member(&self, number: u64, offset: u64, len: u64) -> Result<u16> {
-        let device = self.by_number.get(&number).ok_or_else(|| unknown(number))?;
+        let device = self.by_number.get(&number).ok_or_else(|| missing(number))?;
         check_within(device, number, offset, len)?;
         Ok(device.member)
     }
 
     /// Fills a buffer.
     pub(super) fn read(&self, number: u64, offset: u64, buffer: &mut [u8]) -> Result<()> {
-        let device = self.by_number.get(&number).ok_or_else(|| unknown(number))?;
+        let device = self.by_number.get(&number).ok_or_else(|| missing(number))?;
         check_within(device, number, offset, buffer.len() as u64)?;
         device.disk.read_at(offset, buffer).map_err(|error| {
             *self.failed.borrow_mut() = Some(error.clone());
@@ -106,8 +141,8 @@ impl Devices {
     }
 }
 
-fn unknown(number: u64) -> Error {
-    Error::damaged(format!("something lies on device {number}, which the filesystem does not have"))
+fn missing(number: u64) -> Error {
+    Error::unsupported(format!("device {number} of the filesystem is missing"))
 }
 
 fn check_within(device: &Device, number: u64, offset: u64, len: u64) -> Result<()> {

@@ -29,6 +29,7 @@ use disk::Disk;
 use crate::{Attributes, Entry, Error, ErrorKind, Extents, Facts, GuestFs, Inode, Result, Xattr};
 use content::Unpacked;
 use devices::Devices;
+pub(crate) use devices::Identity;
 use subvolumes::{EMPTY, Place, ROOT, TOP};
 use volume::{Root, Volume};
 
@@ -49,12 +50,12 @@ impl Btrfs {
     /// in this one.
     ///
     /// # Errors
-    /// [`ErrorKind::Damaged`] if there is none, [`ErrorKind::Unsupported`] if it has a feature that is not read or a device
-    /// is missing, [`ErrorKind::Disk`].
+    /// [`ErrorKind::Damaged`] if there is none, [`ErrorKind::Unsupported`] if it has a feature that is not read or a
+    /// device is missing without which no file can be found, [`ErrorKind::Disk`].
     pub fn open(members: Vec<Arc<dyn Disk>>) -> Result<Self> {
         let volume = Volume::open(Devices::open(members)?)?;
         let fs = Self { volume, unpacked: Unpacked::default() };
-        fs.attributes(fs.root())?;
+        fs.attributes(fs.root()).map_err(|error| fs.volume.blame(error))?;
         Ok(fs)
     }
 
@@ -83,7 +84,7 @@ impl GuestFs for Btrfs {
 
     fn facts(&self) -> Facts {
         let superblock = self.volume.devices().superblock();
-        let mut problems = self.volume.devices().problems();
+        let mut problems = self.volume.problems();
         if superblock.has_dirty_log() {
             problems.push(
                 "it was in use: files that programs synced in the last seconds before the backup (30 at most, unless the \

@@ -37,6 +37,8 @@ pub(super) struct Volume {
     devices: Devices,
     chunks: ChunkMap,
     blocks: RefCell<Blocks>,
+    /// What is to be said of devices that are not here, if any.
+    missing: Option<String>,
 }
 
 impl Volume {
@@ -48,7 +50,7 @@ impl Volume {
         let (sector, count) = (superblock.sectorsize, superblock.num_devices);
         let root = Root { at: superblock.chunk_root, generation: superblock.chunk_root_generation };
         let blocks = RefCell::new(Blocks::new(KEPT_BYTES / node_size(&devices)));
-        let mut volume = Self { devices, chunks, blocks };
+        let mut volume = Self { devices, chunks, blocks, missing: None };
         let mut numbers = Vec::new();
         let mut chunks = volume.chunks.clone();
         let start = DiskKey { objectid: 0, key_type: 0, offset: 0 };
@@ -69,18 +71,18 @@ impl Volume {
             }
             Ok(ControlFlow::Continue(()))
         });
-        volume.check_complete(count, read.is_ok().then_some(&numbers))?;
-        read?;
+        volume.missing = volume.find_missing(count, read.is_ok().then_some(&numbers));
+        read.map_err(|error| volume.blame(error))?;
         volume.chunks = chunks;
         Ok(volume)
     }
 
-    /// Refuses a filesystem of which a device is missing.
-    fn check_complete(&self, count: u64, numbers: Option<&Vec<u64>>) -> Result<()> {
+    /// Returns which devices are missing, as far as their numbers are known.
+    fn find_missing(&self, count: u64, numbers: Option<&Vec<u64>>) -> Option<String> {
         let here: Vec<_> = self.devices.numbers().collect();
         let missing: Vec<_> = numbers.into_iter().flatten().filter(|number| !here.contains(number)).collect();
         if missing.is_empty() && here.len() as u64 >= count {
-            return Ok(());
+            return None;
         }
         let missing: Vec<_> = missing.into_iter().take(16).map(|number| format!("device {number}")).collect();
         let which = match &missing[..] {
@@ -88,7 +90,21 @@ impl Volume {
             [one] => format!("{one} is missing"),
             several => format!("{} are missing", several.join(", ")),
         };
-        Err(Error::unsupported(format!("the filesystem is on {count} devices, and {which}")))
+        Some(format!("the filesystem is on {count} devices, and {which}"))
+    }
+
+    /// Returns what an error means that keeps the filesystem from being opened: devices that are missing, if any are.
+    pub(super) fn blame(&self, error: Error) -> Error {
+        match &self.missing {
+            Some(missing) if error.kind() != ErrorKind::Disk => Error::unsupported(format!("{missing}: {error}")),
+            _ => error,
+        }
+    }
+
+    /// Returns what is to be said of the devices.
+    pub(super) fn problems(&self) -> Vec<String> {
+        let missing = self.missing.iter().map(|missing| format!("{missing}: what lies only there cannot be read"));
+        missing.chain(self.devices.problems()).collect()
     }
 
     /// Returns the root of the tree of trees.
@@ -193,13 +209,13 @@ impl Volume {
         Ok(())
     }
 
-    /// Returns how many copies there are of what lies at an address; those on devices that were left behind come last.
+    /// Returns the copies of what lies at an address: first those on devices that have what is new, last those that are missing.
     fn copies(&self, logical: u64) -> Result<Vec<usize>> {
         let bad = |error| self.explain(error, "contents cannot be found");
         let mut found = Vec::new();
         for copy in 0..self.chunks.mirrors_at(logical).map_err(bad)? {
             let mapping = self.chunks.map_mirror(logical, copy).map_err(bad)?;
-            found.push((self.devices.is_left_behind(mapping.devid), copy));
+            found.push((self.devices.standing(mapping.devid), copy));
         }
         found.sort_unstable();
         Ok(found.into_iter().map(|(_, copy)| copy).collect())

@@ -2,6 +2,8 @@
 //!
 //! A survey always ends with what was found. What is wrong with one disk, table or volume is said beside it and hides no other.
 
+mod devices;
+
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -30,6 +32,8 @@ pub struct Volume {
     pub map: Option<Map>,
     /// What stands on it; [`Content::Unread`] if it could not be read.
     pub content: Content,
+    /// The names of other volumes that what stands on it is on as well, all of [`Content::BtrfsDevice`].
+    pub others: Vec<String>,
     /// What is wrong with it. [`ErrorKind::Disk`] if reading a disk failed: another survey may say more.
     pub problem: Option<Error>,
 }
@@ -71,6 +75,7 @@ pub fn survey(disks: &[(String, Arc<dyn Disk>)]) -> Survey {
     }
     surveyor.arrays();
     surveyor.logical();
+    devices::gather(&mut surveyor.survey.volumes, &surveyor.disks);
     surveyor.survey
 }
 
@@ -187,7 +192,7 @@ impl Surveyor {
                 Err(error) => (Some(map), Content::Unread, Some(error)),
             },
         };
-        self.survey.volumes.push(Volume { name, map, content, problem });
+        self.survey.volumes.push(Volume { name, map, content, others: Vec::new(), problem });
     }
 
     fn content(&self, map: &Map) -> Result<Content> {

@@ -188,7 +188,9 @@ impl Tree {
     pub(super) fn volume_properties(&self, id: &BackupId, name: &str) -> Result<Vec<(&'static str, String)>> {
         let volumes = self.volumes(id)?;
         let found = volumes.find_one(name)?;
-        let mut properties = vec![("content", found.content.name().to_owned())];
+        let content = found.content.name();
+        let content = found.first.as_ref().map_or(content.to_owned(), |first| format!("{content} of {first}"));
+        let mut properties = vec![("content", content)];
         let advice = || found.content.advice(&format!("volumes/{name}.raw"));
         if let Some(problem) = found.problem.clone().or_else(advice) {
             properties.push(("problem", problem));

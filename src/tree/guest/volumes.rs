@@ -25,6 +25,8 @@ pub(super) struct Volumes {
 pub(super) struct Found {
     pub name: Arc<str>,
     pub content: Content,
+    /// If its content is a part of what stands on another volume, the name of that.
+    pub first: Option<String>,
     pub problem: Option<String>,
     /// Its bytes, if they can be had.
     pub disk: Option<Arc<dyn Disk>>,
@@ -58,7 +60,8 @@ impl Volumes {
         let is_whole = is_opened && !survey.has_unread();
         problems.extend(survey.problems.iter().map(ToString::to_string));
         let disks: Vec<Arc<dyn Disk>> = disks.into_iter().map(|(_, disk)| disk).collect();
-        let mut found = Vec::with_capacity(survey.volumes.len());
+        let mut found: Vec<Found> = Vec::with_capacity(survey.volumes.len());
+        let mut spread = Vec::new();
         for volume in survey.volumes {
             let mut problem = volume.problem.map(|problem| problem.to_string());
             let mapped = volume.map.map(|map| Mapped::new(map, disks.clone())).transpose();
@@ -67,17 +70,28 @@ impl Volumes {
                 None
             });
             let disk = disk.map(|mapped| -> Arc<dyn Disk> { Arc::new(mapped) });
-            let filesystem = disk.clone().filter(|_| guest::is_read(volume.content));
-            let filesystem = filesystem.map(|disk| Arc::new(Volume::new(workers.clone(), volume.content, vec![disk])));
+            spread.push(volume.others);
             problems.extend(problem.iter().map(|problem| format!("volume {}: {problem}", volume.name)));
             found.push(Found {
                 name: Arc::from(volume.name),
                 content: volume.content,
+                first: None,
                 problem,
                 disk,
-                filesystem,
+                filesystem: None,
                 is_told: AtomicBool::new(false),
             });
+        }
+        for (index, others) in spread.into_iter().enumerate() {
+            let mut members: Vec<_> = found[index].disk.clone().into_iter().collect();
+            let is_read = !members.is_empty() && guest::is_read(found[index].content);
+            let first = found[index].name.to_string();
+            for other in found.iter_mut().filter(|other| others.iter().any(|name| **name == *other.name)) {
+                other.first = Some(first.clone());
+                members.extend(other.disk.clone());
+            }
+            let content = found[index].content;
+            found[index].filesystem = is_read.then(|| Arc::new(Volume::new(workers.clone(), content, members)));
         }
         Ok(Self { found, problems, identity: identity.finish(), is_whole })
     }
@@ -85,7 +99,8 @@ impl Volumes {
     /// Whether what was found is the same.
     pub fn is_same(&self, other: &Self) -> bool {
         let is_same = |(a, b): (&Found, &Found)| {
-            (&a.name, a.content, a.disk.is_some(), &a.problem) == (&b.name, b.content, b.disk.is_some(), &b.problem)
+            (&a.name, a.content, &a.first, a.disk.is_some(), &a.problem)
+                == (&b.name, b.content, &b.first, b.disk.is_some(), &b.problem)
         };
         (self.identity, self.is_whole, self.found.len()) == (other.identity, other.is_whole, other.found.len())
             && self.found.iter().zip(&other.found).all(is_same)

@@ -1,6 +1,8 @@
 //! Btrfs as the kernel shows it: clean, of several devices, and as a machine leaves it that loses its power.
 
+#[path = "../compare/mod.rs"]
 mod compare;
+mod devices;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -13,7 +15,7 @@ use std::sync::Arc;
 use compare::Random;
 use compare::churn::Churn;
 use compare::generator::{self, Amount};
-use compare::image::{FileDisk, Loop, Mount, Reflinks, scratch, sparse, succeed};
+use compare::image::{FileDisk, Mount, Reflinks, scratch, sparse, succeed};
 use compare::tree::{self, Tree};
 use disk::Disk;
 use guest::btrfs::Btrfs;
@@ -57,8 +59,12 @@ fn open(images: &[PathBuf]) -> (Vec<Arc<dyn Disk>>, guest::Result<Btrfs>) {
 }
 
 /// Panics unless this crate reads of images what the kernel showed.
-fn compare(what: &str, images: &[PathBuf], mut kernel: Kernel) {
+fn compare(what: &str, images: &[PathBuf], kernel: Kernel) {
     let (disks, guest) = open(images);
+    compare_opened(what, &disks, guest, kernel);
+}
+
+fn compare_opened(what: &str, disks: &[Arc<dyn Disk>], guest: guest::Result<Btrfs>, mut kernel: Kernel) {
     let guest = guest.unwrap_or_else(|error| panic!("{what}: {error}"));
     let disks: Vec<_> = disks.iter().map(|disk| &**disk as &dyn Disk).collect();
     let (mut shown, errors) = tree::of_members(&guest, &disks);
@@ -194,114 +200,6 @@ fn every_kind_of_clean_volume_reads_as_the_kernel_shows_it() {
         let facts = open(&images).1.expect("it was opened before").facts();
         assert_eq!((facts.kind.as_str(), facts.is_replayed, facts.problems), ("btrfs", false, vec![]), "{what}");
     }
-}
-
-/// Mounts a filesystem of several devices for as long as something is done with it.
-fn mounted<T>(images: &[PathBuf], options: &str, act: impl FnOnce(&Path) -> T) -> T {
-    let devices: Vec<_> = images.iter().map(|image| Loop::new(image)).collect();
-    let names = devices.iter().map(|device| format!("device={}", device.path().display()));
-    let options = names.chain([format!("{OPTIONS},{options}")]).collect::<Vec<_>>().join(",");
-    let mount = Mount::of_device(devices[0].path(), "btrfs", &options);
-    act(mount.path())
-}
-
-fn numbered(folder: &Path, count: usize) -> Vec<PathBuf> {
-    (0..count).map(|number| folder.join(format!("image-{number}"))).collect()
-}
-
-#[test]
-fn a_filesystem_of_several_devices_reads_as_the_kernel_shows_it_in_any_order() {
-    let sets: [(usize, &[&str]); 5] = [
-        (2, &["-d", "raid0", "-m", "raid1"]),
-        (2, &["-d", "raid1", "-m", "raid1", "--csum", "xxhash"]),
-        (3, &["-d", "single", "-m", "raid1c3"]),
-        (4, &["-d", "raid10", "-m", "raid10"]),
-        (2, &["-d", "dup", "-m", "dup"]),
-    ];
-    for (count, mkfs) in sets {
-        let what = format!("{count} devices {}", mkfs.join(" "));
-        let folder = scratch();
-        let mut images = numbered(folder.path(), count);
-        make(&images, SIZE, mkfs);
-        mounted(&images, "compress=zstd", |root| {
-            generator::fill(root, Amount { names: 300, holes: 50 });
-            compressible(&root.join("compressible"), &mut Random::new(3));
-            subvolumes(root);
-        });
-        let kernel = mounted(&images, "ro", of_kernel);
-        for _ in 0..2 {
-            compare(&what, &images, kernel.clone());
-            images.reverse();
-        }
-        let twice = [images[0].clone(), images[0].clone()];
-        assert_eq!(open(&twice).1.err().expect("it is one device").kind(), ErrorKind::Unsupported);
-    }
-}
-
-#[test]
-fn a_missing_device_is_named_where_the_others_know_it() {
-    let cases = [
-        ("raid1", "the filesystem is on 3 devices, and device 2 is missing"),
-        ("raid1c3", "the filesystem is on 3 devices, and device 2 is missing"),
-    ];
-    for (profile, expected) in cases {
-        let folder = scratch();
-        let mut images = numbered(folder.path(), 3);
-        make(&images, SIZE, &["-d", "raid0", "-m", profile]);
-        images.remove(1);
-        let error = open(&images).1.err().expect("one is missing");
-        assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Unsupported, expected), "{profile}");
-    }
-}
-
-#[test]
-fn what_is_damaged_is_read_from_its_copy() {
-    let folder = scratch();
-    let images = numbered(folder.path(), 2);
-    make(&images, SIZE, &["-d", "raid1", "-m", "raid1"]);
-    let kernel = mounted(&images, "noatime", |root| {
-        // All of it stands in the trees: nobody checks what does not.
-        for number in 0..3000 {
-            fs::write(root.join(format!("file-{number}")), number.to_string().repeat(100)).expect("room");
-        }
-        of_kernel(root)
-    });
-    for image in &images {
-        let bytes = fs::read(image).expect("it was made");
-        let file = File::options().write(true).open(image).expect("it was made");
-        // Only the superblocks are left, and of these the second.
-        file.set_len(0).and_then(|()| file.set_len(SIZE)).expect("sparse");
-        file.write_all_at(&bytes[64 << 20..][..4096], 64 << 20).expect("room");
-        compare(&image.display().to_string(), &images, kernel.clone());
-        file.write_all_at(&bytes, 0).expect("room");
-    }
-    for image in &images {
-        let file = File::options().write(true).open(image).expect("it was made");
-        file.write_all_at(&[0xff; 4096], 64 << 10).expect("room");
-        file.write_all_at(&[0xff; 4096], 64 << 20).expect("room");
-    }
-    assert_eq!(open(&images).1.err().expect("it has no superblock").kind(), ErrorKind::Damaged);
-}
-
-#[test]
-fn of_a_device_that_was_left_behind_nothing_is_read_that_has_a_newer_copy() {
-    let place = Reflinks::new(2 << 30);
-    let mut images = vec![place.at("first"), place.at("second")];
-    make(&images, SIZE, &["-d", "raid1", "-m", "raid1"]);
-    let write = |root: &Path, text: &str| {
-        for number in 0..50 {
-            fs::write(root.join(format!("file-{number}")), text.repeat(2000)).expect("room");
-        }
-    };
-    mounted(&images, "nodatacow", |root| write(root, "old"));
-    let old = place.copy(&images[0], "old");
-    mounted(&images, "nodatacow", |root| write(root, "new"));
-    let kernel = mounted(&images, "ro", of_kernel);
-    compare("both", &images, kernel.clone());
-    images[0] = old;
-    compare("one left behind", &images, kernel);
-    let problems = open(&images).1.expect("it was opened before").facts().problems;
-    assert!(problems.len() == 1 && problems[0].starts_with("device 1 is older than the others"), "{problems:?}");
 }
 
 #[test]
