@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! Btrfs ─┬─ subvolumes, directory, attributes, content (extent)    what a guest would see
-//!        └─ Volume ─ trees, and logical addresses by the chunk map
+//!        ├─ log ─ what was synced after the last commit, laid over it
+//!        └─ Volume ─ trees (View: with what is laid over them), and logical addresses by the chunk map
 //!             └─ Devices ─ superblocks, members
 //! ```
 //!
@@ -10,15 +11,16 @@
 //! read. Data is not: it is read by whoever has the disk, who knows of no checksums, so what Linux would refuse to read
 //! is read as it stands. Of two copies the first is taken, unless its device was left behind by the others.
 //!
-//! The last commit is always complete; what was synced after it stands in a log of its own, which is not replayed, and
-//! the [facts](GuestFs::facts) say so. The top level is shown, whatever the default subvolume is: all others are in it.
+//! The last commit is always complete; what was synced after it stands in logs, which are replayed in memory. The top level is shown, whatever the default subvolume is: all others are in it.
 
 mod attributes;
 mod content;
 mod devices;
 mod directory;
 mod extent;
+mod log;
 mod subvolumes;
+mod view;
 mod volume;
 
 use std::ops::ControlFlow;
@@ -43,6 +45,9 @@ const MAX_TARGET: u64 = 4095;
 pub struct Btrfs {
     volume: Volume,
     unpacked: Unpacked,
+    is_replayed: bool,
+    /// What of the logs is not shown.
+    problems: Vec<String>,
 }
 
 impl Btrfs {
@@ -53,8 +58,11 @@ impl Btrfs {
     /// [`ErrorKind::Damaged`] if there is none, [`ErrorKind::Unsupported`] if it has a feature that is not read or a
     /// device is missing without which no file can be found, [`ErrorKind::Disk`].
     pub fn open(members: Vec<Arc<dyn Disk>>) -> Result<Self> {
-        let volume = Volume::open(Devices::open(members)?)?;
-        let fs = Self { volume, unpacked: Unpacked::default() };
+        let mut volume = Volume::open(Devices::open(members)?)?;
+        let log::Replayed { edits, problems } = log::replay(&volume)?;
+        let is_replayed = !edits.is_empty();
+        volume.edit(edits);
+        let fs = Self { volume, unpacked: Unpacked::default(), is_replayed, problems };
         fs.attributes(fs.root()).map_err(|error| fs.volume.blame(error))?;
         Ok(fs)
     }
@@ -84,19 +92,12 @@ impl GuestFs for Btrfs {
 
     fn facts(&self) -> Facts {
         let superblock = self.volume.devices().superblock();
-        let mut problems = self.volume.problems();
-        if superblock.has_dirty_log() {
-            problems.push(
-                "it was in use: files that programs synced in the last seconds before the backup (30 at most, unless the \
-                 guest set more) are shown as they were before that; mount the volume itself to see them"
-                    .to_owned(),
-            );
-        }
+        let problems = self.volume.problems().into_iter().chain(self.problems.iter().cloned()).collect();
         Facts {
             kind: "btrfs".to_owned(),
             label: superblock.label.clone(),
             uuid: crate::ext::uuid(&superblock.fsid),
-            is_replayed: false,
+            is_replayed: self.is_replayed,
             problems,
         }
     }

@@ -92,11 +92,18 @@ pub(super) fn root(volume: &Volume, tree: u64) -> Result<Option<Root>> {
         Ok(ControlFlow::Continue(()))
     })?;
     let Some(item) = found else { return Ok(None) };
-    let fields = Fields(&item);
+    match Fields(&item).le32(REFERENCES) {
+        Some(0) => Ok(None),
+        _ => root_of(&item, tree).map(Some),
+    }
+}
+
+/// Returns where a tree starts, of its item in another.
+pub(super) fn root_of(item: &[u8], tree: u64) -> Result<Root> {
+    let fields = Fields(item);
     match (fields.le64(root_item::BYTENR), fields.le64(root_item::GENERATION), fields.le32(REFERENCES)) {
-        (_, _, Some(0)) => Ok(None),
-        (Some(at), Some(generation), Some(_)) => Ok(Some(Root { at, generation })),
-        _ => Err(Error::damaged(format!("the root item of subvolume {tree} is too short"))),
+        (Some(at), Some(generation), Some(_)) => Ok(Root { at, generation, tree }),
+        _ => Err(Error::damaged(format!("the root item of tree {tree} is too short"))),
     }
 }
 

@@ -16,6 +16,7 @@ use fs_btrfs::btree::{Tree, TreeBlock, TreeGeometry};
 use fs_btrfs::chunk::{ChunkMap, DiskKey, chunk_from_item, key_type, objectid};
 
 use super::devices::Devices;
+use super::view::{Edits, View};
 use crate::{Error, ErrorKind, Result};
 
 /// Bytes of blocks of trees that are kept; parsed they take some three times that.
@@ -30,6 +31,8 @@ const MAX_CHUNKS: usize = 500_000;
 pub(super) struct Root {
     pub(super) at: u64,
     pub(super) generation: u64,
+    /// Its number.
+    pub(super) tree: u64,
 }
 
 /// A filesystem whose trees can be read.
@@ -39,6 +42,8 @@ pub(super) struct Volume {
     blocks: RefCell<Blocks>,
     /// What is to be said of devices that are not here, if any.
     missing: Option<String>,
+    /// What is seen of subvolumes instead of what stands there.
+    edits: HashMap<u64, Edits>,
 }
 
 impl Volume {
@@ -48,13 +53,14 @@ impl Volume {
         let chunks = ChunkMap::bootstrap(superblock)
             .map_err(|error| Error::new(kind_of(&error), format!("the filesystem cannot be opened: {error}")))?;
         let (sector, count) = (superblock.sectorsize, superblock.num_devices);
-        let root = Root { at: superblock.chunk_root, generation: superblock.chunk_root_generation };
+        let (at, generation) = (superblock.chunk_root, superblock.chunk_root_generation);
+        let root = Root { at, generation, tree: objectid::CHUNK_TREE };
         let blocks = RefCell::new(Blocks::new(KEPT_BYTES / node_size(&devices)));
-        let mut volume = Self { devices, chunks, blocks, missing: None };
+        let mut volume = Self { devices, chunks, blocks, missing: None, edits: HashMap::new() };
         let mut numbers = Vec::new();
         let mut chunks = volume.chunks.clone();
         let start = DiskKey { objectid: 0, key_type: 0, offset: 0 };
-        let read = volume.visit(root, start, |key, item| {
+        let read = volume.visit_stored(root, start, |key, item| {
             if key.objectid == objectid::DEV_ITEMS && key.key_type == key_type::DEV_ITEM {
                 numbers.push(key.offset);
             }
@@ -110,7 +116,7 @@ impl Volume {
     /// Returns the root of the tree of trees.
     pub(super) fn root(&self) -> Root {
         let superblock = self.devices.superblock();
-        Root { at: superblock.root, generation: superblock.generation }
+        Root { at: superblock.root, generation: superblock.generation, tree: objectid::ROOT_TREE }
     }
 
     pub(super) fn devices(&self) -> &Devices {
@@ -122,11 +128,18 @@ impl Volume {
         self.devices.superblock().sectorsize.into()
     }
 
+    /// Has other items of subvolumes be seen from now on.
+    pub(super) fn edit(&mut self, edits: HashMap<u64, Edits>) {
+        self.edits = edits;
+    }
+
+    fn view(&self, root: Root) -> View<'_> {
+        View { volume: self, root, edits: self.edits.get(&root.tree) }
+    }
+
     /// Returns an item of the tree that has this root.
     pub(super) fn item(&self, root: Root, key: DiskKey) -> Result<Option<Vec<u8>>> {
-        let found = self.with_tree(root, |tree| tree.search(root.at, &key));
-        let found = found.map_err(|error| self.explain(error, &format!("item {} cannot be looked for", Shown(key))))?;
-        Ok(found.map(|item| item.data))
+        self.view(root).item(key.into())
     }
 
     /// Shows the items of the object and the type of `first` from that on, until told to stop.
@@ -134,18 +147,25 @@ impl Volume {
         &self,
         root: Root,
         first: DiskKey,
-        mut show: impl FnMut(u64, &[u8]) -> Result<ControlFlow<()>>,
+        show: impl FnMut(u64, &[u8]) -> Result<ControlFlow<()>>,
     ) -> Result<()> {
-        self.visit(root, first, |key, item| {
-            if (key.objectid, key.key_type) != (first.objectid, first.key_type) {
-                return Ok(ControlFlow::Break(()));
-            }
-            show(key.offset, item)
-        })
+        self.view(root).items(first.into(), show)
     }
 
     /// Returns the offset of the last item of the object and the type of `key` that is not past it.
     pub(super) fn last_until(&self, root: Root, key: DiskKey) -> Result<Option<u64>> {
+        self.view(root).last_until(key.into())
+    }
+
+    /// Returns an item that stands in a tree.
+    pub(super) fn stored_item(&self, root: Root, key: DiskKey) -> Result<Option<Vec<u8>>> {
+        let found = self.with_tree(root, |tree| tree.search(root.at, &key));
+        let found = found.map_err(|error| self.explain(error, &format!("item {} cannot be looked for", Shown(key))))?;
+        Ok(found.map(|item| item.data))
+    }
+
+    /// Returns the offset of the last item that stands in a tree, is of the object and the type of `key`, and is not past it.
+    pub(super) fn stored_last_until(&self, root: Root, key: DiskKey) -> Result<Option<u64>> {
         let leaf = self.with_tree(root, |tree| tree.descend(root.at, &key));
         let leaf = leaf.map_err(|error| self.explain(error, &format!("item {} cannot be looked for", Shown(key))))?;
         let keys = leaf.body.items().unwrap_or_default().iter().map(|item| item.key);
@@ -153,7 +173,8 @@ impl Volume {
         Ok(of_object.map(|other| other.offset).take_while(|offset| *offset <= key.offset).last())
     }
 
-    fn visit(
+    /// Shows all items that stand in a tree, from a key on, until told to stop.
+    pub(super) fn visit_stored(
         &self,
         root: Root,
         first: DiskKey,
