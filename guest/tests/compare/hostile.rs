@@ -92,10 +92,24 @@ fn walk(disk: &Arc<Watched>, open: Open) -> usize {
 
 /// Changes bytes of an image that a reader reads, again and again, and panics unless reading ends soon each time.
 pub fn change(what: &str, image: Vec<u8>, open: Open, checksum: Checksum, random: &mut Random, time: Duration) {
+    change_where(what, image, open, checksum, random, time, |_| true);
+}
+
+/// The same, of only those reads of which the bytes are such.
+pub fn change_where(
+    what: &str,
+    image: Vec<u8>,
+    open: Open,
+    checksum: Checksum,
+    random: &mut Random,
+    time: Duration,
+    is_such: fn(&[u8]) -> bool,
+) {
     let disk = Arc::new(Watched { bytes: Mutex::new(image), read: Mutex::default() });
     let sound = walk(&disk, open);
     assert!(sound > 500, "{what}: {sound} files");
-    let read = std::mem::take(&mut *disk.read.lock().unwrap());
+    let mut read = std::mem::take(&mut *disk.read.lock().unwrap());
+    read.retain(|range| is_such(&disk.bytes.lock().unwrap()[range.clone()]));
     let start = Instant::now();
     let (mut mutants, mut opened) = (0, 0);
     while start.elapsed() < time {
