@@ -120,17 +120,20 @@ impl View<'_> {
 
     /// Returns the offset of the last item of the object and the kind of `key` that is not past it.
     pub(super) fn last_until(self, key: Key) -> Result<Option<u64>> {
-        let Some(edits) = self.edits else { return self.volume.stored_last_until(self.root, key.into()) };
-        let start = Key { offset: 0, ..key };
-        let edited = edits.items.range(start..=key).rev().find(|(_, item)| item.is_some()).map(|(key, _)| key.offset);
+        let at = |offset| Key { offset, ..key };
+        let edited = self.edits.and_then(|edits| {
+            let mut before = edits.items.range(at(0)..=key).rev();
+            before.find(|(_, item)| item.is_some()).map(|(key, _)| key.offset)
+        });
+        // What was changed was found there, or is no more.
+        let is_as_stored = |offset: &&u64| self.edits.is_none_or(|edits| !edits.items.contains_key(&at(**offset)));
         let mut until = Some(key.offset);
-        while let Some(offset) = until {
-            let stored = self.volume.stored_last_until(self.root, Key { offset, ..key }.into())?;
-            // What was changed was found above, or is no more.
-            match stored.filter(|offset| edits.items.contains_key(&Key { offset: *offset, ..key })) {
-                Some(offset) => until = offset.checked_sub(1).filter(|next| edited.is_none_or(|found| found <= *next)),
-                None => return Ok(stored.max(edited)),
+        while let Some(offset) = until.filter(|until| edited.is_none_or(|edited| edited < *until)) {
+            let stored = self.volume.stored_until(self.root, at(offset).into())?;
+            if let Some(found) = stored.iter().rev().find(is_as_stored) {
+                return Ok(Some(*found).max(edited));
             }
+            until = stored.first().and_then(|first| first.checked_sub(1));
         }
         Ok(edited)
     }

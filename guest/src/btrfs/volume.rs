@@ -164,13 +164,14 @@ impl Volume {
         Ok(found.map(|item| item.data))
     }
 
-    /// Returns the offset of the last item that stands in a tree, is of the object and the type of `key`, and is not past it.
-    pub(super) fn stored_last_until(&self, root: Root, key: DiskKey) -> Result<Option<u64>> {
+    /// Returns the offsets of the last items that stand in a tree, are of the object and the type of `key`, and are not past
+    /// it: as many as are in one leaf, in ascending order.
+    pub(super) fn stored_until(&self, root: Root, key: DiskKey) -> Result<Vec<u64>> {
         let leaf = self.with_tree(root, |tree| tree.descend(root.at, &key));
         let leaf = leaf.map_err(|error| self.explain(error, &format!("item {} cannot be looked for", Shown(key))))?;
         let keys = leaf.body.items().unwrap_or_default().iter().map(|item| item.key);
         let of_object = keys.filter(|other| (other.objectid, other.key_type) == (key.objectid, key.key_type));
-        Ok(of_object.map(|other| other.offset).take_while(|offset| *offset <= key.offset).last())
+        Ok(of_object.map(|other| other.offset).take_while(|offset| *offset <= key.offset).collect())
     }
 
     /// Shows all items that stand in a tree, from a key on, until told to stop.

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use guest::Time;
 
+use super::compare::machine::Machine;
 use super::synced::Synced;
 use super::*;
 
@@ -97,4 +98,29 @@ fn what_was_synced_is_shown_whatever_became_of_its_names() {
     }
     println!("{logs} of {all} had logs");
     assert!(logs * 3 > all, "{logs} of {all} had logs");
+}
+
+#[test]
+fn the_log_of_an_older_kernel_reads_as_this_one_recovers_it() {
+    let place = Reflinks::new(2 << 30);
+    let image = place.at("image");
+    make(std::slice::from_ref(&image), SIZE, &["-n", "4096"]);
+    let seed = Random::seed();
+    let script = format!(
+        "mount -o noatime,commit=300 /dev/ubda /mnt; touch $out/mounted; task churn /mnt {seed} $out/enough; umount /mnt"
+    );
+    let mut machine = Machine::start(&[], &[&image], &script);
+    machine.wait_for("mounted");
+    let mut snapshots = Vec::new();
+    for round in 0..compare::rounds(3) * 2 {
+        std::thread::sleep(Duration::from_millis(300));
+        snapshots.push(place.copy(&image, &format!("snapshot-{round}")));
+    }
+    File::create(machine.out().join("enough")).expect("room");
+    machine.finish();
+    let mut logs = 0;
+    for snapshot in snapshots {
+        logs += u64::from(compare_recovered(&snapshot.display().to_string(), &place, snapshot));
+    }
+    assert!(logs > 0, "nothing had a log");
 }

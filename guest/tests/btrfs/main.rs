@@ -213,3 +213,9 @@ fn every_kind_of_clean_volume_reads_as_the_kernel_shows_it() {
         assert_eq!((facts.kind.as_str(), facts.is_replayed, facts.problems), ("btrfs", false, vec![]), "{what}");
     }
 }
+
+#[test]
+#[ignore = "a task of those above, in machines of their own"]
+fn inside_a_machine() {
+    compare::machine::task();
+}

@@ -3,7 +3,7 @@
 //!
 //! What would make Linux refuse the filesystem is an error here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 
 use fs_btrfs::csum::EXTENT_CSUM_KEY;
@@ -151,10 +151,12 @@ impl Replay<'_> {
         let first = Key { object: directory, kind: RANGE, offset: 0 };
         for (key, item) in self.log.range(first..=Key { offset: u64::MAX, ..first }) {
             let end = Fields(item).le64(0).ok_or_else(|| Error::damaged("the range of a directory is too short"))?;
+            if end < key.offset {
+                return Err(Error::damaged("the range of a directory ends before it starts"));
+            }
             match found.last_mut() {
                 Some((_, last)) if *last >= key.offset => *last = end.max(*last),
-                _ if end >= key.offset => found.push((key.offset, end)),
-                _ => return Err(Error::damaged("the range of a directory ends before it starts")),
+                _ => found.push((key.offset, end)),
             }
         }
         Ok(found)
@@ -234,6 +236,7 @@ impl Replay<'_> {
             };
         }
         self.existing(inode)?;
+        let mut is_first = true;
         for name in &logged {
             self.existing(name.directory)?;
             if self.is_linked(inode, name)? {
@@ -242,43 +245,34 @@ impl Replay<'_> {
             if inode == name.directory && self.view().item(reference_key(REFERENCE, inode, inode, b""))?.is_some() {
                 return Ok(());
             }
-            self.make_room(inode, name)?;
-            let own = reference_key(key.kind, inode, name.directory, name.name);
-            if self.has_reference(own, name.directory, name.name)? {
-                self.unlink(name.directory, inode, name.name)?;
+            // All names of a plain item are in one directory.
+            if is_first || key.kind == EXTENDED_REFERENCE {
+                self.remove_old(reference_key(REFERENCE, inode, name.directory, name.name))?;
+                is_first = false;
             }
-            let dir_item = dir_item(name.directory, name.name);
-            if let Some((location, _)) = self.find(dir_item, name.name)? {
-                self.drop(name.directory, location, name.name)?;
+            self.remove_old(reference_key(EXTENDED_REFERENCE, inode, name.directory, name.name))?;
+            self.make_room(name)?;
+            if self.has_reference(reference_key(key.kind, inode, name.directory, name.name), name)? {
+                self.unlink(name.directory, inode, name.name)?;
             }
             self.link(name.directory, inode, name.index, name.name)?;
         }
-        let there = self.view().item(key)?.unwrap_or_default();
-        for old in references(key, &there)? {
-            if !logged.iter().any(|name| (name.directory, name.name) == (old.directory, old.name)) {
-                self.unlink(old.directory, inode, old.name)?;
-            }
-        }
+        self.remove_old(key)?;
         self.put(key, Some(item.to_vec()))
     }
 
-    /// Removes what stands where a name is to be: other names of the file in that directory that it has no more, and names of
-    /// other files.
-    fn make_room(&mut self, inode: u64, name: &names::Reference) -> Result<()> {
-        for kind in [REFERENCE, EXTENDED_REFERENCE] {
-            let key = reference_key(kind, inode, name.directory, name.name);
-            let there = self.view().item(key)?.unwrap_or_default();
-            let there = references(key, &there)?;
-            // Of extended ones those are looked at that are in one item with the name itself.
-            if kind == EXTENDED_REFERENCE && !there.iter().any(|old| old.name == name.name) {
-                continue;
-            }
-            for old in there.iter().filter(|old| old.directory == name.directory) {
-                if !self.is_referred_in_log(kind, inode, old.directory, old.name)? {
-                    self.unlink(old.directory, inode, old.name)?;
-                }
-            }
-        }
+    /// Removes the names in an item of references that are not in the same item of the log.
+    fn remove_old(&mut self, key: Key) -> Result<()> {
+        let there = self.view().item(key)?.unwrap_or_default();
+        let logged = self.log.get(&key).map_or(Ok(Vec::new()), |item| references(key, item))?;
+        let logged: HashSet<_> = logged.iter().map(|name| (name.directory, name.name)).collect();
+        let there = references(key, &there)?;
+        let mut old = there.iter().filter(|name| !logged.contains(&(name.directory, name.name)));
+        old.try_for_each(|name| self.unlink(name.directory, key.object, name.name))
+    }
+
+    /// Removes what stands in a directory where a name is to be.
+    fn make_room(&mut self, name: &names::Reference) -> Result<()> {
         let index = Key { object: name.directory, kind: DIR_INDEX_KEY, offset: name.index };
         for key in [index, dir_item(name.directory, name.name)] {
             if let Some((location, _)) = self.find(key, name.name)? {
@@ -306,9 +300,9 @@ impl Replay<'_> {
         Ok(found.map(|entry| (entry.location, entry.kind)))
     }
 
-    fn has_reference(&self, key: Key, directory: u64, name: &[u8]) -> Result<bool> {
+    fn has_reference(&self, key: Key, name: &names::Reference) -> Result<bool> {
         let item = self.view().item(key)?.unwrap_or_default();
-        Ok(references(key, &item)?.iter().any(|there| (there.directory, there.name) == (directory, name)))
+        Ok(references(key, &item)?.iter().any(|there| (there.directory, there.name) == (name.directory, name.name)))
     }
 
     /// Whether the log has the name in an item of that kind.
