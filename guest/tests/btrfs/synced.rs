@@ -79,8 +79,8 @@ impl Synced {
                 52..60 => self.link(),
                 60..74 => self.rename(),
                 74..84 => self.remove(),
-                84..88 => self.folder(),
-                88..93 => self.attribute(),
+                84..87 => self.folder(),
+                87..93 => self.attribute(),
                 93..95 => self.unnamed(),
                 95..99 => {
                     let path = self.any();
@@ -192,11 +192,14 @@ impl Synced {
 
     fn attribute(&mut self) {
         let path = self.any();
-        let name = format!("trusted.name-{}", self.below(4));
-        let _ = match self.below(3) {
-            0 => rustix::fs::lremovexattr(&path, &name),
-            _ => rustix::fs::lsetxattr(&path, &name, &self.bytes(300), XattrFlags::empty()),
-        };
+        for number in 0..4 {
+            let name = format!("trusted.name-{number}");
+            let _ = match self.below(4) {
+                0 => rustix::fs::lremovexattr(&path, &name),
+                1 => rustix::fs::lsetxattr(&path, &name, &self.bytes(300), XattrFlags::empty()),
+                _ => continue,
+            };
+        }
         if fs::symlink_metadata(&path).is_ok_and(|stat| stat.is_file() || stat.is_dir()) {
             let mode = u32::try_from(self.below(0o1000)).expect("nine bits") | 0o700;
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("it is ours");

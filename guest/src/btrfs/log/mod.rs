@@ -5,6 +5,11 @@
 //!                            └─ log of subvolume 257 ...
 //! ```
 //!
+//! ```text
+//! replay ─ inodes, and in which order ─┬─ extents  contents
+//!                                      └─ links    names, in items of names
+//! ```
+//!
 //! A log has those items of a subvolume that changed, and of directories the ranges of which it knows every name. It is
 //! replayed as Linux does when such a filesystem is mounted, on items in memory; a log that has anything that is not
 //! understood is left out as a whole, and that is said.
@@ -12,6 +17,7 @@
 
 mod extents;
 mod inode;
+mod links;
 mod names;
 mod replay;
 
