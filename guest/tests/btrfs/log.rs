@@ -124,3 +124,45 @@ fn the_log_of_an_older_kernel_reads_as_this_one_recovers_it() {
     }
     assert!(logs > 0, "nothing had a log");
 }
+
+#[test]
+fn of_a_log_that_is_damaged_nothing_is_shown_and_that_is_said() {
+    let place = Reflinks::new(1 << 30);
+    let image = place.at("image");
+    make(std::slice::from_ref(&image), SIZE, &["-n", "4096"]);
+    let snapshot = {
+        let mount = Mount::new(&image, "btrfs", &format!("{OPTIONS},commit=300"));
+        let mut guest = Synced::new(mount.path(), Random::seed());
+        guest.work(60);
+        // Syncing may commit, and then there is no log.
+        loop {
+            guest.work(5);
+            let snapshot = place.copy(&image, "snapshot");
+            if open(std::slice::from_ref(&snapshot)).1.expect("it is sound").facts().is_replayed {
+                break snapshot;
+            }
+            fs::remove_file(snapshot).expect("it is ours");
+        }
+    };
+    let bytes = fs::read(&snapshot).expect("it was just made");
+    let file = File::options().write(true).open(&snapshot).expect("it was just made");
+    let mut damaged = 0;
+    for (block, at) in bytes.chunks(4096).zip((0..).step_by(4096)) {
+        let is_of_log =
+            block[32..48] == bytes[(64 << 10) + 32..][..16] && block[88..96] == 6_u64.wrapping_neg().to_le_bytes();
+        // That of the logs themselves has root items.
+        if is_of_log && block[101 + 8] != 132 {
+            file.write_all_at(&[!block[2000]], at + 2000).expect("room");
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 0);
+    let facts = open(std::slice::from_ref(&snapshot)).1.expect("the rest is sound").facts();
+    assert!(!facts.is_replayed);
+    let [problem] = &facts.problems[..] else { panic!("{:?}", facts.problems) };
+    let expected = "files in subvolume 5 that programs synced in the last seconds before the backup (30 at most, unless the \
+                    guest set more) are shown as they were before that, since its log cannot be replayed: ";
+    assert!(problem.starts_with(expected), "{problem}");
+    let kernel = of_kernel(Mount::new(&snapshot, "btrfs", &format!("{OPTIONS},ro,rescue=nologreplay")).path());
+    compare("without its log", std::slice::from_ref(&snapshot), kernel);
+}

@@ -107,3 +107,27 @@ pub(super) fn reference_key(kind: u8, inode: u64, directory: u64, name: &[u8]) -
     };
     Key { object: inode, kind, offset }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_read_as_they_were_made_and_not_when_they_are_cut() {
+        let location = Key { object: 300, kind: 1, offset: 0 };
+        let item = [entry(location, 2, b"a"), entry(location, 7, b"longer")].concat();
+        let found: Vec<_> =
+            entries(&item).expect("sound").iter().map(|found| (found.kind, found.name.to_vec())).collect();
+        assert_eq!(found, [(2, b"a".to_vec()), (7, b"longer".to_vec())]);
+        assert!((1..item.len()).filter(|len| *len != 31).all(|len| entries(&item[..len]).is_err()));
+        for kind in [REFERENCE, EXTENDED_REFERENCE] {
+            let item = [reference(kind, 256, 3, b"a"), reference(kind, 256, 4, b"longer")].concat();
+            let key = reference_key(kind, 300, 256, b"a");
+            let found = references(key, &item).expect("sound");
+            let found: Vec<_> = found.iter().map(|found| (found.directory, found.index, found.name)).collect();
+            assert_eq!(found, [(256, 3, &b"a"[..]), (256, 4, b"longer")]);
+            let first = reference(kind, 256, 3, b"a").len();
+            assert!((1..item.len()).filter(|len| *len != first).all(|len| references(key, &item[..len]).is_err()));
+        }
+    }
+}
