@@ -11,7 +11,10 @@
 //! read. Data is not: it is read by whoever has the disk, who knows of no checksums, so what Linux would refuse to read
 //! is read as it stands. Of two copies the first is taken, unless its device was left behind by the others.
 //!
-//! The last commit is always complete; what was synced after it stands in logs, which are replayed in memory. The top level is shown, whatever the default subvolume is: all others are in it.
+//! The last commit is always complete; what was synced after it stands in logs, which are replayed in memory. The top level
+//! is shown, whatever the default subvolume is: all others are in it.
+//!
+//! A device that is missing costs what has no copy elsewhere. The [facts](GuestFs::facts) say it, and which log was left out.
 
 mod attributes;
 mod content;

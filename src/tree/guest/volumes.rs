@@ -26,7 +26,7 @@ pub(super) struct Found {
     pub name: Arc<str>,
     pub content: Content,
     /// If its content is a part of what stands on another volume, the name of that.
-    pub first: Option<String>,
+    pub first: Option<Arc<str>>,
     pub problem: Option<String>,
     /// Its bytes, if they can be had.
     pub disk: Option<Arc<dyn Disk>>,
@@ -61,6 +61,7 @@ impl Volumes {
         problems.extend(survey.problems.iter().map(ToString::to_string));
         let disks: Vec<Arc<dyn Disk>> = disks.into_iter().map(|(_, disk)| disk).collect();
         let mut found: Vec<Found> = Vec::with_capacity(survey.volumes.len());
+        // Of each, the names of the others that its filesystem is on.
         let mut spread = Vec::new();
         for volume in survey.volumes {
             let mut problem = volume.problem.map(|problem| problem.to_string());
@@ -83,15 +84,16 @@ impl Volumes {
             });
         }
         for (index, others) in spread.into_iter().enumerate() {
-            let mut members: Vec<_> = found[index].disk.clone().into_iter().collect();
-            let is_read = !members.is_empty() && guest::is_read(found[index].content);
-            let first = found[index].name.to_string();
+            let Found { name, content, disk: Some(disk), .. } = &found[index] else { continue };
+            if !guest::is_read(*content) {
+                continue;
+            }
+            let (first, content, mut members) = (name.clone(), *content, vec![disk.clone()]);
             for other in found.iter_mut().filter(|other| others.iter().any(|name| **name == *other.name)) {
                 other.first = Some(first.clone());
                 members.extend(other.disk.clone());
             }
-            let content = found[index].content;
-            found[index].filesystem = is_read.then(|| Arc::new(Volume::new(workers.clone(), content, members)));
+            found[index].filesystem = Some(Arc::new(Volume::new(workers.clone(), content, members)));
         }
         Ok(Self { found, problems, identity: identity.finish(), is_whole })
     }
