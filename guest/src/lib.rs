@@ -6,7 +6,9 @@
 //!   ├─ md      arrays of partitions or disks
 //!   ├─ lvm     logical volumes
 //!   └─ probe   what stands on a volume
-//! Map     ─ where the bytes of a volume lie; Mapped: the volume as a disk
+//! Map     ─ where bytes of a volume lie; Mapped: the volume as a disk
+//! Stack   ─ a volume of maps, and of layers over them
+//!   layer ─ thin volumes, snapshots and caches of the device mapper
 //! GuestFs ─ names, attributes, extents         what a reader of a filesystem answers
 //!   ext   ─ ext2, ext3, ext4, journals replayed
 //!   xfs   ─ XFS 4 and 5, logs replayed
@@ -33,6 +35,7 @@ pub mod ext;
 pub mod fat;
 mod fields;
 mod fs;
+mod layer;
 mod lvm;
 mod map;
 mod mapped;
@@ -45,6 +48,7 @@ pub mod overlay;
 mod probe;
 mod read;
 pub mod squashfs;
+mod stack;
 mod survey;
 mod table;
 mod utf16;
@@ -53,9 +57,11 @@ pub mod xfs;
 pub use error::{Error, ErrorKind, Result};
 pub use fields::Fields;
 pub use fs::{Attributes, Entry, Extent, Extents, Facts, GuestFs, Inode, Kind, Source, Time, Xattr};
+pub use layer::Layer;
 pub use map::{Map, Place, Segment, SegmentSource, Stripes};
 pub use mapped::Mapped;
 pub use open::{is_read, open};
 pub use overlay::Overlay;
 pub use probe::{Content, probe};
+pub use stack::{Part, Stack};
 pub use survey::{Survey, Volume, survey};

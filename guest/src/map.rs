@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result};
 /// More segments, each column of a striped one counted, are refused.
 pub(crate) const MAX_SEGMENTS: usize = 1 << 16;
 /// Volumes must be smaller than this many bytes: what reads them has signed offsets.
-const MAX_SIZE: u64 = 1 << 63;
+pub(crate) const MAX_SIZE: u64 = 1 << 63;
 
 /// A byte of a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

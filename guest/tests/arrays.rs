@@ -142,7 +142,7 @@ fn chunks(images: &Images, names: &[String], expected_name: &str) -> Result<Vec<
     assert_eq!((members, found.volumes.len()), (names.len(), names.len() + 1), "{found:?}");
     let array = found.volumes.last().unwrap();
     assert_eq!(array.name, expected_name);
-    let Some(map) = array.map.clone() else {
+    let Some(map) = array.stack.as_ref().and_then(guest::Stack::map).cloned() else {
         let problem = array.problem.as_ref().unwrap();
         return Err((problem.kind(), problem.to_string()));
     };
@@ -235,7 +235,7 @@ fn a_member_that_is_there_twice_and_one_that_is_damaged_are_said() {
         said,
         ["md member xvdc: its superblock is damaged", "md array md0: xvdb is a copy of xvda: only that one is used",]
     );
-    assert!(found.volumes.last().unwrap().map.is_some());
+    assert!(found.volumes.last().unwrap().stack.is_some());
 }
 
 #[test]
@@ -249,7 +249,7 @@ fn partitions_of_an_array_are_volumes() {
     images.write(&names[0], DATA.0, &record);
     let found = survey(&images.disks(&["xvda", "xvdb"]));
     let seen: Vec<_> =
-        found.volumes.iter().map(|volume| (&*volume.name, volume.map.as_ref().map(guest::Map::size))).collect();
+        found.volumes.iter().map(|volume| (&*volume.name, volume.stack.as_ref().map(guest::Stack::size))).collect();
     assert_eq!(seen[2..], [("md0", Some(8 * MIB)), ("md0p1", Some(256 * 512))]);
 }
 
@@ -285,7 +285,7 @@ fn whatever_a_superblock_says_a_survey_ends_and_its_maps_can_be_read() {
                 images.write("xvda", at, &with_checksum(bytes.clone(), checksum));
                 let disks = images.disks(&["xvda", "xvdb"]);
                 let found = survey(&disks);
-                for map in found.volumes.into_iter().filter_map(|volume| volume.map) {
+                for map in found.volumes.into_iter().filter_map(|volume| volume.stack?.map().cloned()) {
                     let mapped = Mapped::new(map, disks.iter().map(|(_, disk)| disk.clone()).collect()).unwrap();
                     mapped.read_at(mapped.size() - 1, &mut [0]).unwrap_or_else(|error| panic!("{error}: {bytes:?}"));
                     whole += 1;

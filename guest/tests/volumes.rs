@@ -4,7 +4,7 @@ mod image;
 
 use std::process::Command;
 
-use guest::{Content, ErrorKind, Map, Mapped, Place, Survey, survey};
+use guest::{Content, ErrorKind, Map, Mapped, Place, Stack, Survey, survey};
 use image::{Images, LoopDevice, run, run_with_input};
 
 const MIB: u64 = 1 << 20;
@@ -12,7 +12,7 @@ const MIB: u64 = 1 << 20;
 /// Name, start and length of each volume that lies together on the first disk.
 fn ranges(survey: &Survey) -> Vec<(String, u64, u64)> {
     let range = |volume: &guest::Volume| {
-        let map = volume.map.as_ref().expect("it lies on the disk");
+        let map = volume.stack.as_ref().and_then(Stack::map).expect("it lies on the disk");
         let needs = map.segments().first().expect("it has bytes");
         let guest::SegmentSource::Disk(Place { disk: 0, offset }) = needs.source else { panic!("{map:?}") };
         assert_eq!(map.size(), needs.len);
@@ -177,7 +177,10 @@ fn what_was_made_on_a_disk_is_what_stands_there() {
         assert_eq!(found.problems, [], "{command:?}");
         let [volume] = &found.volumes[..] else { panic!("{command:?}: {:?}", found.volumes) };
         let size = std::fs::metadata(images.path().join("image")).unwrap().len();
-        assert_eq!((&*volume.name, volume.content, volume.map.as_ref().map(Map::size)), ("image", content, Some(size)));
+        assert_eq!(
+            (&*volume.name, volume.content, volume.stack.as_ref().map(Stack::size)),
+            ("image", content, Some(size))
+        );
         assert_eq!(volume.problem, None);
     }
 }
@@ -308,7 +311,7 @@ fn logical_volumes_are_read_where_lvm_says_that_they_lie() {
     let bare: Vec<_> = disks.iter().map(|(_, disk)| disk.clone()).collect();
     for (name, pieces) in &numbered {
         let volume = found.volumes.iter().find(|volume| volume.name == *name).unwrap();
-        let map = volume.map.clone().unwrap();
+        let map = volume.stack.as_ref().unwrap().map().unwrap().clone();
         assert_eq!(map.size(), pieces * PIECE, "{name}");
         let mapped = Mapped::new(map, bare.clone()).unwrap();
         for piece in 0..*pieces {
@@ -320,7 +323,7 @@ fn logical_volumes_are_read_where_lvm_says_that_they_lie() {
 
     // Without one of the disks, what does not lie on it is still there.
     let found = survey(&images.disks(&["xvda"]));
-    let missing: Vec<_> = found.volumes.iter().filter(|volume| volume.map.is_none()).collect();
+    let missing: Vec<_> = found.volumes.iter().filter(|volume| volume.stack.is_none()).collect();
     assert!(missing.iter().any(|volume| volume.name == "vg--0-striped"), "{missing:?}");
     for volume in missing {
         let problem = volume.problem.as_ref().unwrap();
@@ -349,5 +352,8 @@ fn a_physical_volume_on_a_partition_is_shown_beside_what_it_holds() {
     assert_eq!(found.problems, []);
     let seen: Vec<_> = found.volumes.iter().map(|volume| (&*volume.name, volume.content)).collect();
     assert_eq!(seen, [("xvda2", Content::LvmPhysicalVolume), ("vg0-swap", Content::Swap)]);
-    assert_eq!(found.volumes[1].map, Some(Map::of_range(Place { disk: 0, offset: 9 * MIB }, 28 * MIB).unwrap()));
+    assert_eq!(
+        found.volumes[1].stack,
+        Some(Map::of_range(Place { disk: 0, offset: 9 * MIB }, 28 * MIB).unwrap().into())
+    );
 }

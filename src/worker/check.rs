@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use disk::Disk;
-use guest::{Attributes, Error as GuestError, ErrorKind, Extents, Facts, SegmentSource, Source, Survey, Xattr};
+use guest::{
+    Attributes, Error as GuestError, ErrorKind, Extents, Facts, Map, Part, SegmentSource, Source, Survey, Xattr,
+};
 
 use super::error::{Error, Result};
 use super::protocol::Page;
@@ -184,7 +186,8 @@ pub(super) fn sentence(text: &str) -> String {
         .collect()
 }
 
-/// Checks volumes. Where their bytes lie is checked against the disks by whoever [maps](guest::Mapped) them.
+/// Checks volumes. What they are made of was checked when it came ([`guest::Stack`]); where their bytes lie is checked against
+/// the disks by whoever [maps](guest::Mapped) them.
 pub(super) fn survey(survey: Survey) -> Result<Survey> {
     let Survey { mut volumes, mut problems } = survey;
     let mut names = HashSet::new();
@@ -200,7 +203,12 @@ pub(super) fn survey(survey: Survey) -> Result<Survey> {
     if !volumes.iter().flat_map(|volume| &volume.others).all(is_other) {
         return Err(lie("a filesystem is on volumes that are not there, or two are on one"));
     }
-    let segments = volumes.iter().filter_map(|volume| volume.map.as_ref()).flat_map(guest::Map::segments);
+    let parts = volumes.iter().filter_map(|volume| volume.stack.as_ref()).flat_map(|stack| stack.parts());
+    let maps = parts.filter_map(|part| match part {
+        Part::Map(map) => Some(map),
+        Part::Layer { .. } => None,
+    });
+    let segments = maps.flat_map(Map::segments);
     let stripes = segments.filter_map(|segment| match &segment.source {
         SegmentSource::Striped(stripes) if stripes.columns.len() > 1 => Some(stripes),
         _ => None,

@@ -4,7 +4,7 @@
 //! its worker up, unless it is at work; the volume starts another when it is asked again, and nobody notices.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -40,6 +40,7 @@ pub struct Workers {
     state: Mutex<State>,
     /// A worker was ended, or is without work.
     freed: Condvar,
+    below: OnceLock<Arc<Workers>>,
 }
 
 #[derive(Debug, Default)]
@@ -81,7 +82,29 @@ impl Workers {
     /// Makes workers of a program, which may work for `patience` for each request.
     #[must_use]
     pub fn of_program(program: PathBuf, limit: u16, patience: Duration) -> Arc<Self> {
-        Arc::new(Self { program, limit: limit.max(1), patience, state: Mutex::default(), freed: Condvar::new() })
+        Arc::new(Self {
+            program,
+            limit: limit.max(1),
+            patience,
+            state: Mutex::default(),
+            freed: Condvar::new(),
+            below: OnceLock::new(),
+        })
+    }
+
+    /// Returns the workers of layers that stand on `height` layers, themselves counted (from 1 on).
+    ///
+    /// What is read for a worker may need another that reads the layer below. Waited for among the same ones, it might never
+    /// come; among these it does, since those of a layer wait only for those of lower ones.
+    #[must_use]
+    pub fn below(self: &Arc<Self>, height: usize) -> Arc<Self> {
+        let mut workers = self.clone();
+        for _ in 0..height {
+            let next = || Self::of_program(workers.program.clone(), workers.limit, workers.patience);
+            let below = workers.below.get_or_init(next).clone();
+            workers = below;
+        }
+        workers
     }
 
     /// Returns the volumes on disks, each given with its name.
@@ -102,10 +125,11 @@ impl Workers {
         }
     }
 
-    /// Returns how many there are now.
+    /// Returns how many there are now, those of layers with them.
     #[must_use]
     pub fn running(&self) -> u16 {
-        self.state().running
+        let below = self.below.get().map_or(0, |below| below.running());
+        self.state().running.saturating_add(below)
     }
 
     /// Starts a worker, as soon as there may be one more.

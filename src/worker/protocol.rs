@@ -30,6 +30,8 @@ pub(super) enum Request {
     Survey(Vec<(String, u64)>),
     /// Read the filesystem on a volume of members of these sizes (bytes), from now on.
     Open(guest::Content, Vec<u64>),
+    /// Read a layer of so many bytes over members of these sizes, from now on: a filesystem of one file.
+    OpenLayer(guest::Layer, u64, Vec<u64>),
     /// What is in a directory, from the entry of that number on?
     List(Inode, u32),
     /// The same without what is known of the files.

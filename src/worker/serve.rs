@@ -81,7 +81,7 @@ impl Worker {
         let unreadable = self.channel().take_unreadable();
         if let Some(message) = unreadable.filter(|_| !matches!(request, Request::Survey(_))) {
             self.listing = None;
-            if matches!(request, Request::Open(..)) {
+            if matches!(request, Request::Open(..) | Request::OpenLayer(..)) {
                 self.reader = None;
             }
             return self.say(&Message::Failed(ErrorKind::Disk, message));
@@ -106,12 +106,8 @@ impl Worker {
                 let disks: Vec<_> = names.into_iter().zip(Remote::all(&self.channel, &sizes)).collect();
                 Message::Survey(guest::survey(&disks))
             }
-            Request::Open(content, sizes) => {
-                let reader = guest::open(*content, Remote::all(&self.channel, sizes))?;
-                let opened = Message::Opened(reader.root(), reader.facts());
-                self.reader = Some(reader);
-                opened
-            }
+            Request::Open(content, sizes) => self.open(guest::open(*content, Remote::all(&self.channel, sizes))?),
+            Request::OpenLayer(layer, size, sizes) => self.open(layer.open(*size, Remote::all(&self.channel, sizes))?),
             Request::List(directory, from) => Message::List(self.list(*directory, *from, true)?),
             Request::Names(directory, from) => Message::List(self.list(*directory, *from, false)?),
             Request::Attributes(inode) => Message::Attributes(self.reader()?.attributes(*inode)?),
@@ -120,6 +116,12 @@ impl Worker {
             Request::Extents(inode, from) => Message::Extents(self.reader()?.extents(*inode, *from, EXTENTS)?),
             Request::Decode(..) | Request::Unreadable(_) => return Err(not_asked()),
         })
+    }
+
+    fn open(&mut self, reader: Box<dyn GuestFs>) -> Message {
+        let opened = Message::Opened(reader.root(), reader.facts());
+        self.reader = Some(reader);
+        opened
     }
 
     fn reader(&self) -> guest::Result<&dyn GuestFs> {

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use disk::Disk;
-use guest::{Attributes, Content, Entry, Extents, Facts, Inode, Xattr};
+use guest::{Attributes, Content, Entry, Extents, Facts, Inode, Layer, Xattr};
 use lru::LruCache;
 
 use super::check;
@@ -46,10 +46,17 @@ enum Question {
     Decode,
 }
 
-/// A filesystem in a guest.
+/// What a worker is to read.
+enum Subject {
+    Filesystem(Content),
+    /// A layer of so many bytes.
+    Layer(Layer, u64),
+}
+
+/// A filesystem in a guest, or a layer that a volume is made by.
 pub struct Volume {
     workers: Arc<Workers>,
-    content: Content,
+    subject: Subject,
     members: Vec<Arc<dyn Disk>>,
     seat: Arc<Seat>,
     troubles: Mutex<Troubles>,
@@ -64,12 +71,24 @@ struct Troubles {
 }
 
 impl Volume {
-    /// Makes one of its members; nothing is read yet.
+    /// Makes a filesystem of its members; nothing is read yet.
     #[must_use]
     pub fn new(workers: Arc<Workers>, content: Content, members: Vec<Arc<dyn Disk>>) -> Self {
+        Self::of(workers, Subject::Filesystem(content), members)
+    }
+
+    /// Makes a layer of `size` bytes of its members, of which the only file is [`Layer::VOLUME`]; nothing is read yet.
+    ///
+    /// `workers` are [others](Workers::below) than those of what stands on it.
+    #[must_use]
+    pub fn layer(workers: Arc<Workers>, layer: Layer, size: u64, members: Vec<Arc<dyn Disk>>) -> Self {
+        Self::of(workers, Subject::Layer(layer, size), members)
+    }
+
+    fn of(workers: Arc<Workers>, subject: Subject, members: Vec<Arc<dyn Disk>>) -> Self {
         let seat = workers.seat();
         let troubles = Mutex::new(Troubles { recent: VecDeque::new(), files: LruCache::new(REMEMBERED) });
-        Self { workers, content, members, seat, troubles, opened: OnceLock::new() }
+        Self { workers, subject, members, seat, troubles, opened: OnceLock::new() }
     }
 
     /// Returns the members, in the order in which [extents](Volume::extents) number them.
@@ -245,7 +264,11 @@ impl Volume {
     /// Has a new worker open the volume.
     fn prepare(&self, process: &mut Process) -> Result<()> {
         let sizes = self.members.iter().map(|member| member.size()).collect();
-        let why = match process.ask(&Request::Open(self.content, sizes), &self.members) {
+        let request = match self.subject {
+            Subject::Filesystem(content) => Request::Open(content, sizes),
+            Subject::Layer(layer, size) => Request::OpenLayer(layer, size, sizes),
+        };
+        let why = match process.ask(&request, &self.members) {
             Ok(Frame::Message(Message::Opened(root, facts))) => {
                 let known = self.opened.get_or_init(|| Ok((root, check::facts(facts))));
                 if known.as_ref().is_ok_and(|(known, _)| *known == root) {

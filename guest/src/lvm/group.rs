@@ -70,6 +70,34 @@ pub(super) enum Kind {
     Other(String),
     /// The exceptions of a snapshot, kept in `store`; `is_merging` if they are on their way back into the origin.
     Snapshot { origin: String, store: String, is_merging: bool },
+    /// A volume of a thin pool.
+    Thin(Thin),
+    /// What thin volumes share.
+    ThinPool { metadata: String, data: String },
+    /// A volume with a cache in front of it.
+    Cache { origin: String, pool: String, within: Option<Within> },
+    /// A cache; of one that `is_passed_through` nothing is read.
+    CachePool { metadata: String, data: String, is_passed_through: bool },
+}
+
+/// A thin volume.
+#[derive(Debug, Clone)]
+pub(super) struct Thin {
+    pub(super) pool: String,
+    /// The number that the pool knows it by.
+    pub(super) device: u32,
+    /// What it shows where it was never written.
+    pub(super) origin: Option<String>,
+    /// The volume that it becomes when that is activated.
+    pub(super) becomes: Option<String>,
+}
+
+/// Where a cache is within a volume that is both its metadata and its data: starts and lengths in bytes.
+#[derive(Debug, Clone)]
+pub(super) struct Within {
+    pub(super) metadata: (u64, u64),
+    pub(super) data: (u64, u64),
+    pub(super) is_passed_through: bool,
 }
 
 /// Where a part of a segment starts.
@@ -181,6 +209,8 @@ const MIN_STRIPE: u64 = 4096;
 
 fn kind(section: &Section) -> Result<Option<Kind>> {
     let Some(kind) = section.text("type") else { return Ok(None) };
+    // What follows a plus are conditions under which older versions of LVM do not touch it.
+    let (kind, _conditions) = kind.split_at(kind.iter().position(|byte| *byte == b'+').unwrap_or(kind.len()));
     let stripe_size = || {
         let bytes = section.number("stripe_size").and_then(|sectors| sectors.checked_mul(SECTOR));
         bytes.filter(|bytes| *bytes >= MIN_STRIPE)
@@ -223,8 +253,43 @@ fn kind(section: &Section) -> Result<Option<Kind>> {
             let store = if is_merging { merging } else { name("cow_store")? };
             name("origin")?.zip(store).map(|(origin, store)| Kind::Snapshot { origin, store, is_merging })
         }
+        b"thin" => thin(section)?.map(Kind::Thin),
+        b"thin-pool" => name("metadata")?.zip(name("pool")?).map(|(metadata, data)| Kind::ThinPool { metadata, data }),
+        b"cache" => {
+            let within = section.number("metadata_start").map(|_| within(section));
+            match (name("origin")?, name("cache_pool")?, within) {
+                (_, _, Some(None)) => None,
+                (Some(origin), Some(pool), within) => Some(Kind::Cache { origin, pool, within: within.flatten() }),
+                _ => None,
+            }
+        }
+        b"cache-pool" => {
+            let is_passed_through = is_passed_through(section);
+            let names = name("metadata")?.zip(name("data")?);
+            names.map(|(metadata, data)| Kind::CachePool { metadata, data, is_passed_through })
+        }
         other => Some(Kind::Other(String::from_utf8_lossy(&other[..other.len().min(32)]).into_owned())),
     })
+}
+
+fn thin(section: &Section) -> Result<Option<Thin>> {
+    let name = |key: &str| section.text(key).map(checked_name).transpose();
+    let device = section.number("device_id").and_then(|device| u32::try_from(device).ok());
+    let (origin, becomes) = (name("external_origin")?, name("merge")?);
+    Ok(name("thin_pool")?.zip(device).map(|(pool, device)| Thin { pool, device, origin, becomes }))
+}
+
+fn within(section: &Section) -> Option<Within> {
+    let bytes = |key: &str| section.number(key).and_then(|sectors| sectors.checked_mul(SECTOR));
+    Some(Within {
+        metadata: (bytes("metadata_start")?, bytes("metadata_len")?),
+        data: (bytes("data_start")?, bytes("data_len")?),
+        is_passed_through: is_passed_through(section),
+    })
+}
+
+fn is_passed_through(section: &Section) -> bool {
+    section.text("cache_mode") == Some(b"passthrough")
 }
 
 /// A list of names, each with its extent.

@@ -13,7 +13,7 @@ use crate::{Error, ErrorKind, Fields, Mapped, Result, map};
 /// Logical volumes that are parts of each other; LVM has three.
 const MAX_DEPTH: usize = 6;
 /// Pieces that all volumes of a survey may be followed to.
-pub(super) const MAX_PIECES: usize = 1 << 20;
+pub(super) const MAX_PIECES: usize = 1 << 18;
 
 /// Follows segments of the logical volumes of a group.
 pub(super) struct Resolver<'a> {
@@ -52,7 +52,7 @@ impl Resolver<'_> {
         Map::new(pieces)
     }
 
-    fn bytes(&self, extents: u64) -> Result<u64> {
+    pub(super) fn bytes(&self, extents: u64) -> Result<u64> {
         let bytes = extents.checked_mul(self.group.extent_size);
         bytes.ok_or_else(|| Error::damaged(format!("{extents} extents are more bytes than there are numbers")))
     }
@@ -73,12 +73,14 @@ impl Resolver<'_> {
                 let columns = self.raid(legs, *columns, from, each, depth)?;
                 striped(*stripe_size, columns)
             }
-            Kind::Snapshot { .. } => Err(Error::unsupported("it is part of a snapshot")),
-            Kind::Other(kind) => Err(Error::unsupported(match &**kind {
-                "thin" => "a thin volume of LVM, which this version does not read".to_owned(),
-                "thin-pool" => "a pool of thin volumes, which holds no files itself".to_owned(),
-                kind => format!("an LVM volume of type {kind}, which this version does not read"),
-            })),
+            Kind::ThinPool { .. } => Err(Error::unsupported("a pool of thin volumes, which holds no files itself")),
+            Kind::CachePool { .. } => Err(Error::unsupported("a cache, which holds no files itself")),
+            Kind::Thin(_) | Kind::Cache { .. } | Kind::Snapshot { .. } => {
+                Err(Error::unsupported("it is made of pieces of thin volumes, snapshots or caches, which is not read"))
+            }
+            Kind::Other(kind) => {
+                Err(Error::unsupported(format!("an LVM volume of type {kind}, which this version does not read")))
+            }
         }
     }
 
@@ -120,7 +122,8 @@ impl Resolver<'_> {
         Ok(pieces)
     }
 
-    fn count(&mut self, pieces: &[map::Segment]) -> Result<()> {
+    /// Counts pieces that are shown.
+    pub(super) fn count(&mut self, pieces: &[map::Segment]) -> Result<()> {
         *self.room = self.room.checked_sub(pieces.len()).ok_or_else(|| {
             *self.room = 0;
             Error::new(ErrorKind::TooMuch, format!("logical volumes are in more than {MAX_PIECES} pieces"))

@@ -4,25 +4,28 @@
 //! label ─ a physical volume: its UUID, the text of its volume group
 //!   └─ text   the format of that text
 //!        └─ group  what it says: physical volumes, logical ones, their segments
-//!             └─ map   segments followed down to disks
+//!             ├─ map    segments followed down to disks
+//!             └─ stack  thin volumes, snapshots and caches: which volumes they are made of
 //! ```
 //!
 //! Every physical volume may hold the description of its group: the one that changed last is believed. A logical volume on a
-//! physical one that is not here is named, and hides no other. Thin volumes, snapshots and caches are named, not read.
+//! physical one that is not here is named, and hides no other. What the metadata of pools, snapshots and caches say is not read
+//! here.
 
 mod group;
 mod label;
 mod map;
+mod stack;
 mod text;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use disk::Disk;
 
 use crate::map::Map;
-use crate::{Error, Mapped, Result};
-use group::{Group, Kind};
+use crate::{Error, Mapped, Result, Stack};
+use group::Group;
 use label::{Label, Texts};
 use map::{MAX_PIECES, Resolver};
 
@@ -32,7 +35,7 @@ pub(crate) use label::label_offset;
 #[derive(Debug, Default)]
 pub(crate) struct Assembled {
     /// Each under the name that the device mapper shows, or why its bytes cannot be had.
-    pub(crate) volumes: Vec<(String, Result<Map>)>,
+    pub(crate) volumes: Vec<(String, Result<Stack>)>,
     /// What is wrong with physical volumes and groups.
     pub(crate) problems: Vec<Error>,
 }
@@ -83,38 +86,11 @@ pub(crate) fn assemble(candidates: &[(String, Map)], disks: &[Arc<dyn Disk>]) ->
     let mut room = MAX_PIECES;
     for group in groups.values() {
         let resolver = Resolver { group, physical: &physical, disks, room: &mut room, found: HashMap::new() };
-        assembled.volumes.extend(volumes(resolver));
+        let (volumes, problems) = stack::volumes(resolver);
+        assembled.volumes.extend(volumes);
+        assembled.problems.extend(problems);
     }
     assembled
-}
-
-/// Returns the volumes of a group that its guest sees.
-fn volumes(mut resolver: Resolver) -> Vec<(String, Result<Map>)> {
-    let group = resolver.group;
-    let (mut stores, mut merging) = (HashMap::new(), HashSet::new());
-    let segments = group.logical.iter().flat_map(|logical| logical.segments.iter().flatten());
-    for segment in segments {
-        if let Kind::Snapshot { origin, store, is_merging } = &segment.kind {
-            stores.insert(&**store, &**origin);
-            if *is_merging {
-                merging.insert(&**origin);
-            }
-        }
-    }
-    let visible = group.logical.iter().filter(|logical| logical.is_visible);
-    let volumes = visible.map(|logical| {
-        let map = match stores.get(&*logical.name) {
-            Some(origin) => {
-                Err(Error::unsupported(format!("a snapshot of {origin}, which this version does not read")))
-            }
-            None if merging.contains(&*logical.name) => {
-                Err(Error::unsupported("a snapshot of it is being merged into it, which this version does not read"))
-            }
-            None => resolver.logical(logical, 0),
-        };
-        (mapper_name(&group.name, &logical.name), map)
-    });
-    volumes.collect()
 }
 
 /// Returns the name that the device mapper shows: hyphens of both names are doubled, and one is between them.

@@ -1,8 +1,11 @@
+use std::collections::HashSet;
+
 use super::label::tests::write;
 use super::*;
 use crate::ErrorKind;
 use crate::map::{Place, Segment, SegmentSource, Stripes};
 use crate::memory::Memory;
+use crate::{Layer, Part};
 
 const MIB: u64 = 1 << 20;
 
@@ -44,7 +47,19 @@ pub(crate) fn linear(start: u64, count: u64, area: &str, extent: u64) -> String 
     )
 }
 
-fn assembled(disks: &[Memory]) -> Assembled {
+/// Where the volumes lie, none of which has layers, and what is wrong.
+struct Found {
+    volumes: Vec<(String, Result<Map>)>,
+    problems: Vec<Error>,
+}
+
+fn assembled(disks: &[Memory]) -> Found {
+    let Assembled { volumes, problems } = stacked(disks);
+    let map = |stack: Stack| stack.map().expect("it has no layers").clone();
+    Found { volumes: volumes.into_iter().map(|(name, stack)| (name, stack.map(map))).collect(), problems }
+}
+
+fn stacked(disks: &[Memory]) -> Assembled {
     let maps = disks.iter().zip(0..).map(|(disk, index)| {
         let place = Place { disk: index, offset: 0 };
         (format!("xvd{}", ["a", "b", "c"][usize::from(index)]), Map::of_range(place, disk.size()).unwrap())
@@ -156,30 +171,102 @@ fn of_two_physical_volumes_with_one_uuid_the_first_is_used() {
 #[test]
 fn what_is_not_read_is_named_with_its_kind() {
     let segment = |kind: &str| format!("start_extent = 0 extent_count = 4 type = \"{kind}\"");
-    for (kind, expected) in [
-        ("thin", "a thin volume of LVM, which this version does not read"),
-        ("thin-pool", "a pool of thin volumes, which holds no files itself"),
-        ("cache+METADATA_FORMAT", "an LVM volume of type cache+METADATA_FORMAT, which this version does not read"),
-        ("raid6_zr", "an LVM volume of type raid6_zr, which this version does not read"),
+    let pool = " metadata = \"m\" pool = \"d\"";
+    for (kind, more, expected) in [
+        ("thin-pool", pool, "a pool of thin volumes, which holds no files itself"),
+        ("cache-pool+METADATA_FORMAT", " metadata = \"m\" data = \"d\"", "a cache, which holds no files itself"),
+        ("raid6_zr", "", "an LVM volume of type raid6_zr, which this version does not read"),
+        ("vdo", "", "an LVM volume of type vdo, which this version does not read"),
+        ("writecache", "", "an LVM volume of type writecache, which this version does not read"),
     ] {
-        let error = only(&volume("v", "VISIBLE", &[&segment(kind)])).unwrap_err();
+        let error = only(&volume("v", "VISIBLE", &[&(segment(kind) + more)])).unwrap_err();
         assert_eq!((error.kind(), error.to_string().as_str()), (ErrorKind::Unsupported, expected));
     }
-    let snapshot = segment("snapshot") + " chunk_size = 8 origin = \"root\" cow_store = \"snap\"";
-    let area = [linear(0, 1, "pva", 0), linear(0, 1, "pva", 1)];
-    let all = volume("root", "VISIBLE", &[&area[0]])
-        + &volume("snap", "VISIBLE", &[&area[1]])
-        + &volume("snapshot0", "x", &[&snapshot]);
-    let found = assembled(&[pv('a', &group(1, "a", &all))]);
-    assert!(found.volumes[0].1.is_ok(), "the origin is what the guest sees");
-    assert_eq!(
-        found.volumes[1].1.as_ref().unwrap_err().to_string(),
-        "a snapshot of root, which this version does not read"
-    );
-    let found = assembled(&[pv('a', &group(1, "a", &all.replace("cow_store", "merging_store")))]);
-    assert!(
-        found.volumes.iter().all(|(_, map)| map.as_ref().is_err_and(|error| error.kind() == ErrorKind::Unsupported))
-    );
+}
+
+/// The parts of each volume of a group that has a volume of one extent for each name, after the given ones.
+fn parts(names: &[&str], volumes: &str) -> (Vec<(String, Result<Vec<Part>>)>, Vec<String>) {
+    let mut all = volumes.to_owned();
+    for (name, extent) in names.iter().zip(0..) {
+        all += &volume(name, "WRITE", &[&linear(0, 1, "pva", extent)]);
+    }
+    let found = stacked(&[pv('a', &group(1, "a", &all))]);
+    let parts = found.volumes.into_iter().map(|(name, stack)| (name, stack.map(Vec::from)));
+    (parts.collect(), found.problems.iter().map(ToString::to_string).collect())
+}
+
+/// The extent of that number.
+fn extent(number: u64) -> Part {
+    Part::Map(Map::of_range(Place { disk: 0, offset: (number + 1) * MIB }, MIB).unwrap())
+}
+
+#[test]
+fn a_thin_volume_is_a_layer_over_its_pool() {
+    let segment = |kind: &str, more: &str| format!("start_extent = 0 extent_count = 9 type = \"{kind}\" {more}");
+    let pool = volume("pool", "x", &[&segment("thin-pool", "metadata = \"m\" pool = \"d\"")]);
+    let thin = |more: &str| segment("thin", &format!("thin_pool = \"pool\" {more}"));
+    let layer = |device, members: &[u16]| Part::Layer {
+        layer: Layer::Thin { device },
+        size: 9 * MIB,
+        members: members.to_vec(),
+    };
+    let one = |more: &str| parts(&["m", "d", "o"], &(volume("v", "VISIBLE", &[&thin(more)]) + &pool)).0.remove(0).1;
+    assert_eq!(one("device_id = 7").unwrap(), [extent(0), extent(1), layer(7, &[0, 1])]);
+    let with_origin = one("device_id = 7 external_origin = \"o\"").unwrap();
+    assert_eq!(with_origin, [extent(0), extent(1), extent(2), layer(7, &[0, 1, 2])]);
+    for wrong in
+        ["", "device_id = 4294967296", "device_id = 7 external_origin = \"v\"", "device_id = 7 external_origin = \"x\""]
+    {
+        assert!(one(wrong).is_err(), "{wrong}");
+    }
+
+    let snapshot = volume("s", "x", &[&thin("device_id = 8 merge = \"v\"")]);
+    let (found, said) = parts(&["m", "d"], &(volume("v", "VISIBLE", &[&thin("device_id = 7")]) + &pool + &snapshot));
+    assert_eq!(found, [("vg--0-v".to_owned(), Ok(vec![extent(0), extent(1), layer(8, &[0, 1])]))]);
+    assert_eq!(said, ["LVM volume vg--0-v: a snapshot of it is being merged into it: it is shown as it will be then"]);
+}
+
+#[test]
+fn a_snapshot_is_shown_under_the_name_of_its_store() {
+    let segment = |store: &str| {
+        format!(
+            "start_extent = 0 extent_count = 1 type = \"snapshot\" chunk_size = 8 origin = \"root\" {store} = \"snap\""
+        )
+    };
+    let root = volume("root", "VISIBLE", &[&linear(0, 1, "pva", 9)]);
+    let layer = Part::Layer { layer: Layer::Snapshot, size: MIB, members: vec![0, 1] };
+    let snapshot = vec![extent(0), extent(9), layer];
+    let (found, said) = parts(&["snap"], &(root.clone() + &volume("snapshot0", "VISIBLE", &[&segment("cow_store")])));
+    let expected = [("vg--0-root".to_owned(), Ok(vec![extent(9)])), ("vg--0-snap".to_owned(), Ok(snapshot.clone()))];
+    assert_eq!((found, said.len()), (expected.to_vec(), 0));
+
+    let (found, said) = parts(&["snap"], &(root + &volume("snapshot0", "x", &[&segment("merging_store")])));
+    assert_eq!(found, [("vg--0-root".to_owned(), Ok(snapshot))]);
+    assert_eq!(said.len(), 1);
+}
+
+#[test]
+fn a_volume_with_a_cache_is_a_layer_over_cache_and_origin_unless_that_is_passed_through() {
+    let segment = |kind: &str, more: &str| format!("start_extent = 0 extent_count = 1 type = \"{kind}\" {more}");
+    let cached = |more: &str| {
+        let more = format!("cache_pool = \"pool\" origin = \"o\" {more}");
+        volume("v", "VISIBLE", &[&segment("cache+CACHE_USES_CACHEVOL", &more)])
+    };
+    let layer = Part::Layer { layer: Layer::Cache, size: MIB, members: vec![0, 1, 2] };
+    for (mode, expected) in
+        [("writeback", vec![extent(0), extent(1), extent(2), layer.clone()]), ("passthrough", vec![extent(2)])]
+    {
+        let mode = format!("cache_mode = \"{mode}\"");
+        let pool = segment("cache-pool", &format!("metadata = \"m\" data = \"d\" {mode}"));
+        let found = parts(&["m", "d", "o"], &(cached("") + &volume("pool", "x", &[&pool]))).0.remove(0).1;
+        assert_eq!(found.unwrap(), expected, "{mode}");
+    }
+    let half =
+        |number: u64| Part::Map(Map::of_range(Place { disk: 0, offset: MIB + number * MIB / 2 }, MIB / 2).unwrap());
+    let within = "metadata_start = 0 metadata_len = 1024 data_start = 1024 data_len =";
+    let found = parts(&["pool", "o"], &cached(&format!("{within} 1024"))).0.remove(0).1;
+    assert_eq!(found.unwrap(), [half(0), half(1), extent(1), layer]);
+    assert!(parts(&["pool", "o"], &cached(&format!("{within} 1025"))).0.remove(0).1.is_err());
 }
 
 #[test]

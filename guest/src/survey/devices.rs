@@ -10,13 +10,13 @@ use disk::Disk;
 
 use super::Volume;
 use crate::btrfs::Identity;
-use crate::{Content, Error, ErrorKind, Mapped, Result};
+use crate::{Content, Error, ErrorKind, Result};
 
-/// Puts the volumes together that one filesystem is on.
-pub(super) fn gather(volumes: &mut [Volume], disks: &[Arc<dyn Disk>]) {
+/// Puts the volumes together that one filesystem is on; `room` as for [`Stack::open_here`](crate::Stack::open_here).
+pub(super) fn gather(volumes: &mut [Volume], disks: &[Arc<dyn Disk>], room: &mut usize) {
     let mut filesystems: BTreeMap<[u8; 16], Vec<(usize, Identity)>> = BTreeMap::new();
     for (index, volume) in volumes.iter_mut().enumerate() {
-        match identity(volume, disks) {
+        match identity(volume, disks, room) {
             Ok(Some(identity)) => filesystems.entry(identity.filesystem).or_default().push((index, identity)),
             Err(error) if error.kind() == ErrorKind::Disk => volume.problem = Some(error),
             // What is damaged is said by whoever opens it.
@@ -32,9 +32,10 @@ pub(super) fn gather(volumes: &mut [Volume], disks: &[Arc<dyn Disk>]) {
     }
 }
 
-fn identity(volume: &Volume, disks: &[Arc<dyn Disk>]) -> Result<Option<Identity>> {
-    let Some(map) = volume.map.as_ref().filter(|_| volume.content == Content::Btrfs) else { return Ok(None) };
-    Identity::read(&Mapped::new(map.clone(), disks.to_vec())?).map(Some)
+fn identity(volume: &Volume, disks: &[Arc<dyn Disk>], room: &mut usize) -> Result<Option<Identity>> {
+    let Some(stack) = volume.stack.as_ref().filter(|_| volume.content == Content::Btrfs) else { return Ok(None) };
+    let (disk, _) = stack.clone().open_here(disks, room)?;
+    Identity::read(&*disk).map(Some)
 }
 
 /// Makes the volumes at these places one filesystem, under the name of the first.

@@ -147,12 +147,12 @@ fn whatever_stands_on_disks_a_survey_ends_soon_and_its_maps_can_be_read() {
         let found = survey(&named);
         slowest = slowest.max(start.elapsed());
         for volume in &found.volumes {
-            let Some(map) = volume.map.clone() else {
+            let Some(stack) = volume.stack.clone() else {
                 assert!(volume.problem.is_some(), "{volume:?}");
                 continue;
             };
             shown += 1;
-            let mapped = Mapped::new(map, disks.clone()).unwrap();
+            let Ok((mapped, _)) = stack.open_here(&disks, &mut MAX_INDEX.clone()) else { continue };
             for at in [0, mapped.size() / 2, mapped.size() - 1] {
                 mapped.read_at(at, &mut [0]).unwrap();
                 assert!(mapped.extent_at(at).unwrap().len <= mapped.size() - at);

@@ -13,12 +13,14 @@ use serde::{Deserialize, Serialize};
 use crate::map::{Map, Place};
 use crate::probe::{Content, probe};
 use crate::table::{self, Partition, Purpose, Table};
-use crate::{Error, ErrorKind, Mapped, Result, lvm, md};
+use crate::{Error, ErrorKind, Mapped, Result, Stack, lvm, md};
 
 /// More disks are not looked at.
 const MAX_DISKS: usize = 64;
 /// More volumes are not shown.
 const MAX_VOLUMES: usize = 1024;
+/// Pieces of metadata that thin volumes, snapshots and caches may have read to be looked at: 512 MiB for all of them.
+const MAX_INDEX: usize = 1 << 13;
 /// More problems are not said: one table can have thousands.
 const MAX_PROBLEMS: usize = 256;
 
@@ -28,8 +30,8 @@ pub struct Volume {
     /// As Linux calls it (`xvda1`, `vg0-root`), told apart by `~2` from another of that name; never with a `/`, never
     /// empty.
     pub name: String,
-    /// Where its bytes lie; `None` if they cannot be had, of which [`Volume::problem`] is the reason.
-    pub map: Option<Map>,
+    /// How its bytes are had; `None` if they cannot be, of which [`Volume::problem`] is the reason.
+    pub stack: Option<Stack>,
     /// What stands on it; [`Content::Unread`] if it could not be read.
     pub content: Content,
     /// The names of other volumes that what stands on it is on as well, all of [`Content::BtrfsDevice`].
@@ -65,6 +67,7 @@ pub fn survey(disks: &[(String, Arc<dyn Disk>)]) -> Survey {
     let mut surveyor = Surveyor {
         disks: disks.iter().take(MAX_DISKS).map(|(_, disk)| disk.clone()).collect(),
         names: HashSet::new(),
+        room: MAX_INDEX,
         survey: Survey::default(),
     };
     if disks.len() > MAX_DISKS {
@@ -75,13 +78,15 @@ pub fn survey(disks: &[(String, Arc<dyn Disk>)]) -> Survey {
     }
     surveyor.arrays();
     surveyor.logical();
-    devices::gather(&mut surveyor.survey.volumes, &surveyor.disks);
+    devices::gather(&mut surveyor.survey.volumes, &surveyor.disks, &mut surveyor.room);
     surveyor.survey
 }
 
 struct Surveyor {
     disks: Vec<Arc<dyn Disk>>,
     names: HashSet<String>,
+    /// How many pieces of metadata more may be read.
+    room: usize,
     survey: Survey,
 }
 
@@ -100,7 +105,7 @@ impl Surveyor {
     fn disk(&mut self, index: u16, name: &str, disk: &Arc<dyn Disk>) {
         let found = Map::of_range(Place { disk: index, offset: 0 }, disk.size()).and_then(|map| {
             let table = table::read(disk)?;
-            let content = if table.is_none() { self.content(&map)? } else { Content::Unknown };
+            let content = if table.is_none() { self.content(map.clone().into())?.0 } else { Content::Unknown };
             Ok((map, table, content))
         });
         match found {
@@ -160,19 +165,23 @@ impl Surveyor {
     fn logical(&mut self) {
         let found = lvm::assemble(&self.with(Content::LvmPhysicalVolume), &self.disks);
         found.problems.into_iter().for_each(|problem| self.say(problem));
-        for (name, map) in found.volumes {
-            self.add(&name, map, None, None);
+        for (name, stack) in found.volumes {
+            self.add_stack(&name, stack, None, None);
         }
     }
 
-    /// Returns the names and maps of volumes on which that stands.
+    /// Returns the names and maps of volumes on which that stands. Systems do not look for it in layers.
     fn with(&self, content: Content) -> Vec<(String, Map)> {
         let volumes = self.survey.volumes.iter().filter(|volume| volume.content == content);
-        volumes.filter_map(|volume| Some((volume.name.clone(), volume.map.clone()?))).collect()
+        volumes.filter_map(|volume| Some((volume.name.clone(), volume.stack.as_ref()?.map()?.clone()))).collect()
+    }
+
+    fn add(&mut self, name: &str, map: Result<Map>, if_unknown: Option<Content>, problem: Option<Error>) {
+        self.add_stack(name, map.map(Stack::from), if_unknown, problem);
     }
 
     /// Adds a volume under a name that no other has. What stands on it is looked at; `if_unknown` is what its table says.
-    fn add(&mut self, name: &str, map: Result<Map>, if_unknown: Option<Content>, problem: Option<Error>) {
+    fn add_stack(&mut self, name: &str, stack: Result<Stack>, if_unknown: Option<Content>, problem: Option<Error>) {
         if self.survey.volumes.len() == MAX_VOLUMES {
             let text = format!("there are more than {MAX_VOLUMES} volumes, the others are not shown");
             let problem = Error::new(ErrorKind::TooMuch, text);
@@ -182,21 +191,27 @@ impl Surveyor {
             return;
         }
         let name = self.unique(name);
-        let (map, content, problem) = match map {
+        let (stack, content, problem) = match stack {
             Err(reason) => (None, Content::Unread, Some(reason)),
-            Ok(map) => match self.content(&map) {
-                Ok(Content::Empty | Content::Unknown) if if_unknown.is_some() => {
-                    (Some(map), if_unknown.unwrap_or(Content::Unknown), problem)
+            Ok(stack) => match self.content(stack.clone()) {
+                Ok((Content::Empty | Content::Unknown, _)) if if_unknown.is_some() => {
+                    (Some(stack), if_unknown.unwrap_or(Content::Unknown), problem)
                 }
-                Ok(content) => (Some(map), content, problem),
-                Err(error) => (Some(map), Content::Unread, Some(error)),
+                Ok((content, of_layers)) => (Some(stack), content, problem.or(of_layers)),
+                // Whatever asks for it later may read more.
+                Err(error) if matches!(error.kind(), ErrorKind::Disk | ErrorKind::TooMuch) => {
+                    (Some(stack), Content::Unread, Some(error))
+                }
+                Err(error) => (stack.map().is_some().then_some(stack), Content::Unread, Some(error)),
             },
         };
-        self.survey.volumes.push(Volume { name, map, content, others: Vec::new(), problem });
+        self.survey.volumes.push(Volume { name, stack, content, others: Vec::new(), problem });
     }
 
-    fn content(&self, map: &Map) -> Result<Content> {
-        Ok(probe(&Mapped::new(map.clone(), self.disks.clone())?)?)
+    /// Returns what stands on a volume, and what is wrong with its layers.
+    fn content(&mut self, stack: Stack) -> Result<(Content, Option<Error>)> {
+        let (disk, problem) = stack.open_here(&self.disks, &mut self.room)?;
+        Ok((probe(&*disk)?, problem))
     }
 
     fn unique(&mut self, name: &str) -> String {

@@ -10,7 +10,11 @@ fn surveyed(disks: Vec<(&str, Memory)>) -> Survey {
 
 /// Name, size and content of each volume.
 fn volumes(survey: &Survey) -> Vec<(&str, Option<u64>, Content)> {
-    survey.volumes.iter().map(|volume| (&*volume.name, volume.map.as_ref().map(Map::size), volume.content)).collect()
+    survey
+        .volumes
+        .iter()
+        .map(|volume| (&*volume.name, volume.stack.as_ref().map(Stack::size), volume.content))
+        .collect()
 }
 
 fn problem(volume: &Volume) -> String {
@@ -42,7 +46,10 @@ fn partitions_and_whole_disks_are_volumes_under_the_names_that_linux_gives_them(
         ("xvdb", Some(1 << 20), Content::Swap),
     ];
     assert_eq!(volumes(&found), expected);
-    assert_eq!(found.volumes[2].map, Some(Map::of_range(Place { disk: 1, offset: 51200 }, 200 * 512).unwrap()));
+    assert_eq!(
+        found.volumes[2].stack,
+        Some(Map::of_range(Place { disk: 1, offset: 51200 }, 200 * 512).unwrap().into())
+    );
     assert!(found.problems.is_empty() && found.volumes.iter().all(|volume| volume.problem.is_none()));
 }
 

@@ -1,6 +1,6 @@
 //! Filesystems on several devices: in any order, with some missing, damaged or left behind, and found by a survey.
 
-use guest::{Content, Mapped, Source, Survey, Volume, survey};
+use guest::{Content, Mapped, Source, Stack, Survey, Volume, survey};
 
 use super::*;
 use compare::image::Loop;
@@ -184,7 +184,7 @@ fn a_survey_puts_the_devices_of_each_filesystem_together() {
     assert_eq!((told(&survey), &survey.problems[..]), (expected.to_vec(), &[][..]));
     let member = |name: &str| {
         let volume = survey.volumes.iter().find(|volume| volume.name == name).expect("it was found");
-        let map = volume.map.clone().expect("it is a disk");
+        let map = volume.stack.as_ref().and_then(Stack::map).cloned().expect("it is a disk");
         Arc::new(Mapped::new(map, disks.clone()).expect("it is sound")) as Arc<dyn Disk>
     };
     let members: Vec<_> = ["xvda", "xvde"].into_iter().map(member).collect();

@@ -4,7 +4,7 @@
 //! of the host. What it does to a disk is in the image at once, so that a copy made meanwhile is of a running machine.
 
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,7 +22,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// What the kernel of a machine is called; Debian's package user-mode-linux has it.
 const KERNEL: &str = "linux.uml";
 /// Where that package has its modules.
-const MODULES: &str = "/usr/lib/uml";
+const MODULES: &str = "/usr/lib/uml/modules";
 /// The test in each binary that uses machines, in which [`task`] runs.
 const TASK: &str = "inside_a_machine";
 
@@ -43,7 +43,11 @@ impl Machine {
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("out")).expect("a new folder");
         fs::create_dir(at("kernel")).expect("a new folder");
-        let modprobe: String = modules.iter().map(|module| format!("modprobe -d {MODULES} {module}\n")).collect();
+        // Where modprobe looks for them.
+        fs::create_dir(at("lib")).expect("a new folder");
+        symlink(MODULES, at("lib/modules")).expect("a new folder");
+        let root = folder.path().display();
+        let modprobe: String = modules.iter().map(|module| format!("modprobe -d {root} {module}\n")).collect();
         let (out, said, ended) = (at("out"), at("said"), at("ended"));
         let program = std::env::current_exe().expect("a path");
         let text = format!(

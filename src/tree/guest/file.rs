@@ -1,15 +1,18 @@
-//! A file of a guest as a disk: its bytes are read where its extents say they lie, by the mount itself.
+//! A file of a guest as a disk, or a layer of a volume: its bytes are read where its extents say they lie, by the mount itself.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use disk::{Disk, Error, ErrorKind};
-use guest::{Extent, Extents, Inode, Source};
+use guest::{Extent, Extents, Inode, Layer, Source};
 
 use crate::worker::{self, Volume};
 
 /// Parts of the map of extents that are kept of an open file: some 3 MiB at most.
 const PARTS: usize = 8;
+
+/// The same of a layer, which is read here and there for as long as its volume is: some 12 MiB at most.
+const LAYER_PARTS: usize = 32;
 
 /// An open file of a guest.
 pub(in crate::tree) struct GuestFile {
@@ -17,8 +20,40 @@ pub(in crate::tree) struct GuestFile {
     inode: Inode,
     /// In bytes.
     size: u64,
-    /// What was asked of its extents, by where it starts.
-    parts: Mutex<BTreeMap<u64, Arc<Extents>>>,
+    /// What was asked of its extents.
+    parts: Mutex<Parts>,
+}
+
+/// Parts of a map of extents.
+struct Parts {
+    /// By where it starts, and when it was last used.
+    known: BTreeMap<u64, (u64, Arc<Extents>)>,
+    limit: usize,
+    /// Counts uses.
+    now: u64,
+}
+
+impl Parts {
+    /// Returns the part that `offset` is in, if it is known.
+    fn at(&mut self, offset: u64) -> Option<Arc<Extents>> {
+        let (_, (used, part)) = self.known.range_mut(..=offset).next_back()?;
+        if offset >= part.until {
+            return None;
+        }
+        self.now += 1;
+        *used = self.now;
+        Some(part.clone())
+    }
+
+    /// Keeps a part, in place of the one that was not used for longest.
+    fn keep(&mut self, offset: u64, part: Arc<Extents>) {
+        if self.known.len() >= self.limit {
+            let oldest = self.known.iter().min_by_key(|(_, (used, _))| *used).map(|(start, _)| *start);
+            oldest.and_then(|start| self.known.remove(&start));
+        }
+        self.now += 1;
+        self.known.insert(offset, (self.now, part));
+    }
 }
 
 /// Bytes of a file that lie together, or a hole.
@@ -30,14 +65,22 @@ struct Piece {
 
 impl GuestFile {
     pub(in crate::tree) fn new(volume: Arc<Volume>, inode: Inode, size: u64) -> Self {
-        Self { volume, inode, size, parts: Mutex::default() }
+        Self::with_parts(volume, inode, size, PARTS)
+    }
+
+    /// Makes a disk of a layer of `size` bytes.
+    pub(in crate::tree) fn layer(volume: Arc<Volume>, size: u64) -> Self {
+        Self::with_parts(volume, Layer::VOLUME, size, LAYER_PARTS)
+    }
+
+    fn with_parts(volume: Arc<Volume>, inode: Inode, size: u64, limit: usize) -> Self {
+        let parts = Mutex::new(Parts { known: BTreeMap::new(), limit, now: 0 });
+        Self { volume, inode, size, parts }
     }
 
     /// Returns the part of the map that `offset` is in, if it is known.
     fn known(&self, offset: u64) -> Option<Arc<Extents>> {
-        let parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        let (_, part) = parts.range(..=offset).next_back()?;
-        (offset < part.until).then(|| part.clone())
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).at(offset)
     }
 
     fn part(&self, offset: u64) -> disk::Result<Arc<Extents>> {
@@ -45,12 +88,7 @@ impl GuestFile {
             return Ok(part);
         }
         let part = Arc::new(self.volume.extents(self.inode, offset).map_err(disk_error)?);
-        let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
-        if parts.len() >= PARTS {
-            // Whoever reads on needs those that follow.
-            parts.pop_first();
-        }
-        parts.insert(offset, part.clone());
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner).keep(offset, part.clone());
         Ok(part)
     }
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use disk::{Disk, ErrorKind};
-use guest::{Content, Mapped};
+use guest::Content;
 
 use crate::repository::{Backup, BackupDisk, DiskSource, Repository};
 use crate::tree::{Error, Result};
 use crate::worker::{Volume, Workers};
+
+use super::file::GuestFile;
 
 /// Volumes, and what kept others from being found.
 pub(super) struct Volumes {
@@ -65,12 +67,16 @@ impl Volumes {
         let mut spread = Vec::new();
         for volume in survey.volumes {
             let mut problem = volume.problem.map(|problem| problem.to_string());
-            let mapped = volume.map.map(|map| Mapped::new(map, disks.clone())).transpose();
-            let disk = mapped.unwrap_or_else(|error| {
+            let opened = volume.stack.map(|stack| {
+                stack.open(&disks, |layer, size, members, height| {
+                    let layer = Volume::layer(workers.below(height), layer, size, members);
+                    Ok::<Arc<dyn Disk>, guest::Error>(Arc::new(GuestFile::layer(Arc::new(layer), size)))
+                })
+            });
+            let disk = opened.transpose().unwrap_or_else(|error| {
                 problem = Some(error.to_string());
                 None
             });
-            let disk = disk.map(|mapped| -> Arc<dyn Disk> { Arc::new(mapped) });
             spread.push(volume.others);
             problems.extend(problem.iter().map(|problem| format!("volume {}: {problem}", volume.name)));
             found.push(Found {
