@@ -26,6 +26,32 @@ const MODULES: &str = "/usr/lib/uml/modules";
 /// The test in each binary that uses machines, in which [`task`] runs.
 const TASK: &str = "inside_a_machine";
 
+/// The modules that LVM needs for volumes of all kinds.
+pub const LVM_MODULES: &[&str] = &[
+    "dm-mod",
+    "dm-thin-pool",
+    "dm-snapshot",
+    "dm-cache",
+    "dm-cache-smq",
+    "dm-mirror",
+    "dm-raid",
+    "raid0",
+    "raid1",
+    "raid10",
+];
+
+/// The beginning of a script that uses LVM: without udev, daemons, and the host's settings.
+pub const LVM: &str = r#"
+mkdir -p /run/lvm /run/lock
+mount -t tmpfs tmpfs /etc/lvm
+cat > /etc/lvm/lvm.conf <<'END'
+devices { dir="/dev" scan=["/dev"] use_devicesfile=0 hints="none" obtain_device_list_from_udev=0 }
+global { use_lvmpolld=0 event_activation=0 locking_dir="/run/lock" use_lvmlockd=0 }
+activation { udev_sync=0 udev_rules=0 monitoring=0 verify_udev_operations=0 }
+backup { backup=0 archive=0 }
+END
+"#;
+
 /// A machine at work.
 pub struct Machine {
     process: Child,
