@@ -120,7 +120,11 @@ pub fn without_what_cannot_be_set(tree: &Tree) -> Tree {
 
 /// What is shown below a folder, but for what a mount cannot show: numbers of its own, and when files were made.
 pub fn of_mount(folder: &Path) -> Tree {
-    let mut tree = tree::of_kernel(folder);
+    as_of_mount(tree::of_kernel(folder))
+}
+
+/// The same of what a kernel showed.
+pub fn as_of_mount(mut tree: Tree) -> Tree {
     for file in tree.values_mut() {
         file.inode = 0;
         file.attributes.created = None;

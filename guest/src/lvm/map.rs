@@ -73,9 +73,11 @@ impl Resolver<'_> {
                 let columns = self.raid(legs, *columns, from, each, depth)?;
                 striped(*stripe_size, columns)
             }
-            Kind::ThinPool { .. } => Err(Error::unsupported("a pool of thin volumes, which holds no files itself")),
-            Kind::CachePool { .. } => Err(Error::unsupported("a cache, which holds no files itself")),
-            Kind::Thin(_) | Kind::Cache { .. } | Kind::Snapshot { .. } => {
+            Kind::Thin(_)
+            | Kind::ThinPool { .. }
+            | Kind::Cache { .. }
+            | Kind::CachePool { .. }
+            | Kind::Snapshot { .. } => {
                 Err(Error::unsupported("it is made of pieces of thin volumes, snapshots or caches, which is not read"))
             }
             Kind::Other(kind) => {

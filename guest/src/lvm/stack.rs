@@ -7,6 +7,8 @@
 //! | origin of snapshots | itself |
 //! | origin into which a snapshot is merged | layer over that snapshot's store and the origin: what it becomes |
 //! | volume with a cache | layer over metadata and data of the cache, and the origin |
+//!
+//! Pools and caches are not shown.
 
 use std::collections::{HashMap, HashSet};
 
@@ -48,6 +50,8 @@ pub(super) fn volumes(mut resolver: Resolver) -> (Vec<(String, Result<Stack>)>, 
             Some((Kind::Thin(Thin { becomes: Some(origin), .. }), _)) => {
                 snapshots.becoming.insert(origin, &logical.name);
             }
+            // They hold no files, but those of volumes that are shown.
+            Some((Kind::ThinPool { .. } | Kind::CachePool { .. }, _)) => {}
             _ if logical.is_visible => shown.push(&logical.name),
             _ => {}
         }

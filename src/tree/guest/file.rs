@@ -20,6 +20,8 @@ pub(in crate::tree) struct GuestFile {
     inode: Inode,
     /// In bytes.
     size: u64,
+    /// Whether it is a layer, so that holes of its members are holes of it.
+    is_layer: bool,
     /// What was asked of its extents.
     parts: Mutex<Parts>,
 }
@@ -34,6 +36,10 @@ struct Parts {
 }
 
 impl Parts {
+    fn new(limit: usize) -> Self {
+        Self { known: BTreeMap::new(), limit, now: 0 }
+    }
+
     /// Returns the part that `offset` is in, if it is known.
     fn at(&mut self, offset: u64) -> Option<Arc<Extents>> {
         let (_, (used, part)) = self.known.range_mut(..=offset).next_back()?;
@@ -65,17 +71,13 @@ struct Piece {
 
 impl GuestFile {
     pub(in crate::tree) fn new(volume: Arc<Volume>, inode: Inode, size: u64) -> Self {
-        Self::with_parts(volume, inode, size, PARTS)
+        Self { volume, inode, size, is_layer: false, parts: Mutex::new(Parts::new(PARTS)) }
     }
 
     /// Makes a disk of a layer of `size` bytes.
     pub(in crate::tree) fn layer(volume: Arc<Volume>, size: u64) -> Self {
-        Self::with_parts(volume, Layer::VOLUME, size, LAYER_PARTS)
-    }
-
-    fn with_parts(volume: Arc<Volume>, inode: Inode, size: u64, limit: usize) -> Self {
-        let parts = Mutex::new(Parts { known: BTreeMap::new(), limit, now: 0 });
-        Self { volume, inode, size, parts }
+        let parts = Mutex::new(Parts::new(LAYER_PARTS));
+        Self { volume, inode: Layer::VOLUME, size, is_layer: true, parts }
     }
 
     /// Returns the part of the map that `offset` is in, if it is known.
@@ -155,6 +157,10 @@ impl Disk for GuestFile {
     fn extent_at(&self, offset: u64) -> disk::Result<disk::Extent> {
         self.check(offset, 1)?;
         let piece = Self::piece(&*self.part(offset)?, offset, self.size - offset);
+        if let (true, Some(Source::Member(member, at))) = (self.is_layer, &piece.source) {
+            let below = self.volume.members()[usize::from(*member)].extent_at(*at)?;
+            return Ok(disk::Extent { len: below.len.min(piece.len), ..below });
+        }
         Ok(disk::Extent { len: piece.len, is_hole: matches!(piece.source, None | Some(Source::Zeroes)) })
     }
 
