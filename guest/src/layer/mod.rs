@@ -354,3 +354,6 @@ impl GuestFs for Layered {
         self.extents_from(from, room)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,8 +181,11 @@ fn what_is_not_read_is_named_with_its_kind() {
     }
 }
 
+/// The parts of each volume, or why it is not read.
+type Parts = Vec<(String, Result<Vec<Part>>)>;
+
 /// The parts of each volume of a group that has a volume of one extent for each name, after the given ones.
-fn parts(names: &[&str], volumes: &str) -> (Vec<(String, Result<Vec<Part>>)>, Vec<String>) {
+fn parts(names: &[&str], volumes: &str) -> (Parts, Vec<String>) {
     let mut all = volumes.to_owned();
     for (name, extent) in names.iter().zip(0..) {
         all += &volume(name, "WRITE", &[&linear(0, 1, "pva", extent)]);
