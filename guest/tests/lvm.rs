@@ -124,7 +124,7 @@ fn compare(what: &str, disks: &[PathBuf], named: &[(&str, &str)]) -> Survey {
 #[test]
 fn thin_volumes_and_their_snapshots_are_what_the_kernel_reads() {
     let folder = scratch();
-    let disks = disks(folder.path(), &[400 * MIB, 300 * MIB, 1200 * MIB]);
+    let disks = disks(folder.path(), &[400 * MIB, 300 * MIB, 450 * MIB]);
     run(
         &disks,
         r#"
@@ -166,13 +166,13 @@ fn thin_volumes_and_their_snapshots_are_what_the_kernel_reads() {
         lvm lvcreate -s -kn vg/over-ext -n over-over; write over-over 2000 64
         sync
 
-        lvm lvcreate -T vg/deep -L 1100M -c 64K --poolmetadatasize 4M -Zn /dev/ubdc
-        lvm lvcreate -V 1100M -T vg/deep -n all-over
+        lvm lvcreate -T vg/deep -L 400M -c 64K --poolmetadatasize 4M -Zn /dev/ubdc
+        lvm lvcreate -V 400M -T vg/deep -n all-over
         python3 -c '
 import os, random
 disk = os.open("/dev/vg/all-over", os.O_WRONLY)
 random.seed(1)
-for chunk in random.sample(range(17600), 16500):
+for chunk in random.sample(range(6400), 6000):
     os.pwrite(disk, chunk.to_bytes(4096, "big"), chunk * 65536)
 os.fsync(disk)'
         "#,

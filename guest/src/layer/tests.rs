@@ -66,7 +66,8 @@ fn exceptions_go_on_in_the_next_area_until_the_store_is_full() {
 #[test]
 fn a_snapshot_that_is_invalid_or_damaged_is_refused() {
     let [magic, valid, version, sectors] = HEADER;
-    let cases: [([u32; 4], &[(u64, u64)], &str); 7] = [
+    type Case = ([u32; 4], &'static [(u64, u64)], &'static str);
+    let cases: [Case; 7] = [
         ([magic, 0, version, sectors], &[], "the snapshot is invalid: it ran out of room, and what it held is lost"),
         ([7, valid, version, sectors], &[], "the store of the snapshot is damaged"),
         ([magic, valid, 2, sectors], &[], "a snapshot of another version, which this version does not read"),
@@ -133,11 +134,16 @@ fn thin(device: u32, blocks: &[(u64, Vec<u8>)]) -> Result<Vec<Shown>> {
 fn chunks_of_a_thin_volume_are_found_in_the_tree_of_its_device() {
     let at = |place: u64| place << 24 | 77;
     let blocks = [
-        (3, node(3, false, &[(0, &[4]), (4, &[6])])),
+        (3, node(3, false, &[(0, &[7]), (4, &[6])])),
+        (7, node(7, false, &[(0, &[4]), (3, &[8])])),
         (4, node(4, true, &[(1, &[at(50)]), (2, &[at(51)])])),
+        (8, node(8, true, &[(3, &[at(53)])])),
         (6, node(6, true, &[(4, &[at(9)]), (30, &[at(10)])])),
     ];
-    assert_eq!(thin(5, &blocks).unwrap(), [(THIN, 2 * THIN, 1, 50 * THIN), (4 * THIN, THIN, 1, 9 * THIN)]);
+    assert_eq!(
+        thin(5, &blocks).unwrap(),
+        [(THIN, 2 * THIN, 1, 50 * THIN), (3 * THIN, THIN, 1, 53 * THIN), (4 * THIN, THIN, 1, 9 * THIN)]
+    );
     assert_eq!(thin(6, &blocks).unwrap_err().kind(), ErrorKind::NotFound);
     let members = vec![Arc::new(pool(1, &blocks)) as Arc<dyn Disk>, Arc::new(Memory::new(100 * THIN))];
     let guest = Layer::Thin { device: 5 }.open(10 * THIN, members).unwrap();
@@ -148,7 +154,8 @@ fn chunks_of_a_thin_volume_are_found_in_the_tree_of_its_device() {
 #[test]
 fn a_thin_volume_whose_tree_cannot_be_is_damaged() {
     let leaf = |number, key| node(number, true, &[(key, &[1 << 24])]);
-    let cases: [(&str, Vec<(u64, Vec<u8>)>); 9] = [
+    type Case = (&'static str, Vec<(u64, Vec<u8>)>);
+    let cases: [Case; 9] = [
         ("a node leads to itself", vec![(3, node(3, false, &[(0, &[3])]))]),
         ("two lead to each other", vec![(3, node(3, false, &[(0, &[4])])), (4, node(4, false, &[(0, &[3])]))]),
         ("keys are out of order", vec![(3, node(3, true, &[(2, &[1 << 24]), (1, &[2 << 24])]))]),
