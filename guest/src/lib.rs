@@ -17,6 +17,7 @@
 //!   btrfs ─ Btrfs, subvolumes and several devices
 //!   squashfs
 //!   ntfs  ─ NTFS
+//!   iso   ─ ISO 9660, Rock Ridge, Joliet
 //! Overlay ─ a disk with other bytes in some places
 //! Error   ─ damaged, not read, beyond a limit ...
 //! Fields  ─ numbers in untrusted bytes
@@ -35,6 +36,7 @@ pub mod ext;
 pub mod fat;
 mod fields;
 mod fs;
+pub mod iso;
 mod layer;
 mod lvm;
 mod map;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use disk::Disk;
 
-use crate::{Content, Error, GuestFs, Result, btrfs, exfat, ext, fat, ntfs, squashfs, xfs};
+use crate::{Content, Error, GuestFs, Result, btrfs, exfat, ext, fat, iso, ntfs, squashfs, xfs};
 
 /// Returns whether there is a reader for it.
 #[must_use]
@@ -21,6 +21,7 @@ pub fn is_read(content: Content) -> bool {
             | Content::ExFat
             | Content::Ntfs
             | Content::Squashfs
+            | Content::Iso9660
             | Content::Btrfs
     )
 }
@@ -44,6 +45,7 @@ pub fn open(content: Content, members: Vec<Arc<dyn Disk>>) -> Result<Box<dyn Gue
         Content::ExFat => Ok(Box::new(exfat::ExFat::open(volume)?)),
         Content::Ntfs => Ok(Box::new(ntfs::Ntfs::open(volume)?)),
         Content::Squashfs => Ok(Box::new(squashfs::Squashfs::open(volume)?)),
+        Content::Iso9660 => Ok(Box::new(iso::Iso::open(volume)?)),
         _ => Err(Error::unsupported(format!("{} is not read", content.name()))),
     }
 }

@@ -21,6 +21,11 @@ pub(crate) fn units(bytes: &[u8]) -> impl Iterator<Item = u16> {
     bytes.chunks_exact(2).map(|unit| u16::from_le_bytes([unit[0], unit[1]]))
 }
 
+/// Returns the units in bytes of a volume that has them big-endian; an odd last byte is none.
+pub(crate) fn big_endian(bytes: &[u8]) -> impl Iterator<Item = u16> {
+    bytes.chunks_exact(2).map(|unit| u16::from_be_bytes([unit[0], unit[1]]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,6 +43,7 @@ mod tests {
             assert_eq!(to_bytes(given.iter().copied()), expected, "{given:x?}");
         }
         assert_eq!(units(&[0x41, 0, 0xac, 0x20, 7]).collect::<Vec<_>>(), [0x41, 0x20ac]);
+        assert_eq!(big_endian(&[0, 0x41, 0x20, 0xac, 7]).collect::<Vec<_>>(), [0x41, 0x20ac]);
     }
 
     #[test]
