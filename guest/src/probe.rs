@@ -33,7 +33,7 @@ pub enum Content {
     Xfs,
     /// Btrfs, or the first of its devices.
     Btrfs,
-    /// Another device of a Btrfs; only a [survey](crate::survey) tells it from the first.
+    /// Another device of a Btrfs; only a [survey](fn@crate::survey) tells it from the first.
     BtrfsDevice,
     /// NTFS.
     Ntfs,

@@ -185,6 +185,29 @@ fn what_was_made_on_a_disk_is_what_stands_there() {
     }
 }
 
+#[test]
+fn an_iso_9660_that_machines_start_from_as_from_a_disk_is_shown() {
+    let images = Images::new();
+    std::fs::create_dir(images.path().join("files")).unwrap();
+    std::fs::write(images.path().join("files/a"), "text").unwrap();
+    images.sized("efi", 4 * MIB);
+    run(Command::new("mkfs.vfat").arg("efi").current_dir(images.path()));
+    let (whole, first) = (("image", Content::Iso9660), ("image1", Content::Iso9660));
+    let cases = [
+        (&["--protective-msdos-label"][..], vec![("image1", Content::Unknown), whole]),
+        // Whose first partition is all of it.
+        (&["-append_partition", "2", "0xef", "efi"], vec![first, ("image2", Content::Fat12)]),
+        (&["-partition_offset", "16"], vec![first]),
+    ];
+    for (options, expected) in cases {
+        let command = ["-quiet", "-R", "-o", "image"];
+        run(Command::new("xorrisofs").args(command).args(options).arg("files").current_dir(images.path()));
+        let found = survey(&images.disks(&["image"]));
+        let volumes: Vec<_> = found.volumes.iter().map(|volume| (&*volume.name, volume.content)).collect();
+        assert_eq!(volumes, expected, "{options:?}: {:?}", found.problems);
+    }
+}
+
 /// Runs lvm on these devices and no others, without the device mapper, and with its own files beside the images.
 fn lvm(images: &Images, devices: &[&LoopDevice], arguments: &[&str]) -> String {
     let accepted: String = devices.iter().map(|device| format!("\"a|^{}$|\", ", device.path())).collect();

@@ -109,7 +109,11 @@ impl Surveyor {
             Ok((map, table, content))
         });
         match found {
-            Ok((map, Some(table), _)) => self.partitions(name, &map, table),
+            Ok((map, Some(table), _)) => {
+                let before = self.survey.volumes.len();
+                self.partitions(name, &map, table);
+                self.around_partitions(name, map, before);
+            }
             Ok((_, None, Content::Empty | Content::Unknown)) => {}
             Ok((map, None, content)) => self.add(name, Ok(map), Some(content), None),
             Err(error) => self.say(of_disk(name, &error)),
@@ -124,6 +128,22 @@ impl Surveyor {
         for partition in table.partitions {
             let separator = if name.ends_with(|last: char| last.is_ascii_digit()) { "p" } else { "" };
             self.partition(map, &format!("{name}{separator}{}", partition.number), &partition);
+        }
+    }
+
+    /// Adds a disk that is an ISO 9660 as a whole, with partitions only so that machines start from it as from a disk; those are
+    /// the volumes from `first` on. If one of them is an ISO 9660, it is this one; if one holds more than what machines start from,
+    /// the ISO 9660 is what was on the disk before.
+    fn around_partitions(&mut self, name: &str, map: Map, first: usize) {
+        let is_to_start_from = |volume: &Volume| {
+            use Content::{Empty, Fat12, Fat16, Fat32, HfsPlus, Unknown, Unread};
+            matches!(volume.content, Empty | Unknown | Unread | Fat12 | Fat16 | Fat32 | HfsPlus)
+        };
+        // What cannot be read was said of its table.
+        if matches!(self.content(map.clone().into()), Ok((Content::Iso9660, _)))
+            && self.survey.volumes[first..].iter().all(is_to_start_from)
+        {
+            self.add(name, Ok(map), None, None);
         }
     }
 

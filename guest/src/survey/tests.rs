@@ -54,6 +54,24 @@ fn partitions_and_whole_disks_are_volumes_under_the_names_that_linux_gives_them(
 }
 
 #[test]
+fn an_iso_9660_with_partitions_to_start_from_is_a_volume_as_well() {
+    let with = |offset: u64, sign: &[u8]| {
+        let mut disk = partitioned(&[(0xcd, 1, 9000), (0xef, 10_000, 100)]);
+        disk.write(10_000 * 512, &fat());
+        disk.write(0x8001, b"CD001");
+        disk.write(offset, sign);
+        let found = surveyed(vec![("xvdd", disk)]);
+        volumes(&found).into_iter().map(|(name, _, content)| (name.to_owned(), content)).collect::<Vec<_>>()
+    };
+    let volume = |name: &str, content| (name.to_owned(), content);
+    let (first, second) = (volume("xvdd1", Content::Unknown), volume("xvdd2", Content::Fat12));
+    assert_eq!(with(0x8001, b"CD001"), [first, second.clone(), volume("xvdd", Content::Iso9660)]);
+    // It is the first partition, or was on the disk before.
+    assert_eq!(with(0x8001 + 512, b"CD001"), [volume("xvdd1", Content::Iso9660), second.clone()]);
+    assert_eq!(with(512, b"hsqs"), [volume("xvdd1", Content::Squashfs), second]);
+}
+
+#[test]
 fn a_partition_is_shown_as_far_as_it_lies_on_the_disk() {
     let found = surveyed(vec![("xvda", partitioned(&[(0x83, 16_000, 385), (0x83, 16_384, 1), (0x83, 16_000, 384)]))]);
     let expected = [
