@@ -47,6 +47,40 @@ fn a_mount_shows_every_file_as_the_kernel_does() {
 }
 
 #[test]
+fn what_was_listed_of_a_guest_is_not_asked_for_again() {
+    let world = world();
+    let mounted = Mounted::new(&world.repository, None);
+    let backup = backup(&mounted);
+    let names = |folder: &str| fs::read_dir(backup.join(folder)).unwrap().count();
+    // What is not known of a name when it is listed is asked for after that.
+    let (files, volumes, disks) = (names("files"), names("volumes"), names("disks"));
+    assert_eq!((files, volumes, disks, names("")), (3, 5, 2, 4));
+    assert_eq!(fs::metadata(backup.join("volumes/xvda1.raw")).unwrap().len(), 96 * MIB);
+    assert_eq!(fs::metadata(backup.join("disks/xvda.raw")).unwrap().len(), 128 * MIB);
+    assert!(fs::metadata(backup.join("files/xvda1")).unwrap().is_dir());
+    let prefix = b"names/large/";
+    let below =
+        world.truth.iter().filter(|(path, _)| path.starts_with(prefix) && !path[prefix.len()..].contains(&b'/'));
+    let paths: Vec<_> = below.map(|(path, file)| (path[prefix.len()..].to_vec(), file.attributes.size)).collect();
+    let folder = backup.join("files/xvda1/names/large");
+    let found = fs::read_dir(&folder).unwrap().count();
+    // More than come in one piece.
+    assert_eq!((found, found > 2000), (paths.len(), true));
+    // Of a mount that nobody serves only the kernel answers.
+    let server = Pid::from_raw(i32::try_from(mounted.process()).unwrap()).unwrap();
+    kill_process(server, Signal::STOP).unwrap();
+    let (sends, looked) = std::sync::mpsc::channel();
+    let looking = thread::spawn(move || {
+        let size = |name: &[u8]| fs::symlink_metadata(folder.join(std::ffi::OsStr::from_bytes(name))).unwrap().len();
+        sends.send(paths.iter().filter(|(name, expected)| size(name) != *expected).count()).unwrap();
+    });
+    let wrong = looked.recv_timeout(Duration::from_secs(10));
+    kill_process(server, Signal::CONT).unwrap();
+    looking.join().unwrap();
+    assert_eq!(wrong, Ok(0));
+}
+
+#[test]
 fn two_volumes_are_read_at_once_with_one_worker() {
     let world = world();
     let mounted = Mounted::with_arguments(&world.repository, None, &["--owner", "guest", "--guest-workers", "1"]);

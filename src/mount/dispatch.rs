@@ -23,7 +23,7 @@ use super::errno::Errno;
 use super::filesystem::TreeFilesystem;
 use super::pool::Pool;
 use super::requests::Requests;
-use super::transport::{Access, Ctx, DirectoryEntry, Handler, Opened, Reply, Seek, Statfs, Timed};
+use super::transport::{Access, Ctx, Entries, Handler, Opened, Reply, Seek, Statfs, Timed};
 use super::watcher;
 
 /// Threads for names and attributes, and for the bytes of files: apart, so that neither waits for the other.
@@ -99,7 +99,7 @@ impl Dispatcher {
         ctx: Ctx,
         inode: u64,
         reply: Reply<A>,
-        act: impl FnOnce(&TreeFilesystem, Reply<A>),
+        act: impl FnOnce(&Arc<TreeFilesystem>, Reply<A>),
     ) {
         act(&self.files, self.requests.park(ctx, inode, reply, None::<Inline>));
     }
@@ -111,7 +111,7 @@ impl Dispatcher {
         ctx: Ctx,
         inode: u64,
         reply: Reply<A>,
-        act: impl FnOnce(&TreeFilesystem, Reply<A>) + Send + 'static,
+        act: impl FnOnce(&Arc<TreeFilesystem>, Reply<A>) + Send + 'static,
     ) {
         let inode = self.files.group(inode);
         if !self.files.health().admits(inode) {
@@ -203,10 +203,10 @@ impl Handler for Dispatcher {
         self.files.opendir(inode, reply);
     }
 
-    fn readdir(&self, ctx: Ctx, handle: u64, offset: u64, reply: Reply<[DirectoryEntry]>) {
+    fn readdir(&self, ctx: Ctx, handle: u64, offset: u64, reply: Reply<dyn Entries>) {
         let Some(directory) = self.files.file(handle) else { return reply.error(Errno::BAD_HANDLE) };
         let inode = directory.inode();
-        if offset > 0 || self.files.is_list_at_hand(inode) {
+        if offset > 0 && directory.is_listed() || self.files.is_list_at_hand(inode) {
             return self.run_at_hand(ctx, inode, reply, |files, reply| files.readdir(&directory, offset, reply));
         }
         self.run(&self.names, ctx, inode, reply, move |files, reply| files.readdir(&directory, offset, reply));

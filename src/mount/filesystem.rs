@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use disk::Readahead;
 
@@ -15,8 +15,8 @@ use super::attributes::{Appearance, FILE_BLOCK, Owner};
 use super::caching::{Habits, Watched};
 use super::errno::Errno;
 use super::handles::Handles;
-use super::transport::{Access, Caching, Ctx, DirectoryEntry, Opened, Reply, Seek, Statfs, Timed};
-use crate::tree::{self, Content, Health, Kind, Tree};
+use super::transport::{Access, Caching, Ctx, DirectoryEntry, Entries, Opened, Reply, Seek, Statfs, Timed};
+use crate::tree::{self, Content, Directory, Health, Kind, Tree};
 
 /// A guest's file of so many bytes is read as disks are by programs that read in large pieces; of smaller ones finding out who
 /// reads would cost more than it brings.
@@ -45,8 +45,40 @@ pub(super) enum Open {
     Directory {
         inode: u64,
         /// What was there when reading last began at the start; offsets count in it.
-        entries: Mutex<Arc<Vec<DirectoryEntry>>>,
+        listed: Mutex<Option<Arc<Listed>>>,
     },
+}
+
+/// A directory as `readdir(3)` shows it: itself, the one above, and what is in it.
+pub(super) struct Listed {
+    own: [(u64, &'static str); 2],
+    directory: Directory,
+}
+
+/// What is left of one from an entry on.
+struct Rest {
+    files: Arc<TreeFilesystem>,
+    listed: Arc<Listed>,
+    from: usize,
+}
+
+impl Entries for Rest {
+    fn get(&self, index: usize) -> Option<DirectoryEntry> {
+        let index = self.from.checked_add(index)?;
+        let Listed { own, directory } = &*self.listed;
+        let next = index as u64 + 1;
+        if let Some((inode, name)) = own.get(index) {
+            return Some(DirectoryEntry { inode: *inode, kind: Kind::Directory, name: name.into(), next });
+        }
+        let entry = self.files.tree.entry(directory, index - own.len())?;
+        Some(DirectoryEntry { inode: entry.inode, kind: entry.kind, name: entry.name, next })
+    }
+
+    fn known(&self, index: usize) -> Option<Timed> {
+        let Listed { own, directory } = &*self.listed;
+        let index = self.from.checked_add(index)?.checked_sub(own.len())?;
+        self.files.tree.known_entry(directory, index).map(|known| self.files.appearance.timed(&known))
+    }
 }
 
 impl Open {
@@ -59,6 +91,11 @@ impl Open {
     /// Whether it keeps something in the repository open.
     pub(super) fn is_stored(&self) -> bool {
         matches!(self, Self::File { content: Content::Disk(_) | Content::File(_) | Content::Object(_), .. })
+    }
+
+    /// Whether it is a directory of which the names were read.
+    pub(super) fn is_listed(&self) -> bool {
+        matches!(self, Self::Directory { listed, .. } if lock(listed).is_some())
     }
 
     /// Whether its bytes are in memory.
@@ -106,7 +143,7 @@ impl TreeFilesystem {
 
     /// Logs an error unless it was logged; returns whether it was new.
     fn log(&self, inode: u64, message: &str) -> bool {
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = lock(&self.logged);
         if logged.len() >= LOGGED_LIMIT {
             logged.clear();
         }
@@ -116,20 +153,6 @@ impl TreeFilesystem {
             tracing::error!(inode, "{message}");
         }
         is_new
-    }
-
-    /// Lists a directory as `readdir(3)` shows it.
-    fn entries(&self, inode: u64) -> tree::Result<Vec<DirectoryEntry>> {
-        let listed = self.tree.list(inode)?;
-        let own = [(inode, "."), (self.tree.parent(inode)?, "..")];
-        let own = own.map(|(inode, name)| (inode, Kind::Directory, name.into()));
-        let listed = listed.into_iter().map(|entry| (entry.inode, entry.kind, entry.name));
-        Ok(own
-            .into_iter()
-            .chain(listed)
-            .zip(1..)
-            .map(|((inode, kind, name), next)| DirectoryEntry { inode, kind, name, next })
-            .collect())
     }
 
     fn read_disk(&self, inode: u64, disk: &dyn disk::Disk, offset: u64, len: u32, reply: Reply<[u8]>) {
@@ -160,6 +183,10 @@ impl TreeFilesystem {
             reply.ok(&buffer[..filled]);
         });
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Lends a buffer of the thread, of `len` bytes.
@@ -385,24 +412,30 @@ impl TreeFilesystem {
 
     /// Opens a directory, which is read when it is listed.
     pub(super) fn opendir(&self, inode: u64, reply: Reply<Opened>) {
-        let entries = Mutex::default();
-        let handle = self.open.insert(Open::Directory { inode, entries });
+        let listed = Mutex::default();
+        let handle = self.open.insert(Open::Directory { inode, listed });
         reply.ok(&Opened { handle, caching: Caching::Pages });
     }
 
     /// Lists a directory from `offset` on. May wait at the start, unless it [is at hand](Self::is_list_at_hand).
-    pub(super) fn readdir(&self, directory: &Open, offset: u64, reply: Reply<[DirectoryEntry]>) {
-        let Open::Directory { inode, entries } = directory else { return reply.error(Errno::BAD_HANDLE) };
-        if offset == 0 {
+    pub(super) fn readdir(self: &Arc<Self>, directory: &Open, offset: u64, reply: Reply<dyn Entries>) {
+        let Open::Directory { inode, listed } = directory else { return reply.error(Errno::BAD_HANDLE) };
+        let last = lock(listed).clone();
+        let found = match last.filter(|_| offset > 0) {
+            Some(listed) => listed,
             // Listed without the lock held; the start is also where `rewinddir(3)` comes back to see what is new.
-            match self.entries(*inode) {
-                Ok(listed) => *entries.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(listed),
+            None => match self.list(*inode) {
+                Ok(found) => lock(listed).insert(Arc::new(found)).clone(),
                 Err(error) => return reply.error(self.tree_errno(*inode, &error)),
-            }
-        }
-        let entries = entries.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let start = usize::try_from(offset).unwrap_or(usize::MAX).min(entries.len());
-        reply.ok(&entries[start..]);
+            },
+        };
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        reply.ok(&Rest { files: self.clone(), listed: found, from });
+    }
+
+    fn list(&self, inode: u64) -> tree::Result<Listed> {
+        let directory = self.tree.list(inode)?;
+        Ok(Listed { own: [(inode, "."), (self.tree.parent(inode)?, "..")], directory })
     }
 
     /// Returns an extended attribute. May wait, unless it [is at hand](Self::is_xattr_at_hand).

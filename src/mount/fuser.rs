@@ -7,17 +7,19 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, UNIX_EPOCH};
 
 use ::fuser::{
     AccessFlags, Config, Errno as FuserErrno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL,
-    WriteFlags,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    SessionACL, WriteFlags,
 };
 
+use super::attributes::FILE_BLOCK;
 use super::errno::Errno;
 use super::transport::{
-    Access, Attributes, Caching, Ctx, DirectoryEntry, Handler, Opened, Reply, Seek, Sink, Statfs, Timed,
+    Access, Attributes, Caching, Ctx, DirectoryEntry, Entries, Handler, Opened, Reply, Seek, Sink, Statfs, Timed,
 };
 use crate::tree::Kind;
 
@@ -174,20 +176,67 @@ impl Sink<Opened> for ReplyOpen {
     }
 }
 
-/// A directory's answer: its buffer takes as many entries as the kernel has room for.
-impl Sink<[DirectoryEntry]> for ReplyDirectory {
-    fn send(mut self: Box<Self>, answer: Result<&[DirectoryEntry], Errno>) {
+/// Adds entries until `add` says that there is no room for one.
+fn fill(entries: &dyn Entries, mut add: impl FnMut(usize, &DirectoryEntry) -> bool) {
+    let mut numbered = (0..).map_while(|index| Some((index, entries.get(index)?)));
+    while numbered.next().is_some_and(|(index, entry)| !add(index, &entry)) {}
+}
+
+impl Sink<dyn Entries> for ReplyDirectory {
+    fn send(mut self: Box<Self>, answer: Result<&dyn Entries, Errno>) {
         match answer {
             Ok(entries) => {
-                for entry in entries {
-                    if self.add(INodeNo(entry.inode), entry.next, file_type(entry.kind), &entry.name) {
-                        break;
-                    }
-                }
+                fill(entries, |_, entry| {
+                    self.add(INodeNo(entry.inode), entry.next, file_type(entry.kind), &entry.name)
+                });
                 self.ok();
             }
             Err(error) => self.error(errno(error)),
         }
+    }
+}
+
+/// Names with attributes, each of which is a lookup that the kernel need not ask for. Nothing counts them: numbers are never
+/// reused, so there is nothing to be forgotten.
+impl Sink<dyn Entries> for ReplyDirectoryPlus {
+    fn send(mut self: Box<Self>, answer: Result<&dyn Entries, Errno>) {
+        match answer {
+            Ok(entries) => {
+                fill(entries, |index, entry| {
+                    let (valid, attributes) = match entries.known(index) {
+                        Some(Timed { attributes, valid }) => (valid, file_attr(&attributes)),
+                        None => (Duration::ZERO, unknown(entry)),
+                    };
+                    self.add(INodeNo(entry.inode), entry.next, &entry.name, &valid, &attributes, Generation(0))
+                });
+                self.ok();
+            }
+            Err(error) => self.error(errno(error)),
+        }
+    }
+}
+
+/// Returns attributes with a size that no file has: the kernel takes the name and the kind from them, and looks the name up when
+/// it needs more. Source: `fuse_direntplus_link` and `fuse_invalid_attr` in `fs/fuse` of Linux.
+///
+/// An inode number of 0 would say the same, but the crate puts it into the name's entry as well, which readers then skip.
+fn unknown(entry: &DirectoryEntry) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(entry.inode),
+        size: u64::MAX,
+        blocks: 0,
+        atime: UNIX_EPOCH,
+        mtime: UNIX_EPOCH,
+        ctime: UNIX_EPOCH,
+        crtime: UNIX_EPOCH,
+        kind: file_type(entry.kind),
+        perm: 0,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: FILE_BLOCK,
+        flags: 0,
     }
 }
 
@@ -262,6 +311,9 @@ impl<H: Handler> Filesystem for Adapter<H> {
         // One by one: a set with one unknown member would be refused whole.
         for capability in [
             InitFlags::FUSE_PARALLEL_DIROPS,
+            // Always, not where the kernel guesses that it is of use (`FUSE_READDIRPLUS_AUTO`): then names come with attributes in the
+            // first piece of a directory alone, and older kernels ask for pieces of 25 names.
+            InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             InitFlags::FUSE_CACHE_SYMLINKS,
@@ -352,6 +404,17 @@ impl<H: Handler> Filesystem for Adapter<H> {
         self.ask(|handler| handler.readdir(ctx(request), handle.0, offset, Reply::new(reply)));
     }
 
+    fn readdirplus(
+        &self,
+        request: &Request,
+        _inode: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        reply: ReplyDirectoryPlus,
+    ) {
+        self.ask(|handler| handler.readdir(ctx(request), handle.0, offset, Reply::new(reply)));
+    }
+
     fn releasedir(
         &self,
         _request: &Request,
@@ -404,8 +467,6 @@ impl<H: Handler> Filesystem for Adapter<H> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, UNIX_EPOCH};
-
     use super::*;
 
     #[test]

@@ -85,6 +85,14 @@ pub(super) struct DirectoryEntry {
     pub(super) next: u64,
 }
 
+/// The entries of a directory from an offset on, made one at a time: nobody knows how many there is room for.
+pub(super) trait Entries {
+    /// Returns one of them; `None` past the last.
+    fn get(&self, index: usize) -> Option<DirectoryEntry>;
+    /// Returns what a lookup of its name would answer, if that is known.
+    fn known(&self, index: usize) -> Option<Timed>;
+}
+
 /// What `statfs(2)` shows.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Statfs {
@@ -171,8 +179,8 @@ pub(super) trait Handler: Send + Sync + 'static {
     /// Forgets an open file or directory.
     fn release(&self, handle: u64);
     fn opendir(&self, ctx: Ctx, inode: u64, reply: Reply<Opened>);
-    /// Answers entries from `offset` on (0 is the start), more than fit into the request if there are more.
-    fn readdir(&self, ctx: Ctx, handle: u64, offset: u64, reply: Reply<[DirectoryEntry]>);
+    /// Answers the entries from `offset` on (0 is the start), of which as many are sent as there is room for.
+    fn readdir(&self, ctx: Ctx, handle: u64, offset: u64, reply: Reply<dyn Entries>);
     fn getxattr(&self, ctx: Ctx, inode: u64, name: &OsStr, reply: Reply<[u8]>);
     /// Answers the names, each followed by a zero byte.
     fn listxattr(&self, ctx: Ctx, inode: u64, reply: Reply<[u8]>);

@@ -19,6 +19,7 @@
 
 mod attributes;
 mod control;
+mod directory;
 mod disks;
 mod error;
 mod guest;
@@ -39,6 +40,7 @@ use storage::{Object, ObjectPath};
 use crate::repository::{Backup, BackupId, BackupTime, Layout, Problem, ProblemKind, Repository, StoredBackup, VmId};
 use crate::worker::Workers;
 pub use attributes::{Attributes, GuestAttributes, Kind};
+pub use directory::Directory;
 use disks::Sizes;
 pub use error::{Error, Result};
 use guest::Guests;
@@ -252,24 +254,6 @@ impl Tree {
             return self.counted(self.guest_attributes(place)).map_err(Error::of_known);
         }
         self.counted(self.attributes_of(&self.key(inode)?)).map_err(Error::of_known)
-    }
-
-    /// Returns the names in a directory, sorted, without `.` and `..`.
-    ///
-    /// # Errors
-    /// `Stale`, `NotDirectory`, or why it cannot be listed: a list is complete or not there.
-    pub fn list(&self, inode: u64) -> Result<Vec<Entry>> {
-        if let Some(place) = self.guests.place(inode) {
-            return self.counted(self.guest_list(place)).map_err(Error::of_known);
-        }
-        if let Some(Key::Files(id)) = self.inodes.key(inode) {
-            return self.counted(self.list_filesystems(&id)).map_err(Error::of_known);
-        }
-        let children = self.counted(self.children(&self.key(inode)?)).map_err(Error::of_known)?;
-        Ok(children
-            .into_iter()
-            .map(|(name, key)| Entry { inode: self.inodes.number(&key), kind: kind_of(&key), name: name.into() })
-            .collect())
     }
 
     /// Returns the number of the folder of a backup, whether there is one or not.
@@ -492,7 +476,7 @@ impl Tree {
     }
 
     fn attributes_of(&self, key: &Key) -> Result<Attributes> {
-        let (size, allocated) = match key {
+        let sizes = match key {
             Key::Status => whole(self.status().len()),
             Key::Problems => whole(control::problems(&self.repository).len()),
             Key::Metrics => whole(self.metrics().len()),
@@ -515,7 +499,11 @@ impl Tree {
             }
             _ => (0, 0),
         };
-        Ok(Attributes {
+        Ok(self.attributes_with(key, sizes))
+    }
+
+    fn attributes_with(&self, key: &Key, (size, allocated): (u64, u64)) -> Attributes {
+        Attributes {
             inode: self.inodes.number(key),
             kind: kind_of(key),
             size,
@@ -524,7 +512,7 @@ impl Tree {
             is_disk: matches!(key, Key::Disk(..) | Key::Loose(..) | Key::Volume(..)),
             is_constant: false,
             guest: None,
-        })
+        }
     }
 
     fn open_key(&self, key: &Key) -> Result<Content> {
@@ -675,14 +663,14 @@ mod tests {
         tree.warm_up().unwrap();
         faulty.set_rule(|_, path| Some(Fault::Error(storage::ErrorKind::Io)).filter(|_| path.as_str().is_empty()));
         faulty.reset_counts();
-        let names = || Ok::<_, Error>(tree.list(ROOT)?.into_iter().map(|entry| entry.name).collect::<Vec<_>>());
+        let names = || Ok::<_, Error>(tree.entries(&tree.list(ROOT)?).map(|entry| entry.name).collect::<Vec<_>>());
         assert!(!tree.is_list_at_hand(ROOT));
         tree.health().silent();
         assert!(tree.is_list_at_hand(ROOT) && tree.is_name_at_hand(ROOT, CONTROL.as_ref()));
         assert!(!tree.is_at_hand(ROOT) && !tree.is_name_at_hand(ROOT, "a.raw".as_ref()));
         assert_eq!(names().unwrap(), [".xofs", "a.raw", "a.vhd"]);
         let control = tree.lookup(ROOT, CONTROL.as_ref()).unwrap().inode;
-        for entry in tree.list(control).unwrap() {
+        for entry in tree.entries(&tree.list(control).unwrap()) {
             assert!(tree.is_name_at_hand(control, &entry.name) && tree.is_at_hand(entry.inode), "{:?}", entry.name);
             assert!(tree.has_attributes_at_hand(entry.inode) && tree.open(entry.inode).is_ok(), "{:?}", entry.name);
         }

@@ -117,9 +117,9 @@ impl Files {
         let folder = tree.backup_folder(&backup.id());
         let volumes = tree.lookup(folder, "volumes".as_ref())?.inode;
         let files = tree.lookup(folder, "files".as_ref())?.inode;
-        let roots = tree.list(files)?;
+        let roots: Vec<_> = tree.entries(&tree.list(files)?).collect();
         let mut found = Vec::new();
-        for entry in tree.list(volumes)? {
+        for entry in tree.entries(&tree.list(volumes)?) {
             let name = entry.name.to_string_lossy();
             let name = name.strip_suffix(RAW).unwrap_or(&name).to_owned();
             let xattr = |inode, name: &str| match tree.xattr(inode, name.as_ref()) {

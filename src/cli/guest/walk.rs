@@ -2,11 +2,10 @@
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
-use std::vec;
 
 use anyhow::{Result, anyhow};
 
-use crate::tree::{Attributes, Entry, Kind, Tree};
+use crate::tree::{Attributes, Directory, Entry, Kind, Tree};
 
 /// Folders in each other that are followed. Deeper, no program reaches a file by its path (4,096 bytes).
 const DEPTH: usize = 2048;
@@ -43,7 +42,9 @@ pub struct Walk<'a> {
 struct Level {
     inode: u64,
     path: Vec<u8>,
-    entries: vec::IntoIter<Entry>,
+    /// `None` if the walk turned back.
+    directory: Option<Directory>,
+    next: usize,
 }
 
 impl<'a> Walk<'a> {
@@ -55,7 +56,7 @@ impl<'a> Walk<'a> {
     /// Does not go into the folder that was just entered: the next step leaves it.
     pub fn turn_back(&mut self) {
         if let Some(level) = self.levels.last_mut() {
-            level.entries = Vec::new().into_iter();
+            level.directory = None;
         }
     }
 
@@ -77,8 +78,8 @@ impl<'a> Walk<'a> {
         if self.levels.len() == DEPTH {
             return Err(anyhow!("more than {DEPTH} folders in each other"));
         }
-        let entries = self.tree.list(inode)?.into_iter();
-        self.levels.push(Level { inode, path: path.to_vec(), entries });
+        let directory = Some(self.tree.list(inode)?);
+        self.levels.push(Level { inode, path: path.to_vec(), directory, next: 0 });
         Ok(())
     }
 }
@@ -91,10 +92,12 @@ impl Iterator for Walk<'_> {
             return Some(self.step(Item { path: Vec::new(), attributes }));
         }
         let level = self.levels.last_mut()?;
-        let Some(Entry { name, .. }) = level.entries.next() else {
+        let entry = level.directory.as_ref().and_then(|directory| self.tree.entry(directory, level.next));
+        let Some(Entry { name, .. }) = entry else {
             self.levels.pop();
             return Some(Step::Leave);
         };
+        level.next += 1;
         let slash: &[u8] = if level.path.is_empty() { b"" } else { b"/" };
         let path = [&level.path, slash, name.as_bytes()].concat();
         // No name of the tree is one of these; whatever writes files by them rests on that.

@@ -13,9 +13,7 @@ use disk::Readahead;
 use super::super::errno::Errno;
 use super::super::pool::Pool;
 use super::super::requests::Requests;
-use super::super::transport::{
-    Access, Attributes, Caching, Ctx, DirectoryEntry, Handler, Opened, Reply, Seek, Statfs, Timed,
-};
+use super::super::transport::{Access, Attributes, Caching, Ctx, Entries, Handler, Opened, Reply, Seek, Statfs, Timed};
 use super::overlay::Overlay;
 use crate::tree::Kind;
 
@@ -161,7 +159,7 @@ impl Handler for OneFile {
         reply.error(Errno::NOT_KNOWN);
     }
 
-    fn readdir(&self, _ctx: Ctx, _handle: u64, _offset: u64, reply: Reply<[DirectoryEntry]>) {
+    fn readdir(&self, _ctx: Ctx, _handle: u64, _offset: u64, reply: Reply<dyn Entries>) {
         reply.error(Errno::NOT_KNOWN);
     }
 

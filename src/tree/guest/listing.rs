@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use guest::{Attributes, Entry, Inode};
 
@@ -19,13 +21,46 @@ pub(in crate::tree) struct Listed {
     pub(in crate::tree) attributes: Result<Attributes, String>,
 }
 
+/// Memory that all listings may take, those kept and those of directories that are open (bytes): two of the largest that a worker
+/// may say. Beyond, no other is made.
+const LIVING: usize = 512 << 20;
+
+/// What the listings that live take together (bytes).
+#[derive(Clone, Default)]
+pub(in crate::tree) struct Living(Arc<AtomicUsize>);
+
+impl Living {
+    /// Checks that there is room for another, however large.
+    ///
+    /// # Errors
+    /// `TooMuch`.
+    pub(in crate::tree) fn check(&self) -> guest::Result<()> {
+        if self.0.load(Ordering::Relaxed) < LIVING {
+            return Ok(());
+        }
+        let message = format!("the folders that are open hold more than {} MiB of names: close some", LIVING >> 20);
+        Err(guest::Error::new(guest::ErrorKind::TooMuch, message))
+    }
+}
+
 /// A directory, sorted by name.
-pub(in crate::tree) struct Listing(Vec<Listed>);
+pub(in crate::tree) struct Listing {
+    listed: Vec<Listed>,
+    /// In bytes; counted among those that live until it is dropped.
+    memory: usize,
+    living: Living,
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        self.living.0.fetch_sub(self.memory, Ordering::Relaxed);
+    }
+}
 
 impl Listing {
-    /// Makes one of what the worker says, for whom the root is `root`. Names that Linux has in no directory are escaped, and a name that comes again gets
-    /// a number: `passwd~2`.
-    pub(in crate::tree) fn new(found: Vec<(Entry, Result<Attributes, String>)>, root: Inode) -> Self {
+    /// Makes one of what the worker says, for whom the root is `root`, to be counted among the `living`. Names that Linux has in no
+    /// directory are escaped, and a name that comes again gets a number: `passwd~2`.
+    pub(in crate::tree) fn new(found: Vec<(Entry, Result<Attributes, String>)>, root: Inode, living: Living) -> Self {
         let mut listed: Vec<_> = found
             .into_iter()
             .map(|(Entry { name, inode }, attributes)| {
@@ -42,22 +77,28 @@ impl Listing {
         if listed.windows(2).any(|pair| pair[0].name == pair[1].name) {
             tell_apart(&mut listed);
         }
-        Self(listed)
+        let text = |listed: &Listed| listed.name.len() + listed.attributes.as_ref().err().map_or(0, String::len);
+        let memory = listed.iter().map(|listed| ENTRY + text(listed)).sum();
+        living.0.fetch_add(memory, Ordering::Relaxed);
+        Self { listed, memory, living }
     }
 
     pub(in crate::tree) fn find(&self, name: &OsStr) -> Option<&Listed> {
-        let index = self.0.binary_search_by(|listed| listed.name.as_os_str().cmp(name)).ok()?;
-        Some(&self.0[index])
+        let index = self.listed.binary_search_by(|listed| listed.name.as_os_str().cmp(name)).ok()?;
+        Some(&self.listed[index])
     }
 
-    pub(in crate::tree) fn iter(&self) -> impl Iterator<Item = &Listed> {
-        self.0.iter()
+    pub(in crate::tree) fn get(&self, index: usize) -> Option<&Listed> {
+        self.listed.get(index)
+    }
+
+    pub(in crate::tree) fn len(&self) -> usize {
+        self.listed.len()
     }
 
     /// Returns how many bytes of memory it takes.
     pub(in crate::tree) fn memory(&self) -> usize {
-        let text = |listed: &Listed| listed.name.len() + listed.attributes.as_ref().err().map_or(0, String::len);
-        self.0.iter().map(|listed| ENTRY + text(listed)).sum()
+        self.memory
     }
 }
 
@@ -108,8 +149,8 @@ mod tests {
         let found = (0..)
             .zip(found)
             .map(|(inode, name)| (Entry { name: name.to_vec(), inode: Inode(inode) }, Err("not looked at".to_owned())));
-        let listing = Listing::new(found.collect(), Inode(99));
-        let names: Vec<_> = listing.iter().map(|listed| (listed.name.as_bytes(), listed.inode.0)).collect();
+        let listing = Listing::new(found.collect(), Inode(99), Living::default());
+        let names: Vec<_> = listing.listed.iter().map(|listed| (listed.name.as_bytes(), listed.inode.0)).collect();
         let expected: [(&[u8], u64); 11] = [
             (b"%2E.", 2),
             (b"..%2Fetc", 3),
@@ -126,5 +167,25 @@ mod tests {
         assert_eq!(names, expected);
         assert_eq!(listing.find(OsStr::new("b~3")).unwrap().inode, Inode(5));
         assert!(listing.find(OsStr::new("c")).is_none());
+    }
+
+    #[test]
+    fn all_listings_that_live_share_a_limit() {
+        let living = Living::default();
+        let listing = || {
+            let entry = Entry { name: b"name".to_vec(), inode: Inode(1) };
+            Listing::new(vec![(entry, Err("message".to_owned()))], Inode(2), living.clone())
+        };
+        let (first, second) = (listing(), listing());
+        assert_eq!(first.memory(), ENTRY + 11);
+        assert_eq!(living.0.load(Ordering::Relaxed), 2 * first.memory());
+        living.0.fetch_add(LIVING - 2 * first.memory() - 1, Ordering::Relaxed);
+        living.check().unwrap();
+        let third = listing();
+        assert_eq!(living.check().unwrap_err().kind(), guest::ErrorKind::TooMuch);
+        drop(third);
+        living.check().unwrap();
+        drop((first, second));
+        assert_eq!(living.0.load(Ordering::Relaxed), LIVING - 1 - 2 * (ENTRY + 11));
     }
 }

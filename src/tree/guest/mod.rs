@@ -32,7 +32,8 @@ use crate::worker::{self, Volume, Workers};
 use file::GuestFile;
 use flights::Flights;
 use kept::KeptVolumes;
-use listing::{Listed, Listing};
+pub(super) use listing::Listing;
+use listing::{Listed, Living};
 pub(super) use numbers::Place;
 use numbers::{Slots, VolumeId};
 use volumes::Volumes;
@@ -59,6 +60,7 @@ pub(super) struct Guests {
     surveys: Flights<BackupId>,
     listings: Mutex<Listings>,
     lists: Flights<Place>,
+    living: Living,
     attributes: Mutex<LruCache<Place, guest::Attributes>>,
 }
 
@@ -76,6 +78,7 @@ impl Guests {
             volumes: KeptVolumes::default(),
             surveys: Flights::default(),
             lists: Flights::default(),
+            living: Living::default(),
             listings: Mutex::new(Listings { kept: LruCache::unbounded(), memory: 0 }),
             attributes: Mutex::new(LruCache::new(ATTRIBUTES)),
         }
@@ -106,6 +109,15 @@ impl Guests {
 
     pub(super) fn has_attributes(&self, place: Place) -> bool {
         self.attributes().contains(&place)
+    }
+
+    /// Returns an entry of a directory as it is shown. Of what cannot be looked at the name is shown; whoever asks for more is told.
+    pub(super) fn entry(&self, directory: Place, Listed { name, inode, attributes }: &Listed) -> Entry {
+        Entry {
+            inode: self.slots.number(Place { slot: directory.slot, inode: *inode }),
+            kind: attributes.as_ref().map_or(Kind::File, |known| self.kind(known.kind)),
+            name: name.clone(),
+        }
     }
 
     /// Returns as what a file is shown.
@@ -322,7 +334,8 @@ impl Tree {
         }
     }
 
-    fn listing(&self, place: Place) -> Result<Arc<Listing>> {
+    /// Lists a directory of a guest.
+    pub(super) fn listing(&self, place: Place) -> Result<Arc<Listing>> {
         if let Some(listing) = self.guests.listings().kept.get(&place) {
             return Ok(listing.clone());
         }
@@ -330,9 +343,10 @@ impl Tree {
         if let Some(listing) = self.guests.listings().kept.get(&place) {
             return Ok(listing.clone());
         }
+        self.guests.living.check().map_err(worker::Error::from)?;
         let (volume, inode) = self.filesystem(place)?;
         let (listed, is_lasting) = volume.list(inode)?;
-        let listing = Arc::new(Listing::new(listed, volume.open()?.0));
+        let listing = Arc::new(Listing::new(listed, volume.open()?.0, self.guests.living.clone()));
         if is_lasting {
             self.guests.listings().keep(place, listing.clone());
         }
@@ -342,26 +356,19 @@ impl Tree {
     /// Looks a name up in a directory of a guest.
     pub(super) fn guest_lookup(&self, directory: Place, name: &OsStr) -> Result<Attributes> {
         let listing = self.listing(directory)?;
-        let Listed { inode, attributes, .. } = listing.find(name).ok_or(Error::NotFound)?;
-        let place = Place { slot: directory.slot, inode: *inode };
-        match attributes {
-            Ok(known) => {
-                self.guests.attributes().put(place, known.clone());
-                Ok(self.shown(place, known))
-            }
-            Err(message) => Err(worker::Error::Guest(guest::Error::damaged(message.clone())).into()),
-        }
+        let listed = listing.find(name).ok_or(Error::NotFound)?;
+        self.known_of_guest(directory, listed).ok_or_else(|| {
+            let message = listed.attributes.as_ref().err().cloned().unwrap_or_default();
+            worker::Error::Guest(guest::Error::damaged(message)).into()
+        })
     }
 
-    /// Returns the names in a directory of a guest, sorted.
-    pub(super) fn guest_list(&self, directory: Place) -> Result<Vec<Entry>> {
-        let entry = |listed: &Listed| Entry {
-            inode: self.guests.slots.number(Place { slot: directory.slot, inode: listed.inode }),
-            // Of what cannot be looked at the name is shown; whoever asks for more is told.
-            kind: listed.attributes.as_ref().map_or(Kind::File, |known| self.guests.kind(known.kind)),
-            name: listed.name.clone(),
-        };
-        Ok(self.listing(directory)?.iter().map(entry).collect())
+    /// Returns what is known of an entry of a directory of a guest.
+    pub(super) fn known_of_guest(&self, directory: Place, listed: &Listed) -> Option<Attributes> {
+        let place = Place { slot: directory.slot, inode: listed.inode };
+        let known = listed.attributes.as_ref().ok()?;
+        self.guests.attributes().put(place, known.clone());
+        Some(self.shown(place, known))
     }
 
     /// Returns the directory above the root of a filesystem; of what lies deeper the root, since a file may have many.
