@@ -176,6 +176,8 @@ pub(super) fn disk_names(devices: &[Device]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::repository::VmId;
 
@@ -198,6 +200,16 @@ mod tests {
         }
         for escaped in ["%2", "%", "a%", "%zz", "%FF", "%+1"] {
             assert_eq!(unescape_name(escaped).is_some(), escaped == "%", "{escaped:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_name_that_fits_can_be_turned_back(name in "[%/.a2F~\\PC\\x00-\\x1f]{0,60}") {
+            let escaped = escape_name(&name);
+            prop_assert!(!matches!(&*escaped, "" | "." | "..") && !escaped.contains('/'));
+            prop_assert!(!escaped.chars().any(char::is_control));
+            prop_assert!(unescape_name(&escaped) == Some(name) || escaped.contains("%~"));
         }
     }
 

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use guest::{Attributes, Entry, Inode};
 
 use super::ROOT;
+use super::name::shown;
 
 /// Bytes that an entry takes besides its name.
 const ENTRY: usize = size_of::<Listed>() + 16;
@@ -100,21 +101,6 @@ impl Listing {
     pub(in crate::tree) fn memory(&self) -> usize {
         self.memory
     }
-}
-
-/// Returns `name` as one component of a path. Only one that is none is escaped: `/` and zero become `%2F` and `%00`, `.` and
-/// `..` begin with `%2E`, and in such a name `%` becomes `%25`.
-fn shown(name: &[u8]) -> Cow<'_, [u8]> {
-    let is_dots = matches!(name, b"." | b"..");
-    if !is_dots && !name.contains(&b'/') && !name.contains(&0) {
-        return Cow::Borrowed(name);
-    }
-    let escaped = name.iter().enumerate().flat_map(|(at, byte)| match byte {
-        b'/' | 0 | b'%' => format!("%{byte:02X}").into_bytes(),
-        b'.' if is_dots && at == 0 => b"%2E".to_vec(),
-        _ => vec![*byte],
-    });
-    Cow::Owned(escaped.collect())
 }
 
 fn tell_apart(listed: &mut [Listed]) {

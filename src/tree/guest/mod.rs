@@ -12,6 +12,7 @@ mod file;
 mod flights;
 mod kept;
 mod listing;
+mod name;
 mod numbers;
 mod volumes;
 
