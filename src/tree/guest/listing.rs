@@ -93,6 +93,10 @@ impl Listing {
         self.listed.get(index)
     }
 
+    pub(in crate::tree) fn inodes(&self) -> impl Iterator<Item = Inode> {
+        self.listed.iter().map(|listed| listed.inode)
+    }
+
     pub(in crate::tree) fn len(&self) -> usize {
         self.listed.len()
     }

@@ -348,6 +348,10 @@ impl Tree {
         let (volume, inode) = self.filesystem(place)?;
         let (listed, is_lasting) = volume.list(inode)?;
         let listing = Arc::new(Listing::new(listed, volume.open()?.0, self.guests.living.clone()));
+        if !self.guests.slots.admit(place.slot, listing.inodes()) {
+            let message = "the numbers of its files are more scattered than those of any filesystem: its files cannot be told apart";
+            return Err(worker::Error::Guest(guest::Error::new(guest::ErrorKind::TooMuch, message)).into());
+        }
         if is_lasting {
             self.guests.listings().keep(place, listing.clone());
         }
