@@ -7,6 +7,7 @@ mod support;
 
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -214,6 +215,48 @@ fn a_btrfs_on_two_disks_is_shown_once() {
     );
     let read = xofs().arg("cat").arg(&repository).arg(format!("{VM}/latest/xvda:/striped")).output().unwrap();
     assert!(read.stdout == Random::new(11).bytes(3_000_000));
+}
+
+// Promise 19: "What cannot be is said in `user.xofs.problem` of the folder and in `.xofs/problems.json`"
+#[test]
+fn what_is_wrong_with_a_filesystem_is_said_once_for_as_long_as_its_backup_is_there() {
+    let place = tempfile::tempdir_in(support::scratch()).unwrap();
+    let disk = place.path().join("xvda");
+    sparse(&disk, 8 * MIB);
+    succeed(Command::new("mkfs.ext4").args(["-q", "-F", "-O", "^metadata_csum"]).arg(&disk));
+    // Features that no reader knows. Source: Linux, `s_feature_incompat` in `fs/ext4/ext4.h`.
+    let file = fs::OpenOptions::new().write(true).open(&disk).unwrap();
+    file.write_all_at(&0x8000_0000_u32.to_le_bytes(), 1024 + 0x60).unwrap();
+    let repository = init(place.path(), "repository", &[]);
+    let mut ingest = xofs();
+    ingest.args(["ingest", "--vm", VM, "--name", "web01", "--time", "20260801T020003Z", "--disk"]);
+    succeed(ingest.arg(format!("xvda={}", disk.display())).arg("--repository").arg(&repository));
+    let (_, listed, _) = support::run(xofs().arg("ls").arg(&repository).arg("web01/latest"));
+    let mounted = Mounted::new(&repository, None);
+    let root = backup(&mounted).join("files/xvda");
+    let problems = || {
+        let text = fs::read_to_string(mounted.path().join(".xofs/problems.json")).unwrap();
+        text.lines().filter(|line| line.contains("volume xvda: ")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let folder = repository.join("xo-vm-backups").join(VM);
+    let (metadata, away) = (folder.join("20260801T020003Z.json"), place.path().join("away"));
+    let waits = |until: &dyn Fn() -> bool| {
+        let start = Instant::now();
+        while !until() {
+            assert!(start.elapsed() < Duration::from_secs(20), "{:?}", problems());
+            thread::sleep(Duration::from_millis(100));
+        }
+    };
+    for _ in 0..2 {
+        assert!(fs::read_dir(&root).and_then(Iterator::collect::<std::io::Result<Vec<_>>>).is_err());
+        let (said, found) = (xattr(&root, "user.xofs.problem").unwrap(), problems());
+        assert_eq!((found.len(), found.iter().all(|line| line.contains(&said))), (1, true), "{said}: {found:?}");
+        assert_eq!(listed.matches(&said).count(), 1, "{said}: {listed}");
+        fs::rename(&metadata, &away).unwrap();
+        waits(&|| !root.exists() && problems().is_empty());
+        fs::rename(&away, &metadata).unwrap();
+        waits(&|| root.exists());
+    }
 }
 
 /// The workers of a mount, which is served by the process `server`.

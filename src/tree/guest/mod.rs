@@ -167,7 +167,10 @@ impl Tree {
         for problem in &volumes.problems {
             self.report_in(&backup, problem.clone());
         }
-        Ok(self.guests.volumes.put(&backup, volumes))
+        let volumes = self.guests.volumes.put(&backup, volumes);
+        // What was told of a backup is forgotten when it goes.
+        volumes.found.iter().for_each(|found| found.is_told.store(false, Ordering::Relaxed));
+        Ok(volumes)
     }
 
     /// Returns the files of the volumes of a backup.
@@ -252,10 +255,16 @@ impl Tree {
         }
         let found = volumes.find_one(&name).map_err(Error::of_known)?;
         let volume = found.filesystem.clone().ok_or(Error::Stale)?;
-        let (root, facts) = volume.open()?;
-        if !facts.problems.is_empty() && !found.is_told.swap(true, Ordering::Relaxed) {
-            facts.problems.iter().for_each(|problem| self.report_guest(place, problem));
+        let opened = volume.open();
+        let is_told = || found.is_told.swap(true, Ordering::Relaxed);
+        match &opened {
+            Ok((_, facts)) if !facts.problems.is_empty() && !is_told() => {
+                facts.problems.iter().for_each(|problem| self.report_guest(place, problem));
+            }
+            Err(worker::Error::Guest(error)) if !is_told() => self.report_guest(place, &error.to_string()),
+            _ => {}
         }
+        let (root, _) = opened?;
         let inode = if place.inode == ROOT { root } else { place.inode };
         Ok((volume, inode))
     }
