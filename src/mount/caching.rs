@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use disk::Disk;
 use lru::LruCache;
 
-use super::transport::Caching;
+use super::transport::{Access, Caching};
 
 /// Requests of fewer bytes are better served by the page cache. Programs that compute checksums ask for 32 KiB.
 const SMALL: u64 = 64 << 10;
@@ -46,6 +46,11 @@ const LARGE_READERS: [&str; 16] = [
     "xofs",
     "zstd",
 ];
+
+/// Those of them that map no file that they are given. Before 6.6 Linux shares no mapping of what is read without the page cache
+/// (ENODEV); there any other program is given it.
+const NEVER_MAP: [&str; 10] =
+    ["cat", "cmp", "losetup", "mount", "pv", "qemu-img", "qemu-nbd", "qemu-storage-da", "xofs", "zstd"];
 
 /// Programs that write each piece before they read the next. They are served from the page cache, which the kernel fills
 /// while they write.
@@ -85,12 +90,14 @@ impl Habits {
         Self { programs: Mutex::new(LruCache::new(PROGRAMS)), paged: Mutex::new(LruCache::new(DISKS)) }
     }
 
-    /// Decides how process `pid` reads a disk. With `is_direct` (O_DIRECT) it has decided itself.
-    pub(super) fn open(&self, pid: u32, inode: u64, disk: &Arc<dyn Disk>, is_direct: bool) -> Watched {
-        let program = if is_direct { None } else { program_of(pid) };
+    /// Decides how process `pid` reads a disk. With O_DIRECT it has decided itself.
+    pub(super) fn open(&self, pid: u32, inode: u64, disk: &Arc<dyn Disk>, access: Access) -> Watched {
+        let program = if access.is_direct { None } else { program_of(pid) };
         let reads_small = match &program {
             Some(program) if program == "dd" => dd_request(pid).is_some_and(|bytes| bytes < SMALL),
             Some(program) if COPIERS.contains(&program.as_str()) => true,
+            // Whoever maps it is refused otherwise.
+            Some(program) if !access.maps_direct && !NEVER_MAP.contains(&program.as_str()) => true,
             Some(program) => {
                 let seen = lock(&self.programs).get(program).copied();
                 seen.unwrap_or_else(|| !LARGE_READERS.contains(&program.as_str()))
@@ -215,6 +222,8 @@ mod tests {
         }
     }
 
+    const READ: Access = Access { is_writable: false, is_direct: false, maps_direct: true };
+
     #[test]
     fn a_program_is_taken_to_read_as_it_did_last() {
         let habits = Habits::new();
@@ -222,7 +231,7 @@ mod tests {
         let own = std::process::id();
         let program = program_of(own).unwrap();
         assert!(!LARGE_READERS.contains(&program.as_str()), "{program}");
-        let open = || habits.open(own, 1, &disk, false);
+        let open = || habits.open(own, 1, &disk, READ);
         assert_eq!(open().caching(), Caching::Pages);
         // The kernel may not have heard of the first opening yet.
         let watched = open();
@@ -237,8 +246,20 @@ mod tests {
             assert_eq!(open().caching(), next);
         }
         let other: Arc<dyn Disk> = Arc::new(Nothing);
-        assert_eq!(habits.open(own, 1, &other, false).caching(), Caching::Pages);
-        assert_eq!(habits.open(own, 1, &disk, true).caching(), Caching::Direct);
+        assert_eq!(habits.open(own, 1, &other, READ).caching(), Caching::Pages);
+        assert_eq!(habits.open(own, 1, &disk, Access { is_direct: true, ..READ }).caching(), Caching::Direct);
+    }
+
+    #[test]
+    fn where_only_the_page_cache_can_be_mapped_it_is_given_to_who_might() {
+        let (habits, own) = (Habits::new(), std::process::id());
+        let disk: Arc<dyn Disk> = Arc::new(Nothing);
+        let older = Access { maps_direct: false, ..READ };
+        lock(&habits.programs).put(program_of(own).unwrap(), false);
+        assert_eq!(habits.open(own, 1, &disk, READ).caching(), Caching::Direct);
+        assert_eq!(habits.open(own, 1, &disk, older).caching(), Caching::Pages);
+        assert_eq!(habits.open(own, 1, &disk, Access { is_direct: true, ..older }).caching(), Caching::Direct);
+        assert!(NEVER_MAP.iter().all(|program| LARGE_READERS.contains(program)));
     }
 
     #[test]
@@ -256,7 +277,7 @@ mod tests {
             std::thread::sleep(std::time::Duration::from_millis(5));
             program_of(pid).as_deref() == Some("cp")
         });
-        let caching = habits.open(pid, 1, &disk, false).caching();
+        let caching = habits.open(pid, 1, &disk, READ).caching();
         copier.kill().and_then(|()| copier.wait()).unwrap();
         assert!(is_called_so);
         assert_eq!(caching, Caching::Pages);

@@ -308,10 +308,8 @@ impl TreeFilesystem {
                 }
                 let is_large = |disk: &Arc<dyn disk::Disk>| disk.size() >= LARGE_FILE;
                 let watched = match &content {
-                    Content::Disk(disk) => Some(self.habits.open(ctx.pid, inode, disk, access.is_direct)),
-                    Content::File(disk) if is_large(disk) => {
-                        Some(self.habits.open(ctx.pid, inode, disk, access.is_direct))
-                    }
+                    Content::Disk(disk) => Some(self.habits.open(ctx.pid, inode, disk, access)),
+                    Content::File(disk) if is_large(disk) => Some(self.habits.open(ctx.pid, inode, disk, access)),
                     _ => None,
                 };
                 let caching = match (&content, &watched) {

@@ -53,7 +53,7 @@ impl<H: Handler> Connection<H> {
         config.acl = acl;
         config.n_threads = Some(threads);
         // Not mounted by the crate: it would unmount by path in the end, whatever is mounted there by then.
-        ::fuser::Session::from_fd(Adapter { handler, has_acls }, connection, acl, config).map(Self)
+        ::fuser::Session::from_fd(Adapter { handler, has_acls, maps_direct: false }, connection, acl, config).map(Self)
     }
 
     /// Answers requests until the mount ends.
@@ -72,6 +72,8 @@ struct Adapter<H> {
     handler: H,
     /// Whether the kernel is to ask for access control lists, and to apply them.
     has_acls: bool,
+    /// Whether the kernel maps what is read without the page cache.
+    maps_direct: bool,
 }
 
 impl<H> Adapter<H> {
@@ -315,7 +317,6 @@ impl<H: Handler> Filesystem for Adapter<H> {
             // first piece of a directory alone, and older kernels ask for pieces of 25 names.
             InitFlags::FUSE_DO_READDIRPLUS,
             InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             InitFlags::FUSE_CACHE_SYMLINKS,
         ]
         .into_iter()
@@ -325,6 +326,7 @@ impl<H: Handler> Filesystem for Adapter<H> {
                 tracing::debug!(?capability, "the kernel does not know a capability");
             }
         }
+        self.maps_direct = config.add_capabilities(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP).is_ok();
         Ok(())
     }
 
@@ -341,8 +343,11 @@ impl<H: Handler> Filesystem for Adapter<H> {
     }
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let access =
-            Access { is_writable: flags.acc_mode() != OpenAccMode::O_RDONLY, is_direct: flags.0 & libc::O_DIRECT != 0 };
+        let access = Access {
+            is_writable: flags.acc_mode() != OpenAccMode::O_RDONLY,
+            is_direct: flags.0 & libc::O_DIRECT != 0,
+            maps_direct: self.maps_direct,
+        };
         self.ask(|handler| handler.open(ctx(request), inode.0, access, Reply::new(reply)));
     }
 
@@ -513,6 +518,6 @@ mod tests {
 
     #[test]
     fn a_panic_ends_no_thread() {
-        Adapter { handler: (), has_acls: false }.ask(|()| panic!("on purpose"));
+        Adapter { handler: (), has_acls: false, maps_direct: false }.ask(|()| panic!("on purpose"));
     }
 }

@@ -55,6 +55,8 @@ pub(super) struct Access {
     pub(super) is_writable: bool,
     /// It wants no page cache in between (`O_DIRECT`).
     pub(super) is_direct: bool,
+    /// What is read without the page cache can be mapped all the same.
+    pub(super) maps_direct: bool,
 }
 
 /// How an open file is to be read.
