@@ -91,7 +91,12 @@ fn a_worker_that_reads_has_no_rights_no_files_and_a_limit_of_memory() {
             assert_eq!(field(&status, "Gid:"), "65534 65534 65534 65534");
             assert_eq!(field(&status, "Groups:"), "");
         }
-        assert_eq!(field(&status, "CapEff:"), "0000000000000000");
+        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+            assert_eq!(field(&status, set), "0000000000000000", "{set}");
+        }
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(field(&status, "CapBnd:"), "0000000000000000");
+        }
         let limits = of("limits").unwrap();
         assert_eq!(field(&limits, "Max address space"), "1073741824 1073741824 bytes");
         for name in ["Max core file size", "Max file size"] {

@@ -4,8 +4,12 @@
 
 use std::io;
 
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
-use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
+};
 use rustix::time::{ClockId, clock_gettime};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -67,13 +71,30 @@ pub(super) fn enter() -> io::Result<()> {
         let (user, group) = (rustix::process::Uid::from_raw(NOBODY), rustix::process::Gid::from_raw(NOBODY));
         set_thread_groups(&[])?;
         set_thread_res_gid(group, group, group)?;
+        drop_bounding()?;
         set_thread_res_uid(user, user, user)?;
     }
+    // Also of who was given rights without being root: then a change of user takes none away. What is in no permitted set leaves the
+    // ambient one, too. Source: capabilities(7).
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     // The first look at a clock asks the system where it is, which is not allowed later.
     begin_request()?;
     // Sets no_new_privs, too.
     seccompiler::apply_filter(&filter().map_err(io::Error::other)?).map_err(io::Error::other)
+}
+
+/// Lets no program that is started from here have any right: none can be started, and if one could, it would be nobody's.
+fn drop_bounding() -> rustix::io::Result<()> {
+    for capability in CapabilitySet::all() {
+        match remove_capability_from_bounding_set(capability) {
+            // An older kernel that does not know it, or a container that may not.
+            Err(Errno::INVAL | Errno::PERM) => {}
+            removed => removed?,
+        }
+    }
+    Ok(())
 }
 
 /// Gives the request that begins its time on a processor.
