@@ -29,7 +29,9 @@ mod repository;
 mod serve;
 mod signals;
 mod text;
+mod unfinished;
 mod unmount;
+mod zeroes;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

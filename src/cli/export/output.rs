@@ -6,41 +6,22 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
 
-use crate::cli::exit::Exit;
-use crate::cli::signals;
+use crate::cli::unfinished::{Remove, Unfinished};
+use crate::cli::zeroes::zeroes;
 
 /// A run of zeroes at least so long (and so aligned) is left a hole in a file: the block of most filesystems, times 16.
 const HOLE: usize = 64 << 10;
 
-/// The temporary file that must not stay behind, also if a signal ends the process.
-#[derive(Clone, Default)]
-pub struct Leftover(Arc<Mutex<Option<PathBuf>>>);
+/// The temporary file that must not stay behind.
+pub type Leftover = Unfinished<PathBuf>;
 
-impl Leftover {
-    /// From now on a signal removes the file, whatever it is then, and ends the process.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn watch_signals(&self) -> io::Result<()> {
-        let seen = self.clone();
-        signals::handle(move || {
-            // Held until the process ends, so that the file cannot get its name any more.
-            let leftover = seen.lock();
-            if let Some(path) = &*leftover {
-                let _ = std::fs::remove_file(path);
-            }
-            eprintln!("xofs: interrupted");
-            std::process::exit(Exit::Interrupted as i32)
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<PathBuf>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Remove for PathBuf {
+    fn remove(&self) {
+        let _ = std::fs::remove_file(self);
     }
 }
 
@@ -143,8 +124,7 @@ impl Output {
     ///
     /// # Errors
     /// What the system says.
-    pub fn zero(&mut self, mut offset: u64, mut len: u64) -> io::Result<()> {
-        static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
+    pub fn zero(&mut self, mut offset: u64, len: u64) -> io::Result<()> {
         match self {
             Self::File(_) => return Ok(()),
             Self::Device(file) => {
@@ -154,12 +134,9 @@ impl Output {
             }
             Self::Stream(_) => {}
         }
-        while len > 0 {
-            let now = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROES.len());
-            self.write(offset, &ZEROES[..now])?;
-            let now = u64::try_from(now).expect("at most 1 MiB");
-            offset += now;
-            len -= now;
+        for piece in zeroes(len) {
+            self.write(offset, piece)?;
+            offset += piece.len() as u64;
         }
         Ok(())
     }

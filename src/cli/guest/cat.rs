@@ -12,6 +12,7 @@ use super::path::{GuestPath, split_names};
 use super::{Failures, content};
 use crate::cli::Global;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::zeroes::zeroes;
 
 const EXAMPLES: &str = "\
 WHAT is VM/BACKUP/VOLUME:/path. Symbolic links are followed as in the guest, and never lead out of the volume.
@@ -81,13 +82,7 @@ impl Output {
         }
     }
 
-    fn zeroes(&mut self, mut len: u64) -> Result<()> {
-        static ZEROES: [u8; 1 << 20] = [0; 1 << 20];
-        while len > 0 {
-            let now = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROES.len());
-            self.write(&ZEROES[..now])?;
-            len -= now as u64;
-        }
-        Ok(())
+    fn zeroes(&mut self, len: u64) -> Result<()> {
+        zeroes(len).try_for_each(|piece| self.write(piece))
     }
 }

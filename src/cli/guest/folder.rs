@@ -7,40 +7,20 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{AtFlags, Dev, FileType, Gid, Mode, OFlags, RenameFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
-use crate::cli::exit::Exit;
-use crate::cli::signals;
+use crate::cli::unfinished::{self, Remove};
 
-/// The file under a temporary name that must not stay behind, also if a signal ends the process.
-#[derive(Clone, Default)]
-pub struct Unfinished(Arc<Mutex<Option<(OwnedFd, OsString)>>>);
+/// The file under a temporary name that must not stay behind, by its folder and name.
+pub type Unfinished = unfinished::Unfinished<(OwnedFd, OsString)>;
 
-impl Unfinished {
-    /// From now on a signal removes the file, whatever it is then, and ends the process.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn watch_signals(&self) -> io::Result<()> {
-        let seen = self.clone();
-        signals::handle(move || {
-            // Held until the process ends, so that no other file is begun.
-            let unfinished = seen.lock();
-            if let Some((folder, name)) = &*unfinished {
-                let _ = rustix::fs::unlinkat(folder, name, AtFlags::empty());
-            }
-            eprintln!("xofs: interrupted");
-            std::process::exit(Exit::Interrupted as i32)
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<(OwnedFd, OsString)>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+impl Remove for (OwnedFd, OsString) {
+    fn remove(&self) {
+        let _ = rustix::fs::unlinkat(&self.0, &self.1, AtFlags::empty());
     }
 }
 

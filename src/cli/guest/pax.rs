@@ -16,6 +16,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::acl;
+use crate::cli::zeroes::zeroes;
 
 /// Bytes of a block: of a header, and what content is padded to.
 const BLOCK: u64 = 512;
@@ -172,14 +173,8 @@ impl<W: Write> Archive<W> {
     /// # Errors
     /// As for [`Archive::write`].
     pub fn fill(&mut self, len: Option<u64>) -> io::Result<u64> {
-        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
         let filled = len.unwrap_or(self.missing);
-        let mut len = filled;
-        while len > 0 {
-            let now = usize::try_from(len).unwrap_or(usize::MAX).min(ZEROES.len());
-            self.write(&ZEROES[..now])?;
-            len -= now as u64;
-        }
+        zeroes(filled).try_for_each(|piece| self.write(piece))?;
         Ok(filled)
     }
 
@@ -193,7 +188,7 @@ impl<W: Write> Archive<W> {
     }
 
     fn zeroes(&mut self, len: u64) -> io::Result<()> {
-        self.output.write_all(&vec![0; usize::try_from(len).expect("at most two blocks")])
+        zeroes(len).try_for_each(|piece| self.output.write_all(piece))
     }
 }
 
