@@ -262,7 +262,7 @@ impl Copy<'_> {
         if folder.identity(first) != Some(*identity) {
             return Ok(false);
         }
-        let put = parent.put(name, &New::Link(&folder, first), self.force, &self.unfinished, |_| Ok(()));
+        let put = parent.put(name, &New::Link(&folder, first, *identity), self.force, &self.unfinished, |_| Ok(()));
         match put {
             Ok(_) => Ok(true),
             // Not every filesystem has links, or so many: then it is copied again.

@@ -1,11 +1,14 @@
 //! A folder that files are restored into, held open: nothing that others put there leads out of it.
 //!
 //! Each name is made in a folder that is open, and no link is followed. A file is made under a temporary name, with all that
-//! belongs to it, and gets its own last: it is whole, or not there.
+//! belongs to it, and gets its own last: it is whole, or not there. What can only be made by its name (folders, links, pipes,
+//! devices) is opened after that, and is nothing of value that others put in its place meanwhile: it is as it was made, empty or
+//! without another name.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -34,8 +37,30 @@ pub enum New<'a> {
     Symlink(&'a OsStr),
     /// A pipe, socket or device, with these permissions, less the umask.
     Node(FileType, Dev, u16),
-    /// Another name of what has one in a folder already.
-    Link(&'a Folder, &'a OsStr),
+    /// Another name of what has one in a folder already, if it is the one that the system knows by device and inode.
+    Link(&'a Folder, &'a OsStr, (u64, u64)),
+}
+
+impl New<'_> {
+    /// Checks that what was opened under the name of what was just made is that: others may have exchanged it, and what it is
+    /// given (an owner, permissions) is not for theirs.
+    fn check(&self, made: &OwnedFd) -> Result<()> {
+        let stat = rustix::fs::fstat(made)?;
+        // Not by its owner: file servers make files others' (`root_squash`), and what is new, as this, can harm nobody.
+        let is_new = stat.st_nlink == 1;
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let is_it = match self {
+            // Made and opened at once.
+            Self::File(_) => true,
+            Self::Symlink(target) => {
+                let found = || rustix::fs::readlinkat(made, "", Vec::new());
+                kind == FileType::Symlink && is_new && found()?.to_bytes() == target.as_bytes()
+            }
+            Self::Node(expected, device, _) => kind == *expected && is_new && stat.st_rdev == *device,
+            Self::Link(_, _, identity) => (stat.st_dev, stat.st_ino) == *identity,
+        };
+        if is_it { Ok(()) } else { bail!(EXCHANGED) }
+    }
 }
 
 /// Something that was made and is to be completed, by which it is meant whatever becomes of its name.
@@ -165,7 +190,11 @@ impl Folder {
     /// What the system says; that something else has the name.
     pub fn make(&self, name: &OsStr, mode: u16) -> Result<Self> {
         match rustix::fs::mkdirat(&self.0, name, Mode::from_raw_mode(mode.into())) {
-            Ok(()) => Ok(self.enter(name)?),
+            Ok(()) => {
+                let made = self.enter(name)?;
+                made.check_new().context("look at the folder that was made")?;
+                Ok(made)
+            }
             Err(Errno::EXIST) => match self.enter(name) {
                 Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::NOTDIR | Errno::LOOP)) => {
                     bail!("something that is no folder has that name already; it is left alone")
@@ -174,6 +203,16 @@ impl Folder {
             },
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Checks that nobody put another in the place of a folder that was just made: one with something in it is another.
+    fn check_new(&self) -> Result<()> {
+        for entry in rustix::fs::Dir::read_from(&self.0)? {
+            if !matches!(entry?.file_name().to_bytes(), b"." | b"..") {
+                bail!(EXCHANGED);
+            }
+        }
+        Ok(())
     }
 
     /// Makes something, has it completed by `complete`, and gives it its name. What has the name already is replaced only with
@@ -222,6 +261,8 @@ impl Folder {
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error).with_context(|| format!("create '{}'", temporary.display())),
                 Ok(file) => {
+                    // What is there in its place is not ours to remove.
+                    new.check(&file).with_context(|| format!("look at '{}'", temporary.display()))?;
                     *begun = Some((folder, temporary.clone()));
                     return Ok((file, temporary));
                 }
@@ -240,7 +281,7 @@ impl Folder {
             New::Node(kind, device, mode) => {
                 rustix::fs::mknodat(&self.0, temporary, *kind, Mode::from_raw_mode((*mode).into()), *device)?;
             }
-            New::Link(folder, other) => {
+            New::Link(folder, other, _) => {
                 rustix::fs::linkat(&folder.0, *other, &self.0, temporary, AtFlags::empty())?;
             }
         }
@@ -291,9 +332,13 @@ impl Folder {
 
 const EXISTS: &str = "it exists already: remove it, give another place, or --force to replace files";
 
+const EXCHANGED: &str = "somebody put something else in its place while it was made";
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -331,7 +376,8 @@ mod tests {
                 if is_well { Ok(()) } else { bail!("unreadable") }
             })
         };
-        for new in [New::File(0o600), New::Symlink(target), New::Link(&folder, OsStr::new("kept"))] {
+        let itself = || New::Link(&folder, OsStr::new("kept"), folder.identity("kept".as_ref()).unwrap());
+        for new in [New::File(0o600), New::Symlink(target), itself()] {
             for (name, force, is_well, expected) in [
                 ("new", false, false, "unreadable"),
                 ("kept", true, false, "unreadable"),
@@ -343,7 +389,11 @@ mod tests {
             }
         }
         // Another name of itself is left as it is, and nothing beside it.
-        put("kept", &New::Link(&folder, OsStr::new("kept")), true, true).unwrap();
+        put("kept", &itself(), true, true).unwrap();
+        let other_one = folder.identity(other.file_name().unwrap()).unwrap();
+        let error = put("linked", &New::Link(&folder, OsStr::new("kept"), other_one), false, true).unwrap_err();
+        assert_eq!(error.root_cause().to_string(), EXCHANGED);
+        std::fs::remove_file(place.path().join(format!(".xofs-{}-1.part", std::process::id()))).unwrap();
         put("new", &New::File(0o600), false, true).unwrap();
         assert_eq!((names(), std::fs::read(place.path().join("new")).unwrap()), (3, b"\0new".to_vec()));
         let known = put("kept", &New::Symlink(target), true, true).unwrap();
@@ -352,5 +402,57 @@ mod tests {
         assert_eq!(std::fs::read(&other).unwrap(), b"other");
         let error = folder.make("kept".as_ref(), 0o700).err().unwrap().to_string();
         assert!(error.contains("something that is no folder has that name"), "{error}");
+    }
+
+    /// Others who may write in the folder exchange whatever comes to be in it for something that they chose, as fast as they can.
+    #[test]
+    fn what_others_put_in_the_place_of_what_was_made_is_not_touched() {
+        use std::os::unix::fs::MetadataExt;
+
+        let place = tempfile::tempdir().unwrap();
+        let (open, kept, link) = (place.path().join("open"), place.path().join("kept"), place.path().join("link"));
+        std::fs::create_dir(&open).unwrap();
+        std::fs::write(&kept, "kept").unwrap();
+        let facts = || std::fs::metadata(&kept).map(|found| (found.mode(), found.mtime(), found.mtime_nsec())).unwrap();
+        let before = facts();
+        let temporary = open.join(format!(".xofs-{}-0.part", std::process::id()));
+        let (is_over, exchanged) = (AtomicBool::new(false), AtomicBool::new(false));
+        let folder = Folder::open(&open).unwrap();
+        let mut refused = 0;
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let _ = std::fs::hard_link(&kept, &link);
+                    if temporary.symlink_metadata().is_ok() && std::fs::rename(&link, &temporary).is_ok() {
+                        exchanged.store(true, Ordering::Relaxed);
+                    }
+                }
+            });
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(2) {
+                let unfinished = Unfinished::default();
+                let link =
+                    folder.put("link".as_ref(), &New::Symlink("nowhere".as_ref()), true, &unfinished, |handle| {
+                        Ok(handle.set_times(UNIX_EPOCH, UNIX_EPOCH)?)
+                    });
+                let pipe = New::Node(FileType::Fifo, 0, 0o600);
+                let pipe = folder.put("pipe".as_ref(), &pipe, true, &unfinished, |handle| Ok(handle.set_mode(0o777)?));
+                refused += usize::from(link.is_err()) + usize::from(pipe.is_err());
+                let _ = std::fs::remove_file(&temporary);
+            }
+            is_over.store(true, Ordering::Relaxed);
+        });
+        assert!(exchanged.load(Ordering::Relaxed), "nothing was exchanged");
+        assert_eq!(facts(), before, "{refused} were refused");
+        assert_eq!(std::fs::read(&kept).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn a_folder_that_was_just_made_has_nothing_in_it() {
+        let place = tempfile::tempdir().unwrap();
+        let folder = Folder::open(place.path()).unwrap();
+        folder.check_new().unwrap();
+        folder.make("made".as_ref(), 0o700).unwrap();
+        assert_eq!(folder.check_new().unwrap_err().to_string(), EXCHANGED);
     }
 }
