@@ -45,7 +45,7 @@ impl Disk for Plain {
 }
 
 fn workers(limit: u16) -> Arc<Workers> {
-    Workers::of_program(PathBuf::from(env!("CARGO_BIN_EXE_xofs")), limit, Duration::from_secs(20))
+    Workers::of_program(PathBuf::from(env!("CARGO_BIN_EXE_xofs")), limit, Duration::from_secs(20), None)
 }
 
 fn field(text: &str, name: &str) -> String {
@@ -205,7 +205,7 @@ fn a_worker_that_lies_spins_or_dies_costs_the_request_and_says_why() {
         (concat!(r"\002\000\000\000\000\000", r"\004\000\000\000\000\011\005\000"), "sleep 9", "blamed a disk"),
     ];
     for (says, then, expected) in cases {
-        let workers = Workers::of_program(liar(folder.path(), says, then), 1, Duration::from_secs(2));
+        let workers = Workers::of_program(liar(folder.path(), says, then), 1, Duration::from_secs(2), None);
         let found = workers.survey(&[("xvda".to_owned(), Plain::of(1 << 20))]);
         match found {
             Err(Error::Worker(message)) => assert!(message.contains(expected), "{says} {then}: {message}"),
@@ -219,7 +219,7 @@ fn a_worker_that_lies_spins_or_dies_costs_the_request_and_says_why() {
 #[test]
 fn a_volume_whose_workers_keep_failing_is_left_alone() {
     let folder = tempfile::tempdir().unwrap();
-    let workers = Workers::of_program(liar(folder.path(), READY, "exit 0"), 1, Duration::from_secs(5));
+    let workers = Workers::of_program(liar(folder.path(), READY, "exit 0"), 1, Duration::from_secs(5), None);
     let volume = Volume::new(workers, Content::Ext4, vec![Plain::of(1 << 20)]);
     let messages: Vec<String> = (0..7).map(|_| volume.open().unwrap_err().to_string()).collect();
     assert!(messages[..5].iter().all(|message| message.contains("it ended (exit status: 0)")), "{messages:?}");

@@ -8,7 +8,7 @@ mod extent;
 mod readahead;
 
 pub use error::{Error, ErrorKind, Result};
-pub use extent::{Extent, data_ranges, seek_data, seek_hole};
+pub use extent::{Extent, data_ranges, seek_data, seek_for, seek_hole};
 pub use readahead::Readahead;
 
 /// Something of which every byte can be read at an offset.

@@ -110,21 +110,22 @@ pub fn run(global: &Global, mut arguments: MountArgs) -> Result<Exit> {
     let place = open::place(&global, address.as_deref())?;
     refuse_inside(&directory, &place.path)?;
     let repository = open::repository(&global, &place, arguments.cache)?;
+    let timeout = match arguments.timeout {
+        Some(0) => None,
+        Some(seconds) => Some(Duration::from_secs(seconds.into())),
+        None => Some(mount::DEFAULT_TIMEOUT),
+    };
     let options = MountOptions {
         allow_other: arguments.allow_other,
         uid: arguments.uid,
         gid: arguments.gid,
         umask: arguments.umask,
         fsname: place.name.clone(),
-        timeout: match arguments.timeout {
-            Some(0) => None,
-            Some(seconds) => Some(Duration::from_secs(seconds.into())),
-            None => Some(mount::DEFAULT_TIMEOUT),
-        },
+        timeout,
         threads: arguments.threads.map_or(0, usize::from),
         inert_symlinks: arguments.inert_symlinks,
         is_guest_owner: arguments.owner == Some(Whose::Guest),
-        workers: Workers::new(arguments.guest_workers.unwrap_or(WORKERS)),
+        workers: Workers::new(arguments.guest_workers.unwrap_or(WORKERS), timeout),
     };
     serving.mounting();
     let session = mount::mount(repository, &directory, options)?;

@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use disk::Readahead;
 
@@ -27,6 +28,9 @@ const NAME_LENGTH: u32 = 255;
 
 /// Errors of reads remembered as logged; past it each new one is logged again.
 const LOGGED_LIMIT: usize = 4096;
+
+/// For how long holes are looked for: `lseek(2)` may say that what follows is data.
+const SEEK_PATIENCE: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// Grows to the largest read of the thread (1 MiB) and is then reused as it is.
@@ -385,11 +389,10 @@ impl TreeFilesystem {
             Seek::Hole => Some(size),
         };
         let found = match content {
-            Content::Disk(disk) | Content::File(disk) => match seek {
-                Seek::Data => disk::seek_data(disk.as_ref(), offset),
-                Seek::Hole => disk::seek_hole(disk.as_ref(), offset),
+            Content::Disk(disk) | Content::File(disk) => {
+                let found = disk::seek_for(disk.as_ref(), offset, matches!(seek, Seek::Hole), SEEK_PATIENCE);
+                found.map_err(|error| self.read_errno(*inode, &error))
             }
-            .map_err(|error| self.read_errno(*inode, &error)),
             Content::Object(object) => object
                 .stat()
                 .map(|stat| whole(stat.size))

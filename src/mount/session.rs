@@ -119,7 +119,7 @@ impl Default for MountOptions {
             fsname: "xofs".to_owned(),
             threads: 0,
             inert_symlinks: false,
-            workers: Workers::new(WORKERS),
+            workers: Workers::new(WORKERS, Some(DEFAULT_TIMEOUT)),
         }
     }
 }

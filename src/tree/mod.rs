@@ -650,7 +650,7 @@ mod tests {
 
     /// The tree of what is in a storage.
     pub(super) fn tree_on(storage: Arc<dyn Storage>) -> Tree {
-        Tree::new(Repository::with_storage(storage, OpenOptions::default()).unwrap(), Workers::new(1), false)
+        Tree::new(Repository::with_storage(storage, OpenOptions::default()).unwrap(), Workers::new(1, None), false)
     }
 
     // Promise 17: "What needs no storage goes on: the root, `.xofs`"

@@ -13,16 +13,23 @@
 mod check;
 mod error;
 mod inherited;
+mod judge;
+#[cfg(test)]
+pub(crate) mod liars;
 mod pool;
 mod process;
 mod protocol;
 mod remote;
 mod sandbox;
 mod serve;
+#[cfg(test)]
+mod tests;
 mod volume;
 
 pub use error::{Error, Result};
+pub use judge::judge;
 pub use pool::{WORKERS, Workers};
+pub use process::Patience;
 pub use serve::run;
 pub use volume::{Listed, Volume};
 

@@ -2,9 +2,11 @@
 //!
 //! A volume keeps its worker between requests, in its *seat*. When all seats are taken, the one not used for longest gives
 //! its worker up, unless it is at work; the volume starts another when it is asked again, and nobody notices.
+//!
+//! Who waits for a seat or for a worker waits as long as a request may, since those before him may each take their time.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,7 +15,7 @@ use guest::Survey;
 
 use super::check;
 use super::error::{Error, Result};
-use super::process::{Failure, Process};
+use super::process::{Failure, Patience, Process};
 use super::protocol::{Frame, Message, Request};
 
 /// How long a worker may be without work.
@@ -37,6 +39,8 @@ pub struct Workers {
     program: PathBuf,
     limit: u16,
     patience: Duration,
+    /// How long a request may wait for what others use; for ever without it.
+    wait: Option<Duration>,
     state: Mutex<State>,
     /// A worker was ended, or is without work.
     freed: Condvar,
@@ -54,8 +58,26 @@ struct State {
 }
 
 /// Where a volume keeps its worker.
-#[derive(Debug)]
-pub(super) struct Seat(Mutex<Option<Seated>>);
+#[derive(Debug, Default)]
+pub(super) struct Seat {
+    place: Mutex<Place>,
+    /// The worker is no more at work.
+    left: Condvar,
+}
+
+#[derive(Debug, Default)]
+enum Place {
+    #[default]
+    Empty,
+    Resting(Seated),
+    AtWork,
+}
+
+/// The right to the worker of a seat. Dropped, the seat has the worker that rests then.
+struct Turn<'a> {
+    seat: &'a Seat,
+    rests: Option<Seated>,
+}
 
 #[derive(Debug)]
 struct Seated {
@@ -72,20 +94,22 @@ pub(super) struct Hired {
 }
 
 impl Workers {
-    /// Makes workers of this program, at most `limit` at a time (at least one).
+    /// Makes workers of this program, at most `limit` at a time (at least one). A request waits at most `wait` for one that others
+    /// use, and for ever without that.
     #[must_use]
-    pub fn new(limit: u16) -> Arc<Self> {
+    pub fn new(limit: u16, wait: Option<Duration>) -> Arc<Self> {
         // Not by a name: the program may have been exchanged meanwhile.
-        Self::of_program(PathBuf::from("/proc/self/exe"), limit, PATIENCE)
+        Self::of_program(PathBuf::from("/proc/self/exe"), limit, PATIENCE, wait)
     }
 
     /// Makes workers of a program, which may work for `patience` for each request.
     #[must_use]
-    pub fn of_program(program: PathBuf, limit: u16, patience: Duration) -> Arc<Self> {
+    pub fn of_program(program: PathBuf, limit: u16, patience: Duration, wait: Option<Duration>) -> Arc<Self> {
         Arc::new(Self {
             program,
             limit: limit.max(1),
             patience,
+            wait,
             state: Mutex::default(),
             freed: Condvar::new(),
             below: OnceLock::new(),
@@ -100,11 +124,16 @@ impl Workers {
     pub fn below(self: &Arc<Self>, height: usize) -> Arc<Self> {
         let mut workers = self.clone();
         for _ in 0..height {
-            let next = || Self::of_program(workers.program.clone(), workers.limit, workers.patience);
+            let next = || Self::of_program(workers.program.clone(), workers.limit, workers.patience, workers.wait);
             let below = workers.below.get_or_init(next).clone();
             workers = below;
         }
         workers
+    }
+
+    /// Returns how long workers may work for one request.
+    pub(super) fn patience(&self) -> Patience {
+        Patience::new(self.patience)
     }
 
     /// Returns the volumes on disks, each given with its name.
@@ -115,7 +144,7 @@ impl Workers {
         let sizes = disks.iter().map(|(name, disk)| (name.clone(), disk.size())).collect();
         let disks: Vec<_> = disks.iter().map(|(_, disk)| disk.clone()).collect();
         let mut worker = self.hire()?;
-        match worker.process().ask(&Request::Survey(sizes), &disks) {
+        match worker.process().ask(&Request::Survey(sizes), &disks, &self.patience()) {
             Ok(Frame::Message(Message::Survey(survey))) => check::survey(survey),
             Ok(_) => Err(Error::Worker("the worker that looked for volumes answered something else".to_owned())),
             Err(Failure::Answered(error)) => Err(error),
@@ -134,8 +163,12 @@ impl Workers {
 
     /// Starts a worker, as soon as there may be one more.
     pub(super) fn hire(self: &Arc<Self>) -> Result<Hired> {
+        let until = self.wait.map(|wait| Instant::now() + wait);
         let mut state = self.state();
         while state.running >= self.limit {
+            if until.is_some_and(|until| until <= Instant::now()) {
+                return Err(Error::Worker(format!("all {} workers are at work for others", self.limit)));
+            }
             let (seats, changes) = (state.seats(), state.changes);
             drop(state);
             // Without the lock, which is taken where a worker ends: here, or with the last hold of a seat.
@@ -143,7 +176,8 @@ impl Workers {
             drop(seats);
             state = self.state();
             if state.changes == changes {
-                state = self.freed.wait_timeout(state, ROUND).unwrap_or_else(PoisonError::into_inner).0;
+                let left = until.map_or(ROUND, |until| until.saturating_duration_since(Instant::now()).min(ROUND));
+                state = self.freed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
             }
         }
         state.running += 1;
@@ -156,7 +190,7 @@ impl Workers {
     }
 
     pub(super) fn seat(&self) -> Arc<Seat> {
-        let seat = Arc::new(Seat(Mutex::default()));
+        let seat = Arc::<Seat>::default();
         let mut state = self.state();
         state.seats.retain(|seat| seat.strong_count() > 0);
         state.seats.push(Arc::downgrade(&seat));
@@ -211,8 +245,8 @@ impl State {
 /// Takes the worker that rests for longest, if any rests.
 fn longest_unused(seats: &[Arc<Seat>]) -> Option<Hired> {
     let resting = seats.iter().filter_map(|seat| {
-        let used = seat.try_lock()?.as_ref()?.used;
-        Some((used, seat))
+        let Place::Resting(seated) = &*seat.place() else { return None };
+        Some((seated.used, seat))
     });
     let (_, seat) = resting.min_by_key(|(used, _)| *used)?;
     seat.retire(Duration::ZERO)
@@ -226,9 +260,9 @@ impl Seat {
         prepare: impl FnOnce(&mut Process) -> Result<()>,
         act: impl FnOnce(&mut Process, bool) -> (T, bool),
     ) -> Result<T> {
-        let mut seated = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut turn = self.turn(workers.wait)?;
         // One thread has no more time on processors than has passed.
-        let (mut worker, is_new) = match seated.take().filter(|seated| seated.worker.since.elapsed() < LIFE) {
+        let (mut worker, is_new) = match turn.rests.take().filter(|seated| seated.worker.since.elapsed() < LIFE) {
             Some(seated) => (seated.worker, false),
             None => {
                 let mut hired = workers.hire()?;
@@ -238,26 +272,52 @@ impl Seat {
         };
         let (result, stays) = act(worker.process(), is_new);
         if stays {
-            *seated = Some(Seated { worker, used: Instant::now() });
-            drop(seated);
+            turn.rests = Some(Seated { worker, used: Instant::now() });
+            drop(turn);
             workers.change(|_| {});
         }
         Ok(result)
     }
 
-    /// Locks it unless it is at work.
-    fn try_lock(&self) -> Option<MutexGuard<'_, Option<Seated>>> {
-        match self.0.try_lock() {
-            Ok(seated) => Some(seated),
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody else has its worker at work.
+    fn turn(&self, wait: Option<Duration>) -> Result<Turn<'_>> {
+        let until = wait.map(|wait| Instant::now() + wait);
+        let mut place = self.place();
+        loop {
+            match std::mem::replace(&mut *place, Place::AtWork) {
+                Place::Empty => return Ok(Turn { seat: self, rests: None }),
+                Place::Resting(seated) => return Ok(Turn { seat: self, rests: Some(seated) }),
+                Place::AtWork => {}
+            }
+            place = match until.map(|until| until.saturating_duration_since(Instant::now())) {
+                None => self.left.wait(place).unwrap_or_else(PoisonError::into_inner),
+                Some(Duration::ZERO) => return Err(Error::Worker("its worker is at work for others".to_owned())),
+                Some(left) => self.left.wait_timeout(place, left).unwrap_or_else(PoisonError::into_inner).0,
+            };
         }
     }
 
     /// Takes its worker if that has been without work for `age`.
     fn retire(&self, age: Duration) -> Option<Hired> {
-        let mut seated = self.try_lock()?;
-        seated.take_if(|seated| seated.used.elapsed() >= age).map(|seated| seated.worker)
+        let mut place = self.place();
+        match std::mem::take(&mut *place) {
+            Place::Resting(seated) if seated.used.elapsed() >= age => Some(seated.worker),
+            other => {
+                *place = other;
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        *self.seat.place() = self.rests.take().map_or(Place::Empty, Place::Resting);
+        self.seat.left.notify_one();
     }
 }
 

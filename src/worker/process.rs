@@ -1,6 +1,7 @@
 //! A worker as the mount sees it: a process that is asked, and never trusted.
 
-use std::io::{self, Read};
+use std::cell::Cell;
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 use disk::Disk;
 use guest::{Error as GuestError, ErrorKind};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 
 use super::ARGUMENT;
 use super::check;
@@ -23,6 +26,11 @@ const READ_LIMIT: u64 = 4 << 30;
 
 /// What a read counts at least (bytes): many short ones cost more.
 const LEAST_READ: u64 = 64 << 10;
+
+/// How long workers may still work for what is being done, in however many questions. While a disk is read for them, the clock
+/// stands.
+#[derive(Debug)]
+pub struct Patience(Cell<Duration>);
 
 /// A process that reads one volume. Dropped, it is killed.
 #[derive(Debug)]
@@ -49,17 +57,34 @@ impl From<Error> for Failure {
     }
 }
 
+impl Patience {
+    /// Begins anew.
+    pub(super) fn new(left: Duration) -> Self {
+        Self(Cell::new(left))
+    }
+
+    /// Returns as much patience, several times.
+    pub(super) fn times(self, count: u32) -> Self {
+        Self::new(self.0.get() * count)
+    }
+
+    /// Does something with a socket, which ends when this does, and takes the time that it needs.
+    fn with<T>(&self, socket: &UnixStream, act: impl FnOnce(&mut Patient) -> T) -> T {
+        let began = Instant::now();
+        let done = act(&mut Patient { socket, until: began + self.0.get() });
+        self.0.set(self.0.get().saturating_sub(began.elapsed()));
+        done
+    }
+}
+
 impl Process {
-    /// Starts one, of this program if `program` leads to it, and waits until it is confined. It may work for `patience` for
-    /// each request; while the disk is read for it, the clock stands.
+    /// Starts one, of this program if `program` leads to it, and waits until it is confined, at most for `patience`.
     ///
     /// # Errors
     /// What the system says; what the worker died of.
     pub(super) fn start(program: &Path, patience: Duration) -> Result<Self> {
         let failed = |error: &dyn std::fmt::Display| Error::Worker(format!("no worker could be started: {error}"));
         let (socket, other) = UnixStream::pair().map_err(|error| failed(&error))?;
-        // One that does not take its answer is stuck.
-        socket.set_write_timeout(Some(patience)).map_err(|error| failed(&error))?;
         let child = Command::new(program)
             .arg0("xofs")
             .arg(ARGUMENT)
@@ -73,7 +98,7 @@ impl Process {
             .spawn()
             .map_err(|error| failed(&error))?;
         let mut process = Self { socket, child, patience };
-        match process.receive(&mut patience.clone()) {
+        match process.receive(&Patience::new(patience)) {
             Ok(Frame::Message(Message::Ready)) => Ok(process),
             Ok(Frame::Message(Message::Panicked(why))) => Err(failed(&check::sentence(&why))),
             Ok(_) => Err(failed(&"it began with an answer")),
@@ -86,16 +111,16 @@ impl Process {
         &mut self,
         request: &Request,
         disks: &[Arc<dyn Disk>],
+        patience: &Patience,
     ) -> std::result::Result<Frame<Message>, Failure> {
-        let mut patience = self.patience;
-        if let Err(error) = timed(&mut patience, || send(&mut self.socket, request)) {
+        if let Err(error) = patience.with(&self.socket, |socket| send(socket, request)) {
             return Err(self.broken(&error, true));
         }
         let (mut read, mut is_silent) = (0, true);
         // What the disk itself says is worth more than what comes back of it through the reader.
         let mut unreadable: Option<disk::Error> = None;
         loop {
-            let frame = self.receive(&mut patience).map_err(|error| self.broken(&error, is_silent))?;
+            let frame = self.receive(patience).map_err(|error| self.broken(&error, is_silent))?;
             is_silent = false;
             let broken = |why: &str| Failure::Broken(why.to_owned(), false);
             match frame {
@@ -122,9 +147,9 @@ impl Process {
                             Some(message)
                         }
                     };
-                    let sent = timed(&mut patience, || match answer {
-                        None => send_bytes(&mut self.socket, &bytes),
-                        Some(message) => send(&mut self.socket, &message),
+                    let sent = patience.with(&self.socket, |socket| match answer {
+                        None => send_bytes(socket, &bytes),
+                        Some(message) => send(socket, &message),
                     });
                     sent.map_err(|error| self.broken(&error, false))?;
                 }
@@ -155,9 +180,8 @@ impl Process {
         Failure::Broken(self.epitaph(error), was_dead)
     }
 
-    fn receive(&self, patience: &mut Duration) -> io::Result<Frame<Message>> {
-        let mut socket = Patient { socket: &self.socket, until: Instant::now() + *patience };
-        timed(patience, || receive(&mut socket))
+    fn receive(&self, patience: &Patience) -> io::Result<Frame<Message>> {
+        patience.with(&self.socket, |socket| receive(socket))
     }
 
     /// Says what became of it.
@@ -183,14 +207,6 @@ impl Drop for Process {
     }
 }
 
-/// Does something, and takes the time that it needs from what is left.
-fn timed<T>(left: &mut Duration, act: impl FnOnce() -> T) -> T {
-    let began = Instant::now();
-    let done = act();
-    *left = left.saturating_sub(began.elapsed());
-    done
-}
-
 /// Whether a disk will never say more.
 fn is_lasting(error: &disk::Error) -> bool {
     matches!(error.kind(), disk::ErrorKind::Damaged | disk::ErrorKind::Unsupported)
@@ -208,23 +224,46 @@ fn end(status: ExitStatus, error: &io::Error) -> String {
     }
 }
 
-/// A socket that is read until a moment, not longer.
+/// A socket that is used until a moment, not longer, however little the other side gives or takes at a time.
 struct Patient<'a> {
     socket: &'a UnixStream,
     until: Instant,
 }
 
-impl Read for Patient<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+impl Patient<'_> {
+    /// Waits until the socket can be read or written.
+    fn wait(&self, what: PollFlags) -> io::Result<()> {
         let left = self.until.saturating_duration_since(Instant::now());
         let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
-        let mut readable = [PollFd::new(self.socket, PollFlags::IN)];
-        match poll(&mut readable, Some(&timeout)) {
+        match poll(&mut [PollFd::new(self.socket, what)], Some(&timeout)) {
             Ok(0) => Err(io::ErrorKind::TimedOut.into()),
-            // `read_exact` asks again.
-            Err(rustix::io::Errno::INTR) => Err(io::ErrorKind::Interrupted.into()),
+            Ok(_) => Ok(()),
+            // Of [`io::ErrorKind::Interrupted`], after which who wants all asks again.
             Err(error) => Err(error.into()),
-            Ok(_) => self.socket.read(buffer),
         }
+    }
+}
+
+impl Read for Patient<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.wait(PollFlags::IN)?;
+        self.socket.read(buffer)
+    }
+}
+
+impl Write for Patient<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            self.wait(PollFlags::OUT)?;
+            // A call that waits would wait anew for each piece that is taken.
+            match rustix::net::send(self.socket, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Err(Errno::AGAIN) => {}
+                sent => return Ok(sent?),
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

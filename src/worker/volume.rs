@@ -12,7 +12,7 @@ use lru::LruCache;
 use super::check;
 use super::error::{Error, Result};
 use super::pool::{Seat, Workers};
-use super::process::{Failure, Process};
+use super::process::{Failure, Patience, Process};
 use super::protocol::{Frame, Message, PIECE_LIMIT, Request};
 
 /// What workers of a volume may fail within [`PERIOD`] before it is left alone: one that cannot even open it counts as
@@ -30,6 +30,9 @@ const REMEMBERED: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
 /// Files in a directory at which workers may fail before the others are not looked at.
 const IN_DIRECTORY: usize = 5;
+
+/// How much longer workers may take for a directory than for anything else: it comes in parts.
+const LISTING: u32 = 3;
 
 /// A directory: each name, and what is known of the file, or why that is not.
 pub type Listed = Vec<(Entry, std::result::Result<Attributes, String>)>;
@@ -122,9 +125,9 @@ impl Volume {
             Err(Error::Worker(_)) => self.list_as(directory, Question::Names)?,
             listed => return listed.map(|listed| (listed, true)),
         };
-        let mut failed = 0;
+        let (mut failed, patience) = (0, self.listing_patience());
         for (entry, known) in &mut listed {
-            *known = match self.attributes(entry.inode) {
+            *known = match self.attributes_within(entry.inode, &patience) {
                 Ok(attributes) => Ok(attributes),
                 Err(Error::Disk(error)) => return Err(Error::Disk(error)),
                 Err(error) => {
@@ -142,12 +145,13 @@ impl Volume {
     fn list_as(&self, directory: Inode, question: Question) -> Result<Listed> {
         self.ask(question, directory, |process| {
             let (mut listed, mut from) = (check::Directory::default(), 0);
+            let patience = self.listing_patience();
             loop {
                 let request = match question {
                     Question::Names => Request::Names(directory, from),
                     _ => Request::List(directory, from),
                 };
-                let Frame::Message(Message::List(page)) = process.ask(&request, &self.members)? else {
+                let Frame::Message(Message::List(page)) = process.ask(&request, &self.members, &patience)? else {
                     return Err(lied());
                 };
                 match listed.add(page, from)? {
@@ -163,8 +167,12 @@ impl Volume {
     /// # Errors
     /// As for [`Volume::list`].
     pub fn attributes(&self, inode: Inode) -> Result<Attributes> {
+        self.attributes_within(inode, &self.patience())
+    }
+
+    fn attributes_within(&self, inode: Inode, patience: &Patience) -> Result<Attributes> {
         self.ask(Question::Attributes, inode, |process| {
-            match process.ask(&Request::Attributes(inode), &self.members)? {
+            match process.ask(&Request::Attributes(inode), &self.members, patience)? {
                 Frame::Message(Message::Attributes(attributes)) => Ok(check::attributes(attributes)?),
                 _ => Err(lied()),
             }
@@ -176,9 +184,11 @@ impl Volume {
     /// # Errors
     /// As for [`Volume::list`].
     pub fn target(&self, inode: Inode) -> Result<Vec<u8>> {
-        self.ask(Question::Target, inode, |process| match process.ask(&Request::Target(inode), &self.members)? {
-            Frame::Message(Message::Target(target)) => Ok(check::target(target)?),
-            _ => Err(lied()),
+        self.ask(Question::Target, inode, |process| {
+            match process.ask(&Request::Target(inode), &self.members, &self.patience())? {
+                Frame::Message(Message::Target(target)) => Ok(check::target(target)?),
+                _ => Err(lied()),
+            }
         })
     }
 
@@ -187,19 +197,31 @@ impl Volume {
     /// # Errors
     /// As for [`Volume::list`].
     pub fn xattrs(&self, inode: Inode) -> Result<Vec<Xattr>> {
-        self.ask(Question::Xattrs, inode, |process| match process.ask(&Request::Xattrs(inode), &self.members)? {
-            Frame::Message(Message::Xattrs(xattrs)) => Ok(check::xattrs(xattrs)?),
-            _ => Err(lied()),
+        self.ask(Question::Xattrs, inode, |process| {
+            match process.ask(&Request::Xattrs(inode), &self.members, &self.patience())? {
+                Frame::Message(Message::Xattrs(xattrs)) => Ok(check::xattrs(xattrs)?),
+                _ => Err(lied()),
+            }
         })
+    }
+
+    /// Returns how long workers may work for one read, in however many questions.
+    #[must_use]
+    pub fn patience(&self) -> Patience {
+        self.workers.patience()
+    }
+
+    fn listing_patience(&self) -> Patience {
+        self.workers.patience().times(LISTING)
     }
 
     /// Returns where bytes of a file lie, from `from` on: thousands of extents at a time.
     ///
     /// # Errors
     /// As for [`Volume::list`].
-    pub fn extents(&self, inode: Inode, from: u64) -> Result<Extents> {
+    pub fn extents(&self, inode: Inode, from: u64, patience: &Patience) -> Result<Extents> {
         self.ask(Question::Extents, inode, |process| {
-            match process.ask(&Request::Extents(inode, from), &self.members)? {
+            match process.ask(&Request::Extents(inode, from), &self.members, patience)? {
                 Frame::Message(Message::Extents(extents)) => Ok(check::extents(extents, from, &self.members)?),
                 _ => Err(lied()),
             }
@@ -210,14 +232,15 @@ impl Volume {
     ///
     /// # Errors
     /// As for [`Volume::list`].
-    pub fn decode(&self, inode: Inode, offset: u64, buffer: &mut [u8]) -> Result<()> {
+    pub fn decode(&self, inode: Inode, offset: u64, buffer: &mut [u8], patience: &Patience) -> Result<()> {
         for (offset, piece) in (offset..).step_by(PIECE_LIMIT).zip(buffer.chunks_mut(PIECE_LIMIT)) {
             let len = u32::try_from(piece.len()).expect("at most PIECE_LIMIT");
             let request = Request::Decode(inode, offset, len);
-            let bytes = self.ask(Question::Decode, inode, |process| match process.ask(&request, &self.members)? {
-                Frame::Bytes(bytes) if bytes.len() == piece.len() => Ok(bytes),
-                _ => Err(lied()),
-            })?;
+            let bytes =
+                self.ask(Question::Decode, inode, |process| match process.ask(&request, &self.members, patience)? {
+                    Frame::Bytes(bytes) if bytes.len() == piece.len() => Ok(bytes),
+                    _ => Err(lied()),
+                })?;
             piece.copy_from_slice(&bytes);
         }
         Ok(())
@@ -268,7 +291,7 @@ impl Volume {
             Subject::Filesystem(content) => Request::Open(content, sizes),
             Subject::Layer(layer, size) => Request::OpenLayer(layer, size, sizes),
         };
-        let why = match process.ask(&request, &self.members) {
+        let why = match process.ask(&request, &self.members, &self.patience()) {
             Ok(Frame::Message(Message::Opened(root, facts))) => {
                 let known = self.opened.get_or_init(|| Ok((root, check::facts(facts))));
                 if known.as_ref().is_ok_and(|(known, _)| *known == root) {

@@ -94,7 +94,7 @@ impl Files {
             let message = "it is no repository with backups: of other disks only xofs mount and xofs export read";
             bail!("{}: {message}", Shown(&place.name));
         }
-        Ok(Self { tree: Tree::new(repository.clone(), Workers::new(WORKERS), false), repository })
+        Ok(Self { tree: Tree::new(repository.clone(), Workers::new(WORKERS, None), false), repository })
     }
 
     /// Returns the backup that `VM/BACKUP` names.

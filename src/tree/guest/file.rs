@@ -6,13 +6,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use disk::{Disk, Error, ErrorKind};
 use guest::{Extent, Extents, Inode, Layer, Source};
 
-use crate::worker::{self, Volume};
+use crate::worker::{self, Patience, Volume};
 
 /// Parts of the map of extents that are kept of an open file: some 3 MiB at most.
 const PARTS: usize = 8;
 
 /// The same of a layer, which is read here and there for as long as its volume is: some 12 MiB at most.
 const LAYER_PARTS: usize = 32;
+
+/// Pieces that a read may be of, besides one for each sector of it: more is what no filesystem makes, and each may lie elsewhere.
+const FEW: usize = 64;
+const SECTOR: usize = 512;
 
 /// An open file of a guest.
 pub(in crate::tree) struct GuestFile {
@@ -85,11 +89,11 @@ impl GuestFile {
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).at(offset)
     }
 
-    fn part(&self, offset: u64) -> disk::Result<Arc<Extents>> {
+    fn part(&self, offset: u64, patience: &Patience) -> disk::Result<Arc<Extents>> {
         if let Some(part) = self.known(offset) {
             return Ok(part);
         }
-        let part = Arc::new(self.volume.extents(self.inode, offset).map_err(disk_error)?);
+        let part = Arc::new(self.volume.extents(self.inode, offset, patience).map_err(disk_error)?);
         self.parts.lock().unwrap_or_else(PoisonError::into_inner).keep(offset, part.clone());
         Ok(part)
     }
@@ -137,15 +141,18 @@ impl Disk for GuestFile {
 
     fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> disk::Result<()> {
         self.check(offset, buffer.len() as u64)?;
+        let (patience, mut room) = (self.volume.patience(), FEW + buffer.len() / SECTOR);
         while !buffer.is_empty() {
-            let Piece { len, source } = Self::piece(&*self.part(offset)?, offset, buffer.len() as u64);
+            let scattered = || Error::new(ErrorKind::Damaged, "its bytes lie in more pieces than any filesystem makes");
+            room = room.checked_sub(1).ok_or_else(scattered)?;
+            let Piece { len, source } = Self::piece(&*self.part(offset, &patience)?, offset, buffer.len() as u64);
             let len = usize::try_from(len).expect("at most the length of the buffer");
             let (part, rest) = std::mem::take(&mut buffer).split_at_mut(len);
             match source {
                 None | Some(Source::Zeroes) => part.fill(0),
                 Some(Source::Member(member, at)) => self.volume.members()[usize::from(member)].read_at(at, part)?,
                 Some(Source::Bytes(bytes)) => part.copy_from_slice(&bytes),
-                Some(Source::Encoded) => self.volume.decode(self.inode, offset, part).map_err(disk_error)?,
+                Some(Source::Encoded) => self.volume.decode(self.inode, offset, part, &patience).map_err(disk_error)?,
             }
             buffer = rest;
             offset += len as u64;
@@ -156,7 +163,7 @@ impl Disk for GuestFile {
     /// What was never written is a hole, whether it takes room on the volume or not: so `lseek(2)` says it in the guest.
     fn extent_at(&self, offset: u64) -> disk::Result<disk::Extent> {
         self.check(offset, 1)?;
-        let piece = Self::piece(&*self.part(offset)?, offset, self.size - offset);
+        let piece = Self::piece(&*self.part(offset, &self.volume.patience())?, offset, self.size - offset);
         if let (true, Some(Source::Member(member, at))) = (self.is_layer, &piece.source) {
             let below = self.volume.members()[usize::from(*member)].extent_at(*at)?;
             return Ok(disk::Extent { len: below.len.min(piece.len), ..below });
@@ -200,5 +207,46 @@ fn disk_error(error: worker::Error) -> Error {
         }
         worker::Error::Guest(error) => Error::new(ErrorKind::Damaged, error.to_string()),
         worker::Error::Worker(message) => Error::new(ErrorKind::Damaged, message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::worker::liars::Liar;
+
+    fn window(from: u64, step: u64) -> Extents {
+        let extent = Extent { start: from, len: step, source: Source::Member(0, from * 7 % 1000) };
+        Extents { found: vec![extent], until: from + step }
+    }
+
+    #[test]
+    fn a_map_that_leads_nowhere_slowly_is_an_error_after_a_bounded_number_of_questions() {
+        let mut liar = Liar::opened();
+        // Exactly as many as are asked for: were it one more, its patience would end instead.
+        liar.say_extents((0..320).map(|at| window(at, 1)), Duration::ZERO);
+        let file = GuestFile::new(Arc::new(liar.volume(Duration::from_secs(10))), Inode(12), 1 << 40);
+        let error = file.read_at(0, &mut vec![0; 128 << 10]).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged);
+        assert!(error.to_string().contains("in more pieces than any filesystem makes"), "{error}");
+        // What a filesystem makes is read: pieces of a sector.
+        let mut liar = Liar::opened();
+        liar.say_extents((0..256).map(|at| window(at * 512, 512)), Duration::ZERO);
+        let file = GuestFile::new(Arc::new(liar.volume(Duration::from_secs(10))), Inode(12), 1 << 40);
+        file.read_at(0, &mut vec![1; 128 << 10]).unwrap();
+    }
+
+    #[test]
+    fn one_read_takes_the_patience_for_one_request_however_often_it_asks() {
+        let mut liar = Liar::opened();
+        liar.say_extents((0..100).map(|at| window(at * 512, 512)), Duration::from_millis(200));
+        let file = GuestFile::new(Arc::new(liar.volume(Duration::from_secs(1))), Inode(12), 1 << 40);
+        let began = Instant::now();
+        let error = file.read_at(0, &mut vec![0; 50 << 10]).unwrap_err();
+        assert!(error.to_string().contains("it took more than 1 s"), "{error}");
+        // All of them would take 20 seconds.
+        assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     }
 }
