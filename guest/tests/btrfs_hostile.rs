@@ -1,9 +1,10 @@
 //! Whatever a guest writes into the metadata of Btrfs: reading ends, soon, with an answer or an error.
 
+#[path = "compare/checksums.rs"]
+mod checksums;
 mod compare;
 
 use std::fs::{self, File};
-use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -13,7 +14,6 @@ use compare::churn::Churn;
 use compare::generator::{self, Amount};
 use compare::hostile;
 use compare::image::{Mount, Reflinks, sparse, succeed};
-use fs_btrfs::superblock::ChecksumType;
 use guest::btrfs::Btrfs;
 
 /// Bytes of an image: no fewer are taken.
@@ -21,17 +21,6 @@ const SIZE: u64 = 128 << 20;
 
 /// The first superblock.
 const SUPERBLOCK: usize = 64 << 10;
-
-/// Returns the checksum of a superblock or a block of a tree, which has the number of the filesystem at the same place.
-fn checksum(bytes: &[u8], read: &Range<usize>, _: usize) -> Option<(usize, [u8; 4])> {
-    let number = |at: usize| bytes.get(at + 32..at + 48);
-    let block = &bytes[read.clone()];
-    let is_metadata = block.len() >= 4096 && number(read.start) == number(SUPERBLOCK);
-    is_metadata.then(|| {
-        let digest = ChecksumType::Crc32c.digest(&block[32..]);
-        (read.start, [digest[0], digest[1], digest[2], digest[3]])
-    })
-}
 
 /// Whether that is a block of a log.
 fn is_of_log(bytes: &[u8]) -> bool {
@@ -82,7 +71,7 @@ fn reading_ends_whatever_is_in_the_metadata() {
         let time = Duration::from_millis(1500 * compare::rounds(1));
         let what = format!("{} {options}", mkfs.join(" "));
         let open: hostile::Open = |disk| Ok(Box::new(Btrfs::open(vec![disk])?));
-        hostile::change(&what, bytes.clone(), open, checksum, &mut random, time);
-        hostile::change_where(&format!("{what}, log"), bytes, open, checksum, &mut random, time, is_of_log);
+        hostile::change(&what, bytes.clone(), open, checksums::btrfs, &mut random, time);
+        hostile::change_where(&format!("{what}, log"), bytes, open, checksums::btrfs, &mut random, time, is_of_log);
     }
 }

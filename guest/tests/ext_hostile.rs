@@ -1,5 +1,7 @@
 //! Whatever a guest writes into its metadata: reading ends, soon, with an answer or an error.
 
+#[path = "compare/checksums.rs"]
+mod checksums;
 mod compare;
 
 use std::fs;
@@ -46,6 +48,6 @@ fn reading_ends_whatever_is_in_the_metadata() {
         let time = Duration::from_millis(1500 * compare::rounds(1));
         // Of those that have checksums it is seen that they are refused.
         let open: hostile::Open = |disk| Ok(Box::new(Ext::open(disk)?));
-        hostile::change(&format!("{mkfs:?}"), bytes, open, |_, _, _| None, &mut random, time);
+        hostile::change(&format!("{mkfs:?}"), bytes, open, checksums::fast_commits, &mut random, time);
     }
 }

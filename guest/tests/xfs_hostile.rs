@@ -1,9 +1,10 @@
 //! Whatever a guest writes into its metadata, with checksums that are right: reading ends, soon, with an answer or an error.
 
+#[path = "compare/checksums.rs"]
+mod checksums;
 mod compare;
 
 use std::fs::{self, File};
-use std::ops::Range;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,84 +16,11 @@ use compare::hostile;
 use compare::image::{Mount, Reflinks, sparse, succeed};
 use compare::machine::Machine;
 use disk::Disk;
-use fs_ext4::checksum::linux_crc32c;
+use guest::GuestFs;
 use guest::xfs::Xfs;
-use guest::{Fields, GuestFs};
 
 /// Bytes of an image; mkfs.xfs makes none below 300 MiB.
 const SIZE: u64 = 304 << 20;
-
-/// Bytes of an inode in these images.
-const INODE: usize = 512;
-
-/// Returns the checksum of a structure, and where it stands.
-fn checksum(disk: &[u8], read: &Range<usize>, changed: usize) -> Option<(usize, [u8; 4])> {
-    let has_none = Fields(disk).be16(100)? & 15 < 5;
-    of_log(disk, changed).or_else(|| {
-        if has_none {
-            return None;
-        }
-        let (mut start, mut end) = (read.start, read.end);
-        let fields = Fields(&disk[read.clone()]);
-        let at = match (fields.bytes(0, 4)?, fields.be16(8)?) {
-            (b"XFSB", _) => {
-                end = start + 512;
-                224
-            }
-            ([b'I', b'N', ..], _) => {
-                // Several are read at once when the log changes one.
-                start += (changed - start) / INODE * INODE;
-                end = start + INODE;
-                100
-            }
-            (b"BMA3", _) => 64,
-            (b"XDB3" | b"XDD3" | b"XDF3", _) => 4,
-            (b"XSLM" | b"XARM", _) | (_, 0x3df1 | 0x3dff | 0x3ebe | 0x3bee) => 12,
-            (b"XAGI", _) => 312,
-            (b"XAGF", _) => 216,
-            (b"AB3B" | b"AB3C" | b"IAB3" | b"FIB3" | b"RMB3" | b"R3FC", _) => 52,
-            _ => return None,
-        };
-        let place = start + at;
-        let parts = [disk.get(start..place)?, &[0; 4], disk.get(place + 4..end)?];
-        Some((place, sum(&parts)))
-    })
-}
-
-/// Returns where the log is.
-fn log(disk: &[u8]) -> Option<Range<usize>> {
-    let superblock = Fields(disk);
-    let start = superblock.be64(48)?;
-    let (bits, group) = (superblock.u8(124)?, u64::from(superblock.be32(84)?));
-    let block = (start >> (bits & 31)) * group + (start & ((1 << (bits & 31)) - 1));
-    let start = usize::try_from(block * 4096).ok()?;
-    Some(start..start + usize::try_from(superblock.be32(96)?).ok()? * 4096)
-}
-
-/// Of the record of the log that a byte is in.
-fn of_log(disk: &[u8], changed: usize) -> Option<(usize, [u8; 4])> {
-    let log = log(disk)?;
-    if !log.contains(&changed) {
-        return None;
-    }
-    let mut at = changed / 512 * 512;
-    while disk.get(at..at + 4)? != [0xfe, 0xed, 0xba, 0xbe] {
-        at = at.checked_sub(512).filter(|at| log.contains(at))?;
-    }
-    let record = Fields(&disk[at..log.end.min(disk.len())]);
-    let len = usize::try_from(record.be32(12)?).ok()?;
-    let headers = usize::try_from(record.be32(320)?).ok()?.div_ceil(32 << 10).max(1);
-    let mut parts = vec![record.bytes(0, 32)?, &[0; 4], record.bytes(36, 328 - 36)?];
-    for header in 1..len.div_ceil(32 << 10) {
-        parts.push(record.bytes(header * 512, 260)?);
-    }
-    parts.push(record.bytes(headers * 512, len)?);
-    Some((at + 32, sum(&parts)))
-}
-
-fn sum(parts: &[&[u8]]) -> [u8; 4] {
-    (!parts.iter().fold(!0, |sum, part| linux_crc32c(sum, part))).to_le_bytes()
-}
 
 #[test]
 fn reading_ends_whatever_is_in_the_metadata() {
@@ -114,7 +42,7 @@ fn reading_ends_whatever_is_in_the_metadata() {
         let time = Duration::from_millis(2000 * compare::rounds(1));
         let what = if is_in_use { "in use" } else { "clean" };
         let open: hostile::Open = |disk| Ok(Box::new(Xfs::open(disk)?));
-        hostile::change(what, bytes, open, checksum, &mut random, time);
+        hostile::change(what, bytes, open, checksums::xfs, &mut random, time);
     }
 }
 
@@ -170,7 +98,7 @@ fn replaying_ends_whatever_is_in_the_log() {
         File::create(machine.out().join("stop")).expect("room");
         machine.finish();
 
-        let log = log(&bytes).expect("a log");
+        let log = checksums::xfs_log(&bytes).expect("a log");
         let is_header = |at: &usize| bytes[*at..at + 4] == [0xfe, 0xed, 0xba, 0xbe];
         let headers: Vec<_> = log.step_by(512).filter(is_header).collect();
         let end = headers[headers.len() - 1] + 512;
@@ -185,7 +113,7 @@ fn replaying_ends_whatever_is_in_the_log() {
                 let at = headers[0] + usize::try_from(random.below((end - headers[0]) as u64)).unwrap();
                 before.push((at, bytes[at]));
                 bytes[at] = [0, 1, 0x7f, 0xff, random.bytes(1)[0]][usize::try_from(random.below(5)).unwrap()];
-                if let Some((place, value)) = checksum(&bytes, &(0..0), at) {
+                if let Some((place, value)) = checksums::xfs(&bytes, &(0..0), at) {
                     for (at, byte) in (place..).zip(value) {
                         before.push((at, bytes[at]));
                         bytes[at] = byte;

@@ -7,6 +7,7 @@ use crate::lvm::tests::{group, linear, pv, volume};
 use crate::memory::Memory;
 use crate::table::tests::{Made, record, repair};
 
+/// Mutants in scripts/test; `XOFS_ROUNDS` asks for as many times more.
 const ROUNDS: u64 = 3000;
 /// A round takes milliseconds; what is beyond this is a loop over what the guest says.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -109,7 +110,8 @@ fn whatever_stands_on_disks_a_survey_ends_soon_and_its_maps_can_be_read() {
 
     let mut slowest = Duration::ZERO;
     let mut shown = 0;
-    for seed in 1..=ROUNDS {
+    let times = std::env::var("XOFS_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    for seed in 1..=ROUNDS * times {
         // Shown if what follows panics.
         println!("seed {seed}");
         let random = &mut Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -160,6 +162,7 @@ fn whatever_stands_on_disks_a_survey_ends_soon_and_its_maps_can_be_read() {
         }
         assert!(found.volumes.len() <= MAX_VOLUMES && !found.has_unread());
     }
+    println!("{} mutants, {shown} volumes, {slowest:?} at most", ROUNDS * times);
     assert!(slowest < PATIENCE, "{slowest:?}");
     assert!(shown > ROUNDS, "{shown} volumes: too few that something was changed in");
 }

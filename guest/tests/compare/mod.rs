@@ -10,6 +10,7 @@ pub mod generator;
 pub mod hostile;
 pub mod image;
 pub mod machine;
+pub mod subject;
 pub mod tree;
 
 /// Random numbers of a seed (xorshift).

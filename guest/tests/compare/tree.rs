@@ -129,6 +129,16 @@ fn kernel_content(path: &Path) -> u64 {
     content.hasher.finish()
 }
 
+/// Returns what stands for the bytes of a file in [`Shown::content`].
+pub fn content_of(bytes: &[u8]) -> u64 {
+    let mut content = Content::new(bytes.len() as u64);
+    content.add(0, bytes.len() as u64, |offset, piece| {
+        let start = usize::try_from(offset).expect("within the bytes");
+        piece.copy_from_slice(&bytes[start..start + piece.len()]);
+    });
+    content.hasher.finish()
+}
+
 /// Hashes pieces that hold anything.
 struct Content {
     hasher: DefaultHasher,
