@@ -10,13 +10,13 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use guest_world::compare::generator::{self, Amount};
 use guest_world::compare::image::{Loop, Mount, sparse};
-use guest_world::compare::tree::Tree;
+use guest_world::compare::tree::{Shown, Tree, content_of};
 use guest_world::compare::{Random, rounds};
 use guest_world::{MIB, VM, assert_same, of_mount, without_what_cannot_be_set, world};
 use rustix::process::{Pid, Signal, kill_process};
@@ -268,6 +268,27 @@ fn workers(server: u32) -> Vec<Pid> {
     pids.into_iter().filter_map(Pid::from_raw).collect()
 }
 
+/// Looks at a file and reads it: returns whether it is what it was, or false after an EIO. Other bytes, a name that comes or goes, or a
+/// mount that is gone are no answers.
+fn is_right_or_fails(path: &Path, file: &Shown) -> bool {
+    let answer = fs::symlink_metadata(path).and_then(|found| {
+        if file.attributes.kind == guest::Kind::File {
+            assert_eq!(found.len(), file.attributes.size, "{}", path.display());
+            if found.len() < 8 * MIB {
+                assert_eq!(content_of(&fs::read(path)?), file.content, "{}", path.display());
+            }
+        }
+        Ok(())
+    });
+    match answer {
+        Ok(()) => true,
+        Err(error) => {
+            assert_eq!(error.raw_os_error(), Some(5), "{}: {error}", path.display());
+            false
+        }
+    }
+}
+
 // Promise 22: "One that dies, lies or does not end costs the request"
 #[test]
 fn a_mount_lives_on_when_its_workers_are_killed_at_any_moment() {
@@ -276,37 +297,44 @@ fn a_mount_lives_on_when_its_workers_are_killed_at_any_moment() {
     let folder = backup(&mounted).join("files/xvda1");
     let server = mounted.process();
     let is_over = AtomicBool::new(false);
+    let seed = Random::seed();
+    let read = AtomicU64::new(0);
+    let failed = AtomicU64::new(0);
     thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut random = Random::new(Random::seed());
+        let killer = scope.spawn(|| {
+            let mut random = Random::new(seed);
             let mut killed = 0;
             while !is_over.load(Ordering::Relaxed) {
                 thread::sleep(Duration::from_micros(random.below(60_000)));
                 killed += workers(server).into_iter().filter(|pid| kill_process(*pid, Signal::KILL).is_ok()).count();
             }
-            assert!(killed > 0, "no worker was there to be killed");
+            killed
         });
-        let start = Instant::now();
-        let mut read = 0;
-        while start.elapsed() < Duration::from_secs(4 * rounds(1)) {
-            // Errors are expected; other bytes, a name that comes or goes, or a mount that is gone are not.
-            for (path, file) in &world.truth {
-                let path = folder.join(std::ffi::OsStr::from_bytes(path));
-                match (file.attributes.kind, fs::symlink_metadata(&path)) {
-                    (guest::Kind::File, Ok(found)) => {
-                        assert_eq!(found.len(), file.attributes.size, "{}", path.display());
-                        if found.len() < MIB {
-                            read += usize::from(fs::read(&path).is_ok());
+        let readers: Vec<_> = (1..=4)
+            .map(|reader| {
+                let (folder, truth, read, failed) = (&folder, &world.truth, &read, &failed);
+                scope.spawn(move || {
+                    let mut random = Random::new(seed + reader);
+                    let start = Instant::now();
+                    while start.elapsed() < Duration::from_secs(4 * rounds(1)) {
+                        let skipped = usize::try_from(random.below(truth.len() as u64)).unwrap();
+                        for (path, file) in truth.iter().skip(skipped).take(100) {
+                            let done = is_right_or_fails(&folder.join(std::ffi::OsStr::from_bytes(path)), file);
+                            let counter = if done { read } else { failed };
+                            counter.fetch_add(1, Ordering::Relaxed);
                         }
                     }
-                    (_, Ok(_)) => {}
-                    (_, Err(error)) => assert_eq!(error.raw_os_error(), Some(5), "{}: {error}", path.display()),
-                }
-            }
-        }
+                })
+            })
+            .collect();
+        let ended: Vec<_> = readers.into_iter().map(thread::ScopedJoinHandle::join).collect();
         is_over.store(true, Ordering::Relaxed);
-        assert!(read > 0, "nothing could be read");
+        let killed = killer.join().unwrap();
+        println!("{killed} workers killed, {read:?} files right, {failed:?} errors");
+        ended.into_iter().for_each(|ended| ended.unwrap());
+        assert!(killed > 0, "no worker was there to be killed");
     });
+    assert!(read.into_inner() > 0, "nothing could be read");
     // A volume whose workers failed so often is left alone for a minute; a mount anew is not.
     drop(mounted);
     let mounted = Mounted::with_arguments(&world.repository, None, &["--owner", "guest"]);
