@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Shown as ntfs-3g does: all names but the short ones of DOS, none of the filesystem's own files, streams as extended
-//! attributes. Security descriptors are not shown, nor is what is encrypted. `$LogFile` is not replayed, which is said.
+//! attributes. Security descriptors are not shown, nor is what is encrypted. `$LogFile` is replayed where all of it is
+//! understood; else that is said.
 
 mod attributes;
 mod boot;
@@ -53,8 +54,25 @@ impl Ntfs {
     /// [`ErrorKind::Damaged`] if it is none, [`ErrorKind::Disk`]. A volume that was not unmounted is no error but among the
     /// [facts](GuestFs::facts).
     pub fn open(disk: Arc<dyn Disk>) -> Result<Self> {
-        let volume = Volume::open(disk)?;
-        let mut problems = log::problems(&volume);
+        let mut volume = Volume::open(disk)?;
+        let mut problems = Vec::new();
+        let mut is_replayed = false;
+        match log::replay(&volume).and_then(|disk| disk.map(Volume::open).transpose()) {
+            Ok(Some(replayed)) => {
+                volume = replayed;
+                is_replayed = true;
+            }
+            Ok(None) => {}
+            Err(error) => problems.push(format!(
+                "Windows did not unmount the volume, and its journal ($LogFile) is not replayed: {error}; \
+                 what was changed last may be missing or half done"
+            )),
+        }
+        match log::is_marked_dirty(&volume) {
+            Ok(false) => {}
+            Ok(true) => problems.push("Windows marked the volume to be checked (chkdsk)".to_owned()),
+            Err(error) => problems.push(format!("whether the volume is to be checked cannot be read: {error}")),
+        }
         if volume.clusters < volume.boot.clusters {
             problems.push(format!(
                 "the volume has {} clusters of {} bytes, and only {} are there",
@@ -66,7 +84,7 @@ impl Ntfs {
             String::new()
         });
         let uuid = format!("{:016X}", volume.boot.serial);
-        let facts = Facts { kind: "ntfs".to_owned(), label, uuid, is_replayed: false, problems };
+        let facts = Facts { kind: "ntfs".to_owned(), label, uuid, is_replayed, problems };
         Ok(Self { volume, facts, decoded: Mutex::default() })
     }
 

@@ -26,7 +26,7 @@ pub(super) const REPARSE_POINT: u32 = 0xc0;
 const END: u32 = u32::MAX;
 
 /// Bytes whose last two are replaced, whatever a sector of the disk has.
-const SECTOR: usize = 512;
+pub(super) const SECTOR: usize = 512;
 
 const IN_USE: u16 = 1;
 const DIRECTORY: u16 = 2;

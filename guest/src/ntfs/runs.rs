@@ -66,6 +66,18 @@ pub(super) fn parse(mut pairs: &[u8], range: Range<u64>, clusters: u64) -> Resul
     Ok(runs)
 }
 
+/// Returns the cluster of the value after the last that pairs map, of which the first is `first`.
+pub(super) fn end(mut pairs: &[u8], first: u64) -> Option<u64> {
+    let mut end = first;
+    while let Some((head, rest)) = pairs.split_first().filter(|(head, _)| **head != 0) {
+        let (len_size, place_size) = (usize::from(head & 0x0f), usize::from(head >> 4));
+        let len = rest.get(..len_size).and_then(number)?;
+        end = end.checked_add(u64::try_from(len).ok()?)?;
+        pairs = rest.get(len_size + place_size..)?;
+    }
+    Some(end)
+}
+
 /// Returns a number of 0 to 8 bytes with its sign.
 fn number(bytes: &[u8]) -> Option<i64> {
     let mut all = match bytes.last() {

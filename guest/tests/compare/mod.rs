@@ -9,6 +9,7 @@ pub mod fat;
 pub mod generator;
 pub mod hostile;
 pub mod image;
+pub mod journal;
 pub mod machine;
 pub mod subject;
 pub mod tree;
