@@ -8,6 +8,8 @@ use compare::image::Loop;
 /// Mounts a filesystem of several devices for as long as something is done with it.
 fn mounted<T>(images: &[PathBuf], options: &str, act: impl FnOnce(&Path) -> T) -> T {
     let devices: Vec<_> = images.iter().map(|image| Loop::new(image)).collect();
+    // The kernel remembers devices that were mounted before, and takes one that is not gone yet.
+    succeed(Command::new("btrfs").args(["device", "scan", "--forget"]));
     let names = devices.iter().map(|device| format!("device={}", device.path().display()));
     let options = names.chain([format!("{OPTIONS},{options}")]).collect::<Vec<_>>().join(",");
     let mount = Mount::of_device(devices[0].path(), "btrfs", &options);
