@@ -209,8 +209,10 @@ fn a_volume_in_use_is_recovered_as_the_kernel_does_it_and_the_backup_stays() {
             assert!(fs::write(at.path().join("new"), "").is_err());
             (at, served)
         };
-        // At once, though of two filesystems with one number; neither has what the other wrote.
-        for (at, served) in [mounted(), mounted()] {
+        // At once, though of two filesystems with one number; neither has what the other wrote. Linux tells two of Btrfs apart since
+        // 6.7 only, and refuses that now and then where it remembers another one at the same device.
+        let at_once = if kind == "btrfs" { vec![mounted()] } else { vec![mounted(), mounted()] };
+        for (at, served) in at_once {
             succeed(xofs().arg("unmount").arg(at.path()));
             served.ended();
         }
