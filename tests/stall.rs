@@ -259,7 +259,7 @@ fn a_local_disk_that_stalls_leaves_threads_for_what_needs_none() {
     // More than the threads that take requests.
     let mut readers: Vec<Reader> = (0..20).map(|_| Reader::of(&stalled)).collect();
     assert!(storage.wait_for_stalled(16, PATIENCE));
-    at_once(Command::new("ls").arg(folder.path().join("vms")));
+    at_once(Command::new("ls").arg(folder.path().join(".xofs")));
     assert_eq!(sha256(&other).unwrap(), content[1]);
     for reader in &mut readers[..10] {
         reader.signal("-KILL");
