@@ -2,7 +2,6 @@
 
 mod compare;
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt, symlink};
 use std::path::{Path, PathBuf};
@@ -42,17 +41,13 @@ fn source(folder: &Path) -> Mount {
 }
 
 /// Panics unless this crate reads of an image what the kernel showed.
-fn compare(what: &str, image: &Path, mut kernel: Tree) {
+fn compare(what: &str, image: &Path, kernel: Tree) {
     let disk = Arc::new(FileDisk::open(image));
     let guest = Iso::open(disk.clone()).unwrap_or_else(|error| panic!("{what}: {error}"));
     let (mut shown, errors) = tree::of_guest(&guest, disk.as_ref());
     // The kernel numbers records by 32 bytes.
-    let mut numbers = BTreeMap::new();
-    for (path, file) in &mut shown {
-        let Some(truth) = kernel.get_mut(path) else { continue };
-        let number = *numbers.entry(file.inode).or_insert(truth.inode);
-        assert_eq!(number, truth.inode, "{what}: {} is not the same file", path.escape_ascii());
-        file.inode = number;
+    tree::renumber(what, &kernel, &mut shown);
+    for (_, file) in shown.iter_mut().filter(|(path, _)| kernel.contains_key(*path)) {
         let Attributes { accessed, modified, changed, .. } = &mut file.attributes;
         for time in [accessed, modified, changed] {
             // It has 32 bits for the seconds.

@@ -4,7 +4,6 @@
 mod checksums;
 mod compare;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -40,12 +39,9 @@ fn compare(what: &str, image: &Path, mut kernel: tree::Tree) {
     let disk = Arc::new(FileDisk::open(image));
     let guest = Squashfs::open(disk.clone()).unwrap_or_else(|error| panic!("{what}: {error}"));
     let (mut shown, errors) = tree::of_guest(&guest, disk.as_ref());
-    let mut numbers = BTreeMap::new();
+    tree::renumber(what, &kernel, &mut shown);
     for (path, file) in &mut shown {
         let Some(truth) = kernel.get_mut(path) else { continue };
-        let number = *numbers.entry(file.inode).or_insert(truth.inode);
-        assert_eq!(number, truth.inode, "{what}: {} is not the same file", path.escape_ascii());
-        file.inode = number;
         // The kernel counts attributes, too, and believes a number that stands beside the blocks.
         if truth.attributes.kind == Kind::File || !truth.xattrs.is_empty() {
             assert!(file.attributes.allocated <= truth.attributes.size.next_multiple_of(512));

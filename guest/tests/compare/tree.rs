@@ -275,6 +275,17 @@ fn guest_content(guest: &dyn GuestFs, members: &[&dyn Disk], inode: Inode, size:
     Ok(content.hasher.finish())
 }
 
+/// Gives the files of a reader the numbers that the kernel has for them, and panics unless those that are one file here are one there.
+pub fn renumber(what: &str, kernel: &Tree, guest: &mut Tree) {
+    let mut numbers = BTreeMap::new();
+    for (path, file) in guest {
+        let Some(truth) = kernel.get(path) else { continue };
+        let number = *numbers.entry(file.inode).or_insert(truth.inode);
+        assert_eq!(number, truth.inode, "{what}: {} is not the same file", path.escape_ascii());
+        file.inode = number;
+    }
+}
+
 /// Returns in what two trees differ, a line each.
 ///
 /// Of what the kernel changed itself at or after `mounted` the times of that are not compared, nor the room it
