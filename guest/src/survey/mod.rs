@@ -140,8 +140,8 @@ impl Surveyor {
             matches!(volume.content, Empty | Unknown | Unread | Fat12 | Fat16 | Fat32 | HfsPlus)
         };
         // What cannot be read was said of its table.
-        if matches!(self.content(map.clone().into()), Ok((Content::Iso9660, _)))
-            && self.survey.volumes[first..].iter().all(is_to_start_from)
+        if self.survey.volumes[first..].iter().all(is_to_start_from)
+            && matches!(self.content(map.clone().into()), Ok((Content::Iso9660, _)))
         {
             self.add(name, Ok(map), None, None);
         }
