@@ -4,6 +4,8 @@
 //!
 //! - [`content`]: a disk, a chain of [`layer`]s; [`coalesce`] merges them, [`cbt`] logs what was written
 //! - [`guest`]: seeded writes to a disk, out of [`random`]
+//! - [`vhd`] and [`raw`]: a disk as a stream, out and in
+//! - [`nbd`]: the server that disks are read from at random
 //! - [`transfer`]: what a transfer tells on its way
 
 pub mod cbt;
@@ -11,5 +13,8 @@ pub mod coalesce;
 pub mod content;
 pub mod guest;
 pub mod layer;
+pub mod nbd;
 pub mod random;
+pub mod raw;
 pub mod transfer;
+pub mod vhd;
