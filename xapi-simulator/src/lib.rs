@@ -5,9 +5,11 @@
 //! - [`content`]: a disk, a chain of [`layer`]s; [`coalesce`] merges them, [`cbt`] logs what was written
 //! - [`guest`]: seeded writes to a disk, out of [`random`]
 //! - [`vhd`] and [`raw`]: a disk as a stream, out and in
+//! - [`archive`]: a VM as an XVA, out and in
 //! - [`nbd`]: the server that disks are read from at random
 //! - [`transfer`]: what a transfer tells on its way
 
+pub mod archive;
 pub mod cbt;
 pub mod coalesce;
 pub mod content;

@@ -46,15 +46,18 @@ pub trait Exports: Send + Sync {
     fn open(&self, name: &str) -> Option<Export>;
 }
 
+/// Is called with the bytes of each piece of at most 512 KiB before they are sent, but after the reply to their request has
+/// begun: may wait, and an error closes the connection.
+pub type BeforePiece = Box<dyn FnMut(&Range<u64>) -> io::Result<()> + Send>;
+
 /// A disk given to one connection.
 pub struct Export {
     /// What is read.
     pub content: Content,
     /// Is dropped after the connection ended: removes the VBD of the control domain.
     pub guard: Box<dyn Send>,
-    /// Is called with the bytes of each piece of at most 512 KiB before they are sent, but after the reply to its request
-    /// has begun: may wait, and an error closes the connection.
-    pub before: Box<dyn FnMut(&Range<u64>) -> io::Result<()> + Send>,
+    /// Is called before each piece.
+    pub before: BeforePiece,
     /// Counts what was sent.
     pub served: Arc<Served>,
 }
