@@ -22,7 +22,7 @@ impl Guest {
     /// Fills about `percent` of the blocks of a disk with random bytes, each from a random sector on.
     ///
     /// # Errors
-    /// None: the writes are on the disk.
+    /// Those of [`Content::write`], which do not happen, as all ranges are on the disk.
     pub fn fill(&mut self, disk: &mut Content, percent: u64) -> Result<(), OutOfRange> {
         for start in (0..disk.size()).step_by(usize::try_from(BLOCK_BYTES).unwrap_or(usize::MAX)) {
             if self.0.below(100) < percent {
@@ -40,7 +40,7 @@ impl Guest {
     /// is there, and one is at no sector's edge.
     ///
     /// # Errors
-    /// None: the writes are on the disk.
+    /// Those of [`Content::write`], which do not happen, as all ranges are on the disk.
     pub fn work(&mut self, disk: &mut Content, writes: u64) -> Result<Vec<Range<u64>>, OutOfRange> {
         (0..writes).map(|_| self.write(disk)).collect()
     }
