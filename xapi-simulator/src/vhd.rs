@@ -10,3 +10,4 @@ pub(crate) mod structures;
 
 pub use export::{Base, Export};
 pub use import::{ImportError, Sink, import};
+pub use structures::Fault;

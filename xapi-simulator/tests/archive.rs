@@ -216,6 +216,25 @@ fn an_archive_that_is_cut_or_changed_is_refused() {
 }
 
 #[test]
+fn archives_of_older_servers_and_other_programs_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let put = |name: &str, bytes: &[u8]| std::fs::write(folder.path().join(name), bytes).unwrap();
+    std::fs::create_dir(folder.path().join("Ref:4")).unwrap();
+    put("ova.xml", ova().to_xml().as_bytes());
+    // Pieces that are shorter than usual; the number that is left out is as long as the first.
+    put("Ref:4/00000000", &[1; 512]);
+    put("Ref:4/00000000.checksum", b"8f6abf0ba4b2b3a3aa6b2e3a2a4ff2b0f4b5a1d2");
+    put("Ref:4/00000002", &[2; 100]);
+    let names = ["ova.xml", "Ref:4/00000000", "Ref:4/00000000.checksum", "Ref:4/00000002"];
+    let folder = folder.path().to_str().unwrap();
+    let tar = [&["tar", "--format=ustar", "--force-local", "-C", folder, "-cf", "-"][..], &names].concat();
+    let disk = receive(&through(&tar, &[]), false).unwrap().remove("Ref:4").unwrap();
+    let mut read = [0; 1200];
+    disk.read(0, &mut read).unwrap();
+    assert_eq!(read, [&[1; 512][..], &[0; 512], &[2; 100], &[0; 76]].concat()[..]);
+}
+
+#[test]
 fn a_writer_that_goes_away_ends_the_export() {
     struct Gone(usize);
     impl std::io::Write for Gone {

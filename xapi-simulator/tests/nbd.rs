@@ -67,17 +67,17 @@ impl Exports for Host {
     }
 }
 
+/// Starts a host whose disk fails within its fourth MiB.
 fn host(security: Security) -> (Arc<Host>, Server) {
+    failing_host(security, 3 << 20..(3 << 20) + 1)
+}
+
+fn failing_host(security: Security, fails: Range<u64>) -> (Arc<Host>, Server) {
     let mut disk = Content::new(fresh_uuid(), (9 << 20) + 512);
     Guest::new(5).fill(&mut disk, 70).unwrap();
     disk.write((9 << 20) + 500, b"the last one").unwrap();
-    let host = Arc::new(Host {
-        disk,
-        security: Mutex::new(security),
-        fails: 3 << 20..(3 << 20) + 1,
-        plugged: Arc::default(),
-        served: Arc::default(),
-    });
+    let host =
+        Arc::new(Host { disk, security: Mutex::new(security), fails, plugged: Arc::default(), served: Arc::default() });
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let server = Server::start(listener, host.clone()).unwrap();
     (host, server)
@@ -334,17 +334,7 @@ fn clients_of_libnbd_read_all_bytes_with_and_without_tls() {
     let (mut disk, copy) = (Vec::new(), folder.path().join("copy"));
     for security in [Security::Cleartext, tls(folder.path())] {
         let scheme = if matches!(security, Security::Cleartext) { "nbd" } else { "nbds" };
-        let (host, server) = host(security);
-        // Its copy in memory has nothing that fails.
-        let whole = Arc::new(Host {
-            fails: 0..0,
-            disk: host.disk.clone(),
-            security: Mutex::new(host.security()),
-            plugged: host.plugged.clone(),
-            served: host.served.clone(),
-        });
-        drop(server);
-        let server = Server::start(TcpListener::bind("127.0.0.1:0").unwrap(), whole).unwrap();
+        let (host, server) = failing_host(security, 0..0);
         let uri = format!(
             "{scheme}://localhost:{}/%2F{}%3Fsession_id%3D{SESSION}?tls-certificates={}",
             server.address().port(),

@@ -104,6 +104,10 @@ impl<'a> Import<'a> {
                 }
                 continue;
             }
+            if entry.name.ends_with(".checksum") {
+                // The SHA-1 that older servers wrote; nothing here makes one to compare.
+                continue;
+            }
             let (reference, number) = entry
                 .name
                 .split_once('/')
