@@ -27,6 +27,8 @@ pub struct Settings {
     pub originator: String,
     /// How long a call may take.
     pub patience: Duration,
+    /// How long nothing may come in a transfer that has begun, or be taken.
+    pub silence: Duration,
     /// How long a pool that is not there, or starts, is waited for once it was logged into.
     pub outage: Duration,
     /// How long is paused before something is tried again.
@@ -46,6 +48,7 @@ impl Settings {
             trust,
             originator: "xofs".to_owned(),
             patience: Duration::from_secs(600),
+            silence: Duration::from_secs(300),
             outage: Duration::from_secs(300),
             pause: Duration::from_secs(5),
             keepalive: Duration::from_secs(23 * 3600),

@@ -253,6 +253,11 @@ impl Core {
         cancel.sleep(self.settings.pause / 5, subject())
     }
 
+    /// Forgets a session that a transfer was refused with.
+    pub fn renew(&self, login: &Login) {
+        self.lose(login.generation, true);
+    }
+
     /// Forgets a session, unless another was made since.
     fn lose(&self, generation: u64, is_alive: bool) {
         let mut state = self.state();

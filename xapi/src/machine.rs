@@ -1,0 +1,167 @@
+//! What is done with machines: snapshots, creating, destroying, starting and stopping.
+
+use serde_json::{Map, Value, json};
+
+use crate::record::{Vbd, Vdi, Vif, Vm, Vtpm};
+use crate::{ErrorKind, Pool, Ref, Result};
+
+impl Pool {
+    /// Makes a snapshot of a machine with all its disks but `ignored`; each disk is as after a crash, one moment after the
+    /// other.
+    ///
+    /// A pool older than XAPI 21.4 cannot leave out disks: there the snapshots of those are destroyed again. After an error
+    /// there may be a snapshot nevertheless, of this name.
+    ///
+    /// # Errors
+    /// As [`Pool::run`]; `SR_BACKEND_FAILURE_109` if the chain of a disk is too long.
+    pub fn snapshot_vm(&self, vm: &Ref<Vm>, name: &str, ignored: &[Ref<Vdi>]) -> Result<Ref<Vm>> {
+        let method = "VM.snapshot";
+        if ignored.is_empty() {
+            return self.run(method, &[json!(vm), name.into()])?.reference();
+        }
+        match self.run(method, &[json!(vm), name.into(), json!(ignored)]) {
+            Err(error) if error.code() == "MESSAGE_PARAMETER_COUNT_MISMATCH" => {}
+            outcome => return outcome?.reference(),
+        }
+        let snapshot = self.run(method, &[json!(vm), name.into()])?.reference()?;
+        let vbds: Vec<Ref<Vbd>> = self.field(&snapshot, "VBDs")?;
+        for vbd in self.records_of(&vbds)? {
+            let Some(vdi) = vbd.vdi.known() else { continue };
+            let of: Ref<Vdi> = self.field(vdi, "snapshot_of")?;
+            if ignored.contains(&of) {
+                self.destroy_vbd(&vbd.reference)?;
+                self.destroy_vdi(vdi)?;
+            }
+        }
+        Ok(snapshot)
+    }
+
+    /// Makes a snapshot of a running machine with its memory.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn checkpoint_vm(&self, vm: &Ref<Vm>, name: &str) -> Result<Ref<Vm>> {
+        self.run("VM.checkpoint", &[json!(vm), name.into()])?.reference()
+    }
+
+    /// Destroys a machine or a snapshot of one, but none of its disks. One that is gone is no error.
+    ///
+    /// # Errors
+    /// As [`Pool::run`]; `VDI_IN_USE` after some minutes.
+    pub fn destroy_vm(&self, vm: &Ref<Vm>) -> Result<()> {
+        self.destroy(vm, "destroy", || Ok(()))
+    }
+
+    /// Makes a machine of the fields that XAPI has for it, without disks and networks.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn create_vm(&self, fields: &Map<String, Value>) -> Result<Ref<Vm>> {
+        self.call("VM.create", &[json!(fields)])
+    }
+
+    /// Starts a machine, or starts it paused.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn start_vm(&self, vm: &Ref<Vm>, is_paused: bool) -> Result<()> {
+        self.run("VM.start", &[json!(vm), is_paused.into(), false.into()]).map(|_| ())
+    }
+
+    /// Has the guest shut down.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn shut_down_vm(&self, vm: &Ref<Vm>) -> Result<()> {
+        self.run("VM.clean_shutdown", &[json!(vm)]).map(|_| ())
+    }
+
+    /// Switches a machine off.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn switch_off_vm(&self, vm: &Ref<Vm>) -> Result<()> {
+        self.run("VM.hard_shutdown", &[json!(vm)]).map(|_| ())
+    }
+
+    /// Has the pool see anew what may be done with a machine, after its blocked operations were changed.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn update_allowed_operations(&self, vm: &Ref<Vm>) -> Result<()> {
+        self.act("VM.update_allowed_operations", &[json!(vm)])
+    }
+
+    /// Sets the memory of a machine (bytes), all of it at once.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn set_memory(&self, vm: &Ref<Vm>, fixed: (u64, u64), dynamic: (u64, u64)) -> Result<()> {
+        let limits = [json!(vm), fixed.0.into(), fixed.1.into(), dynamic.0.into(), dynamic.1.into()];
+        self.act("VM.set_memory_limits", &limits)
+    }
+
+    /// Adds a tag to a machine.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn add_tag(&self, vm: &Ref<Vm>, tag: &str) -> Result<()> {
+        self.act("VM.add_tags", &[json!(vm), tag.into()])
+    }
+
+    /// Returns the places where a machine can have another disk.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn allowed_devices(&self, vm: &Ref<Vm>) -> Result<Vec<String>> {
+        self.call("VM.get_allowed_VBD_devices", &[json!(vm)])
+    }
+
+    /// Connects a machine to a disk.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn create_vbd(&self, fields: &Map<String, Value>) -> Result<Ref<Vbd>> {
+        self.call("VBD.create", &[json!(fields)])
+    }
+
+    /// Takes the connection to a disk away. One that is gone is no error.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn destroy_vbd(&self, vbd: &Ref<Vbd>) -> Result<()> {
+        unless_gone(self.act("VBD.destroy", &[json!(vbd)]))
+    }
+
+    /// Connects a machine to a network.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn create_vif(&self, fields: &Map<String, Value>) -> Result<Ref<Vif>> {
+        self.call("VIF.create", &[json!(fields)])
+    }
+
+    /// Takes the connection to a network away. One that is gone is no error.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn destroy_vif(&self, vif: &Ref<Vif>) -> Result<()> {
+        unless_gone(self.act("VIF.destroy", &[json!(vif)]))
+    }
+
+    /// Returns what a virtual TPM holds.
+    ///
+    /// # Errors
+    /// As [`Pool::call`]; [`ErrorKind::Unsupported`] of a pool that has none.
+    pub fn tpm_contents(&self, vtpm: &Ref<Vtpm>) -> Result<zeroize::Zeroizing<String>> {
+        self.call("VTPM.get_contents", &[json!(vtpm)]).map(zeroize::Zeroizing::new)
+    }
+}
+
+/// Takes an object that does not exist for one that was destroyed.
+pub(crate) fn unless_gone(done: Result<()>) -> Result<()> {
+    match done {
+        Err(error) if error.kind() == ErrorKind::Gone => Ok(()),
+        done => done,
+    }
+}

@@ -1,0 +1,163 @@
+//! What is done with disks and where they lie: creating, snapshots, changed block tracking, destroying; hosts of an SR.
+
+use serde_json::{Map, Value, json};
+
+use crate::machine::unless_gone;
+use crate::record::{Class, Host, Pbd, Sr, Vbd, Vdi, Vm};
+use crate::{ErrorKind, Pool, Ref, Result};
+
+/// How often a disk that is in use is tried again to be destroyed.
+const IN_USE: usize = 24;
+/// After how many of these what the control domain holds is taken from it: most often it lets go by itself.
+const PATIENT: usize = 2;
+
+impl Pool {
+    /// Makes a disk of the fields that XAPI has for it. The SR may make it larger than was asked for.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn create_vdi(&self, fields: &Map<String, Value>) -> Result<Ref<Vdi>> {
+        self.run("VDI.create", &[json!(fields)])?.reference()
+    }
+
+    /// Makes a snapshot of one disk.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn snapshot_vdi(&self, vdi: &Ref<Vdi>) -> Result<Ref<Vdi>> {
+        self.run("VDI.snapshot", &[json!(vdi), json!({})])?.reference()
+    }
+
+    /// Makes a disk that can be written to with what another holds.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn clone_vdi(&self, vdi: &Ref<Vdi>) -> Result<Ref<Vdi>> {
+        self.run("VDI.clone", &[json!(vdi), json!({})])?.reference()
+    }
+
+    /// Makes a disk larger; `size` in bytes.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn resize_vdi(&self, vdi: &Ref<Vdi>, size: u64) -> Result<()> {
+        self.run("VDI.resize", &[json!(vdi), size.into()]).map(|_| ())
+    }
+
+    /// Destroys a disk of ours. One that is gone is no error; from a control domain that still holds it, it is taken.
+    ///
+    /// # Errors
+    /// As [`Pool::run`]; `VDI_IN_USE` after some minutes.
+    pub fn destroy_vdi(&self, vdi: &Ref<Vdi>) -> Result<()> {
+        self.destroy(vdi, "destroy", || self.free_from_control_domain(vdi))
+    }
+
+    /// Destroys what a snapshot of ours holds, and keeps what is known of its changed blocks. Its machine's snapshot has to be
+    /// destroyed before.
+    ///
+    /// # Errors
+    /// As [`Pool::run`]; `VDI_NO_CBT_METADATA` if blocks were not tracked, `VDI_IN_USE` after some minutes.
+    pub fn destroy_data(&self, vdi: &Ref<Vdi>) -> Result<()> {
+        self.destroy(vdi, "data_destroy", || self.free_from_control_domain(vdi))
+    }
+
+    /// Has the pool track the blocks of a disk that change. It may be on already.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn enable_cbt(&self, vdi: &Ref<Vdi>) -> Result<()> {
+        self.run("VDI.enable_cbt", &[json!(vdi)]).map(|_| ())
+    }
+
+    /// Has the pool track them no longer: what is known of older snapshots is lost.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn disable_cbt(&self, vdi: &Ref<Vdi>) -> Result<()> {
+        self.run("VDI.disable_cbt", &[json!(vdi)]).map(|_| ())
+    }
+
+    /// Returns the connections of a disk to control domains: exports and NBD connections make one each, and may leave it.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn control_domain_vbds(&self, vdi: &Ref<Vdi>) -> Result<Vec<Ref<Vbd>>> {
+        let vbds: Vec<Ref<Vbd>> = self.field(vdi, "VBDs")?;
+        let mut found = Vec::new();
+        for vbd in self.records_of(&vbds)? {
+            match self.field::<Vm, bool>(&vbd.vm, "is_control_domain") {
+                Ok(true) => found.push(vbd.reference),
+                Err(error) if !error.is_gone() => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(found)
+    }
+
+    /// Takes a disk from the control domains that hold it.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn free_from_control_domain(&self, vdi: &Ref<Vdi>) -> Result<()> {
+        for vbd in self.control_domain_vbds(vdi)? {
+            match self.run("VBD.unplug_force", &[json!(vbd)]) {
+                Err(error) if !error.is_gone() && error.code() != "DEVICE_ALREADY_DETACHED" => return Err(error),
+                _ => self.destroy_vbd(&vbd)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the pool look anew at what an SR holds.
+    ///
+    /// # Errors
+    /// As [`Pool::run`].
+    pub fn scan_sr(&self, sr: &Ref<Sr>) -> Result<()> {
+        self.run("SR.scan", &[json!(sr)]).map(|_| ())
+    }
+
+    /// Returns the hosts that have an SR now.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn hosts_of_sr(&self, sr: &Ref<Sr>) -> Result<Vec<Ref<Host>>> {
+        let pbds: Vec<Ref<Pbd>> = self.field(sr, "PBDs")?;
+        let attached = self.records_of(&pbds)?.into_iter().filter(|pbd| pbd.currently_attached);
+        Ok(attached.map(|pbd| pbd.fields.host).collect())
+    }
+
+    /// Returns the certificate of a host (PEM), as the pool knows it.
+    ///
+    /// # Errors
+    /// As [`Pool::call`]; [`ErrorKind::Unsupported`] of an old pool.
+    pub fn host_certificate(&self, host: &Ref<Host>) -> Result<String> {
+        self.call("host.get_server_certificate", &[json!(host)])
+    }
+
+    /// Destroys an object by `way`, for as long as something holds it.
+    ///
+    /// After an end of which nobody knows the outcome it is simply done again: who finds nothing has what he wanted.
+    pub(crate) fn destroy<C: Class>(&self, object: &Ref<C>, way: &str, free: impl Fn() -> Result<()>) -> Result<()> {
+        let method = format!("{}.{way}", C::NAME);
+        let mut tried = 0;
+        loop {
+            let error = match unless_gone(self.run(&method, &[json!(object)]).map(|_| ())) {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let may_pass = matches!(error.code(), "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS")
+                || error.kind() == ErrorKind::Unknown;
+            if !may_pass || tried >= IN_USE {
+                return Err(error);
+            }
+            tried += 1;
+            tracing::debug!(%error, "tried again");
+            self.cancel.sleep(self.core.settings.pause, self.subject(&method))?;
+            if tried > PATIENT
+                && let Err(error) = unless_gone(free())
+            {
+                tracing::debug!(%error, "a control domain does not let a disk go");
+            }
+        }
+    }
+}
