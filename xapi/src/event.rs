@@ -55,6 +55,13 @@ pub(crate) struct Cursor {
     generation: u64,
 }
 
+impl Cursor {
+    /// Whether nothing was told yet.
+    pub fn is_new(&self) -> bool {
+        self.token.is_empty()
+    }
+}
+
 /// What one look at events found.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {

@@ -109,20 +109,15 @@ impl Pool {
         let core = Arc::new(Core::new(settings));
         core.login(cancel)?;
         let keeper = Arc::new(Keeper::default());
-        let thread = {
-            let (core, keeper) = (core.clone(), keeper.clone());
-            thread::Builder::new().name("xapi-keeper".to_owned()).spawn(move || keeper.run(&core))
-        };
-        let session = Session { core: core.clone(), keeper, thread: None };
-        let thread = thread.map_err(|error| {
-            Error::new(
-                ErrorKind::Unreachable,
-                &core.settings.address,
-                format!("the system has no thread for it: {error}"),
-            )
-        })?;
-        let session =
-            Arc::new(Session { thread: Some(thread), core: session.core.clone(), keeper: session.keeper.clone() });
+        let (of_thread, pool) = (keeper.clone(), core.clone());
+        // From here on an error logs out.
+        let mut session = Session { core: core.clone(), keeper, thread: None };
+        let thread = thread::Builder::new().name("xapi-keeper".to_owned()).spawn(move || of_thread.run(&pool));
+        session.thread = Some(thread.map_err(|error| {
+            let reason = format!("the system has no thread for it: {error}");
+            Error::new(ErrorKind::Unreachable, &core.settings.address, reason)
+        })?);
+        let session = Arc::new(session);
         Ok(Self { core, cancel: cancel.clone(), session })
     }
 
