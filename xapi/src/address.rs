@@ -1,10 +1,14 @@
 //! Where a host is: `https://host`, `http://host:port`, `[::1]:443`, or a bare name.
 
 use std::fmt;
+use std::io;
 use std::net::{Ipv6Addr, TcpStream, ToSocketAddrs};
 use std::str::FromStr;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread;
+use std::time::Duration;
 
+use crate::cancel::TICK;
 use crate::{Cancel, Error, ErrorKind, Result};
 
 /// How long one of a host's addresses may take to accept a connection.
@@ -36,36 +40,39 @@ impl Address {
     }
 
     /// Connects to it by TCP.
+    ///
+    /// Names are looked up and connections made by system calls that nothing ends: a thread does that, which is left alone
+    /// when the token says so.
     pub(crate) fn connect(&self, cancel: &Cancel) -> Result<TcpStream> {
         let unreachable = |reason: &dyn fmt::Display| {
             Error::new(ErrorKind::Unreachable, self, format!("it cannot be reached: {reason}"))
         };
-        let found = (self.host.as_str(), self.port).to_socket_addrs().map_err(|error| unreachable(&error))?;
-        let mut last = None;
-        for found in found.take(TRIED) {
-            let begun = Instant::now();
-            // In pieces, so that a cancel is noticed: a new attempt sends a new SYN, which does no harm.
-            let mut piece = Duration::from_secs(1);
-            loop {
-                cancel.check(self)?;
-                match TcpStream::connect_timeout(&found, piece) {
-                    Ok(stream) => {
-                        stream.set_nodelay(true).map_err(|error| unreachable(&error))?;
-                        return Ok(stream);
-                    }
-                    Err(error) if is_timeout(&error) && begun.elapsed() < CONNECT => piece *= 2,
-                    Err(error) => {
-                        last = Some(error);
-                        break;
-                    }
-                }
+        let (done, connected) = sync_channel(1);
+        let (host, port) = (self.host.clone(), self.port);
+        let connect = move || {
+            // Who waited may have gone.
+            let _ = done.send(connect(&host, port));
+        };
+        thread::Builder::new().name("xapi-connect".to_owned()).spawn(connect).map_err(|error| unreachable(&error))?;
+        loop {
+            match connected.recv_timeout(TICK) {
+                Ok(connected) => return connected.map_err(|error| unreachable(&error)),
+                Err(RecvTimeoutError::Timeout) => cancel.check(self)?,
+                Err(RecvTimeoutError::Disconnected) => return Err(unreachable(&"the thread for it failed")),
             }
         }
-        Err(match last {
-            Some(error) => unreachable(&error),
-            None => unreachable(&"its name has no address"),
-        })
     }
+}
+
+fn connect(host: &str, port: u16) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "its name has no address");
+    for found in (host, port).to_socket_addrs()?.take(TRIED) {
+        match TcpStream::connect_timeout(&found, CONNECT) {
+            Ok(stream) => return stream.set_nodelay(true).map(|()| stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Whether an error of the system says that the time was over.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use nbd::Stream;
@@ -18,7 +18,7 @@ use crate::{Address, Cancel, Error, Fingerprint, Result, Tls, Trust, Untrusted};
 /// Calls under way at once.
 const CALLS: usize = 20;
 /// Connections that are kept.
-const IDLE: usize = 4;
+const IDLE: usize = 8;
 /// How long one is kept: shorter than any server keeps it.
 const IDLE_TIME: Duration = Duration::from_secs(10);
 /// How long an encryption may take to be agreed on.
@@ -31,6 +31,8 @@ const REPLY_LIMIT: usize = 256 << 20;
 pub struct Target {
     pub address: Address,
     pub trust: Trust,
+    /// What makes encrypted connections to it, from the first one on: it takes up what was agreed on before.
+    tls: OnceLock<Tls>,
 }
 
 /// A new connection.
@@ -80,6 +82,10 @@ impl Drop for Place<'_> {
 }
 
 impl Target {
+    pub fn new(address: Address, trust: Trust) -> Self {
+        Self { address, trust, tls: OnceLock::new() }
+    }
+
     /// Connects to the host, and makes sure that it is the one meant.
     ///
     /// # Errors
@@ -91,7 +97,13 @@ impl Target {
             return Ok(Connected { wire: Wire::new(Box::new(stream), shown)?, fingerprint: None });
         }
         let untrusted = |error: &Untrusted| Error::untrusted(&self.address, error, error.seen());
-        let tls = Tls::new(&self.trust, &self.address.host).map_err(|error| untrusted(&error))?;
+        let tls = match self.tls.get() {
+            Some(tls) => tls,
+            None => {
+                let made = Tls::new(&self.trust, &self.address.host).map_err(|error| untrusted(&error))?;
+                self.tls.get_or_init(|| made)
+            }
+        };
         let is_new = Arc::new(AtomicBool::new(true));
         stream.set_timeout(TICK).map_err(|error| Error::of_io(&shown, error))?;
         let until = cancel.part(HANDSHAKE);
@@ -136,7 +148,7 @@ impl Connections {
         connected.wire.send(&request, patience).map_err(unsent)?;
         let sent = |error| Broken { error, was_sent: true };
         let head = connected.wire.head(patience).map_err(sent)?;
-        let body = connected.wire.body(head.length, REPLY_LIMIT, patience).map(Zeroizing::new).map_err(sent)?;
+        let body = connected.wire.body(head.length, REPLY_LIMIT, patience).map_err(sent)?;
         let fingerprint = connected.fingerprint;
         if head.is_kept {
             self.keep(&target.address, connected);

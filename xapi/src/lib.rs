@@ -10,6 +10,7 @@ mod import;
 mod keeper;
 mod listen;
 mod machine;
+mod master;
 mod pool;
 pub mod record;
 mod reference;

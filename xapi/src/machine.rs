@@ -3,7 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::record::{Vbd, Vdi, Vif, Vm, Vtpm};
-use crate::{ErrorKind, Pool, Ref, Result};
+use crate::storage::unless_gone;
+use crate::{Pool, Ref, Result};
 
 impl Pool {
     /// Makes a snapshot of a machine with all its disks but `ignored`; each disk is as after a crash, one moment after the
@@ -130,7 +131,7 @@ impl Pool {
     /// # Errors
     /// As [`Pool::call`].
     pub fn destroy_vbd(&self, vbd: &Ref<Vbd>) -> Result<()> {
-        unless_gone(self.act("VBD.destroy", &[json!(vbd)]))
+        unless_gone(vbd, self.act("VBD.destroy", &[json!(vbd)]))
     }
 
     /// Connects a machine to a network.
@@ -146,22 +147,14 @@ impl Pool {
     /// # Errors
     /// As [`Pool::call`].
     pub fn destroy_vif(&self, vif: &Ref<Vif>) -> Result<()> {
-        unless_gone(self.act("VIF.destroy", &[json!(vif)]))
+        unless_gone(vif, self.act("VIF.destroy", &[json!(vif)]))
     }
 
     /// Returns what a virtual TPM holds.
     ///
     /// # Errors
-    /// As [`Pool::call`]; [`ErrorKind::Unsupported`] of a pool that has none.
+    /// As [`Pool::call`]; [`crate::ErrorKind::Unsupported`] of a pool that has none.
     pub fn tpm_contents(&self, vtpm: &Ref<Vtpm>) -> Result<zeroize::Zeroizing<String>> {
         self.call("VTPM.get_contents", &[json!(vtpm)]).map(zeroize::Zeroizing::new)
-    }
-}
-
-/// Takes an object that does not exist for one that was destroyed.
-pub(crate) fn unless_gone(done: Result<()>) -> Result<()> {
-    match done {
-        Err(error) if error.kind() == ErrorKind::Gone => Ok(()),
-        done => done,
     }
 }

@@ -1,4 +1,4 @@
-//! The session with a pool: who is its master, logging in again when it is lost, and what a failed call is answered with.
+//! The session with a pool: logging in again when it is lost, and what a failed call is answered with.
 //!
 //! | a call fails with | then |
 //! |---|---|
@@ -14,7 +14,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -25,14 +24,8 @@ use crate::connections::{Broken, Call, Connections, Target};
 use crate::error::quoted;
 use crate::rpc::{self, Arguments};
 use crate::wire::Patience;
-use crate::{Address, Cancel, Error, ErrorKind, Fingerprint, Result, Settings, Trust};
+use crate::{Cancel, Error, ErrorKind, Fingerprint, Result, Settings};
 
-/// How long one host may take to let us in, when others are asked too.
-const PROBE: Duration = Duration::from_secs(20);
-/// How often a slave may name another master.
-const HOPS: usize = 3;
-/// Most hosts of a pool that are known; XAPI allows 64.
-const HOSTS: usize = 128;
 /// How often a call is repeated at the same host before the others are asked, a second apart.
 const DIRECT: usize = 10;
 /// How long a farewell may take.
@@ -45,18 +38,21 @@ pub struct Login {
     /// Which session it is: changes when the pool is logged into again.
     pub generation: u64,
     pub master: Target,
-    fingerprint: Option<Fingerprint>,
+    /// Of the master's certificate, if the connection is encrypted.
+    pub fingerprint: Option<Fingerprint>,
 }
 
+/// What changes.
 #[derive(Default)]
-struct State {
+pub struct State {
     login: Option<Arc<Login>>,
     /// One that may be alive, but could not be used for long.
     stale: Option<Arc<Login>>,
     /// Whom to ask for a session.
-    master: Option<Target>,
-    hosts: Vec<Target>,
-    generation: u64,
+    pub master: Option<Target>,
+    /// The hosts that the pool had when it was last logged into.
+    pub hosts: Vec<Target>,
+    pub generation: u64,
     is_busy: bool,
     is_over: bool,
 }
@@ -81,7 +77,7 @@ struct Failures {
 impl Core {
     /// Makes one that is not logged in.
     pub fn new(settings: Settings) -> Self {
-        let master = Some(Target { address: settings.address.clone(), trust: settings.trust.clone() });
+        let master = Some(Target::new(settings.address.clone(), settings.trust.clone()));
         let state = State { master, ..State::default() };
         Self {
             settings,
@@ -92,7 +88,7 @@ impl Core {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -267,154 +263,8 @@ impl Core {
         }
     }
 
-    /// Makes a session: with the known master, or else with whichever of the known hosts is the master now.
-    fn log_in(&self, cancel: &Cancel) -> Result<Login> {
-        let begun = Instant::now();
-        let (master, hosts, generation) = {
-            let state = self.state();
-            (state.master.clone(), state.hosts.clone(), state.generation + 1)
-        };
-        let master = master.unwrap_or_else(|| unreachable!("a pool begins with an address"));
-        let is_known = !hosts.is_empty();
-        loop {
-            let error = match self.ask(&master, generation, &cancel.part(PROBE)) {
-                Ok(login) => return Ok(login),
-                Err(error) => error,
-            };
-            cancel.check(&master.address)?;
-            let may_pass = matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::TimedOut)
-                || error.code() == "HOST_IS_SLAVE"
-                || error.kind() == ErrorKind::Untrusted && is_known;
-            let is_starting = error.code() == "HOST_STILL_BOOTING";
-            if !may_pass {
-                return Err(error);
-            }
-            if is_known && let Some(login) = self.ask_all(&hosts, &master, generation, cancel) {
-                tracing::info!(master = %login.master.address, "the pool has another master");
-                return Ok(login);
-            }
-            if !is_known && !is_starting || begun.elapsed() >= self.settings.outage {
-                return Err(error);
-            }
-            cancel.sleep(self.settings.pause, &master.address)?;
-        }
-    }
-
-    /// Asks all but `except` at once for a session; only the master makes one.
-    fn ask_all(&self, hosts: &[Target], except: &Target, generation: u64, cancel: &Cancel) -> Option<Login> {
-        let until = cancel.part(PROBE);
-        let asked: Vec<_> = hosts.iter().filter(|host| host.address != except.address).collect();
-        let logins: Vec<Login> = thread::scope(|scope| {
-            let threads: Vec<_> = asked
-                .into_iter()
-                .map(|host| {
-                    scope.spawn(|| {
-                        let login = self.ask(host, generation, &until).ok();
-                        if login.is_some() {
-                            until.cancel();
-                        }
-                        login
-                    })
-                })
-                .collect();
-            threads.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
-        });
-        let mut logins = logins.into_iter();
-        let first = logins.next();
-        // Slaves may have named the same master.
-        logins.for_each(|login| self.farewell(&login.reference, &login.master));
-        first
-    }
-
-    /// Asks a host for a session, and the master that it names if it is a slave.
-    fn ask(&self, host: &Target, generation: u64, cancel: &Cancel) -> Result<Login> {
-        let mut host = host.clone();
-        let settings = &self.settings;
-        let patience = Patience { cancel: cancel.clone(), silence: settings.patience };
-        for _ in 0..HOPS {
-            // Only who is asked in this way, and is a slave, says which certificate the master has.
-            let headers = "x-xenapi-request-host-certificate-thumbprint: sha-256:master\r\n";
-            let arguments = (settings.user.as_str(), settings.password.as_str(), "1.1", settings.originator.as_str());
-            let method = "session.login_with_password";
-            let call = One { method, arguments: &arguments, secret: settings.password.as_str(), headers, waits: false };
-            let refused = match self.one(&host, &call, &patience) {
-                Ok((Value::String(reference), fingerprint)) if reference.starts_with("OpaqueRef:") => {
-                    let reference = Zeroizing::new(reference);
-                    return Ok(Login { reference, generation, master: host, fingerprint });
-                }
-                Ok(_) => {
-                    let subject = format!("{method} at {}", host.address);
-                    return Err(Error::new(ErrorKind::Protocol, subject, "it answered no reference of a session"));
-                }
-                Err(refused) => refused,
-            };
-            let error = refused.broken.error;
-            let master = error.params().first().map(String::as_str).unwrap_or_default();
-            if error.code() != "HOST_IS_SLAVE" || master.is_empty() {
-                return Err(error);
-            }
-            let address = host.address.of_host(master)?;
-            tracing::debug!(slave = %host.address, master = %address, "the host is a slave");
-            let trust = match (&host.trust, refused.thumbprint) {
-                (Trust::Authority(pem), _) => Trust::Authority(pem.clone()),
-                (_, Some(thumbprint)) => Trust::Pinned(vec![thumbprint]),
-                // It may be known; else the error shows what it has.
-                (_, None) => self.known(&address).unwrap_or(Trust::Unknown),
-            };
-            host = Target { address, trust };
-        }
-        Err(Error::new(ErrorKind::Unreachable, &host.address, "the hosts do not agree on which of them is the master"))
-    }
-
-    /// Returns by what a host of the pool is recognised, if that is known.
-    pub fn known(&self, address: &Address) -> Option<Trust> {
-        let state = self.state();
-        let mut hosts = state.master.iter().chain(&state.hosts);
-        hosts.find(|host| host.address == *address).map(|host| host.trust.clone())
-    }
-
-    /// Learns which hosts the pool has and how each is recognised, so that another master is found when this one is gone.
-    fn meet_hosts(&self, login: &Login, cancel: &Cancel) {
-        match self.hosts(login, cancel) {
-            Ok(hosts) => self.state().hosts = hosts,
-            Err(error) => tracing::warn!(%error, "the other hosts of the pool are not known"),
-        }
-    }
-
-    fn hosts(&self, login: &Login, cancel: &Cancel) -> Result<Vec<Target>> {
-        let patience = Patience { cancel: cancel.part(PROBE), silence: PROBE };
-        let read = |method| match self.attempt(login, method, &[], &patience, false) {
-            Ok(Value::Object(records)) => Ok(records),
-            Ok(_) => Err(Error::new(ErrorKind::Protocol, method, "no records were answered")),
-            Err(broken) => Err(broken.error),
-        };
-        let records = read("host.get_all_records")?;
-        let is_encrypted = self.settings.address.is_encrypted;
-        let certificates = if is_encrypted { read("Certificate.get_all_records")? } else { serde_json::Map::new() };
-        let mut hosts = Vec::new();
-        for (reference, record) in records.iter().take(HOSTS) {
-            let Some(Ok(address)) = record["address"].as_str().map(|address| self.settings.address.of_host(address))
-            else {
-                continue;
-            };
-            let pins =
-                certificates.values().filter(|found| found["host"].as_str() == Some(reference)).filter_map(|found| {
-                    // Which of them has a name with SHA-256 in it is a matter of version.
-                    let text =
-                        [&found["fingerprint_sha256"], &found["fingerprint"]].into_iter().filter_map(Value::as_str);
-                    text.filter(|text| !text.is_empty()).find_map(|text| text.parse::<Fingerprint>().ok())
-                });
-            let trust = match &self.settings.trust {
-                Trust::Authority(pem) => Trust::Authority(pem.clone()),
-                _ => Trust::Pinned(pins.collect()),
-            };
-            hosts.push(Target { address, trust });
-        }
-        Ok(hosts)
-    }
-
     /// Ends a session, if that is possible soon.
-    fn farewell(&self, reference: &str, master: &Target) {
+    pub fn farewell(&self, reference: &str, master: &Target) {
         let patience = Patience { cancel: Cancel::within(FAREWELL), silence: FAREWELL };
         let arguments = Arguments { session: reference, rest: &[] };
         let call =
@@ -426,7 +276,8 @@ impl Core {
         }
     }
 
-    fn one<A: serde::Serialize>(
+    /// Sends one call, and returns what is answered with the fingerprint of who answered.
+    pub fn one<A: serde::Serialize>(
         &self,
         target: &Target,
         call: &One<'_, A>,
@@ -459,19 +310,20 @@ impl Core {
 }
 
 /// A call, once.
-struct One<'a, A> {
-    method: &'a str,
-    arguments: &'a A,
+pub struct One<'a, A> {
+    pub method: &'a str,
+    pub arguments: &'a A,
     /// What no error may show.
-    secret: &'a str,
-    headers: &'a str,
-    waits: bool,
+    pub secret: &'a str,
+    pub headers: &'a str,
+    pub waits: bool,
 }
 
-struct Refused {
-    broken: Broken,
+/// Why one is not answered.
+pub struct Refused {
+    pub broken: Broken,
     /// Of the master's certificate, if a slave said so.
-    thumbprint: Option<Fingerprint>,
+    pub thumbprint: Option<Fingerprint>,
 }
 
 /// Replaces what holds a secret.

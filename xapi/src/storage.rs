@@ -2,7 +2,6 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::machine::unless_gone;
 use crate::record::{Class, Host, Pbd, Sr, Vbd, Vdi, Vm};
 use crate::{ErrorKind, Pool, Ref, Result};
 
@@ -141,11 +140,12 @@ impl Pool {
         let method = format!("{}.{way}", C::NAME);
         let mut tried = 0;
         loop {
-            let error = match unless_gone(self.run(&method, &[json!(object)]).map(|_| ())) {
+            let error = match unless_gone(object, self.run(&method, &[json!(object)]).map(|_| ())) {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            let may_pass = matches!(error.code(), "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS")
+            // What is gone is something else, which held it.
+            let may_pass = matches!(error.code(), "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" | "HANDLE_INVALID")
                 || error.kind() == ErrorKind::Unknown;
             if !may_pass || tried >= IN_USE {
                 return Err(error);
@@ -154,10 +154,18 @@ impl Pool {
             tracing::debug!(%error, "tried again");
             self.cancel.sleep(self.core.settings.pause, self.subject(&method))?;
             if tried > PATIENT
-                && let Err(error) = unless_gone(free())
+                && let Err(error) = unless_gone(object, free())
             {
                 tracing::debug!(%error, "a control domain does not let a disk go");
             }
         }
+    }
+}
+
+/// Takes an object that does not exist for one that was destroyed.
+pub(crate) fn unless_gone<C>(object: &Ref<C>, done: Result<()>) -> Result<()> {
+    match done {
+        Err(error) if error.is_gone() && error.params().get(1).is_some_and(|gone| gone == object.as_str()) => Ok(()),
+        done => done,
     }
 }

@@ -68,34 +68,40 @@ pub(crate) struct Begun {
 impl Pool {
     /// Begins a transfer called `label`, at the master or at `first`.
     pub(crate) fn begin(&self, label: &str, request: &Request<'_>, first: Option<Target>) -> Result<Begun> {
-        let mut is_again = false;
-        loop {
-            let task = self.task(label)?;
-            let login = self.core.login(&self.cancel)?;
-            let mut target = first.clone().unwrap_or_else(|| login.master.clone());
-            for _ in 0..HOPS {
-                let (wire, head) = self.ask(&target, request, &login, &task)?;
-                match head.status {
-                    200 => {
-                        let subject = format!("{label} at {}", target.address);
-                        return Ok(Begun { wire, head, task, subject });
-                    }
-                    301 | 302 | 303 | 307 | 308 => target = self.redirected(label, &target, &head)?,
-                    401 if !is_again => break,
-                    status => {
-                        wire.close();
-                        return Err(self.refused(&task, label, &target.address, status));
-                    }
+        match self.try_to_begin(label, request, first.clone())? {
+            Some(begun) => Ok(begun),
+            // The session ended between the call that made the task and this: that task failed with it.
+            None => self.try_to_begin(label, request, first)?.ok_or_else(|| {
+                let reason = "the pool refuses a session that was made for it just now";
+                Error::new(ErrorKind::Credentials, self.subject(label), reason)
+            }),
+        }
+    }
+
+    /// Begins it with the session that there is; `None` if it does not hold any more.
+    fn try_to_begin(&self, label: &str, request: &Request<'_>, first: Option<Target>) -> Result<Option<Begun>> {
+        let task = self.task(label)?;
+        let login = self.core.login(&self.cancel)?;
+        let mut target = first.unwrap_or_else(|| login.master.clone());
+        for _ in 0..HOPS {
+            let (wire, head) = self.ask(&target, request, &login, &task)?;
+            match head.status {
+                200 => {
+                    let subject = format!("{label} at {}", target.address);
+                    return Ok(Some(Begun { wire, head, task, subject }));
+                }
+                301 | 302 | 303 | 307 | 308 => target = self.redirected(label, &target, &head)?,
+                401 => {
+                    self.core.renew(&login);
+                    return Ok(None);
+                }
+                status => {
+                    wire.close();
+                    return Err(self.refused(&task, label, &target.address, status));
                 }
             }
-            if is_again {
-                let reason = "the hosts send from one to the other";
-                return Err(Error::new(ErrorKind::Protocol, self.subject(label), reason));
-            }
-            // The session ended between the two calls, or hosts do not agree on who has the SR.
-            is_again = true;
-            self.core.renew(&login);
         }
+        Err(Error::new(ErrorKind::Protocol, self.subject(label), "the hosts send from one to the other"))
     }
 
     fn ask(&self, target: &Target, request: &Request<'_>, login: &Login, task: &Task) -> Result<(Wire, Head)> {
@@ -135,6 +141,10 @@ impl Pool {
             let reason = "it sends to another host, but does not say to which";
             return Err(Error::new(ErrorKind::Protocol, format!("{label} at {}", from.address), reason));
         };
+        if from.address.is_encrypted && !address.is_encrypted {
+            let reason = format!("it sends to {address}, where everybody could read what goes over the network");
+            return Err(Error::new(ErrorKind::Untrusted, format!("{label} at {}", from.address), reason));
+        }
         tracing::debug!(from = %from.address, to = %address, "a transfer is sent to another host");
         let hosts = self.records::<Host>()?;
         let Some(host) = hosts.iter().find(|host| host.address == address.host) else {
@@ -147,7 +157,7 @@ impl Pool {
     /// Returns how a host at `address` is recognised: by the certificate that the pool knows of it.
     fn target(&self, host: &Ref<Host>, address: Address) -> Result<Target> {
         if !address.is_encrypted {
-            return Ok(Target { address, trust: Trust::Unknown });
+            return Ok(Target::new(address, Trust::Unknown));
         }
         let trust = match self.host_certificate(host) {
             Ok(pem) => Trust::Certificate(pem),
@@ -156,7 +166,7 @@ impl Pool {
             }
             Err(error) => return Err(error),
         };
-        Ok(Target { address, trust })
+        Ok(Target::new(address, trust))
     }
 
     /// Returns a host that has an SR: the master if it does (`None`), since it is known already.

@@ -8,6 +8,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use nbd::Stream;
+use zeroize::Zeroizing;
 
 use crate::address::is_timeout;
 use crate::cancel::TICK;
@@ -35,7 +36,8 @@ pub struct Patience {
 /// A connection, and what was read ahead from it.
 pub struct Wire {
     stream: Box<dyn Stream>,
-    ahead: Vec<u8>,
+    /// The reply to a login holds a secret.
+    ahead: Zeroizing<Vec<u8>>,
     taken: usize,
     shown: String,
 }
@@ -74,7 +76,7 @@ impl Wire {
     /// Takes a stream that is connected to a server; `shown` is what errors call the server.
     pub fn new(stream: Box<dyn Stream>, shown: String) -> Result<Self> {
         stream.set_timeout(TICK).map_err(|error| Error::of_io(&shown, error))?;
-        Ok(Self { stream, ahead: Vec::new(), taken: 0, shown })
+        Ok(Self { stream, ahead: Zeroizing::default(), taken: 0, shown })
     }
 
     /// Ends the connection.
@@ -159,9 +161,9 @@ impl Wire {
             if self.ahead.len() >= HEAD_LIMIT {
                 return Err(self.protocol(format_args!("the head of a reply is longer than {HEAD_LIMIT} bytes")));
             }
-            let mut piece = [0; AHEAD];
+            let mut piece = Zeroizing::new([0; AHEAD]);
             let stream = &mut self.stream;
-            let read = wait(&self.shown, patience, "it does not answer", || match stream.read(&mut piece) {
+            let read = wait(&self.shown, patience, "it does not answer", || match stream.read(&mut *piece) {
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(0),
                 read => read,
             })?;
@@ -221,7 +223,7 @@ impl Wire {
     ///
     /// # Errors
     /// `Protocol` if it is longer, `Unreachable` if it is cut off.
-    pub fn body(&mut self, length: Length, limit: usize, patience: &Patience) -> Result<Vec<u8>> {
+    pub fn body(&mut self, length: Length, limit: usize, patience: &Patience) -> Result<Zeroizing<Vec<u8>>> {
         let expected = match length {
             Length::Bytes(bytes) => match usize::try_from(bytes).ok().filter(|bytes| *bytes <= limit) {
                 Some(bytes) => Some(bytes),
@@ -231,8 +233,8 @@ impl Wire {
             },
             Length::UntilEnd => None,
         };
-        let mut body = Vec::with_capacity(expected.unwrap_or(0).min(AHEAD));
-        let mut piece = vec![0; AHEAD];
+        let mut body = Zeroizing::new(Vec::with_capacity(expected.unwrap_or(0).min(AHEAD)));
+        let mut piece = Zeroizing::new(vec![0; AHEAD]);
         while expected.is_none_or(|expected| body.len() < expected) {
             let wanted = expected.map_or(AHEAD, |expected| (expected - body.len()).min(AHEAD));
             let read = self.read(&mut piece[..wanted], patience)?;

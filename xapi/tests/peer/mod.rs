@@ -130,7 +130,11 @@ impl Shared {
                 }
                 Answer::Endless(bytes) => {
                     let _ = stream.write_all(&bytes);
-                    while !self.is_over.load(Ordering::SeqCst) && stream.write_all(&[0; 1 << 16]).is_ok() {}
+                    while !self.is_over.load(Ordering::SeqCst) {
+                        if stream.write_all(&[0; 1 << 16]).is_err() {
+                            break;
+                        }
+                    }
                     return;
                 }
                 Answer::Take(head) => {
