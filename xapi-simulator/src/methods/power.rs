@@ -1,0 +1,134 @@
+//! Starting and stopping machines.
+
+use super::Method;
+use super::machine::check_blocked;
+use crate::failure::{Failure, Outcome};
+use crate::rpc::{Arguments, Call, argument};
+use crate::schema::Class;
+use crate::schema::Kind::{Bool, Reference};
+use crate::value::{self, Value};
+use crate::world::{State, World};
+use std::sync::Arc;
+
+pub(super) const METHODS: &[Method] = &[
+    Method::new(
+        "VM.start",
+        &[argument("vm", Reference), argument("start_paused", Bool), argument("force", Bool)],
+        |call, arguments| start(call, arguments, None),
+    ),
+    Method::new(
+        "VM.start_on",
+        &[
+            argument("vm", Reference),
+            argument("host", Reference),
+            argument("start_paused", Bool),
+            argument("force", Bool),
+        ],
+        |call, arguments| start(call, arguments, Some(arguments.reference(1))),
+    ),
+    Method::new("VM.clean_shutdown", &[argument("vm", Reference)], |call, arguments| {
+        stop(call, arguments, "clean_shutdown")
+    }),
+    Method::new("VM.shutdown", &[argument("vm", Reference)], |call, arguments| stop(call, arguments, "clean_shutdown")),
+    Method::new("VM.hard_shutdown", &[argument("vm", Reference)], |call, arguments| {
+        stop(call, arguments, "hard_shutdown")
+    }),
+];
+
+fn start(call: &Call, arguments: &Arguments, on: Option<value::Reference>) -> Outcome<Value> {
+    let vm = arguments.reference(0);
+    {
+        let mut access = call.world.lock();
+        check_blocked(&access, &vm, if on.is_some() { "start_on" } else { "start" })?;
+        for (flag, code) in [("is_a_snapshot", "VM_IS_SNAPSHOT"), ("is_a_template", "VM_IS_TEMPLATE")] {
+            if access.store.flag(Class::Vm, &vm, flag)? {
+                return Err(Failure::new(code, [vm.as_str(), "start"]));
+            }
+        }
+        let power_state = access.store.text(Class::Vm, &vm, "power_state")?;
+        if power_state != "Halted" {
+            return Err(Failure::power_state(&vm, "Halted", power_state));
+        }
+        let host = match on {
+            Some(host) => {
+                access.store.object(Class::Host, &host)?;
+                host
+            }
+            None => access.master(),
+        };
+        run(&mut access, &vm, &host)?;
+    }
+    show_tools(call.world, &vm);
+    Ok(Value::void())
+}
+
+/// Makes a machine run: its disks and interfaces are attached.
+///
+/// # Errors
+/// `VDI_IN_USE`, with nothing changed.
+pub fn run(state: &mut State, vm: &value::Reference, host: &value::Reference) -> Outcome<()> {
+    let vbds = state.store.references(Class::Vm, vm, "VBDs")?;
+    for vbd in &vbds {
+        let vdi = state.store.reference(Class::Vbd, vbd, "VDI")?;
+        if !vdi.is_null() && state.store.text(Class::Vbd, vbd, "type")? == "Disk" {
+            state.check_unused(&vdi, "attach")?;
+        }
+    }
+    for vbd in &vbds {
+        let device = state.store.text(Class::Vbd, vbd, "userdevice")?.parse::<u8>().unwrap_or(0);
+        let letter = char::from(b'a'.saturating_add(device.min(25)));
+        state.store.set(Class::Vbd, vbd, "device", format!("xvd{letter}"))?;
+        let is_empty = state.store.flag(Class::Vbd, vbd, "empty")?;
+        state.store.set(Class::Vbd, vbd, "currently_attached", !is_empty)?;
+    }
+    for vif in state.store.references(Class::Vm, vm, "VIFs")? {
+        state.store.set(Class::Vif, &vif, "currently_attached", true)?;
+    }
+    let old = state.store.reference(Class::Vm, vm, "guest_metrics")?;
+    state.store.destroy(Class::GuestMetrics, &old);
+    let date = Value::Date(state.clock.date());
+    let metrics = state.store.create(Class::GuestMetrics, [("live", true.into()), ("last_updated", date)]);
+    state.store.set(Class::Vm, vm, "guest_metrics", &metrics)?;
+    state.store.set(Class::Vm, vm, "resident_on", host)?;
+    state.store.set(Class::Vm, vm, "domid", 1_i64)?;
+    state.store.set(Class::Vm, vm, "power_state", "Running")
+}
+
+/// Has a machine's tools be seen after a while.
+pub fn show_tools(world: &Arc<World>, vm: &value::Reference) {
+    let vm = vm.clone();
+    world.spawn(move |world| {
+        let delay = world.lock().settings.tools_delay;
+        world.pause(delay);
+        let mut access = world.lock();
+        let Ok(metrics) = access.store.reference(Class::Vm, &vm, "guest_metrics") else { return };
+        if access.store.find(Class::GuestMetrics, &metrics).is_some() {
+            // Found a line ago, under the same lock.
+            let _gone = access.store.set(Class::GuestMetrics, &metrics, "PV_drivers_detected", true);
+            let _gone = access.store.set(Class::GuestMetrics, &metrics, "PV_drivers_up_to_date", true);
+        }
+    });
+}
+
+fn stop(call: &Call, arguments: &Arguments, operation: &str) -> Outcome<Value> {
+    let vm = arguments.reference(0);
+    let mut access = call.world.lock();
+    check_blocked(&access, &vm, operation)?;
+    let power_state = access.store.text(Class::Vm, &vm, "power_state")?;
+    let is_control_domain = access.store.flag(Class::Vm, &vm, "is_control_domain")?;
+    if power_state != "Running" || is_control_domain {
+        return Err(Failure::power_state(&vm, "Running", power_state));
+    }
+    for (list, class) in [("VBDs", Class::Vbd), ("VIFs", Class::Vif)] {
+        for device in access.store.references(Class::Vm, &vm, list)? {
+            access.store.set(class, &device, "currently_attached", false)?;
+        }
+    }
+    let metrics = access.store.reference(Class::Vm, &vm, "guest_metrics")?;
+    access.store.destroy(Class::GuestMetrics, &metrics);
+    access.store.set(Class::Vm, &vm, "guest_metrics", value::NULL)?;
+    access.store.set(Class::Vm, &vm, "resident_on", value::NULL)?;
+    access.store.set(Class::Vm, &vm, "domid", -1_i64)?;
+    access.store.set(Class::Vm, &vm, "power_state", "Halted")?;
+    Ok(Value::void())
+}

@@ -1,0 +1,115 @@
+//! Fields of the classes around disks.
+//!
+//! Source: xen-api `ocaml/idl/datamodel.ml` (PBD, SR, VDI, VBD).
+
+use super::Kind::{self, Bool, Choice, Date, Int, Map, Reference, Set, Text};
+use super::{Class, Field, many, ro, rw};
+
+/// Types of disks.
+pub const VDI_TYPES: Kind = Choice(&[
+    "system",
+    "user",
+    "ephemeral",
+    "suspend",
+    "crashdump",
+    "ha_statefile",
+    "metadata",
+    "redo_log",
+    "rrd",
+    "pvs_cache",
+    "cbt_metadata",
+]);
+
+pub(super) const SR: &[Field] = &[
+    ro("uuid", Text),
+    rw("name_label", Text),
+    rw("name_description", Text),
+    ro("allowed_operations", Set),
+    ro("current_operations", Map),
+    many("VDIs", Class::Vdi, "SR"),
+    many("PBDs", Class::Pbd, "SR"),
+    ro("virtual_allocation", Int),
+    ro("physical_utilisation", Int),
+    ro("physical_size", Int),
+    ro("type", Text),
+    ro("content_type", Text).or("user"),
+    rw("shared", Bool),
+    rw("other_config", Map),
+    rw("tags", Set),
+    rw("sm_config", Map),
+    ro("blobs", Map),
+    ro("local_cache_enabled", Bool),
+    ro("introduced_by", Reference),
+    ro("clustered", Bool),
+    ro("is_tools_sr", Bool),
+];
+
+pub(super) const PBD: &[Field] = &[
+    ro("uuid", Text),
+    ro("host", Reference),
+    ro("SR", Reference),
+    rw("device_config", Map),
+    ro("currently_attached", Bool),
+    rw("other_config", Map),
+];
+
+pub(super) const VDI: &[Field] = &[
+    ro("uuid", Text),
+    rw("name_label", Text),
+    rw("name_description", Text),
+    ro("allowed_operations", Set),
+    ro("current_operations", Map),
+    ro("SR", Reference),
+    many("VBDs", Class::Vbd, "VDI"),
+    ro("crash_dumps", Set),
+    ro("virtual_size", Int),
+    ro("physical_utilisation", Int),
+    ro("type", VDI_TYPES).or("user"),
+    rw("sharable", Bool),
+    rw("read_only", Bool),
+    rw("other_config", Map),
+    ro("storage_lock", Bool),
+    ro("location", Text),
+    ro("managed", Bool).or_true(),
+    ro("missing", Bool),
+    ro("parent", Reference),
+    rw("xenstore_data", Map),
+    rw("sm_config", Map),
+    ro("is_a_snapshot", Bool),
+    ro("snapshot_of", Reference),
+    many("snapshots", Class::Vdi, "snapshot_of"),
+    ro("snapshot_time", Date),
+    rw("tags", Set),
+    rw("allow_caching", Bool),
+    rw("on_boot", Choice(&["persist", "reset"])).or("persist"),
+    ro("metadata_of_pool", Reference),
+    ro("metadata_latest", Bool),
+    ro("is_tools_iso", Bool),
+    ro("cbt_enabled", Bool),
+];
+
+pub(super) const VBD: &[Field] = &[
+    ro("uuid", Text),
+    ro("allowed_operations", Set),
+    ro("current_operations", Map),
+    ro("VM", Reference),
+    ro("VDI", Reference),
+    ro("device", Text),
+    rw("userdevice", Text),
+    rw("bootable", Bool),
+    rw("mode", Choice(&["RO", "RW"])).or("RW"),
+    rw("type", Choice(&["CD", "Disk", "Floppy"])).or("Disk"),
+    rw("unpluggable", Bool).or_true(),
+    ro("storage_lock", Bool),
+    ro("empty", Bool),
+    ro("reserved", Bool),
+    rw("other_config", Map),
+    ro("currently_attached", Bool),
+    ro("status_code", Int),
+    ro("status_detail", Text),
+    ro("runtime_properties", Map),
+    rw("qos_algorithm_type", Text),
+    rw("qos_algorithm_params", Map),
+    ro("qos_supported_algorithms", Set),
+    ro("metrics", Reference),
+];
