@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::session::Core;
-use crate::wire::Patience;
 use crate::{Cancel, Ref, record};
 
 /// How often a task is moved.
@@ -100,16 +99,12 @@ impl Keeper {
 
     fn move_on(&self, core: &Core, task: &Ref<record::TaskObject>, kept: Kept) {
         let cancel = self.cancel.part(CALL);
-        let patience = Patience { cancel: cancel.clone(), silence: CALL };
-        let moved = core.login(&cancel).and_then(|login| {
-            let call = |method, arguments: &[_]| {
-                core.attempt(&login, method, arguments, &patience, false).map_err(|broken| broken.error)
-            };
-            let shown = call("task.get_progress", &[json!(task)])?.as_f64().unwrap_or(0.0);
+        let moved = core.call("task.get_progress", &[json!(task)], &cancel).and_then(|shown| {
+            let shown = shown.as_f64().unwrap_or(0.0);
             // What the transfer itself has said since counts from there.
             let (base, steps) = if shown >= kept.progress + 0.005 { (shown, 0) } else { (kept.progress, kept.steps) };
             let moved = (base + f64::from(steps + 1) * 1e-9).min(1.0);
-            call("task.set_progress", &[json!(task), json!(moved)])?;
+            core.call("task.set_progress", &[json!(task), json!(moved)], &cancel)?;
             Ok((base, steps + 1))
         });
         match moved {

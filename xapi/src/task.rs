@@ -27,6 +27,8 @@ pub struct Task {
     label: String,
     /// Whether ending it ends what it stands for.
     is_call: bool,
+    /// Whether the pool ends it: one that nobody ends cannot be destroyed.
+    is_held: bool,
 }
 
 /// What a task resulted in.
@@ -77,7 +79,12 @@ impl Task {
 
     fn new(pool: &Pool, reference: Ref<TaskObject>, label: &str, is_call: bool) -> Self {
         pool.session.keeper.add(&reference);
-        Self { pool: pool.clone(), reference, label: label.to_owned(), is_call }
+        Self { pool: pool.clone(), reference, label: label.to_owned(), is_call, is_held: is_call }
+    }
+
+    /// Takes note that a transfer has begun, which ends it.
+    pub(crate) fn hold(&mut self) {
+        self.is_held = true;
     }
 
     /// Returns its reference.
@@ -212,6 +219,10 @@ impl Drop for Task {
     fn drop(&mut self) {
         self.pool.session.keeper.remove(&self.reference);
         let pool = self.pool.with(&Cancel::within(CLEANUP));
+        if !self.is_held {
+            // It may have ended: of a transfer that was refused.
+            let _ = pool.set(&self.reference, "status", "cancelled");
+        }
         match pool.act("task.destroy", &[json!(self.reference)]) {
             Err(error) if !error.is_gone() => {
                 tracing::warn!(%error, "a task could not be destroyed; the pool drops it")

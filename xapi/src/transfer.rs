@@ -80,13 +80,14 @@ impl Pool {
 
     /// Begins it with the session that there is; `None` if it does not hold any more.
     fn try_to_begin(&self, label: &str, request: &Request<'_>, first: Option<Target>) -> Result<Option<Begun>> {
-        let task = self.task(label)?;
+        let mut task = self.task(label)?;
         let login = self.core.login(&self.cancel)?;
         let mut target = first.unwrap_or_else(|| login.master.clone());
         for _ in 0..HOPS {
             let (wire, head) = self.ask(&target, request, &login, &task)?;
             match head.status {
                 200 => {
+                    task.hold();
                     let subject = format!("{label} at {}", target.address);
                     return Ok(Some(Begun { wire, head, task, subject }));
                 }
