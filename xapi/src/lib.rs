@@ -1,4 +1,17 @@
 //! A client of XAPI, the interface of XCP-ng and XenServer pools: blocking, with a token to stop whatever waits.
+//!
+//! ```text
+//! machine, storage, record ─► Pool ─► session ─► connections ─► wire ─► tls, trust    calls · who is logged in · HTTP · certificates
+//!                              │         └► master, rpc                                whom to ask · the envelope of a call
+//! export, import ─► transfer ──┤                                                       bytes of disks and machines
+//! task ─► event ◄─ listen ─────┤                                                       what is under way, what changed
+//!                              └► keeper                                               what long transfers need
+//! ```
+//!
+//! All handles of a [`Pool`] share one session; a [`Cancel`] stops what is done by one of them. What only reads is repeated when
+//! a connection breaks; what may have changed something never is: its outcome is unknown then ([`ErrorKind::Unknown`]), and the
+//! objects tell. The server is not trusted: lengths, numbers and waits are bounded, and its secrets are never shown.
+//! Sources of facts: XAPI (xapi-project/xen-api), by file where they are used.
 
 mod address;
 mod cancel;

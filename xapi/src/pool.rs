@@ -70,6 +70,8 @@ pub struct Pool {
     pub(crate) core: Arc<Core>,
     pub(crate) cancel: Cancel,
     pub(crate) session: Arc<Session>,
+    /// What the names of our tasks begin with.
+    mark: Arc<str>,
 }
 
 /// Ends with the last handle.
@@ -118,13 +120,26 @@ impl Pool {
             Error::new(ErrorKind::Unreachable, &core.settings.address, reason)
         })?);
         let session = Arc::new(session);
-        Ok(Self { core, cancel: cancel.clone(), session })
+        Ok(Self { core, cancel: cancel.clone(), session, mark: Arc::from("") })
     }
 
     /// Returns a handle of the same session that another token stops: what has to be cleaned up after a cancel needs one.
     #[must_use]
     pub fn with(&self, cancel: &Cancel) -> Self {
         Self { cancel: cancel.clone(), ..self.clone() }
+    }
+
+    /// Returns a handle of the same session whose tasks have names that begin with `mark`: so those of a run that died are
+    /// found ([`Pool::destroy_task`]). Tasks of calls have names that the pool gives them.
+    #[must_use]
+    pub fn marked(&self, mark: &str) -> Self {
+        Self { mark: Arc::from(mark), ..self.clone() }
+    }
+
+    /// Returns that mark; empty if there is none.
+    #[must_use]
+    pub fn mark(&self) -> &str {
+        &self.mark
     }
 
     /// Returns the token.

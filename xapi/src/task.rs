@@ -10,6 +10,7 @@ use serde_json::json;
 
 use crate::event::{Cursor, Operation, poll};
 use crate::record::TaskObject;
+use crate::storage::unless_gone;
 use crate::{Cancel, Error, ErrorKind, Pool, Record, Ref, Result};
 
 /// How long one look at events waits for one.
@@ -66,8 +67,20 @@ impl Pool {
     /// # Errors
     /// As [`Pool::call`].
     pub fn task(&self, label: &str) -> Result<Task> {
-        let reference = self.call("task.create", &[label.into(), "".into()])?;
+        let mark = self.mark();
+        let name = if mark.is_empty() { label.to_owned() } else { format!("{mark} {label}") };
+        let reference = self.call("task.create", &[name.into(), "".into()])?;
         Ok(Task::new(self, reference, label, false))
+    }
+
+    /// Destroys a task of ours that nobody ends any more, such as one of a run that died. One that is gone is no error.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn destroy_task(&self, task: &Ref<TaskObject>) -> Result<()> {
+        // The pool only marks a pending one. It may have ended by itself.
+        let _ = self.set(task, "status", "cancelled");
+        unless_gone(task, self.act("task.destroy", &[json!(task)]))
     }
 }
 
@@ -219,15 +232,13 @@ impl Drop for Task {
     fn drop(&mut self) {
         self.pool.session.keeper.remove(&self.reference);
         let pool = self.pool.with(&Cancel::within(CLEANUP));
-        if !self.is_held {
-            // It may have ended: of a transfer that was refused.
-            let _ = pool.set(&self.reference, "status", "cancelled");
-        }
-        match pool.act("task.destroy", &[json!(self.reference)]) {
-            Err(error) if !error.is_gone() => {
-                tracing::warn!(%error, "a task could not be destroyed; the pool drops it")
-            }
-            _ => {}
+        let destroyed = if self.is_held {
+            unless_gone(&self.reference, pool.act("task.destroy", &[json!(self.reference)]))
+        } else {
+            pool.destroy_task(&self.reference)
+        };
+        if let Err(error) = destroyed {
+            tracing::warn!(%error, "a task could not be destroyed; the pool drops it");
         }
     }
 }

@@ -272,6 +272,24 @@ fn a_task_is_watched_by_events_of_it_alone_and_ended_by_a_cancel() {
 }
 
 #[test]
+fn tasks_of_a_run_that_died_are_found_by_their_mark_and_destroyed() {
+    let (simulator, pool) = start(scene());
+    // What a process that died leaves behind.
+    pool.call::<Value>("task.create", &[json!("[run 7] export of a disk"), json!("")]).unwrap();
+    let other = pool.marked("[run 8]").task("export of a disk").unwrap();
+    let left = pool.records::<TaskObject>().unwrap();
+    let of = |run: &str| left.iter().filter(|task| task.name_label.starts_with(run)).collect::<Vec<_>>();
+    assert_eq!(of("[run 8]")[0].name_label, "[run 8] export of a disk");
+    assert_eq!((of("[run 7]").len(), of("[run 8]").len()), (1, 1));
+    for _ in 0..2 {
+        pool.destroy_task(&of("[run 7]")[0].reference).unwrap();
+    }
+    assert_eq!(simulator.objects()["task"], 1);
+    drop(other);
+    assert_eq!(simulator.objects()["task"], 0);
+}
+
+#[test]
 fn a_task_older_than_a_day_is_kept_alive_by_its_progress() {
     // The pool looks when the test says so.
     let scene = scene().settings(|settings| settings.collection_interval = Duration::from_secs(1 << 40));
