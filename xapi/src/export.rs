@@ -211,10 +211,11 @@ impl Export {
 
     /// Returns why it broke: what the task says, if it failed, else what was seen.
     fn why(&mut self, seen: Error) -> Error {
-        if matches!(seen.kind(), ErrorKind::Cancelled) {
+        self.wire.close();
+        // The task would fail only because it is broken off.
+        if matches!(seen.kind(), ErrorKind::Cancelled | ErrorKind::TimedOut) {
             return seen;
         }
-        self.wire.close();
         match outcome(&self.task, &self.subject, &self.patience.cancel, END) {
             Err(error) if !matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Unreachable) => error,
             _ => seen,

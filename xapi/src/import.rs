@@ -136,7 +136,8 @@ impl Import {
 
     /// Returns why it broke: what the task says, if it failed, else what was seen.
     fn why(&mut self, seen: Error) -> Error {
-        if !matches!(seen.kind(), ErrorKind::Unreachable | ErrorKind::TimedOut) {
+        // Of one that we break off, the task would fail only because of that.
+        if seen.kind() != ErrorKind::Unreachable {
             return seen;
         }
         self.wire.close();

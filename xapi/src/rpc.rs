@@ -90,6 +90,5 @@ fn codes(error: Value) -> std::result::Result<Vec<String>, String> {
 /// Whether a call changes nothing, so that it may be repeated.
 pub fn is_read(method: &str) -> bool {
     let name = method.split_once('.').map_or(method, |(_, name)| name);
-    name.starts_with("get_")
-        || matches!(method, "event.from" | "event.inject" | "VDI.list_changed_blocks" | "system.listMethods")
+    name.starts_with("get_") || matches!(method, "event.from" | "event.inject" | "VDI.list_changed_blocks")
 }

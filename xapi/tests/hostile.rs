@@ -318,6 +318,29 @@ fn an_export_that_is_concluded_before_its_end_is_no_success() {
 }
 
 #[test]
+fn a_transfer_whose_session_has_ended_begins_again_once_with_another() {
+    for (times, logins) in [(1, 2), (usize::MAX, 2)] {
+        let left = Arc::new(AtomicUsize::new(times));
+        let (peer, pool) = pool(move |request| match request.method.as_str() {
+            "GET /export_raw_vdi/" if left.load(Ordering::SeqCst) > 0 => {
+                left.fetch_sub(1, Ordering::SeqCst);
+                Some(raw("HTTP/1.1 401 Unauthorised\r\ncontent-length: 0\r\n\r\n"))
+            }
+            "GET /export_raw_vdi/" => Some(raw("HTTP/1.1 200 OK\r\n\r\n")),
+            _ => None,
+        });
+        let options = ExportOptions { vdi: Ref::new("OpaqueRef:vdi"), base: None, format: Format::Raw };
+        let begun = pool.export_vdi(&options).map(drop).map_err(|error| error.kind());
+        assert_eq!(begun, if times == 1 { Ok(()) } else { Err(ErrorKind::Credentials) });
+        let count = |method: &str| peer.methods().iter().filter(|called| *called == method).count();
+        assert_eq!(count("GET /export_raw_vdi/"), 2);
+        assert_eq!((count("task.create"), count("task.destroy")), (2, 2));
+        pool.call::<Value>("VM.get_all", &[]).unwrap();
+        assert_eq!(count("session.login_with_password"), logins + usize::from(times > 1));
+    }
+}
+
+#[test]
 fn a_session_is_never_sent_to_a_host_that_is_not_of_the_pool() {
     for location in ["http://127.0.0.9:1/x?session_id=secret", "nonsense", "", "ftp://127.0.0.1/"] {
         let (peer, pool) = pool(move |request| {

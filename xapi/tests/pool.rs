@@ -563,6 +563,22 @@ fn listeners_are_told_what_comes_and_goes() {
 }
 
 #[test]
+fn a_deletion_that_no_event_told_of_shows_in_the_number_of_objects() {
+    let (simulator, pool) = start(scene());
+    let events = pool.events().unwrap();
+    let (sender, receiver) = channel();
+    let sender = Arc::new(Mutex::new(sender));
+    let task = pool.task("lost").unwrap();
+    let _listener = events.listen(Subject::class::<TaskObject>(), &[Operation::Add, Operation::Delete], move |event| {
+        let _ = sender.lock().unwrap().send(event.clone());
+    });
+    assert_eq!(told(&receiver), (Operation::Add, "lost".to_owned()));
+    simulator.happen(&Upset::LoseTasks);
+    let event = receiver.recv_timeout(Duration::from_secs(180)).unwrap();
+    assert_eq!((event.operation, event.reference.as_str()), (Operation::Delete, task.reference().as_str()));
+}
+
+#[test]
 fn many_calls_at_once_share_the_session() {
     let (simulator, pool) = start(scene());
     let vm = machine(&pool);
