@@ -117,20 +117,28 @@ pub fn call(world: &Arc<World>, host: usize, method: &str, arguments: Vec<Value>
         world.faults.at_call(&name, &names.iter().map(String::as_str).collect::<Vec<_>>())
     };
     match act {
-        Some(Act::Refuse) => return Reply::Nothing,
-        Some(Act::Fail(failure)) => return Reply::Answer(Err(failure)),
+        Some(Act::Refuse) => Reply::Nothing,
+        Some(Act::Cut) => {
+            let _lost = run(world, host, method, is_async, &name, arguments, None);
+            Reply::Nothing
+        }
+        act if is_async => Reply::Answer(run(world, host, method, is_async, &name, arguments, act)),
+        act => Reply::Answer(
+            befall(world, act).unwrap_or_else(|| run(world, host, method, is_async, &name, arguments, None)),
+        ),
+    }
+}
+
+/// Has what goes wrong with a call happen. Returns how the call ends if that is the end of it.
+fn befall(world: &World, act: Option<Act>) -> Option<Outcome<Value>> {
+    match act {
+        Some(Act::Fail(failure)) => return Some(Err(failure)),
+        Some(Act::Bitmap(bytes)) => return Some(Ok(methods::cbt::encode(&vec![0xff; bytes]).into())),
         Some(Act::Delay(duration)) => world.pause(duration),
         Some(Act::Upset(upset)) => crate::upset::happen(world, &upset),
-        Some(Act::Bitmap(bytes)) => {
-            return Reply::Answer(Ok(methods::cbt::encode(&vec![0xff; bytes]).into()));
-        }
-        Some(Act::Cut) => {
-            let _lost = run(world, host, method, is_async, &name, arguments);
-            return Reply::Nothing;
-        }
-        None => {}
+        Some(Act::Cut | Act::Refuse) | None => {}
     }
-    Reply::Answer(run(world, host, method, is_async, &name, arguments))
+    None
 }
 
 fn run(
@@ -140,6 +148,7 @@ fn run(
     is_async: bool,
     name: &str,
     mut arguments: Vec<Value>,
+    act: Option<Act>,
 ) -> Outcome<Value> {
     if name == "system.listMethods" {
         return Ok(list_methods().into_iter().collect());
@@ -181,7 +190,11 @@ fn run(
         Target::Method(found) => {
             let parameters = found.parameters(&world.lock().settings);
             let arguments = admit(method, parameters, arguments)?;
-            if is_async { Ok(start(&call, method, found, arguments).into()) } else { (found.run)(&call, &arguments) }
+            if is_async {
+                Ok(start(&call, method, found, arguments, act).into())
+            } else {
+                (found.run)(&call, &arguments)
+            }
         }
     }
 }
@@ -231,8 +244,8 @@ fn admit(method: &str, parameters: &[Parameter], given: Vec<Value>) -> Outcome<A
     Ok(Arguments(admitted))
 }
 
-/// Makes a task and runs the method beside.
-fn start(call: &Call, method: &str, found: &'static Method, arguments: Arguments) -> Reference {
+/// Makes a task and runs the method beside, with what goes wrong there.
+fn start(call: &Call, method: &str, found: &'static Method, arguments: Arguments, act: Option<Act>) -> Reference {
     let task = {
         let mut access = call.world.lock();
         let state = &mut *access;
@@ -241,7 +254,7 @@ fn start(call: &Call, method: &str, found: &'static Method, arguments: Arguments
     let (host, session, started) = (call.host, call.session.clone(), task.clone());
     call.world.spawn(move |world| {
         let call = Call { world, host, session, task: Some(started.clone()) };
-        let outcome = (found.run)(&call, &arguments);
+        let outcome = befall(world, act).unwrap_or_else(|| (found.run)(&call, &arguments));
         let mut access = world.lock();
         let state = &mut *access;
         state.tasks.finish(&mut state.store, &state.clock, &started, &outcome);
