@@ -2,6 +2,7 @@
 
 use crate::content::{Content, rounded_size};
 use crate::failure::Outcome;
+use crate::file_sr::FileSr;
 use crate::guest::Guest;
 use crate::methods::machine::new_mac;
 use crate::methods::power;
@@ -24,6 +25,7 @@ pub fn build(scene: &Scene, nodes: &Nodes) -> Outcome<State> {
     let mut state = State {
         store: Store::new(),
         disks: BTreeMap::new(),
+        folders: BTreeMap::new(),
         sessions: Sessions::default(),
         tasks: Tasks::default(),
         clock: Default::default(),
@@ -136,6 +138,9 @@ fn add_repository(state: &mut State, repository: &Repository) -> Reference {
             ("physical_size", repository.size.into()),
         ],
     );
+    if let Some(folder) = &repository.folder {
+        state.folders.insert(sr.clone(), FileSr::new(folder));
+    }
     let all: Vec<usize> = (0..state.hosts.len()).collect();
     let seen_by = repository.hosts.clone().unwrap_or_else(|| if is_shared { all } else { vec![0] });
     for host in seen_by.into_iter().filter_map(|position| state.hosts.get(position).cloned()) {

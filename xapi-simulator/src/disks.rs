@@ -267,6 +267,18 @@ impl State {
         }
         self.adjust_sr(sr, "physical_utilisation", used);
         self.adjust_sr(sr, "virtual_allocation", allocation);
+        self.write_files(sr, &disks);
+    }
+
+    fn write_files(&mut self, sr: &Reference, disks: &BTreeMap<Reference, Content>) {
+        let Some(folder) = self.folders.get_mut(sr) else { return };
+        let store = &self.store;
+        let has_data = |vdi: &Reference| store.text(Class::Vdi, vdi, "type") != Ok("cbt_metadata");
+        let kept = disks.iter().filter(|(vdi, _)| has_data(vdi)).map(|(_, disk)| disk);
+        if let Err(error) = folder.keep(kept) {
+            // Whoever reads the files finds out; the pool itself needs none of them.
+            eprintln!("xapi-simulator: files of an SR are not what its disks hold: {error}");
+        }
     }
 
     /// Returns an error if nobody can work on an SR.

@@ -206,10 +206,12 @@ impl FromStr for Fault {
             "new-master" => Act::Upset(Upset::ChangeMaster(1)),
             "coalesce" => Act::Upset(Upset::Coalesce),
             "fill" => Act::Upset(Upset::FillStorage),
+            "drop-snapshots" => Act::Upset(Upset::DropSnapshots),
             other => {
                 return Err(format!(
                     "{other:?} is nothing that happens: fail CODE[,TEXT...], page, full, cut, refuse, stall, delay SECONDS, \
-                     bitmap BYTES, lose-sessions, lose-tasks, restart, reboot SECONDS, new-master, coalesce, fill"
+                     bitmap BYTES, lose-sessions, lose-tasks, restart, reboot SECONDS, new-master, coalesce, \
+                     fill, drop-snapshots"
                 ));
             }
         };

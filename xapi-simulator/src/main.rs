@@ -3,6 +3,7 @@
 use clap::Parser;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use xapi_simulator::fault::parse_size;
@@ -18,7 +19,7 @@ Example: a pool whose machine web01 writes every ten seconds, and of which the s
 
 A fault is SITE [of NAME] [after SIZE] ACT [xTIMES]. Sites: call METHOD, export, import, export-vm, import-vm, nbd.
 Acts: fail CODE[,TEXT...], page, full, cut, refuse, stall, delay SECONDS, bitmap BYTES, lose-sessions, lose-tasks,
-restart, reboot SECONDS, new-master, coalesce, fill.";
+restart, reboot SECONDS, new-master, coalesce, fill, drop-snapshots.";
 
 /// Simulates an XCP-ng pool: XAPI, transfers of disks and machines, NBD.
 #[derive(Debug, Parser)]
@@ -36,6 +37,9 @@ struct Options {
     /// What disks lie in: ext and nfs are thin, lvm is thick
     #[arg(long, value_name = "TYPE", default_value = "nfs", value_parser = ["ext", "nfs", "lvm"])]
     storage: String,
+    /// Keeps disks as VHD files in this folder, too, as an SR of type ext or nfs does
+    #[arg(long, value_name = "FOLDER", conflicts_with = "storage")]
+    storage_folder: Option<PathBuf>,
     /// Room for disks
     #[arg(long, value_name = "SIZE", default_value = "1TiB", value_parser = parse_size)]
     storage_size: u64,
@@ -114,15 +118,18 @@ fn scene(options: &Options, seed: u64, machines: Vec<Machine>) -> Scene {
         "lvm" => Storage::Lvm,
         _ => Storage::Nfs,
     };
-    let mut scene = Scene::new(seed)
-        .listen(options.listen)
-        .credentials(&options.user, &options.password)
-        .sr(Repository::new("storage", storage).size(options.storage_size))
-        .settings(|settings| {
-            settings.has_ignore_vdis = !options.old;
-            settings.export_rate = options.slow_exports.then_some(Settings::MEASURED_EXPORT_RATE);
-            settings.coalesce_interval = options.coalesce_every.map(Duration::from_secs);
-        });
+    let mut repository = Repository::new("storage", storage).size(options.storage_size);
+    if let Some(folder) = &options.storage_folder {
+        repository = repository.folder(folder);
+    }
+    let mut scene =
+        Scene::new(seed).listen(options.listen).credentials(&options.user, &options.password).sr(repository).settings(
+            |settings| {
+                settings.has_ignore_vdis = !options.old;
+                settings.export_rate = options.slow_exports.then_some(Settings::MEASURED_EXPORT_RATE);
+                settings.coalesce_interval = options.coalesce_every.map(Duration::from_secs);
+            },
+        );
     for number in 1..=options.hosts.max(1) {
         scene = scene.host(&format!("host{number}"));
     }

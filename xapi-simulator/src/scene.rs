@@ -2,6 +2,7 @@
 
 use crate::fault::Fault;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A pool to be.
@@ -47,6 +48,7 @@ pub struct Repository {
     pub(crate) size: u64,
     /// By position in the scene; `None` is what the storage's kind means: all for shares, the first for disks.
     pub(crate) hosts: Option<Vec<usize>>,
+    pub(crate) folder: Option<PathBuf>,
 }
 
 /// A machine.
@@ -231,12 +233,18 @@ impl Storage {
 impl Repository {
     /// Starts with 1 TiB.
     pub fn new(name: &str, storage: Storage) -> Repository {
-        Repository { name: name.to_owned(), storage, size: 1 << 40, hosts: None }
+        Repository { name: name.to_owned(), storage, size: 1 << 40, hosts: None, folder: None }
     }
 
     /// Sets its size in bytes.
     pub fn size(mut self, size: u64) -> Repository {
         self.size = size;
+        self
+    }
+
+    /// Has it keep its layers as VHD files in a folder that exists, as hosts see them where the SR is mounted.
+    pub fn folder(mut self, folder: &Path) -> Repository {
+        self.folder = Some(folder.to_owned());
         self
     }
 

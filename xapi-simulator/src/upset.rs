@@ -1,7 +1,9 @@
 //! What happens to a pool as a whole.
 
+use crate::methods::machine;
 use crate::node::Service;
 use crate::schema::Class;
+use crate::store::Object;
 use crate::value::{Reference, Value};
 use crate::world::{State, World};
 use std::time::Duration;
@@ -23,6 +25,8 @@ pub enum Upset {
     Coalesce,
     /// Nothing more fits into any SR.
     FillStorage,
+    /// All snapshots are destroyed, but for disks of theirs that something has attached.
+    DropSnapshots,
 }
 
 /// Has it happen.
@@ -84,6 +88,22 @@ pub fn happen(world: &World, upset: &Upset) {
                 while access.coalesce(&sr) {}
             }
         }
+        Upset::DropSnapshots => {
+            let mut access = world.lock();
+            let snapshots = |access: &State, class: Class| -> Vec<Reference> {
+                let is_snapshot = |object: &Object| object.record["is_a_snapshot"] == Value::Bool(true);
+                let found = access.store.all(class).filter(|(_, object)| is_snapshot(object));
+                found.map(|(reference, _)| reference.clone()).collect()
+            };
+            for vm in snapshots(&access, Class::Vm) {
+                // Listed a line ago, under the same lock.
+                let _gone = machine::remove(&mut access, &vm);
+            }
+            for vdi in snapshots(&access, Class::Vdi) {
+                // In use, it stays.
+                let _kept = access.destroy_vdi(&vdi);
+            }
+        }
         Upset::FillStorage => {
             let mut access = world.lock();
             let repositories: Vec<Reference> = access.store.all(Class::Sr).map(|(sr, _)| sr.clone()).collect();
@@ -98,7 +118,7 @@ pub fn happen(world: &World, upset: &Upset) {
 
 /// Changes what tells of a host's start; with the master sessions and tasks are gone, with a boot what its control domain had attached.
 fn restart(state: &mut State, host: &Reference, with_boot: bool) {
-    let started = format!("{}.", state.clock.now().as_secs().saturating_add(state.store.generation() % 1000));
+    let started = format!("{:.6}", state.clock.now().as_secs_f64());
     // The hosts of a simulation stay.
     let _gone = state.store.edit(Class::Host, host, "other_config", |value| {
         if let Value::Map(entries) = value {

@@ -1,13 +1,15 @@
 //! What all threads of a simulated pool share.
 //!
 //! One lock is around the objects and what disks hold ([`State`]); nobody holds it while talking to a client or waiting. A
-//! disk is read from a clone, which is cheap, and shares what it does not write.
+//! disk is read from a clone, which is cheap, and shares what it does not write. Files of an SR are written under it, so that
+//! they always are what the objects say.
 
 use crate::clock::Clock;
 use crate::content::Content;
 use crate::event;
 use crate::failure::{Failure, Outcome};
 use crate::fault::Faults;
+use crate::file_sr::FileSr;
 use crate::log::Log;
 use crate::nbd;
 use crate::node::Nodes;
@@ -33,6 +35,8 @@ pub struct State {
     pub store: Store,
     /// What VDIs hold.
     pub disks: BTreeMap<Reference, Content>,
+    /// The folders of the SRs that keep files.
+    pub folders: BTreeMap<Reference, FileSr>,
     /// What is known of sessions beside their records.
     pub sessions: Sessions,
     /// What is known of tasks beside their records.

@@ -1,5 +1,7 @@
 //! Envelopes, names, arguments and sessions, as sockets see them.
 
+#![allow(clippy::cloned_ref_to_slice_refs, reason = "lists of arguments look alike, however long they are")]
+
 mod client;
 
 use client::{Client, call_raw, parse, pool, request, send};

@@ -1,5 +1,7 @@
 //! `event.from` as it blocks and wakes.
 
+#![allow(clippy::cloned_ref_to_slice_refs, reason = "lists of arguments look alike, however long they are")]
+
 mod client;
 
 use client::{Client, pool};

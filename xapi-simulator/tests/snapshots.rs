@@ -1,5 +1,7 @@
 //! Snapshots of machines, the chains of their disks, and room in SRs.
 
+#![allow(clippy::cloned_ref_to_slice_refs, reason = "lists of arguments look alike, however long they are")]
+
 mod client;
 
 use client::{Client, pool};

@@ -1,5 +1,7 @@
 //! Disks and machines out and in, and what goes wrong on the way.
 
+#![allow(clippy::cloned_ref_to_slice_refs, reason = "lists of arguments look alike, however long they are")]
+
 mod client;
 
 use client::{Client, call_raw, parse, pool, request, until};

@@ -2,7 +2,7 @@
 //!
 //! [`call`] takes a method and its arguments, whichever envelope they came in ([`json`], or XML), checks session and
 //! arguments as a real server does before it does anything, and runs a [method](crate::methods) or a generated
-//! [accessor](crate::accessor). Names are `Class.method` or `Class_method`, with `Async.` before the former.
+//! [accessor]. Names are `Class.method` or `Class_method`, with `Async.` before the former.
 //! Source: xen-api `ocaml/idl/ocaml_backend/gen_server.ml`, `ocaml/xapi/server_helpers.ml`.
 
 pub mod json;
