@@ -132,12 +132,19 @@ fn patch(image: &Path, at: u64, bytes: &[u8]) {
     fs::OpenOptions::new().write(true).open(image).unwrap().write_all_at(bytes, at).unwrap();
 }
 
-/// Replaces bytes wherever they stand in an image; returns how often.
-fn replace(image: &Path, from: &[u8], to: &[u8]) -> usize {
-    let bytes = fs::read(image).unwrap();
-    let places: Vec<usize> = (0..bytes.len() - from.len()).filter(|at| bytes[*at..].starts_with(from)).collect();
-    places.iter().for_each(|at| patch(image, *at as u64, to));
-    places.len()
+/// The block of a file's attributes, where they do not fit into its inode.
+fn attribute_block(image: &Path, file: &str) -> u64 {
+    let output = Command::new("debugfs").args(["-R", &format!("stat {file}")]).arg(image).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    said.split("File ACL: ").nth(1).and_then(|rest| rest.split_whitespace().next()).unwrap().parse().unwrap()
+}
+
+/// Where bytes stand in a block of an image, from the image's beginning.
+fn places(image: &Path, block: u64, bytes: &[u8]) -> Vec<u64> {
+    let mut held = [0; 4096];
+    File::open(image).unwrap().read_exact_at(&mut held, block * 4096).unwrap();
+    let found = held.windows(bytes.len()).enumerate().filter(|(_, window)| *window == bytes);
+    found.map(|(at, _)| block * 4096 + at as u64).collect()
 }
 
 /// An ext4 of 64 MiB without checksums of metadata, with what debugfs puts into it.
@@ -216,13 +223,15 @@ fn ext4(folder: &Path) -> PathBuf {
         .chunks_mut(4)
         .for_each(|pointer| pointer.copy_from_slice(&u32::try_from(victim).unwrap().to_le_bytes()));
     patch(&image, victim * 4096, &index);
+    let names = block(&image, "/names");
     for (from, to) in [(&b"aXb"[..], &b"a/b"[..]), (b"aYb", b"a\0b"), (b"twice1", b"twice0"), (b"twice2", b"twice0")] {
-        assert!(replace(&image, from, to) > 0);
+        let found = places(&image, names, from);
+        assert_eq!(found.len(), 1, "{from:?}");
+        patch(&image, found[0], to);
     }
     // The size of the value, where its name stands behind it. Source: Linux, `struct ext4_xattr_entry`.
-    let bytes = fs::read(&image).unwrap();
-    let at = bytes.windows(5).position(|window| window == b"large").expect("it was set");
-    patch(&image, at as u64 - 8, &u32::MAX.to_le_bytes());
+    let at = places(&image, attribute_block(&image, "/attributes"), b"large")[0];
+    patch(&image, at - 8, &u32::MAX.to_le_bytes());
     image
 }
 
