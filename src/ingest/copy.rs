@@ -26,8 +26,9 @@ use vhd::{BlockIndex, BlockSink, BlockSize, Digest, EncodedBlock, Format};
 use super::error::{Error, ErrorKind, Result};
 use super::plan::{DiskPlan, STREAM_SIZE};
 use super::probe::Probe;
+use super::run::Stages;
 use super::source::{Source, refuse_foreign};
-use super::{Stages, Watch};
+use super::watch::Watch;
 
 /// Threads that read an image, enough to keep a disk or a network busy.
 const READERS: usize = 4;

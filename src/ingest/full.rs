@@ -24,7 +24,8 @@ use xva::Compression;
 use super::copy::{Failure, start_one};
 use super::error::{Error, ErrorKind, Result};
 use super::probe::Probe;
-use super::{Stages, Watch};
+use super::run::Stages;
+use super::watch::Watch;
 
 /// Bytes that are read at a time.
 const PIECE: usize = 2 << 20;

@@ -16,8 +16,9 @@ use super::archive::named_by;
 use super::error::{Error, ErrorKind, Result};
 use super::full::Xva;
 use super::record::{Record, map, raw, set, text};
+use super::run::fresh;
 use super::source::Source;
-use super::{Wanted, fresh};
+use super::wanted::Wanted;
 use crate::repository::{Backup, Document, Mode, Repository, Vm};
 
 /// The backup that is mirrored.

@@ -14,7 +14,7 @@ use vhd::{BlockSize, ChainDigests, Filter, Format, NewLayer};
 use super::changes::BlockSet;
 use super::error::{Error, ErrorKind, Result};
 use super::intent::Names;
-use super::{Extent, Layout, Wanted};
+use super::wanted::{Extent, Layout, Wanted};
 use crate::repository::{Backup, BackupDisk, BackupTime, DiskSource, Mode, Repository};
 
 /// Blocks of a stream whose end is not known yet: 2 TiB, the most that XAPI has in one disk.

@@ -25,9 +25,11 @@ use super::intent;
 use super::plan::{DiskPlan, History};
 use super::probe::Probe;
 use super::record::Template;
+use super::report::StoredXva;
 use super::room::{self, Estimate, Needs, Quota};
 use super::source::Source;
-use super::{Destination, StoredXva, Wanted, Watch};
+use super::wanted::{Destination, SCHEDULE, Wanted};
+use super::watch::Watch;
 use crate::repository::{self, Backup, BackupTime, Document, Mode, VmFolder, VmId, VmLock};
 
 /// A repository that is written to.
@@ -79,7 +81,7 @@ impl<'a> Target<'a> {
             None => None,
         };
         let of_job = backups.iter().rev().find(|backup| backup.job_id == job && !backup.schedule_id.is_empty());
-        let schedule = of_job.map_or_else(|| super::SCHEDULE.to_owned(), |backup| backup.schedule_id.clone());
+        let schedule = of_job.map_or_else(|| SCHEDULE.to_owned(), |backup| backup.schedule_id.clone());
         Ok(Self {
             destination,
             lock,

@@ -1,0 +1,88 @@
+//! What an ingest did.
+
+use std::time::Duration;
+
+use storage::Checksum;
+use uuid::Uuid;
+
+use super::error::Result;
+use super::probe::Reading;
+use crate::repository::{BackupTime, VmId};
+
+/// What was done.
+pub struct Report {
+    /// The VM.
+    pub vm: VmId,
+    /// The time of the backup.
+    pub time: BackupTime,
+    /// Reading the sources; comparing with bases, whose bytes are counted; making digests; encoding. The last three are done by
+    /// the same threads: what these wait for is counted as the input of the first and the output of the last.
+    pub stages: [(&'static str, Reading); 4],
+    /// What became of each destination, in their order.
+    pub outcomes: Vec<Outcome>,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// What became of a destination.
+pub struct Outcome {
+    /// As it was named.
+    pub name: String,
+    /// The backup, or why there is none.
+    pub stored: Result<Stored>,
+}
+
+/// A backup that was stored.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// Its metadata file.
+    pub metadata: String,
+    /// Its job.
+    pub job: String,
+    /// Its schedule.
+    pub schedule: String,
+    /// Its disks; none of a full one.
+    pub disks: Vec<StoredDisk>,
+    /// Its XVA, if it is a full one.
+    pub xva: Option<StoredXva>,
+    /// Writing blocks, syncing, publishing.
+    pub stages: [(&'static str, Reading); 3],
+}
+
+/// A disk that was stored.
+#[derive(Debug, Clone)]
+pub struct StoredDisk {
+    /// As the guest sees it.
+    pub name: String,
+    /// The disk that was backed up.
+    pub vdi: Uuid,
+    /// Where it lies, relative to the folder of the VM.
+    pub path: String,
+    /// In words: `vhd`, `exploded, brotli`.
+    pub format: &'static str,
+    /// Whether it is complete by itself.
+    pub is_key: bool,
+    /// Why it is, though that was not asked for.
+    pub why_full: Option<String>,
+    /// In bytes.
+    pub virtual_size: u64,
+    /// Blocks that were stored.
+    pub blocks: u32,
+    /// Bytes that were stored.
+    pub stored_bytes: u64,
+    /// Blocks that were compared with the backup before by the digest of what it has there.
+    pub compared_by_digest: u64,
+    /// Those that had to be read there, and were compared by their bytes.
+    pub compared_by_bytes: u64,
+}
+
+/// An XVA that was stored.
+#[derive(Debug, Clone)]
+pub struct StoredXva {
+    /// Where it lies, relative to the folder of the VM.
+    pub path: String,
+    /// In bytes, before it was encrypted.
+    pub bytes: u64,
+    /// Of these, as Xen Orchestra writes it.
+    pub checksum: Checksum,
+}

@@ -1,0 +1,73 @@
+//! What is seen of an ingest while it runs, and how it is stopped.
+
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use super::error::{Error, Result};
+
+/// What is seen of an ingest while it runs, and how it is stopped.
+pub struct Watch {
+    is_cancelled: AtomicBool,
+    done: AtomicU64,
+    expected: AtomicU64,
+    /// As an index of [`Watch::AWAITED`].
+    awaited: AtomicU8,
+    say: Box<dyn Fn(&str) + Send + Sync>,
+}
+
+impl Watch {
+    const AWAITED: [&'static str; 3] = ["image", "processor", "repository"];
+
+    /// Makes one; `say` is told, in a sentence, what a person should know.
+    pub fn new(say: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self {
+            is_cancelled: AtomicBool::new(false),
+            done: AtomicU64::new(0),
+            expected: AtomicU64::new(0),
+            awaited: AtomicU8::new(0),
+            say: Box::new(say),
+        }
+    }
+
+    /// Stops it soon: what was written is removed, unless the backup is complete by then.
+    pub fn cancel(&self) {
+        self.is_cancelled.store(true, Ordering::Release);
+    }
+
+    /// Returns how many bytes of the sources were looked at, and how many will be as far as is known.
+    #[must_use]
+    pub fn progress(&self) -> (u64, u64) {
+        (self.done.load(Ordering::Relaxed), self.expected.load(Ordering::Relaxed))
+    }
+
+    /// Returns what is waited for: the image, the processor, or a repository.
+    #[must_use]
+    pub fn waits_for(&self) -> &'static str {
+        Self::AWAITED[usize::from(self.awaited.load(Ordering::Relaxed)) % Self::AWAITED.len()]
+    }
+
+    /// Says what is waited for, by which queues are empty or full.
+    pub(super) fn sees(&self, is_input_empty: bool, is_output_full: bool) {
+        let awaited = if is_output_full { 2 } else { u8::from(!is_input_empty) };
+        self.awaited.store(awaited, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_cancelled(&self) -> bool {
+        self.is_cancelled.load(Ordering::Acquire)
+    }
+
+    pub(super) fn check(&self) -> Result<()> {
+        if self.is_cancelled() { Err(Error::interrupted()) } else { Ok(()) }
+    }
+
+    pub(super) fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn expect(&self, bytes: u64) {
+        self.expected.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn say(&self, sentence: &str) {
+        (self.say)(sentence);
+    }
+}
