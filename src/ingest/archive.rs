@@ -24,8 +24,8 @@ use storage::{
 };
 
 use super::error::{Error, ErrorKind, Result};
-use super::full::{checksum_name, is_encrypted};
 use super::intent::{self, Fate};
+use super::xva_source::{checksum_name, is_encrypted};
 use crate::repository::{self, BackupTime, Document, METADATA_LIMIT, VmLock};
 
 /// The files of one full backup.

@@ -5,6 +5,7 @@
 //! some blocks that the bitmap calls clean are compared. Else all is compared, or the ingest is refused.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use disk::{Disk, Extent};
@@ -13,18 +14,20 @@ use vhd::BlockSize;
 use super::error::{Error, ErrorKind, Result};
 use crate::repository::BackupTime;
 
-/// Bytes of a block.
+/// Bytes of a block, of a piece, and how many of these it has.
 const BLOCK: u64 = 2 << 20;
-/// Most words of a set: 2 MiB, for 32 TiB, more than any disk that is stored.
-const WORDS: usize = (1 << 24) / 64;
-/// Clean blocks of a disk that are compared nevertheless.
+const PIECE: u64 = 64 << 10;
+const PIECES: u64 = BLOCK / PIECE;
+/// Most words of a set: 64 MiB, for 32 TiB, more than any disk that is stored. A disk of 2 TiB takes 4 MiB.
+const WORDS: usize = (1 << 29) / 64;
+/// Clean blocks of an image that are compared nevertheless.
 const SAMPLES: usize = 32;
 
-/// A set of blocks of a disk.
+/// A set of pieces of a disk, of 64 KiB each: those that may have changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BlockSet {
+pub struct PieceSet {
     size: u64,
-    /// A bit for each block.
+    /// A bit for each piece.
     words: Vec<u64>,
 }
 
@@ -34,34 +37,64 @@ pub struct Changes {
     /// The backup.
     pub since: BackupTime,
     /// Of each disk, by its name.
-    pub disks: BTreeMap<String, Arc<BlockSet>>,
+    pub disks: BTreeMap<String, Arc<PieceSet>>,
 }
 
-impl BlockSet {
-    /// Makes an empty set of blocks of a disk of `size` bytes; `None` if no backup can have a disk as large as that.
+impl PieceSet {
+    /// Makes an empty set of pieces of a disk of `size` bytes; `None` if no backup can have a disk as large as that.
     #[must_use]
     pub fn new(size: u64) -> Option<Self> {
-        let words = BlockSize::DEFAULT.block_count(size).div_ceil(64);
+        let words = size.div_ceil(PIECE).div_ceil(64);
         let words = usize::try_from(words).ok().filter(|words| *words <= WORDS)?;
         Some(Self { size, words: vec![0; words] })
     }
 
-    /// Adds every block that a range of bytes touches.
+    /// Returns the size of the disk in bytes.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Adds every piece that a range of bytes touches.
     pub fn insert(&mut self, offset: u64, len: u64) {
         let end = offset.saturating_add(len).min(self.size);
-        for block in offset / BLOCK..end.div_ceil(BLOCK) {
-            let (word, bit) = place(block);
+        for piece in offset / PIECE..end.div_ceil(PIECE) {
+            let (word, bit) = place(piece);
             if let Some(word) = self.words.get_mut(word) {
                 *word |= bit;
             }
         }
     }
 
-    /// Whether a block, by its number, is in it.
+    /// Whether a block of 2 MiB, by its number, has a piece that is in it.
     #[must_use]
-    pub fn contains(&self, block: u64) -> bool {
-        let (word, bit) = place(block);
-        self.words.get(word).is_some_and(|word| word & bit != 0)
+    pub fn touches(&self, block: u64) -> bool {
+        self.pieces(block) != 0
+    }
+
+    /// Returns the ranges of bytes of a block that are in it, from the beginning of the block, none past the end of the disk.
+    pub(super) fn ranges(&self, block: u64) -> impl Iterator<Item = Range<usize>> + use<> {
+        let len = self.size.saturating_sub(block.saturating_mul(BLOCK)).min(BLOCK);
+        let (mut pieces, mut at) = (self.pieces(block), 0);
+        std::iter::from_fn(move || {
+            if pieces == 0 {
+                return None;
+            }
+            at += u64::from(pieces.trailing_zeros());
+            pieces >>= pieces.trailing_zeros();
+            let start = at;
+            at += u64::from(pieces.trailing_ones());
+            pieces >>= pieces.trailing_ones();
+            let in_block = |piece: u64| usize::try_from((piece * PIECE).min(len)).expect("a block is in memory");
+            Some(in_block(start)..in_block(at))
+        })
+    }
+
+    /// Returns the bits of the pieces of a block, the first one lowest.
+    fn pieces(&self, block: u64) -> u64 {
+        let first = block.saturating_mul(PIECES);
+        let word = usize::try_from(first / 64).ok().and_then(|word| self.words.get(word));
+        word.map_or(0, |word| (word >> (first % 64)) & ((1 << PIECES) - 1))
     }
 
     /// Compares blocks that are not in the set, spread over what holds data: they must be the same in `new` and `old`, which
@@ -72,7 +105,7 @@ impl BlockSet {
     pub(super) fn verify(&self, name: &str, new: &dyn Disk, old: &dyn Disk) -> Result<()> {
         let of_source = |error: disk::Error| Error::new(ErrorKind::Source, error.to_string());
         let mut clean = Vec::new();
-        for block in (0..BlockSize::DEFAULT.block_count(self.size)).filter(|block| !self.contains(*block)) {
+        for block in (0..BlockSize::DEFAULT.block_count(self.size)).filter(|block| !self.touches(*block)) {
             let offset = block * BLOCK;
             let len = BLOCK.min(self.size - offset);
             let is_hole = |extent: Extent| extent.is_hole && extent.len >= len;
@@ -109,7 +142,7 @@ impl Changes {
         size: u64,
         base: BackupTime,
         base_size: u64,
-    ) -> std::result::Result<Arc<BlockSet>, String> {
+    ) -> std::result::Result<Arc<PieceSet>, String> {
         if base != self.since {
             return Err(format!("the newest backup is of {base}, and the bitmap of what changed since {}", self.since));
         }
@@ -120,8 +153,8 @@ impl Changes {
     }
 }
 
-fn place(block: u64) -> (usize, u64) {
-    (usize::try_from(block / 64).unwrap_or(usize::MAX), 1 << (block % 64))
+fn place(piece: u64) -> (usize, u64) {
+    (usize::try_from(piece / 64).unwrap_or(usize::MAX), 1 << (piece % 64))
 }
 
 #[cfg(test)]
@@ -139,12 +172,12 @@ mod tests {
             (129 * BLOCK, u64::MAX, 129..130),
             (BLOCK * 500, 1, 0..0),
         ] {
-            let mut set = BlockSet::new(BLOCKS * BLOCK - 512).unwrap();
+            let mut set = PieceSet::new(BLOCKS * BLOCK - 512).unwrap();
             set.insert(offset, len);
-            let found: Vec<u64> = (0..BLOCKS + 100).filter(|block| set.contains(*block)).collect();
+            let found: Vec<u64> = (0..BLOCKS + 100).filter(|block| set.touches(*block)).collect();
             assert_eq!(found, expected.collect::<Vec<_>>(), "{offset} {len}");
         }
-        assert!(BlockSet::new(32 << 40).is_some() && BlockSet::new((32 << 40) + 128 * BLOCK).is_none());
-        assert_eq!(BlockSet::new(u64::MAX), None);
+        assert!(PieceSet::new(32 << 40).is_some() && PieceSet::new((32 << 40) + 128 * BLOCK).is_none());
+        assert_eq!(PieceSet::new(u64::MAX), None);
     }
 }

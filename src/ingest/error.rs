@@ -14,6 +14,8 @@ pub enum ErrorKind {
     Usage,
     /// The image cannot be read.
     Source,
+    /// What differs from a base cannot be had this way; the disk as a whole may be.
+    Difference,
     /// The destination has too little room.
     NoRoom,
     /// The backup that is mirrored is there already: nothing was to be done.

@@ -14,28 +14,22 @@ use uuid::Uuid;
 
 use super::archive::named_by;
 use super::error::{Error, ErrorKind, Result};
-use super::full::Xva;
+use super::origin::Origin;
 use super::record::{Record, map, raw, set, text};
 use super::run::fresh;
 use super::source::Source;
 use super::wanted::Wanted;
+use super::xva_source::{StoredArchive, Xva};
 use crate::repository::{Backup, Document, Mode, Repository, Vm};
 
 /// The backup that is mirrored.
-pub struct Origin {
+pub(super) struct Mirror {
     document: Document,
-    content: Content,
+    /// None of a full one.
+    disks: Vec<MirroredDisk>,
 }
 
-/// What it holds.
-enum Content {
-    /// Of an incremental backup.
-    Disks(Vec<OriginDisk>),
-    /// Of a full one.
-    Xva(Xva),
-}
-
-struct OriginDisk {
+struct MirroredDisk {
     /// What `vdis` and `vhds` call it.
     key: String,
     /// The disk that was backed up, and its snapshot.
@@ -66,12 +60,14 @@ impl Wanted {
             let path = named_by(&document, &backup.metadata.parent());
             let names_none = || source(&format!("'{}' names no XVA of this repository", backup.metadata));
             let path = path.ok_or_else(names_none)?;
-            let xva = Xva::open(repository.storage().clone(), path, backup.size).map_err(|error| source(&error))?;
-            return Ok(Self { origin: Some(Origin { document, content: Content::Xva(xva) }), ..wanted });
+            let xva =
+                StoredArchive::open(repository.storage().clone(), path, backup.size).map_err(|error| source(&error))?;
+            let mirror = Mirror { document, disks: Vec::new() };
+            return Ok(Self { origin: Some(Origin::of_mirror(mirror, Some(Xva::Stored(xva)))), ..wanted });
         }
         let vdis = map(&document, "vdis");
         let mut disks = Vec::with_capacity(backup.disks.len());
-        let mut origins = Vec::with_capacity(backup.disks.len());
+        let mut mirrored = Vec::with_capacity(backup.disks.len());
         // The disks of a backup are in the order of `vhds`.
         for (disk, key) in backup.disks.iter().zip(map(&document, "vhds").into_keys()) {
             let record: Option<Document> = vdis.get(&key).and_then(|record| serde_json::from_str(record.get()).ok());
@@ -79,48 +75,34 @@ impl Wanted {
             let vdi = disk.vdi.ok_or_else(|| source(&format!("it does not say which disk {} is", disk.name)))?;
             let opened = repository.open_disk(backup, disk).map_err(|error| source(&error))?;
             disks.push((disk.name.clone(), Source::Disk(opened)));
-            origins.push(OriginDisk { key, identity: (vdi, snapshot.map_or_else(fresh, Ok)?) });
+            mirrored.push(MirroredDisk { key, identity: (vdi, snapshot.map_or_else(fresh, Ok)?) });
         }
-        Ok(Self { disks, origin: Some(Origin { document, content: Content::Disks(origins) }), ..wanted })
+        let mirror = Mirror { document, disks: mirrored };
+        Ok(Self { disks, origin: Some(Origin::of_mirror(mirror, None)), ..wanted })
     }
 }
 
-impl Origin {
+impl Mirror {
     /// Returns the uuids of each disk and of its snapshot.
-    pub(super) fn identities(&self) -> Vec<(Uuid, Uuid)> {
-        self.disks().iter().map(|disk| disk.identity).collect()
-    }
-
-    /// Returns the XVA, if it is a full backup.
-    pub(super) fn xva(&self) -> Option<&Xva> {
-        match &self.content {
-            Content::Xva(xva) => Some(xva),
-            Content::Disks(_) => None,
-        }
-    }
-
-    fn disks(&self) -> &[OriginDisk] {
-        match &self.content {
-            Content::Xva(_) => &[],
-            Content::Disks(disks) => disks,
-        }
+    pub fn identities(&self) -> Vec<(Uuid, Uuid)> {
+        self.disks.iter().map(|disk| disk.identity).collect()
     }
 
     /// Returns the metadata: its own, with what `record` says of this repository.
-    pub(super) fn to_document(&self, record: &Record) -> Document {
+    pub fn to_document(&self, record: &Record) -> Document {
         let mut document = self.document.clone();
         set(&mut document, "jobId", record.job);
         set(&mut document, "scheduleId", record.schedule);
-        if let Some(xva) = self.xva() {
-            set(&mut document, "xva", &record.xva);
-            set(&mut document, "size", &xva.size);
+        if let Some(xva) = &record.xva {
+            set(&mut document, "xva", &xva.path);
+            set(&mut document, "size", &xva.bytes);
             return document;
         }
         let of_disks = |value: &dyn Fn(usize) -> Value| -> IndexMap<&str, Value> {
-            self.disks().iter().enumerate().map(|(number, disk)| (disk.key.as_str(), value(number))).collect()
+            self.disks.iter().enumerate().map(|(number, disk)| (disk.key.as_str(), value(number))).collect()
         };
         let mut vdis = map(&document, "vdis");
-        for (disk, written) in self.disks().iter().zip(&record.disks) {
+        for (disk, written) in self.disks.iter().zip(&record.disks) {
             let Some(vdi) = vdis.get_mut(&disk.key) else { continue };
             let Ok(mut fields) = serde_json::from_str::<Document>(vdi.get()) else { continue };
             let mut config = map(&fields, "other_config");

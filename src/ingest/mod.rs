@@ -15,14 +15,21 @@
 //! removed; memory is bounded (`copy`). A destination that fails is given up, and the others go on.
 
 mod archive;
+mod block;
 mod changes;
 mod copy;
 mod error;
+mod feed;
 mod full;
+mod intake;
 mod intent;
 mod mirror;
 mod nbd;
+mod origin;
+mod pass;
 mod plan;
+mod pool;
+mod pool_record;
 mod probe;
 mod qemu;
 mod record;
@@ -33,14 +40,17 @@ mod source;
 mod target;
 mod wanted;
 mod watch;
+mod xva_source;
 
-pub use changes::{BlockSet, Changes};
+pub use changes::{Changes, PieceSet};
 pub use error::{Error, ErrorKind, Result};
-pub use mirror::Origin;
 pub use nbd::NbdDisk;
+pub use origin::Origin;
+pub use pool::{Access, Bases, Blocks, Export, Opened, PoolDisk, PoolVm};
+pub use pool_record::{PoolRecords, PoolVdi, PoolVif};
 pub use probe::{Probe, Reading};
-pub use report::{Outcome, Report, Stored, StoredDisk, StoredXva};
-pub use run::run;
+pub use report::{Outcome, Pass, ReadDisk, Report, Stored, StoredDisk, StoredXva};
+pub use run::{Begun, begin, run};
 pub use source::{ImageOptions, RawFile, Source};
 pub use wanted::{Destination, Extent, JOB, Layout, SCHEDULE, Wanted};
 pub use watch::Watch;

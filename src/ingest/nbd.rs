@@ -12,7 +12,7 @@ use std::time::Duration;
 use disk::{Disk, Extent};
 use nbd::{ALLOCATION, Connection, Options, Uri, dirty_bitmap};
 
-use super::changes::BlockSet;
+use super::changes::PieceSet;
 use super::error::{Error, ErrorKind, Result};
 use super::qemu::Server;
 
@@ -84,10 +84,10 @@ impl NbdDisk {
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] if the export has no such bitmap; [`ErrorKind::Source`] if the server does not tell.
-    pub fn changed(&self, bitmap: &str) -> Result<BlockSet> {
+    pub fn changed(&self, bitmap: &str) -> Result<PieceSet> {
         let connection = self.connection();
         let too_large = || Error::new(ErrorKind::Source, format!("no backup has a disk of {} bytes", self.size()));
-        let (mut changed, mut at) = (BlockSet::new(self.size()).ok_or_else(too_large)?, 0);
+        let (mut changed, mut at) = (PieceSet::new(self.size()).ok_or_else(too_large)?, 0);
         while at < connection.export().size {
             let extents = connection.block_status(&dirty_bitmap(bitmap), at).map_err(|error| of_nbd(&error))?;
             let Some(extents) = extents else {

@@ -11,7 +11,7 @@ use storage::{ObjectPath, Storage};
 use uuid::Uuid;
 use vhd::{BlockSize, ChainDigests, Filter, Format, NewLayer};
 
-use super::changes::BlockSet;
+use super::changes::PieceSet;
 use super::error::{Error, ErrorKind, Result};
 use super::intent::Names;
 use super::wanted::{Extent, Layout, Wanted};
@@ -44,13 +44,13 @@ pub(super) struct Base {
     /// Of its backup.
     pub time: BackupTime,
     /// The blocks that may differ from it, where that is known.
-    pub changed: Option<Arc<BlockSet>>,
+    pub changed: Option<Arc<PieceSet>>,
 }
 
 impl Base {
     /// Whether a block, by its number, is known to be the same.
     pub fn has(&self, block: u64) -> bool {
-        self.changed.as_ref().is_some_and(|changed| !changed.contains(block))
+        self.changed.as_ref().is_some_and(|changed| !changed.touches(block))
     }
 }
 
@@ -71,13 +71,31 @@ impl History<'_> {
         self.backups.iter().rev().find(|backup| backup.mode == Mode::Incremental && backup.job_id == self.job)
     }
 
+    /// Returns what a new backup of a disk of `size` bytes can be built upon, else why there is nothing.
+    pub fn base_of(&self, wanted: &Wanted, vdi: Uuid, size: u64) -> Result<std::result::Result<Uuid, String>> {
+        if wanted.extent == Some(Extent::Full) {
+            return Ok(Err("it is to be stored in full".to_owned()));
+        }
+        let layer = match NewLayer::new(Uuid::nil(), size, 0) {
+            Ok(layer) => layer,
+            Err(error) => return Ok(Err(format!("it cannot be stored: {}", error.reason))),
+        };
+        let base = self.base(None, &self.lineage(vdi)?, self.format(wanted)?, &layer)?;
+        Ok(base.map(|(base, _)| base.uuid))
+    }
+
+    /// Returns the folder of all backups of a disk.
+    fn lineage(&self, vdi: Uuid) -> Result<ObjectPath> {
+        Ok(self.folder.join("vdis")?.join(self.job)?.join(&vdi.to_string())?)
+    }
+
     /// Decides what is written of each disk; `identities` are the disk's and its snapshot's uuid.
     pub fn plan(&self, wanted: &Wanted, time: BackupTime, identities: &[(Uuid, Uuid)]) -> Result<Vec<DiskPlan>> {
         let format = self.format(wanted)?;
         let seconds = u32::try_from(time.unix()).unwrap_or(0);
         let mut plans: Vec<DiskPlan> = Vec::with_capacity(wanted.disks.len());
         for ((name, source), (vdi, snapshot)) in wanted.disks.iter().zip(identities) {
-            let lineage = self.folder.join("vdis")?.join(self.job)?.join(&vdi.to_string())?;
+            let lineage = self.lineage(*vdi)?;
             let invalid = |error: vhd::FormatError| {
                 Error::new(ErrorKind::Usage, format!("disk {name} cannot be stored: {}", error.reason))
             };
@@ -87,7 +105,7 @@ impl History<'_> {
                 (Some(Extent::Full), _) => Err(None),
                 (_, None) => Err(Some("a stream cannot be compared with the backup before it was read".to_owned())),
                 (_, Some(_)) => {
-                    // What is mirrored has its own identity, whatever it is called.
+                    // What is mirrored, or of a pool, has its own identity, whatever it is called.
                     let named = Some(name.as_str()).filter(|_| wanted.origin.is_none());
                     self.base(named, &lineage, format, &layer)?.map_err(Some)
                 }

@@ -13,6 +13,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
+use super::report::StoredXva;
 use crate::repository::{Backup, Document};
 
 const NULL_REFERENCE: &str = "OpaqueRef:NULL";
@@ -27,8 +28,21 @@ pub(super) struct Record<'a> {
     pub timestamp: Timestamp,
     pub snapshot: Uuid,
     pub disks: Vec<DiskRecord>,
-    /// The XVA of a full backup, relative to the folder of the VM.
-    pub xva: Option<String>,
+    /// Of a full backup.
+    pub xva: Option<StoredXva>,
+}
+
+/// What it holds besides what is known of how it lies.
+pub(super) struct Parts {
+    /// Under which each disk stands in `vdis` and `vhds`.
+    pub keys: Vec<String>,
+    pub vbds: Box<RawValue>,
+    pub vdis: Box<RawValue>,
+    pub vifs: Box<RawValue>,
+    pub vm: Box<RawValue>,
+    pub vm_snapshot: Box<RawValue>,
+    pub vtpms: Box<RawValue>,
+    pub tags: Box<RawValue>,
 }
 
 /// What it tells of a disk.
@@ -85,35 +99,49 @@ impl Template {
 }
 
 impl Record<'_> {
-    /// Makes the metadata, its fields in the order in which Xen Orchestra writes them.
+    /// Makes the metadata of disks, its fields in the order in which Xen Orchestra writes them.
+    pub fn of_disks(&self, parts: Parts) -> Document {
+        let each = |value: fn(&DiskRecord) -> Value| -> Box<RawValue> {
+            raw(&parts.keys.iter().zip(&self.disks).map(|(key, disk)| (key, value(disk))).collect::<IndexMap<_, _>>())
+        };
+        let fields: [(&str, Box<RawValue>); 16] = [
+            ("includeNonNbdQcow2Fix", raw(&true)),
+            ("isVhdDifferencing", each(|disk| json!(disk.base.is_some()))),
+            ("jobId", raw(self.job)),
+            ("mode", raw("delta")),
+            ("scheduleId", raw(self.schedule)),
+            ("timestamp", raw(&self.timestamp.as_millisecond())),
+            ("vbds", parts.vbds),
+            ("vdis", parts.vdis),
+            ("version", raw("2.0.0")),
+            ("vifs", parts.vifs),
+            ("vhds", each(|disk| json!(disk.path))),
+            ("vm", parts.vm),
+            ("vmSnapshot", parts.vm_snapshot),
+            ("vtpms", parts.vtpms),
+            ("tags", parts.tags),
+            ("size", raw(&self.disks.iter().map(|disk| disk.size).sum::<u64>())),
+        ];
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Makes it of a backup that no pool gave.
     pub fn to_document(&self, template: Option<&Template>) -> Document {
         let vm = self.vm_record(template);
         let vm_reference = reference(self.snapshot);
         let vdis = |disk: &DiskRecord| (reference(disk.snapshot), self.vdi_record(disk, template));
         let vbds = |disk: &DiskRecord| (reference(disk.reference), vbd_record(disk, &vm_reference, template));
-        let of_disks = |value: fn(&DiskRecord) -> Value| -> IndexMap<String, Value> {
-            self.disks.iter().map(|disk| (reference(disk.snapshot), value(disk))).collect()
-        };
         let vifs = template.and_then(|template| template.document.get("vifs").cloned());
-        let fields: [(&str, Box<RawValue>); 16] = [
-            ("includeNonNbdQcow2Fix", raw(&true)),
-            ("isVhdDifferencing", raw(&of_disks(|disk| json!(disk.base.is_some())))),
-            ("jobId", raw(self.job)),
-            ("mode", raw("delta")),
-            ("scheduleId", raw(self.schedule)),
-            ("timestamp", raw(&self.timestamp.as_millisecond())),
-            ("vbds", raw(&self.disks.iter().map(vbds).collect::<IndexMap<_, _>>())),
-            ("vdis", raw(&self.disks.iter().map(vdis).collect::<IndexMap<_, _>>())),
-            ("version", raw("2.0.0")),
-            ("vifs", vifs.unwrap_or_else(|| raw(&json!({})))),
-            ("vhds", raw(&of_disks(|disk| json!(disk.path)))),
-            ("vmSnapshot", raw(&self.snapshot_record(&vm, template))),
-            ("vm", raw(&vm)),
-            ("vtpms", raw(&json!([]))),
-            ("tags", raw(&json!([]))),
-            ("size", raw(&self.disks.iter().map(|disk| disk.size).sum::<u64>())),
-        ];
-        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        self.of_disks(Parts {
+            keys: self.disks.iter().map(|disk| reference(disk.snapshot)).collect(),
+            vbds: raw(&self.disks.iter().map(vbds).collect::<IndexMap<_, _>>()),
+            vdis: raw(&self.disks.iter().map(vdis).collect::<IndexMap<_, _>>()),
+            vifs: vifs.unwrap_or_else(|| raw(&json!({}))),
+            vm_snapshot: raw(&self.snapshot_record(&vm, template)),
+            vm: raw(&vm),
+            vtpms: raw(&json!([])),
+            tags: raw(&json!([])),
+        })
     }
 
     fn vm_record(&self, template: Option<&Template>) -> Document {

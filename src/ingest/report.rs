@@ -18,10 +18,36 @@ pub struct Report {
     /// Reading the sources; comparing with bases, whose bytes are counted; making digests; encoding. The last three are done by
     /// the same threads: what these wait for is counted as the input of the first and the output of the last.
     pub stages: [(&'static str, Reading); 4],
+    /// How each disk was read, in their order; none of a full backup.
+    pub disks: Vec<ReadDisk>,
     /// What became of each destination, in their order.
     pub outcomes: Vec<Outcome>,
     /// How long it took.
     pub elapsed: Duration,
+}
+
+/// How a disk was read, once for all destinations.
+#[derive(Debug, Clone)]
+pub struct ReadDisk {
+    /// As the guest sees it.
+    pub name: String,
+    /// How often it was begun with: one that was given up is followed by another.
+    pub passes: Vec<Pass>,
+}
+
+/// One pass over a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pass {
+    /// How it was read, in words.
+    pub way: String,
+    /// The snapshot that it was read relative to, which all destinations had.
+    pub base: Option<Uuid>,
+    /// Bytes that were read of the source.
+    pub bytes: u64,
+    /// Bytes of changed blocks that were the same in the base, and were taken from there.
+    pub base_bytes: u64,
+    /// Why it was given up.
+    pub given_up: Option<String>,
 }
 
 /// What became of a destination.

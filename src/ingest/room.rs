@@ -4,20 +4,24 @@
 //! would be; what they take stands for the rest. So it is an estimate: what turns out to need more ends with a full disk, and
 //! then what was written is removed.
 
-use disk::Disk;
 use storage::WritableStorage;
-use vhd::{BlockIndex, BlockSize, Format};
+use vhd::{BlockIndex, BlockSize, Filter, Format};
 
-use super::copy;
+use super::block::{Compared, encode, is_needed};
 use super::error::{Error, ErrorKind, Result};
+use super::feed::Feed;
+use super::intake::{Taken, read_block};
 use super::plan::DiskPlan;
-use super::source::Source;
+use super::probe::Probe;
+use super::run::Stages;
 use crate::repository;
 
 /// Blocks of a disk that are looked at.
 const SAMPLES: u64 = 16;
 /// Bytes of a block, as it is stored, at most: what cannot be compressed becomes longer by some headers.
 const BLOCK_AT_MOST: u64 = (2 << 20) + 4096;
+/// To which part compressed blocks are taken to shrink that come only once, so that none can be looked at before.
+const COMPRESSED_TO: u64 = 2;
 /// What is left free unless it is said otherwise: a part of what is free, at most this many bytes.
 const RESERVE: u64 = 1 << 30;
 const RESERVE_PART: u64 = 20;
@@ -64,16 +68,11 @@ impl Quota {
 }
 
 /// The blocks that disks may have to store; none of a stream, of which nothing is known.
-pub(super) struct Needs<'a>(Vec<(&'a dyn Disk, &'a DiskPlan, Vec<u32>)>);
+pub(super) struct Needs<'a>(Vec<(&'a Feed, &'a DiskPlan, Vec<u32>)>);
 
 impl<'a> Needs<'a> {
-    pub fn of(sources: &[&'a Source], plans: &'a [DiskPlan]) -> Result<Self> {
-        let mut needs = Vec::with_capacity(plans.len());
-        for (source, plan) in sources.iter().zip(plans) {
-            let Source::Disk(disk) = source else { continue };
-            needs.push((disk.as_ref(), plan, copy::candidates(disk.as_ref(), &[plan])?));
-        }
-        Ok(Self(needs))
+    pub fn of(disks: impl Iterator<Item = (&'a Feed, &'a DiskPlan)>) -> Result<Self> {
+        disks.map(|(feed, plan)| Ok((feed, plan, feed.candidates(&[plan])?))).collect::<Result<_>>().map(Self)
     }
 
     /// What they will take if each block has to be stored, and none can be compressed.
@@ -86,18 +85,39 @@ impl<'a> Needs<'a> {
         sum
     }
 
-    /// What they will take, as far as some of the blocks tell.
+    /// What they will take, as far as some of the blocks tell; of those that come only once, and are compressed, about.
     pub fn estimate(&self) -> Result<Estimate> {
         let mut sum = Estimate::default();
-        for (disk, plan, candidates) in &self.0 {
+        for (feed, plan, candidates) in &self.0 {
             let all = candidates.len() as u64;
+            let Feed::Random { disk, changed } = feed else {
+                // How much of a disk differs that comes as a whole is not known before it came.
+                if plan.base.is_some() && feed.changed().is_none() {
+                    continue;
+                }
+                let is_compressed = !matches!(plan.format, Format::File | Format::Exploded(Filter::None));
+                let block = if is_compressed { BLOCK_AT_MOST / COMPRESSED_TO } else { BLOCK_AT_MOST };
+                sum.add(plan, all, all * block);
+                continue;
+            };
             let every = all.div_ceil(SAMPLES).max(1);
             let (mut looked, mut stored, mut bytes) = (0, 0, 0);
             for block in candidates.iter().step_by(usize::try_from(every).unwrap_or(usize::MAX)) {
                 looked += 1;
-                if let Some(encoded) = copy::encoded(*disk, plan, BlockIndex(*block))? {
+                let base = plan.base.iter();
+                let (probe, taken) = (Probe::default(), Taken::default());
+                let block = read_block(
+                    disk.as_ref(),
+                    changed.as_deref(),
+                    BlockIndex(*block),
+                    base,
+                    Vec::new(),
+                    &probe,
+                    &taken,
+                )?;
+                if is_needed(plan, &block, &mut Vec::new(), &Stages::default(), &Compared::default())? {
                     stored += 1;
-                    bytes += encoded.bytes().len() as u64;
+                    bytes += encode(plan, &block)?.bytes().len() as u64;
                 }
             }
             let scale = |sampled: u64| sampled * all / looked.max(1);

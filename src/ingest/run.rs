@@ -7,19 +7,22 @@ use std::time::Instant;
 use jiff::Timestamp;
 use storage::ObjectPath;
 use uuid::Uuid;
-use vhd::Format;
 
-use super::copy::{self, Lane};
 use super::error::{Error, ErrorKind, Result};
-use super::full::{self, Xva};
+use super::feed::Feed;
+use super::full;
+use super::origin::Origin;
+use super::pass;
 use super::plan;
+use super::pool::Bases;
 use super::probe::Probe;
 use super::record::{DiskRecord, Record};
-use super::report::{Outcome, Report, Stored, StoredDisk};
+use super::report::{Outcome, ReadDisk, Report, Stored, StoredDisk};
 use super::source::Source;
 use super::target::Target;
-use super::wanted::{Destination, JOB, Wanted, check, resolve};
+use super::wanted::{Destination, JOB, Wanted, check, check_ids, resolve};
 use super::watch::Watch;
+use super::xva_source::Xva;
 use crate::repository::{self, BackupTime, Mode, VmId};
 
 /// How far the newest backup may be ahead of the clock: a second per backup, when several are made within one.
@@ -35,19 +38,34 @@ pub(super) struct Stages {
 }
 
 /// A destination, as far as it came.
-struct Attempt<'a> {
-    name: String,
-    state: Result<Target<'a>>,
+pub(super) struct Attempt<'a> {
+    pub name: String,
+    pub state: Result<Target<'a>>,
 }
 
 impl<'a> Attempt<'a> {
     /// Goes on with what has not failed; what fails is undone.
-    fn then(&mut self, act: impl FnOnce(&mut Target<'a>) -> Result<()>) {
+    pub fn then(&mut self, act: impl FnOnce(&mut Target<'a>) -> Result<()>) {
         let Ok(target) = &mut self.state else { return };
         if let Err(error) = act(target) {
             self.state = Err(target.undo(error));
         }
     }
+}
+
+/// Returns the destinations that have not failed.
+pub(super) fn living<'b, 'a>(attempts: &'b [Attempt<'a>]) -> impl Iterator<Item = &'b Target<'a>> {
+    attempts.iter().filter_map(|attempt| attempt.state.as_ref().ok())
+}
+
+/// An ingest that holds the VM's lock in each destination that has not failed. Nothing is written yet; dropped, it lets go of
+/// the locks.
+pub struct Begun<'a> {
+    start: Instant,
+    vm: VmId,
+    job: String,
+    attempts: Vec<Attempt<'a>>,
+    watch: &'a Watch,
 }
 
 /// Makes a backup in each destination.
@@ -56,66 +74,135 @@ impl<'a> Attempt<'a> {
 /// If no destination has it in the end: what is wrong with what was asked for, with an image, or with the first destination; then
 /// nothing of it is left. What failed of several is told in the report.
 pub fn run(wanted: &Wanted, destinations: &[Destination], watch: &Watch) -> Result<Report> {
-    let start = Instant::now();
     check(wanted)?;
+    begin(wanted, destinations, watch)?.store(wanted)
+}
+
+/// Takes the lock of the VM in each destination, removes what a run left there that died, and looks at the backups. Of `wanted`
+/// only that counts which is no matter of what is stored: the VM, its name, the job, the patience.
+///
+/// What is to be stored may be made now, like a snapshot: nobody else changes the backups until [`Begun::store`] is done.
+///
+/// # Errors
+/// If all destinations fail: what is wrong with what was asked for, or with the first of them.
+pub fn begin<'a>(wanted: &Wanted, destinations: &'a [Destination], watch: &'a Watch) -> Result<Begun<'a>> {
+    let start = Instant::now();
+    check_ids(wanted)?;
     let vm = resolve(wanted, destinations)?;
     let job = wanted.job.clone().unwrap_or_else(|| JOB.to_owned());
     let begin = |destination| Target::begin(destination, &vm, &job, wanted, watch);
-    let mut attempts: Vec<Attempt> = destinations
+    let attempts: Vec<Attempt> = destinations
         .iter()
         .map(|destination| Attempt { name: destination.name.clone(), state: begin(destination) })
         .collect();
-    let result: Result<(BackupTime, Stages)> = (|| {
-        if wanted.origin.is_some() {
-            attempts.iter_mut().for_each(|attempt| attempt.then(|target| follows(target, wanted, &job)));
+    let mut begun = Begun { start, vm, job, attempts, watch };
+    if begun.attempts.iter().all(|attempt| attempt.state.is_err()) {
+        return match begun.attempts.drain(..).next().map(|attempt| attempt.state) {
+            Some(Err(error)) => Err(error),
+            _ => Err(Error::new(ErrorKind::Usage, "no repository is named")),
+        };
+    }
+    Ok(begun)
+}
+
+impl Begun<'_> {
+    /// Returns the VM.
+    #[must_use]
+    pub fn vm(&self) -> &VmId {
+        &self.vm
+    }
+
+    /// Returns the destinations that failed, by name, and why.
+    pub fn failed(&self) -> impl Iterator<Item = (&str, &Error)> {
+        self.attempts.iter().filter_map(|attempt| Some((attempt.name.as_str(), attempt.state.as_ref().err()?)))
+    }
+
+    /// Returns what disks can be built upon, each given by its uuid and its size in bytes; of `wanted` the extent and the layout
+    /// count. A destination that does not answer is given up.
+    pub fn bases(&mut self, wanted: &Wanted, disks: &[(Uuid, u64)]) -> Vec<Bases> {
+        let base_of = |(vdi, size): &(Uuid, u64)| {
+            let mut destinations = Vec::new();
+            for attempt in &mut self.attempts {
+                let name = attempt.name.clone();
+                attempt.then(|target| {
+                    destinations.push((name, target.base_of(wanted, &self.job, *vdi, *size)?));
+                    Ok(())
+                });
+            }
+            Bases { vdi: *vdi, destinations }
+        };
+        disks.iter().map(base_of).collect()
+    }
+
+    /// Makes the backup in each destination that has not failed. `wanted` is that with which it was begun, and what is to be stored.
+    ///
+    /// # Errors
+    /// As for [`run`].
+    pub fn store(mut self, wanted: &Wanted) -> Result<Report> {
+        let result = check(wanted).and_then(|()| self.write(wanted));
+        let Written { time, stages, disks } = match result {
+            Ok(written) => written,
+            Err(error) => {
+                let mut told = error.clone();
+                for attempt in &mut self.attempts {
+                    attempt.then(|_| Err(error.clone()));
+                    if let Err(undone) = &attempt.state {
+                        told = if undone.kind() == error.kind() { undone.clone() } else { told };
+                    }
+                }
+                return Err(told);
+            }
+        };
+        let folder = ObjectPath::new("xo-vm-backups")?.join(self.vm.as_str())?;
+        let metadata = folder.join(&format!("{}.json", time.stored()))?.to_string();
+        let outcomes: Vec<Outcome> =
+            self.attempts.into_iter().map(|attempt| outcome(attempt, wanted, &self.job, &metadata)).collect();
+        let is_there = |outcome: &Outcome| {
+            outcome.stored.as_ref().map_or_else(|error| error.kind() == ErrorKind::Present, |_| true)
+        };
+        if !outcomes.iter().any(is_there) {
+            if let Some(Err(error)) = outcomes.into_iter().next().map(|outcome| outcome.stored) {
+                return Err(error);
+            }
+            return Err(Error::new(ErrorKind::Usage, "no repository is named"));
         }
-        let timestamp = moment(wanted, &attempts)?;
+        let stages = [
+            ("read", stages.read.reading()),
+            ("compare", stages.compare.reading()),
+            ("hash", stages.hash.reading()),
+            ("encode", stages.encode.reading()),
+        ];
+        Ok(Report { vm: self.vm, time, stages, disks, outcomes, elapsed: self.start.elapsed() })
+    }
+
+    fn write(&mut self, wanted: &Wanted) -> Result<Written> {
+        let Self { vm, job, attempts, watch, .. } = self;
+        if wanted.origin.as_ref().is_some_and(Origin::is_mirror) {
+            attempts.iter_mut().for_each(|attempt| attempt.then(|target| follows(target, wanted, job)));
+        }
+        let timestamp = moment(wanted, attempts)?;
         let time = BackupTime::parse(&timestamp.strftime("%Y%m%dT%H%M%SZ").to_string())
             .ok_or_else(|| Error::new(ErrorKind::Usage, format!("{timestamp} is no time of a backup")))?;
-        prepare(wanted, &job, time, &mut attempts, watch)?;
+        prepare(wanted, job, time, attempts, watch)?;
         let stages = Stages::default();
+        let mut disks = Vec::with_capacity(wanted.disks.len());
         for disk in 0..wanted.disks.len() {
-            copy_disk(wanted, disk, &mut attempts, &stages, watch)?;
+            disks.push(pass::copy_disk(wanted, disk, attempts, &stages, watch)?);
         }
         if let Some(xva) = wanted.xva() {
-            copy_xva(xva, &mut attempts, &stages, watch)?;
+            copy_xva(xva, attempts, &stages, watch)?;
         }
         watch.check()?;
-        publish(wanted, &vm, &job, timestamp, time, &mut attempts)?;
-        Ok((time, stages))
-    })();
-    let (time, stages) = match result {
-        Ok(done) => done,
-        Err(error) => {
-            let mut told = error.clone();
-            for attempt in &mut attempts {
-                attempt.then(|_| Err(error.clone()));
-                if let Err(undone) = &attempt.state {
-                    told = if undone.kind() == error.kind() { undone.clone() } else { told };
-                }
-            }
-            return Err(told);
-        }
-    };
-    let folder = ObjectPath::new("xo-vm-backups")?.join(vm.as_str())?;
-    let metadata = folder.join(&format!("{}.json", time.stored()))?.to_string();
-    let outcomes: Vec<Outcome> =
-        attempts.into_iter().map(|attempt| outcome(attempt, wanted, &job, &metadata)).collect();
-    let is_there =
-        |outcome: &Outcome| outcome.stored.as_ref().map_or_else(|error| error.kind() == ErrorKind::Present, |_| true);
-    if !outcomes.iter().any(is_there) {
-        if let Some(Err(error)) = outcomes.into_iter().next().map(|outcome| outcome.stored) {
-            return Err(error);
-        }
-        return Err(Error::new(ErrorKind::Usage, "no repository is named"));
+        publish(wanted, vm, job, timestamp, time, attempts)?;
+        Ok(Written { time, stages, disks })
     }
-    let stages = [
-        ("read", stages.read.reading()),
-        ("compare", stages.compare.reading()),
-        ("hash", stages.hash.reading()),
-        ("encode", stages.encode.reading()),
-    ];
-    Ok(Report { vm, time, stages, outcomes, elapsed: start.elapsed() })
+}
+
+/// What was done in all destinations.
+struct Written {
+    time: BackupTime,
+    stages: Stages,
+    disks: Vec<ReadDisk>,
 }
 
 /// Refuses to mirror a backup that is there, or that newer ones of the job would have to be put on, as those of disks are.
@@ -140,11 +227,10 @@ fn follows(target: &Target, wanted: &Wanted, job: &str) -> Result<()> {
 
 /// Returns the time of the backup: later, in whole seconds, than that of every other one of the VM.
 fn moment(wanted: &Wanted, attempts: &[Attempt]) -> Result<Timestamp> {
-    let live = attempts.iter().filter_map(|attempt| attempt.state.as_ref().ok());
-    let newest = live.filter_map(|target| target.backups.last()).map(|backup| backup.time).max();
+    let newest = living(attempts).filter_map(|target| target.backups.last()).map(|backup| backup.time).max();
     let usage = |message: String| Error::new(ErrorKind::Usage, message);
     let now = wanted.time.unwrap_or_else(Timestamp::now);
-    let newest = newest.filter(|_| wanted.origin.is_none());
+    let newest = newest.filter(|_| !wanted.origin.as_ref().is_some_and(Origin::is_mirror));
     let Some(newest) = newest.filter(|newest| newest.unix() >= now.as_second()) else {
         return Timestamp::from_millisecond(now.as_millisecond()).map_err(|error| usage(error.to_string()));
     };
@@ -159,8 +245,7 @@ fn moment(wanted: &Wanted, attempts: &[Attempt]) -> Result<Timestamp> {
 /// Decides what is written, sees whether there is room, and announces it.
 fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt], watch: &Watch) -> Result<()> {
     let names: Vec<String> = wanted.disks.iter().map(|(name, _)| name.clone()).collect();
-    let histories: Vec<_> =
-        attempts.iter().filter_map(|attempt| Some(attempt.state.as_ref().ok()?.backups.clone())).collect();
+    let histories: Vec<_> = living(attempts).map(|target| target.backups.clone()).collect();
     let all: Vec<&[Arc<repository::Backup>]> = histories.iter().map(|backups| backups.as_slice()).collect();
     let identities = match &wanted.origin {
         Some(origin) => origin.identities(),
@@ -169,12 +254,16 @@ fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt
             .map(|vdi| Ok((vdi.map_or_else(fresh, Ok)?, fresh()?)))
             .collect::<Result<_>>()?,
     };
-    let sources: Vec<&Source> = wanted.disks.iter().map(|(_, source)| source).collect();
+    // What comes from a pool is opened when its turn comes, and there is room for it or not.
+    let feeds = wanted.disks.iter().enumerate().filter(|(_, (_, source))| !matches!(source, Source::Pool(_)));
+    let feeds: Vec<(usize, Feed)> =
+        feeds.map(|(disk, (_, source))| Ok((disk, Feed::open(source, None)?.0))).collect::<Result<_>>()?;
+    let feeds: Vec<(usize, &Feed)> = feeds.iter().map(|(disk, feed)| (*disk, feed)).collect();
     for attempt in attempts.iter_mut() {
         let name = attempt.name.clone();
         attempt.then(|target| {
             if let Some(xva) = wanted.xva() {
-                return target.plan_xva(xva.size, time, wanted.reserve);
+                return target.plan_xva(xva.expected_size(), time, wanted.reserve);
             }
             target.plan(wanted, job, time, &identities)?;
             for plan in &target.plans {
@@ -184,33 +273,12 @@ fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt
             }
             target.believe_changes(wanted, &|sentence| watch.say(&format!("{name}: {sentence}")))?;
             watch.check()?;
-            let is_exploded = target.plans.iter().any(|plan| matches!(plan.format, Format::Exploded(_)));
-            target.check_room(&sources, wanted.reserve, is_exploded)
+            target.count_used()?;
+            target.check_room(&feeds, wanted.reserve)
         });
     }
     watch.check()?;
     attempts.iter_mut().for_each(|attempt| attempt.then(Target::announce));
-    Ok(())
-}
-
-/// Stores a disk in all destinations that have not failed.
-fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], stages: &Stages, watch: &Watch) -> Result<()> {
-    attempts.iter_mut().for_each(|attempt| attempt.then(|target| target.create(disk)));
-    let lanes: Vec<Lane> = attempts
-        .iter()
-        .filter_map(|attempt| {
-            let target = attempt.state.as_ref().ok()?;
-            let sink = target.sink.as_deref()?;
-            let (plan, compared) = (&target.plans[disk], &target.compared[disk]);
-            Some(Lane { plan, compared, sink, failure: &target.failure, probe: &target.write })
-        })
-        .collect();
-    if lanes.is_empty() {
-        return Ok(());
-    }
-    let size = copy::copy(&wanted.disks[disk].1, &lanes, stages, watch)?;
-    drop(lanes);
-    each(attempts, |target| target.finish(disk, size));
     Ok(())
 }
 
@@ -227,8 +295,8 @@ fn copy_xva(xva: &Xva, attempts: &mut [Attempt], stages: &Stages, watch: &Watch)
     if lanes.is_empty() {
         return Ok(());
     }
-    let checksum = full::copy(xva, lanes, stages, watch)?;
-    each(attempts, |target| target.finish_xva(checksum, xva.size));
+    let (checksum, size) = full::copy(xva, lanes, stages, watch)?;
+    each(attempts, |target| target.finish_xva(checksum, size));
     Ok(())
 }
 
@@ -244,7 +312,6 @@ fn publish(
     let snapshot = fresh()?;
     let references: Vec<Uuid> = wanted.disks.iter().map(|_| fresh()).collect::<Result<_>>()?;
     let mut documents = Vec::with_capacity(attempts.len());
-    let live = || attempts.iter().filter_map(|attempt| attempt.state.as_ref().ok());
     for attempt in attempts.iter() {
         let Ok(target) = &attempt.state else {
             documents.push(None);
@@ -273,10 +340,11 @@ fn publish(
             timestamp,
             snapshot,
             disks: disks?,
-            xva: target.xva.as_ref().map(|xva| xva.path.clone()),
+            xva: target.xva.clone(),
         };
         // Where the VM is new, another destination may know it.
-        let template = target.template.as_ref().or_else(|| live().find_map(|target| target.template.as_ref()));
+        let template =
+            target.template.as_ref().or_else(|| living(attempts).find_map(|target| target.template.as_ref()));
         documents.push(Some(match &wanted.origin {
             Some(origin) => origin.to_document(&record),
             None => record.to_document(template),
@@ -292,7 +360,7 @@ fn publish(
 }
 
 /// Does the same in all destinations at once.
-fn each(attempts: &mut [Attempt], act: impl Fn(&mut Target) -> Result<()> + Sync) {
+pub(super) fn each(attempts: &mut [Attempt], act: impl Fn(&mut Target) -> Result<()> + Sync) {
     thread::scope(|scope| {
         for attempt in attempts {
             scope.spawn(|| attempt.then(|target| act(target)));

@@ -14,9 +14,10 @@ use std::sync::{Arc, Mutex};
 use disk::{Disk, Extent};
 use rustix::fs::{SeekFrom, seek};
 
-use super::changes::BlockSet;
+use super::changes::PieceSet;
 use super::error::{Error, ErrorKind, Result};
 use super::nbd::NbdDisk;
+use super::pool::PoolDisk;
 use super::qemu;
 use crate::repository::{OpenOptions, Repository};
 
@@ -54,6 +55,8 @@ pub enum Source {
     Disk(Arc<dyn Disk>),
     /// Raw bytes that come once, in order; their end is the end of the disk.
     Stream(Arc<Mutex<File>>),
+    /// A disk of a pool, read in the way that it says when its turn comes.
+    Pool(Arc<dyn PoolDisk>),
 }
 
 impl Source {
@@ -64,7 +67,7 @@ impl Source {
     /// # Errors
     /// [`ErrorKind::Source`] if it cannot be opened, is empty, or is of a format that is not read; [`ErrorKind::Usage`] if it
     /// has no bitmaps.
-    pub fn open(path: &Path, options: &ImageOptions) -> Result<(Self, Option<BlockSet>)> {
+    pub fn open(path: &Path, options: &ImageOptions) -> Result<(Self, Option<PieceSet>)> {
         if path.metadata().is_ok_and(|metadata| metadata.is_file() || metadata.file_type().is_block_device())
             && foreign(&head(path)?).is_some()
         {
@@ -83,11 +86,11 @@ impl Source {
     ///
     /// # Errors
     /// As for [`Source::open`].
-    pub fn open_nbd(uri: &::nbd::Uri, options: &ImageOptions) -> Result<(Self, Option<BlockSet>)> {
+    pub fn open_nbd(uri: &::nbd::Uri, options: &ImageOptions) -> Result<(Self, Option<PieceSet>)> {
         Self::of_nbd(NbdDisk::open(uri, options.bitmap.as_deref())?, options)
     }
 
-    fn of_nbd(disk: NbdDisk, options: &ImageOptions) -> Result<(Self, Option<BlockSet>)> {
+    fn of_nbd(disk: NbdDisk, options: &ImageOptions) -> Result<(Self, Option<PieceSet>)> {
         let changed = options.bitmap.as_deref().map(|bitmap| disk.changed(bitmap)).transpose()?;
         Ok((Self::Disk(Arc::new(disk)), changed))
     }
@@ -136,6 +139,7 @@ impl Source {
     pub fn size(&self) -> Option<u64> {
         match self {
             Self::Disk(disk) => Some(disk.size()),
+            Self::Pool(disk) => Some(disk.size()),
             Self::Stream(_) => None,
         }
     }

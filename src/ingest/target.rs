@@ -14,13 +14,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use storage::{Checksum, ObjectPath, WritableStream};
+use storage::{Checksum, ObjectPath, Storage, WritableStream};
 use uuid::Uuid;
 use vhd::{BlockCache, BlockSink, Context, Format, NewLayer, Written, create_layer, write_alias};
 
 use super::archive::{self, Archive};
-use super::copy::{Compared, Failure};
+use super::block::Compared;
+use super::changes::PieceSet;
+use super::copy::Failure;
 use super::error::{Error, ErrorKind, Result};
+use super::feed::Feed;
 use super::intent;
 use super::plan::{DiskPlan, History};
 use super::probe::Probe;
@@ -110,16 +113,31 @@ impl<'a> Target<'a> {
     /// Decides what is written of each disk.
     pub fn plan(&mut self, wanted: &Wanted, job: &str, time: BackupTime, identities: &[(Uuid, Uuid)]) -> Result<()> {
         let storage = self.destination.storage.clone().reader();
-        let history = History {
-            repository: &self.destination.repository,
-            storage: &*storage,
-            folder: &self.folder,
-            backups: &self.backups,
-            job,
-        };
-        self.plans = history.plan(wanted, time, identities)?;
+        self.plans = self.history(&*storage, job).plan(wanted, time, identities)?;
         self.compared.resize_with(self.plans.len(), Compared::default);
         Ok(())
+    }
+
+    /// Returns what a new backup of a disk of `size` bytes can be built upon: the uuid of a snapshot, or why there is none.
+    pub fn base_of(
+        &self,
+        wanted: &Wanted,
+        job: &str,
+        vdi: Uuid,
+        size: u64,
+    ) -> Result<std::result::Result<Uuid, String>> {
+        let storage = self.destination.storage.clone().reader();
+        self.history(&*storage, job).base_of(wanted, vdi, size)
+    }
+
+    fn history<'b>(&'b self, storage: &'b dyn Storage, job: &'b str) -> History<'b> {
+        let repository = &self.destination.repository;
+        History { repository, storage, folder: &self.folder, backups: &self.backups, job }
+    }
+
+    /// Returns the snapshot that a disk is to be built upon.
+    pub fn base(&self, disk: usize) -> Option<Uuid> {
+        self.plans[disk].base.as_ref().map(|base| base.uuid)
     }
 
     /// Limits what is compared to what is known to have changed; `say` is told where that cannot be.
@@ -138,11 +156,12 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    /// Refuses what there is no room for.
-    pub fn check_room(&mut self, sources: &[&Source], reserve: Option<u64>, is_exploded: bool) -> Result<()> {
-        self.count_used()?;
+    /// Refuses disks, by their numbers, that there is no room for.
+    pub fn check_room(&self, disks: &[(usize, &Feed)], reserve: Option<u64>) -> Result<()> {
+        let plans = || disks.iter().map(|(disk, _)| &self.plans[*disk]);
+        let is_exploded = plans().any(|plan| matches!(plan.format, Format::Exploded(_)));
         let check = |estimate| self.check_estimate(estimate, reserve, is_exploded);
-        let needs = Needs::of(sources, &self.plans)?;
+        let needs = Needs::of(disks.iter().map(|(_, feed)| *feed).zip(plans()))?;
         match check(needs.at_most()) {
             // Perhaps all the same.
             Err(error) if error.kind() == ErrorKind::NoRoom => check(needs.estimate()?),
@@ -150,7 +169,8 @@ impl<'a> Target<'a> {
         }
     }
 
-    fn count_used(&mut self) -> Result<()> {
+    /// Counts what the repository has, if there is a quota.
+    pub fn count_used(&mut self) -> Result<()> {
         let used = self.destination.quota.map(|_| self.destination.repository.used_bytes()).transpose()?;
         self.quota = self.destination.quota.zip(used).map(|(limit, used)| Quota { limit, used });
         Ok(())
@@ -158,7 +178,12 @@ impl<'a> Target<'a> {
 
     fn check_estimate(&self, estimate: Estimate, reserve: Option<u64>, is_exploded: bool) -> Result<()> {
         room::check(&*self.destination.storage, estimate, reserve, is_exploded)?;
-        self.quota.map_or(Ok(()), |quota| quota.check(estimate.bytes, "are to come"))
+        let written = self.stored_bytes();
+        self.quota.map_or(Ok(()), |quota| quota.check(written.saturating_add(estimate.bytes), "are to come"))
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.written.iter().map(|written| written.stored_bytes).sum()
     }
 
     /// Says durably which disks are about to be written.
@@ -177,6 +202,23 @@ impl<'a> Target<'a> {
             archive.announce(&*self.destination.storage)?;
         }
         Ok(())
+    }
+
+    /// Believes of a disk of a pool what it says of its base, if it says something.
+    pub fn believe(&mut self, disk: usize, changed: Option<&Arc<PieceSet>>) {
+        if let Some(base) = &mut self.plans[disk].base {
+            base.changed = changed.cloned();
+        }
+    }
+
+    /// Takes back what was written of a disk that comes once more.
+    pub fn restart(&mut self, disk: usize) -> Result<()> {
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        self.compared[disk] = Compared::default();
+        self.lock.check()?;
+        Ok(self.sink.take().map_or(Ok(()), BlockSink::discard)?)
     }
 
     /// Begins to write a disk.
@@ -209,8 +251,9 @@ impl<'a> Target<'a> {
         self.written.push(written);
         if let Some(quota) = &self.quota {
             // An estimate was believed until now, or nothing was known of a stream.
-            quota.check(self.written.iter().map(|written| written.stored_bytes).sum(), "were written")?;
+            quota.check(self.stored_bytes(), "were written")?;
         }
+        let plan = &self.plans[disk];
         if matches!(plan.format, Format::Exploded(_)) {
             self.lock.check()?;
             let (alias, data) = (plan.names.alias()?, plan.names.data()?);

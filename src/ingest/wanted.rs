@@ -11,9 +11,9 @@ use vhd::Filter;
 
 use super::changes::Changes;
 use super::error::{Error, ErrorKind, Result};
-use super::full::Xva;
-use super::mirror::Origin;
+use super::origin::Origin;
 use super::source::Source;
+use super::xva_source::Xva;
 use crate::repository::{self, Repository, VmId, is_device_name};
 
 /// The job that backups belong to unless it is said otherwise. Never one of Xen Orchestra's: it would put a second child on
@@ -90,6 +90,7 @@ impl Wanted {
 
 /// Refuses what can be seen to be wrong before anything is looked at.
 pub(super) fn check(wanted: &Wanted) -> Result<()> {
+    check_ids(wanted)?;
     let usage = |message: String| Err(Error::new(ErrorKind::Usage, message));
     if wanted.xva().is_some() && (wanted.layout.is_some() || wanted.extent == Some(Extent::Incremental)) {
         let message = "it is a full backup, an XVA, which is stored as it is: it has neither a format nor a compression to \
@@ -109,18 +110,24 @@ pub(super) fn check(wanted: &Wanted) -> Result<()> {
             return usage(format!("disk {name} is named twice"));
         }
     }
+    let streams = wanted.disks.iter().filter(|(_, source)| matches!(source, Source::Stream(_))).count();
+    if streams > 1 {
+        return usage("only one disk can be read from a stream".to_owned());
+    }
+    Ok(())
+}
+
+/// Refuses what names no job or schedule.
+pub(super) fn check_ids(wanted: &Wanted) -> Result<()> {
     for (what, id) in [("job", &wanted.job), ("schedule", &wanted.schedule)] {
         let is_plain = |id: &String| {
             let is_id = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
             (1..=64).contains(&id.len()) && id.bytes().all(is_id)
         };
         if let Some(id) = id.as_ref().filter(|id| !is_plain(id)) {
-            return usage(format!("'{}' is no id of a {what}: a uuid was expected", id.escape_debug()));
+            let message = format!("'{}' is no id of a {what}: a uuid was expected", id.escape_debug());
+            return Err(Error::new(ErrorKind::Usage, message));
         }
-    }
-    let streams = wanted.disks.iter().filter(|(_, source)| matches!(source, Source::Stream(_))).count();
-    if streams > 1 {
-        return usage("only one disk can be read from a stream".to_owned());
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use super::IngestArgs;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::text::Shown;
 use crate::cli::{Global, open};
-use crate::ingest::{BlockSet, Changes, ImageOptions, Source, Wanted};
+use crate::ingest::{Changes, ImageOptions, PieceSet, Source, Wanted};
 use crate::repository::Selection;
 
 /// Returns what is read, and of which VM it is.
@@ -53,7 +53,7 @@ pub fn wanted(global: &Global, arguments: &IngestArgs) -> Result<Wanted> {
 }
 
 /// Opens the image of `NAME=IMAGE`; returns the blocks that its bitmap says have changed, too.
-fn source(disk: &OsString, options: &ImageOptions) -> Result<(String, Source, Option<BlockSet>)> {
+fn source(disk: &OsString, options: &ImageOptions) -> Result<(String, Source, Option<PieceSet>)> {
     let shown = disk.to_string_lossy();
     let Some((name, image)) = disk.to_str().and_then(|disk| disk.split_once('=')) else {
         return Err(Failure::usage(format!("--disk takes NAME=IMAGE, like xvda=disk.raw, not '{shown}'")).into());

@@ -1,0 +1,126 @@
+//! What a pool gives: disks of a snapshot, at any offset or as a stream of blocks, and whole VMs as an XVA.
+//!
+//! How it is asked for is the caller's: this module never hears of XAPI. Each is read once, for all destinations.
+//!
+//! | access | what was not said to differ | end |
+//! |--------|-----------------------------|-----|
+//! | random, with changes | is as in the base | none: each read succeeds or fails |
+//! | random, without | is read | the same |
+//! | sequential since a base | is as in the base | proven by [`Blocks::finish`] |
+//! | sequential | is zero | proven by [`Blocks::finish`] |
+//!
+//! What is told of a base is believed only if each destination that lives has that very snapshot as the newest backup of the
+//! disk. An error of the kind [`ErrorKind::Difference`](super::ErrorKind::Difference) says that it cannot be had this way: then the disk is opened without a base,
+//! in the same run.
+
+use std::io::Read;
+use std::sync::Arc;
+
+use disk::Disk;
+use uuid::Uuid;
+
+use super::changes::PieceSet;
+use super::error::Result;
+
+/// A disk of a snapshot.
+pub trait PoolDisk: Send + Sync {
+    /// Returns its size in bytes.
+    fn size(&self) -> u64;
+
+    /// Begins to read it: what may differ from `base`, a snapshot of it, or the whole. Called when its turn comes, and a second
+    /// time, without a base, if the first way ends with [`ErrorKind::Difference`](super::ErrorKind::Difference).
+    ///
+    /// # Errors
+    /// [`ErrorKind::Difference`](super::ErrorKind::Difference) if it can be read without a base only; else
+    /// [`ErrorKind::Source`](super::ErrorKind::Source): then there is no backup.
+    fn open(&self, base: Option<Uuid>) -> Result<Opened>;
+}
+
+/// A disk that can be read.
+pub struct Opened {
+    /// How, and why so, in words for the report.
+    pub way: String,
+    /// The bytes.
+    pub access: Access,
+}
+
+/// How the bytes of a disk come.
+pub enum Access {
+    /// At any offset, by several threads at once.
+    Random {
+        /// As large as [`PoolDisk::size`] says.
+        disk: Arc<dyn Disk>,
+        /// What may differ from the base that it was opened with; of the rest nothing is read.
+        changed: Option<PieceSet>,
+    },
+    /// Once, in ascending order.
+    Sequential {
+        /// The blocks of 2 MiB.
+        blocks: Box<dyn Blocks>,
+        /// The base that they differ from: the one that it was opened with, or none.
+        since: Option<Uuid>,
+    },
+}
+
+/// Blocks of a disk, of 2 MiB, in ascending order.
+pub trait Blocks: Send {
+    /// Returns the numbers of those that will come, ascending.
+    fn listed(&self) -> &[u32];
+
+    /// Fills `buffer`, of 2 MiB, with the next block and returns its number; `None` after the last one. What lies past the end
+    /// of the disk is ignored.
+    ///
+    /// # Errors
+    /// As for [`PoolDisk::open`].
+    fn read(&mut self, buffer: &mut [u8]) -> Result<Option<u32>>;
+
+    /// Proves, after the last block, that all came as it was meant: the disk is stored only then.
+    ///
+    /// # Errors
+    /// As for [`PoolDisk::open`].
+    fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// A VM that can be exported as an XVA.
+pub trait PoolVm: Send + Sync {
+    /// Returns how many bytes the XVA will have, about, for the room that it takes; as far as it is known, at most.
+    fn expected_size(&self) -> u64;
+
+    /// Begins the export.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`](super::ErrorKind::Source).
+    fn open(&self) -> Result<Box<dyn Export>>;
+}
+
+/// The bytes of an XVA that is exported; the end of what can be read is where it seems to end.
+pub trait Export: Read + Send {
+    /// Proves, at that end, that it is whole as far as the pool knows: the XVA is stored only then.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`](super::ErrorKind::Source).
+    fn finish(self: Box<Self>) -> Result<()>;
+}
+
+/// What the newest backup of a disk is in each destination, before anything is stored.
+#[derive(Debug, Clone)]
+pub struct Bases {
+    /// The disk.
+    pub vdi: Uuid,
+    /// By the name of each destination that lives: the snapshot that its newest backup is of, or why nothing can be built on it.
+    pub destinations: Vec<(String, std::result::Result<Uuid, String>)>,
+}
+
+impl Bases {
+    /// Returns the snapshot that all have: what the disk may be read relative to.
+    #[must_use]
+    pub fn agreed(&self) -> Option<Uuid> {
+        agreed(self.destinations.iter().map(|(_, base)| base.as_ref().ok().copied()))
+    }
+}
+
+/// Returns what all have, if there is one and all have the same.
+pub(super) fn agreed(mut bases: impl Iterator<Item = Option<Uuid>>) -> Option<Uuid> {
+    let first = bases.next()??;
+    bases.all(|base| base == Some(first)).then_some(first)
+}
