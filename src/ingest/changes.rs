@@ -1,8 +1,10 @@
-//! Which blocks may have changed since an older backup, where somebody keeps a record of it: a dirty bitmap.
+//! Which blocks may have changed since an older backup, where somebody keeps a record of it: a dirty bitmap, or a pool.
 //!
 //! A bitmap is believed only for the backup that it was begun with, which the person who names it says: nothing in an image
 //! tells. It is not believed blindly. The backup must be the one that the new one is built upon, and of the same size; and
 //! some blocks that the bitmap calls clean are compared. Else all is compared, or the ingest is refused.
+//!
+//! Of a pool the changes are relative to a snapshot, whose uuid the backup has.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,16 +14,22 @@ use disk::{Disk, Extent};
 use vhd::BlockSize;
 
 use super::error::{Error, ErrorKind, Result};
+use super::feed::of_source;
 use crate::repository::BackupTime;
 
 /// Bytes of a block, of a piece, and how many of these it has.
 const BLOCK: u64 = 2 << 20;
 const PIECE: u64 = 64 << 10;
+const PIECE_LEN: usize = 64 << 10;
 const PIECES: u64 = BLOCK / PIECE;
 /// Most words of a set: 64 MiB, for 32 TiB, more than any disk that is stored. A disk of 2 TiB takes 4 MiB.
 const WORDS: usize = (1 << 29) / 64;
 /// Clean blocks of an image that are compared nevertheless.
 const SAMPLES: usize = 32;
+/// Clean blocks of a pool's disk of which a piece is compared: half a MiB is read for it, which costs nothing beside the rest. What
+/// is to be found are changes since another snapshot or of another disk, which nearly every block would show; a single bit that
+/// the pool lost would not be found by any number that one can afford.
+const SPOTS: usize = 8;
 
 /// A set of pieces of a disk, of 64 KiB each: those that may have changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,23 +111,16 @@ impl PieceSet {
     /// # Errors
     /// [`ErrorKind::Usage`] if one is not; [`ErrorKind::Source`] or [`ErrorKind::Repository`] if one cannot be read.
     pub(super) fn verify(&self, name: &str, new: &dyn Disk, old: &dyn Disk) -> Result<()> {
-        let of_source = |error: disk::Error| Error::new(ErrorKind::Source, error.to_string());
-        let mut clean = Vec::new();
-        for block in (0..BlockSize::DEFAULT.block_count(self.size)).filter(|block| !self.touches(*block)) {
-            let offset = block * BLOCK;
-            let len = BLOCK.min(self.size - offset);
-            let is_hole = |extent: Extent| extent.is_hole && extent.len >= len;
-            if !is_hole(new.extent_at(offset).map_err(of_source)?) || !is_hole(old.extent_at(offset)?) {
-                clean.push(block);
-            }
-        }
+        let is_hole = |extent: Extent, len| extent.is_hole && extent.len >= len;
+        let clean = self.clean(|offset, len| {
+            Ok(!is_hole(new.extent_at(offset).map_err(|error| of_source(&error))?, len)
+                || !is_hole(old.extent_at(offset)?, len))
+        })?;
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-        for block in clean.iter().step_by(clean.len().div_ceil(SAMPLES).max(1)) {
-            let offset = block * BLOCK;
-            let len = usize::try_from(BLOCK.min(self.size - offset)).expect("at most a block");
+        for (offset, len) in spread(&clean, SAMPLES) {
             ours.resize(len, 0);
             theirs.resize(len, 0);
-            new.read_at(offset, &mut ours).map_err(of_source)?;
+            new.read_at(offset, &mut ours).map_err(|error| of_source(&error))?;
             old.read_at(offset, &mut theirs)?;
             if ours != theirs {
                 let message = format!(
@@ -131,6 +132,56 @@ impl PieceSet {
         }
         Ok(())
     }
+
+    /// Compares one piece of some blocks that are not in the set, spread over those in which `old` has data: it must be the same
+    /// in `new`. Returns how many bytes of that were read. What cannot be read of `old` is passed over.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Difference`] if one is not; [`ErrorKind::Source`] if it cannot be read.
+    pub(super) fn spot_check(&self, new: &dyn Disk, old: &dyn Disk) -> Result<usize> {
+        let has_data = |offset, len: u64| {
+            let is_there = offset + len <= old.size();
+            Ok(is_there && old.extent_at(offset).is_ok_and(|extent| !extent.is_hole))
+        };
+        let (mut ours, mut theirs, mut read) = (Vec::new(), Vec::new(), 0);
+        for (offset, len) in spread(&self.clean(has_data)?, SPOTS) {
+            theirs.resize(len, 0);
+            if old.read_at(offset, &mut theirs).is_err() {
+                continue;
+            }
+            // Zeroes are the same on every disk.
+            let pieces = (offset..).step_by(PIECE_LEN).zip(theirs.chunks(PIECE_LEN));
+            let Some((at, piece)) = pieces.into_iter().find(|(_, piece)| piece.iter().any(|byte| *byte != 0)) else {
+                continue;
+            };
+            ours.resize(piece.len(), 0);
+            new.read_at(at, &mut ours).map_err(|error| of_source(&error))?;
+            read += ours.len();
+            if ours != piece {
+                let message = format!("it changed at {at}, where the pool says that it did not");
+                return Err(Error::new(ErrorKind::Difference, message));
+            }
+        }
+        Ok(read)
+    }
+
+    /// Returns the offsets and lengths of the blocks that are not in the set, of those that `has_data` is true of.
+    fn clean(&self, mut has_data: impl FnMut(u64, u64) -> Result<bool>) -> Result<Vec<(u64, usize)>> {
+        let mut clean = Vec::new();
+        for block in (0..BlockSize::DEFAULT.block_count(self.size)).filter(|block| !self.touches(*block)) {
+            let offset = block * BLOCK;
+            let len = BLOCK.min(self.size - offset);
+            if has_data(offset, len)? {
+                clean.push((offset, usize::try_from(len).expect("at most a block")));
+            }
+        }
+        Ok(clean)
+    }
+}
+
+/// Returns at most `count` of what there is, evenly spread.
+fn spread<T: Copy>(all: &[T], count: usize) -> impl Iterator<Item = T> {
+    all.iter().step_by(all.len().div_ceil(count).max(1)).copied()
 }
 
 impl Changes {

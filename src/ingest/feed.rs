@@ -47,12 +47,12 @@ pub(super) enum Feed {
 }
 
 impl Feed {
-    /// Begins to read a source, relative to `base` if that can be; returns also how, in words.
+    /// Begins to read a source, relative to `base`, a snapshot and its size in bytes, if that can be; returns also how, in words.
     ///
     /// # Errors
     /// What a disk of a pool says; [`ErrorKind::Source`] if it is not what was asked for, or [`ErrorKind::Difference`] if only
     /// what it says of the base is not.
-    pub fn open(source: &Source, base: Option<Uuid>) -> Result<(Self, String)> {
+    pub fn open(source: &Source, base: Option<(Uuid, u64)>) -> Result<(Self, String)> {
         match source {
             Source::Disk(disk) => Ok((Self::Random { disk: disk.clone(), changed: None }, "image".to_owned())),
             Source::Stream(stream) => Ok((Self::Stream(stream.clone()), "stream".to_owned())),
@@ -60,7 +60,8 @@ impl Feed {
         }
     }
 
-    fn open_pool(disk: &dyn PoolDisk, base: Option<Uuid>) -> Result<(Self, String)> {
+    fn open_pool(disk: &dyn PoolDisk, base: Option<(Uuid, u64)>) -> Result<(Self, String)> {
+        let (base, base_size) = base.map_or((None, 0), |(uuid, size)| (Some(uuid), size));
         let (size, opened) = (disk.size(), disk.open(base)?);
         let kind = if base.is_some() { ErrorKind::Difference } else { ErrorKind::Source };
         let wrong = |kind, what: String| Err(Error::new(kind, format!("the pool's disk ({}) {what}", opened.way)));
@@ -72,7 +73,11 @@ impl Feed {
                 let what = format!("comes with changes of {} bytes since {base:?}, of {size} bytes", changed.size());
                 return wrong(kind, what);
             }
-            Access::Random { disk, changed } => Self::Random { disk, changed: changed.map(Arc::new) },
+            Access::Random { disk, mut changed } => {
+                // What the base does not have differs from it.
+                changed.iter_mut().for_each(|changed| changed.insert(base_size, u64::MAX));
+                Self::Random { disk, changed: changed.map(Arc::new) }
+            }
             Access::Sequential { since, .. } if since.is_some() && since != base => {
                 return wrong(kind, format!("is what differs from {since:?}, and {base:?} was asked for"));
             }
@@ -129,6 +134,18 @@ impl Feed {
                 })
             }
             Self::Stream(_) => Ok(Vec::new()),
+        }
+    }
+
+    /// Compares some of what is said to be as in the base, where nothing else would show that it is not; returns how many bytes
+    /// of the source were read. A list of blocks is made of what is stored, and can be compared with nothing but that.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Difference`] if it is not; [`ErrorKind::Source`] if it cannot be read.
+    pub fn spot_check(&self, base: &dyn Disk) -> Result<usize> {
+        match self {
+            Self::Random { disk, changed: Some(changed) } => changed.spot_check(disk.as_ref(), base),
+            _ => Ok(0),
         }
     }
 

@@ -31,6 +31,7 @@ pub(super) fn copy_disk(
     watch: &Watch,
 ) -> Result<ReadDisk> {
     let (name, source) = &wanted.disks[disk];
+    // An image has no snapshots.
     let mut base = match source {
         Source::Pool(_) => agreed(living(attempts).map(|target| target.base(disk))),
         Source::Disk(_) | Source::Stream(_) => None,
@@ -41,7 +42,7 @@ pub(super) fn copy_disk(
         let result = copy_once(wanted, disk, base, attempts, stages, watch, &taken, &mut way);
         let mut pass = Pass {
             way,
-            base,
+            base: base.map(|(uuid, _)| uuid),
             bytes: taken.source.load(Ordering::Relaxed),
             base_bytes: taken.base.load(Ordering::Relaxed),
             given_up: None,
@@ -68,7 +69,7 @@ pub(super) fn copy_disk(
 fn copy_once(
     wanted: &Wanted,
     disk: usize,
-    base: Option<Uuid>,
+    base: Option<(Uuid, u64)>,
     attempts: &mut [Attempt],
     stages: &Stages,
     watch: &Watch,
@@ -86,6 +87,9 @@ fn copy_once(
                 target.check_room(&[(disk, &feed)], wanted.reserve)
             });
         });
+        if let Some(base) = living(attempts).find_map(|target| target.plans[disk].base.as_ref()) {
+            taken.from_source(feed.spot_check(base.disk.as_ref())?);
+        }
     }
     attempts.iter_mut().for_each(|attempt| attempt.then(|target| target.create(disk)));
     let lanes: Vec<Lane> = living(attempts).filter_map(|target| lane(target, disk)).collect();

@@ -120,7 +120,7 @@ impl Bases {
 }
 
 /// Returns what all have, if there is one and all have the same.
-pub(super) fn agreed(mut bases: impl Iterator<Item = Option<Uuid>>) -> Option<Uuid> {
+pub(super) fn agreed<T: PartialEq>(mut bases: impl Iterator<Item = Option<T>>) -> Option<T> {
     let first = bases.next()??;
-    bases.all(|base| base == Some(first)).then_some(first)
+    bases.all(|base| base.as_ref() == Some(&first)).then_some(first)
 }

@@ -135,9 +135,9 @@ impl<'a> Target<'a> {
         History { repository, storage, folder: &self.folder, backups: &self.backups, job }
     }
 
-    /// Returns the snapshot that a disk is to be built upon.
-    pub fn base(&self, disk: usize) -> Option<Uuid> {
-        self.plans[disk].base.as_ref().map(|base| base.uuid)
+    /// Returns the snapshot that a disk is to be built upon, and its size in bytes.
+    pub fn base(&self, disk: usize) -> Option<(Uuid, u64)> {
+        self.plans[disk].base.as_ref().map(|base| (base.uuid, base.disk.size()))
     }
 
     /// Limits what is compared to what is known to have changed; `say` is told where that cannot be.

@@ -110,6 +110,14 @@ pub(super) fn check(wanted: &Wanted) -> Result<()> {
             return usage(format!("disk {name} is named twice"));
         }
     }
+    if let Some(origin) = &wanted.origin {
+        let vdis: Vec<Uuid> = origin.identities().into_iter().map(|(vdi, _)| vdi).collect();
+        if vdis.len() != wanted.disks.len() || vdis.iter().collect::<BTreeSet<_>>().len() != vdis.len() {
+            let message =
+                format!("{} disks are to be stored, and it is not said which each is: {vdis:?}", wanted.disks.len());
+            return usage(message);
+        }
+    }
     let streams = wanted.disks.iter().filter(|(_, source)| matches!(source, Source::Stream(_))).count();
     if streams > 1 {
         return usage("only one disk can be read from a stream".to_owned());
