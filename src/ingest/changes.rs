@@ -15,6 +15,7 @@ use vhd::BlockSize;
 
 use super::error::{Error, ErrorKind, Result};
 use super::feed::of_source;
+use super::intake::Taken;
 use crate::repository::BackupTime;
 
 /// Bytes of a block, of a piece, and how many of these it has.
@@ -66,11 +67,12 @@ impl PieceSet {
     /// Adds every piece that a range of bytes touches.
     pub fn insert(&mut self, offset: u64, len: u64) {
         let end = offset.saturating_add(len).min(self.size);
+        if offset >= end {
+            return;
+        }
         for piece in offset / PIECE..end.div_ceil(PIECE) {
-            let (word, bit) = place(piece);
-            if let Some(word) = self.words.get_mut(word) {
-                *word |= bit;
-            }
+            let word = usize::try_from(piece / 64).ok().and_then(|word| self.words.get_mut(word));
+            *word.expect("a piece of the disk") |= 1 << (piece % 64);
         }
     }
 
@@ -134,16 +136,16 @@ impl PieceSet {
     }
 
     /// Compares one piece of some blocks that are not in the set, spread over those in which `old` has data: it must be the same
-    /// in `new`. Returns how many bytes of that were read. What cannot be read of `old` is passed over.
+    /// in `new`. What cannot be read of `old` is passed over.
     ///
     /// # Errors
     /// [`ErrorKind::Difference`] if one is not; [`ErrorKind::Source`] if it cannot be read.
-    pub(super) fn spot_check(&self, new: &dyn Disk, old: &dyn Disk) -> Result<usize> {
+    pub(super) fn spot_check(&self, new: &dyn Disk, old: &dyn Disk, taken: &Taken) -> Result<()> {
         let has_data = |offset, len: u64| {
             let is_there = offset + len <= old.size();
             Ok(is_there && old.extent_at(offset).is_ok_and(|extent| !extent.is_hole))
         };
-        let (mut ours, mut theirs, mut read) = (Vec::new(), Vec::new(), 0);
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         for (offset, len) in spread(&self.clean(has_data)?, SPOTS) {
             theirs.resize(len, 0);
             if old.read_at(offset, &mut theirs).is_err() {
@@ -156,13 +158,13 @@ impl PieceSet {
             };
             ours.resize(piece.len(), 0);
             new.read_at(at, &mut ours).map_err(|error| of_source(&error))?;
-            read += ours.len();
+            taken.add_source(ours.len());
             if ours != piece {
                 let message = format!("it changed at {at}, where the pool says that it did not");
                 return Err(Error::new(ErrorKind::Difference, message));
             }
         }
-        Ok(read)
+        Ok(())
     }
 
     /// Returns the offsets and lengths of the blocks that are not in the set, of those that `has_data` is true of.
@@ -204,10 +206,6 @@ impl Changes {
     }
 }
 
-fn place(piece: u64) -> (usize, u64) {
-    (usize::try_from(piece / 64).unwrap_or(usize::MAX), 1 << (piece % 64))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,5 +228,27 @@ mod tests {
         }
         assert!(PieceSet::new(32 << 40).is_some() && PieceSet::new((32 << 40) + 128 * BLOCK).is_none());
         assert_eq!(PieceSet::new(u64::MAX), None);
+    }
+    #[test]
+    fn pieces_of_a_block_are_told_in_runs_that_end_with_the_disk() {
+        const PIECE: usize = PIECE_LEN;
+        let mut set = PieceSet::new(2 * BLOCK + 3 * super::PIECE + 512).unwrap();
+        let ranges = |set: &PieceSet, block| set.ranges(block).map(|run| (run.start, run.end)).collect::<Vec<_>>();
+        assert!(ranges(&set, 0).is_empty());
+        set.insert(0, 1);
+        set.insert(5 * super::PIECE - 1, 2);
+        set.insert(BLOCK - 1, 2);
+        assert_eq!(ranges(&set, 0), [(0, PIECE), (4 * PIECE, 6 * PIECE), (31 * PIECE, 32 * PIECE)]);
+        assert_eq!(ranges(&set, 1), [(0, PIECE)]);
+        // What ends before the disk does, or begins after it, adds nothing.
+        set.insert(2 * BLOCK + super::PIECE + 7, 0);
+        set.insert(2 * BLOCK + 3 * super::PIECE + 512, u64::MAX);
+        assert!(ranges(&set, 2).is_empty());
+        set.insert(2 * BLOCK + super::PIECE, u64::MAX);
+        assert_eq!(ranges(&set, 2), [(PIECE, 3 * PIECE + 512)]);
+        assert!(ranges(&set, 3).is_empty() && ranges(&set, u64::MAX).is_empty());
+        let mut whole = PieceSet::new(BLOCK).unwrap();
+        whole.insert(0, BLOCK);
+        assert_eq!(ranges(&whole, 0), [(0, 32 * PIECE)]);
     }
 }

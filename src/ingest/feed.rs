@@ -19,6 +19,7 @@ use vhd::{BlockIndex, BlockSize};
 use super::block::BLOCK;
 use super::changes::PieceSet;
 use super::error::{Error, ErrorKind, Result};
+use super::intake::Taken;
 use super::plan::DiskPlan;
 use super::pool::{Access, Blocks, PoolDisk};
 use super::source::Source;
@@ -137,15 +138,15 @@ impl Feed {
         }
     }
 
-    /// Compares some of what is said to be as in the base, where nothing else would show that it is not; returns how many bytes
-    /// of the source were read. A list of blocks is made of what is stored, and can be compared with nothing but that.
+    /// Compares some of what is said to be as in the base, where nothing else would show that it is not. A list of blocks is made
+    /// of what is stored, and can be compared with nothing.
     ///
     /// # Errors
     /// [`ErrorKind::Difference`] if it is not; [`ErrorKind::Source`] if it cannot be read.
-    pub fn spot_check(&self, base: &dyn Disk) -> Result<usize> {
+    pub fn spot_check(&self, base: &dyn Disk, taken: &Taken) -> Result<()> {
         match self {
-            Self::Random { disk, changed: Some(changed) } => changed.spot_check(disk.as_ref(), base),
-            _ => Ok(0),
+            Self::Random { disk, changed: Some(changed) } => changed.spot_check(disk.as_ref(), base, taken),
+            _ => Ok(()),
         }
     }
 

@@ -38,7 +38,7 @@ pub(super) struct Lane<'a> {
 /// where all failed neither says anything.
 ///
 /// # Errors
-/// [`ErrorKind::Source`] if the XVA cannot be read, or is not what was written; [`ErrorKind::Interrupted`].
+/// What the source says if the XVA cannot be read, or is not what was written; that it was interrupted.
 pub(super) fn copy(xva: &Xva, lanes: Vec<Lane>, stages: &Stages, watch: &Watch) -> Result<(Checksum, u64)> {
     let broken = Failure::default();
     let failures: Vec<&Failure> = lanes.iter().map(|lane| lane.failure).collect();

@@ -32,7 +32,7 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    pub fn from_source(&self, bytes: usize) {
+    pub fn add_source(&self, bytes: usize) {
         self.source.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 }
@@ -106,22 +106,29 @@ impl Intake<'_> {
             }
             let mut data = self.spare.try_recv().unwrap_or_default();
             data.resize(BLOCK, 0);
-            match self.probe.work(|| blocks.read(&mut data))? {
+            match self.next(&mut *blocks, &mut data)? {
                 Some(found) if found == *block => {}
                 found => return Err(wrong(format!("{found:?} came where {block} was expected"))),
             }
-            self.taken.from_source(BLOCK);
-            self.probe.add(BLOCK);
             data.truncate(len);
             self.give(Block::new(index, len, Some(data)));
         }
         if (self.is_over)() {
             return Ok(());
         }
-        if let Some(block) = blocks.read(&mut vec![0; BLOCK])? {
+        if let Some(block) = self.next(&mut *blocks, &mut vec![0; BLOCK])? {
             return Err(wrong(format!("{block} came after the last one")));
         }
         blocks.finish()
+    }
+
+    fn next(&self, blocks: &mut dyn Blocks, data: &mut [u8]) -> Result<Option<u32>> {
+        let found = self.probe.work(|| blocks.read(data))?;
+        if found.is_some() {
+            self.taken.add_source(BLOCK);
+            self.probe.add(BLOCK);
+        }
+        Ok(found)
     }
 
     /// Reads a stream to its end; returns the size of the disk in bytes, whole sectors.
@@ -152,7 +159,7 @@ impl Intake<'_> {
                 return Err(failed(&format!("it is longer than {STREAM_SIZE} bytes, the most that a disk may have")));
             }
             self.probe.add(len);
-            self.taken.from_source(len);
+            self.taken.add_source(len);
             if len > 0 {
                 // What lies past the end is zero.
                 self.give(Block::new(BlockIndex(index), BLOCK, Some(data)));
@@ -197,7 +204,7 @@ pub(super) fn read_block<'b>(
             disk.read_at(at, &mut data[range]).map_err(|error| of_source(&error))?;
         }
         probe.add(read);
-        taken.from_source(read);
+        taken.add_source(read);
         taken.base.fetch_add((len - read) as u64, Ordering::Relaxed);
         Ok(Block::new(index, len, Some(data)))
     })

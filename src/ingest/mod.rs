@@ -1,15 +1,19 @@
-//! New backups out of disk images, in one pass to one or several repositories.
+//! New backups out of disk images, of other repositories and of pools, in one pass to one or several repositories.
 //!
 //! ```text
-//! wanted ─► run ─► target   one destination: lock, what a dead run left, commit       ─► intent
-//!               ─► plan     a key or an increment of each disk, and in which layout
-//!               ─► room     whether it fits, before anything is written
-//!               ─► copy     one pass over a disk: read, compare, encode, write        ◄─ source, changes; probe, watch
-//!               ─► full     one pass over the XVA of a full backup that is mirrored   ─► archive
-//!     source ─► qemu ─► nbd   images that are neither raw nor VHD
-//!               ─► record   the metadata of the backup, or mirror that of another repository
+//! wanted ─► run ─► target    one destination: lock, what a dead run left, commit            ─► intent
+//!               ─► plan      a key or an increment of each disk, and in which layout
+//!               ─► room      whether it fits, before anything is written
+//!               ─► pass      one disk: opened once, again as a whole if what changed cannot be had
+//!                  └► copy   one pass over it: read, compare, encode, write  (block)         ◄─ intake ◄─ feed; probe, watch
+//!               ─► full      one pass over the XVA of a full backup           (xva_source)   ─► archive
+//!     source ─► qemu ─► nbd  images that are neither raw nor VHD; what is known of their changes: changes
+//!     pool                   what a pool gives, which is the caller's to ask for
+//!               ─► record    the metadata of the backup, or origin: that of a mirror, or of a pool (pool_record)
 //!               ─► report
 //! ```
+//!
+//! [`begin`] takes the locks and [`Begun::store`] makes the backup, so that a snapshot can be taken in between; [`run`] is both.
 //!
 //! Invariants: a backup is there as a whole or not at all, whenever the program ends; nothing that was there before is changed or
 //! removed; memory is bounded (`copy`). A destination that fails is given up, and the others go on.

@@ -1,12 +1,8 @@
 //! One disk, in all destinations: it is opened once for them, copied in one pass, and once more as a whole if what differs from
 //! the base cannot be had.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use uuid::Uuid;
-
-use super::changes::PieceSet;
 use super::copy::{self, Lane};
 use super::error::{ErrorKind, Result};
 use super::feed::Feed;
@@ -38,8 +34,11 @@ pub(super) fn copy_disk(
     };
     let mut passes = Vec::new();
     while living(attempts).next().is_some() {
-        let (taken, mut way) = (Taken::default(), String::new());
-        let result = copy_once(wanted, disk, base, attempts, stages, watch, &taken, &mut way);
+        let taken = Taken::default();
+        let (result, way) = match Feed::open(source, base) {
+            Ok((feed, way)) => (copy_once(wanted, disk, &feed, attempts, stages, watch, &taken), way),
+            Err(error) => (Err(error), String::new()),
+        };
         let mut pass = Pass {
             way,
             base: base.map(|(uuid, _)| uuid),
@@ -65,30 +64,24 @@ pub(super) fn copy_disk(
 }
 
 /// Makes one pass.
-#[expect(clippy::too_many_arguments, reason = "the last two are what is known of it even if it fails")]
 fn copy_once(
     wanted: &Wanted,
     disk: usize,
-    base: Option<(Uuid, u64)>,
+    feed: &Feed,
     attempts: &mut [Attempt],
     stages: &Stages,
     watch: &Watch,
     taken: &Taken,
-    way: &mut String,
 ) -> Result<()> {
-    let source = &wanted.disks[disk].1;
-    let (feed, words) = Feed::open(source, base)?;
-    *way = words;
-    if matches!(source, Source::Pool(_)) {
-        let changed: Option<&Arc<PieceSet>> = feed.changed();
+    if matches!(wanted.disks[disk].1, Source::Pool(_)) {
         attempts.iter_mut().for_each(|attempt| {
             attempt.then(|target| {
-                target.believe(disk, changed);
-                target.check_room(&[(disk, &feed)], wanted.reserve)
+                target.believe(disk, feed.changed());
+                target.check_room(&[(disk, feed)], wanted.reserve)
             });
         });
         if let Some(base) = living(attempts).find_map(|target| target.plans[disk].base.as_ref()) {
-            taken.from_source(feed.spot_check(base.disk.as_ref())?);
+            feed.spot_check(base.disk.as_ref(), taken)?;
         }
     }
     attempts.iter_mut().for_each(|attempt| attempt.then(|target| target.create(disk)));
@@ -96,7 +89,7 @@ fn copy_once(
     if lanes.is_empty() {
         return Ok(());
     }
-    let size = copy::copy(&feed, &lanes, stages, watch, taken)?;
+    let size = copy::copy(feed, &lanes, stages, watch, taken)?;
     drop(lanes);
     each(attempts, |target| target.finish(disk, size));
     Ok(())

@@ -14,6 +14,7 @@ use vhd::{BlockSize, ChainDigests, Filter, Format, NewLayer};
 use super::changes::PieceSet;
 use super::error::{Error, ErrorKind, Result};
 use super::intent::Names;
+use super::run::fresh;
 use super::wanted::{Extent, Layout, Wanted};
 use crate::repository::{Backup, BackupDisk, BackupTime, DiskSource, Mode, Repository};
 
@@ -76,7 +77,7 @@ impl History<'_> {
         if wanted.extent == Some(Extent::Full) {
             return Ok(Err("it is to be stored in full".to_owned()));
         }
-        let layer = match NewLayer::new(Uuid::nil(), size, 0) {
+        let layer = match NewLayer::new(fresh()?, size, 0) {
             Ok(layer) => layer,
             Err(error) => return Ok(Err(format!("it cannot be stored: {}", error.reason))),
         };

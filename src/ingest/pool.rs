@@ -24,7 +24,7 @@ use super::error::Result;
 
 /// A disk of a snapshot.
 pub trait PoolDisk: Send + Sync {
-    /// Returns its size in bytes.
+    /// Returns its size in bytes, always the same.
     fn size(&self) -> u64;
 
     /// Begins to read it: what may differ from `base`, a snapshot of it, or the whole. Called when its turn comes, and a second

@@ -38,7 +38,7 @@ pub struct ReadDisk {
 /// One pass over a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pass {
-    /// How it was read, in words.
+    /// How it was read, in words; empty if it could not be begun with.
     pub way: String,
     /// The snapshot that it was read relative to, which all destinations had.
     pub base: Option<Uuid>,
