@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::copy::{self, Lane};
-use super::error::{ErrorKind, Result};
+use super::error::{Error, ErrorKind, Result};
 use super::feed::Feed;
 use super::intake::Taken;
 use super::pool::agreed;
@@ -51,6 +51,8 @@ pub(super) fn copy_disk(
                 passes.push(pass);
                 break;
             }
+            // Who is to stop breaks off what it reads, too.
+            Err(_) if watch.is_cancelled() => return Err(Error::interrupted()),
             Err(error) if error.kind() == ErrorKind::Difference && base.take().is_some() => {
                 watch.say(&format!("disk {name} is read as a whole: {error}"));
                 pass.given_up = Some(error.to_string());

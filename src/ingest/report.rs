@@ -6,7 +6,10 @@ use storage::Checksum;
 use uuid::Uuid;
 
 use super::error::Result;
+use super::plan;
 use super::probe::Reading;
+use super::run::Attempt;
+use super::wanted::Wanted;
 use crate::repository::{BackupTime, VmId};
 
 /// What was done.
@@ -56,6 +59,44 @@ pub struct Outcome {
     pub name: String,
     /// The backup, or why there is none.
     pub stored: Result<Stored>,
+}
+
+impl Outcome {
+    /// Says what became of a destination, whose metadata file is `metadata`.
+    pub(super) fn of(attempt: Attempt, wanted: &Wanted, job: &str, metadata: &str) -> Self {
+        let stored = attempt.state.and_then(|target| {
+            let disks = target.plans.iter().enumerate().zip(&target.written);
+            let disk = |((number, plan), written): ((usize, &plan::DiskPlan), &vhd::Written)| {
+                let (compared_by_digest, compared_by_bytes) = target.compared[number].counts();
+                Ok(StoredDisk {
+                    name: plan.name.clone(),
+                    vdi: plan.vdi,
+                    path: target.path(number)?,
+                    format: plan::shown(plan.format),
+                    is_key: plan.base.is_none(),
+                    why_full: plan.why_full.clone(),
+                    virtual_size: plan.layer.virtual_size(),
+                    blocks: written.blocks,
+                    stored_bytes: written.stored_bytes,
+                    compared_by_digest,
+                    compared_by_bytes,
+                })
+            };
+            Ok(Stored {
+                metadata: metadata.to_owned(),
+                job: job.to_owned(),
+                schedule: wanted.schedule.clone().unwrap_or_else(|| target.schedule.clone()),
+                disks: disks.map(disk).collect::<Result<_>>()?,
+                xva: target.xva.clone(),
+                stages: [
+                    ("write", target.write.reading()),
+                    ("sync", target.sync.reading()),
+                    ("publish", target.publish.reading()),
+                ],
+            })
+        });
+        Self { name: attempt.name, stored }
+    }
 }
 
 /// A backup that was stored.

@@ -17,7 +17,7 @@ use super::plan;
 use super::pool::Bases;
 use super::probe::Probe;
 use super::record::{DiskRecord, Record};
-use super::report::{Outcome, ReadDisk, Report, Stored, StoredDisk};
+use super::report::{Outcome, ReadDisk, Report};
 use super::source::Source;
 use super::target::Target;
 use super::wanted::{Destination, JOB, Wanted, check, check_ids, resolve};
@@ -156,7 +156,7 @@ impl Begun<'_> {
         let folder = ObjectPath::new("xo-vm-backups")?.join(self.vm.as_str())?;
         let metadata = folder.join(&format!("{}.json", time.stored()))?.to_string();
         let outcomes: Vec<Outcome> =
-            self.attempts.into_iter().map(|attempt| outcome(attempt, wanted, &self.job, &metadata)).collect();
+            self.attempts.into_iter().map(|attempt| Outcome::of(attempt, wanted, &self.job, &metadata)).collect();
         let is_there = |outcome: &Outcome| {
             outcome.stored.as_ref().map_or_else(|error| error.kind() == ErrorKind::Present, |_| true)
         };
@@ -366,41 +366,6 @@ pub(super) fn each(attempts: &mut [Attempt], act: impl Fn(&mut Target) -> Result
             scope.spawn(|| attempt.then(|target| act(target)));
         }
     });
-}
-
-fn outcome(attempt: Attempt, wanted: &Wanted, job: &str, metadata: &str) -> Outcome {
-    let stored = attempt.state.and_then(|target| {
-        let disks = target.plans.iter().enumerate().zip(&target.written);
-        let disk = |((number, plan), written): ((usize, &plan::DiskPlan), &vhd::Written)| {
-            let (compared_by_digest, compared_by_bytes) = target.compared[number].counts();
-            Ok(StoredDisk {
-                name: plan.name.clone(),
-                vdi: plan.vdi,
-                path: target.path(number)?,
-                format: plan::shown(plan.format),
-                is_key: plan.base.is_none(),
-                why_full: plan.why_full.clone(),
-                virtual_size: plan.layer.virtual_size(),
-                blocks: written.blocks,
-                stored_bytes: written.stored_bytes,
-                compared_by_digest,
-                compared_by_bytes,
-            })
-        };
-        Ok(Stored {
-            metadata: metadata.to_owned(),
-            job: job.to_owned(),
-            schedule: wanted.schedule.clone().unwrap_or_else(|| target.schedule.clone()),
-            disks: disks.map(disk).collect::<Result<_>>()?,
-            xva: target.xva.clone(),
-            stages: [
-                ("write", target.write.reading()),
-                ("sync", target.sync.reading()),
-                ("publish", target.publish.reading()),
-            ],
-        })
-    });
-    Outcome { name: attempt.name, stored }
 }
 
 /// Makes a uuid of version 4.
