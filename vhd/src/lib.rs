@@ -6,6 +6,7 @@
 //! Merge (fewer images, the same disk)                  links (what an image says of itself)
 //! create_layer ─► block_sink ─► flat_writer │ exploded_writer, then alias_writer     new_layer (what is to be written)
 //! digests (what blocks hold, known without reading them), digest
+//! StreamReader (a VHD as it comes over a connection)  ► stream_error
 //! VhdView (a disk as one VHD file)                       cache (blocks in memory), workers (that fill it ahead)
 //! at_once (images of a server are opened several at a time)
 //! footer · header · merge_state · alias · locator · filter · geometry          bytes in, value out
@@ -39,6 +40,8 @@ mod memory;
 mod merge;
 mod merge_state;
 mod new_layer;
+mod stream;
+mod stream_error;
 mod view;
 mod workers;
 
@@ -58,4 +61,6 @@ pub use layer::Format;
 pub use links::{Links, data_path};
 pub use merge::{Control, ImageSummary, Lineage, Merge, Outcome, remove_image};
 pub use new_layer::{EncodedBlock, NewLayer, equivalent_size};
+pub use stream::StreamReader;
+pub use stream_error::{StreamError, StreamErrorKind};
 pub use view::VhdView;

@@ -3,6 +3,7 @@
 //! ```text
 //! footer, header         a structure alone, and a VHD that has it
 //! bat, bitmap            the table or the bitmaps of a VHD, against the specification read literally (flat)
+//! vhd_stream             a VHD that comes over a connection, against its own bytes
 //! alias, merge_state     names that say where disks are
 //! metadata               a backup of a repository
 //! encrypted_block        an encrypted, compressed block
@@ -34,6 +35,7 @@ mod blocks;
 mod flat;
 mod guests;
 mod names;
+mod streams;
 mod structures;
 mod volumes;
 mod workers;
@@ -43,6 +45,7 @@ pub use blocks::encrypted_block;
 pub use flat::{bat, bitmap};
 pub use guests::{btrfs, ext, fat, ntfs, squashfs, xfs};
 pub use names::{alias, merge_state, metadata};
+pub use streams::vhd_stream;
 pub use structures::{footer, header};
 pub use volumes::survey;
 pub use workers::worker;
@@ -56,7 +59,7 @@ pub fn layers(data: &[u8]) {
 pub type Target = fn(&[u8]);
 
 /// All targets, by name.
-pub const TARGETS: [(&str, Target); 18] = [
+pub const TARGETS: [(&str, Target); 19] = [
     ("alias", alias),
     ("bat", bat),
     ("bitmap", bitmap),
@@ -72,6 +75,7 @@ pub const TARGETS: [(&str, Target); 18] = [
     ("ntfs", ntfs),
     ("squashfs", squashfs),
     ("survey", survey),
+    ("vhd_stream", vhd_stream),
     ("worker", worker),
     ("xfs", xfs),
     ("xva", xva),
