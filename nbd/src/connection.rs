@@ -4,13 +4,16 @@
 //! read, block_status ─► a place in the table, request sent ─► server ─► receiver ─► the waiting thread
 //! ```
 //!
+//! However many threads read, no more than [`OUTSTANDING`] bytes are asked for at once: who comes then waits for a reply to
+//! anybody. Buffers go round: one that was copied from is the next reply's.
+//!
 //! Locks: the table, then nothing; the writing half, then nothing. Neither is held while a reply is read. An error of the
 //! connection is that of all who wait, and of all who come later.
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -24,6 +27,10 @@ use crate::{Address, Error, ErrorKind, Result};
 const PIECE: u32 = 2 << 20;
 /// Pieces of one read that are asked for at once.
 const PIPELINE: usize = 4;
+/// What is asked for at once over a connection (bytes), so that memory on both sides is bounded.
+const OUTSTANDING: u64 = 32 << 20;
+/// Buffers that are kept for the next replies: what is asked for at once, and what is copied meanwhile.
+const BUFFERS: usize = 20;
 /// The longest range whose extents are asked for at once (bytes), less than a number of 32 bits holds.
 const STATUS_RANGE: u64 = 1 << 31;
 
@@ -48,12 +55,18 @@ pub struct Connection {
 
 struct Shared {
     table: Mutex<Table>,
+    /// Told when less is outstanding, and when the connection is over.
+    room: Condvar,
 }
 
 #[derive(Default)]
 struct Table {
     pending: HashMap<u64, Waiting>,
     next: u64,
+    /// Bytes that are asked for and not there.
+    outstanding: u64,
+    /// Of answered reads.
+    buffers: Vec<Vec<u8>>,
     /// Why there are no more replies.
     over: Option<Error>,
 }
@@ -87,7 +100,7 @@ impl Connection {
         stream.set_timeout(options.timeout.max(Duration::from_millis(1))).map_err(system)?;
         let (stream, export) = handshake::negotiate(stream, name, shown, options)?;
         let (mut reader, closer) = (stream.another().map_err(system)?, stream.another().map_err(system)?);
-        let shared = Arc::new(Shared { table: Mutex::default() });
+        let shared = Arc::new(Shared { table: Mutex::default(), room: Condvar::new() });
         let (of_receiver, is_structured, timeout) = (shared.clone(), export.is_structured, options.timeout);
         let name = shown.to_owned();
         let receiver = thread::Builder::new()
@@ -108,6 +121,17 @@ impl Connection {
         &self.export
     }
 
+    /// Returns whether there will be no more replies.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.shared.table().over.is_some()
+    }
+
+    /// Ends the connection: whoever waits for a reply gets an error.
+    pub fn close(&self) {
+        self.closer.close();
+    }
+
     /// Fills `buffer` with the bytes that start at `offset`.
     ///
     /// # Errors
@@ -123,7 +147,7 @@ impl Connection {
         while asked < until || !outstanding.is_empty() {
             while asked < until && outstanding.len() < PIPELINE {
                 let len = piece.min(until - asked);
-                let space = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+                let space = self.shared.buffer(usize::try_from(len).unwrap_or(usize::MAX));
                 outstanding.push_back(self.send(wire::COMMAND_READ, Pending::read(asked, space))?);
                 asked += len;
             }
@@ -138,6 +162,7 @@ impl Connection {
                 let wanted = &bytes[index(from, done.offset)..index(to, done.offset)];
                 buffer[index(from, offset)..index(to, offset)].copy_from_slice(wanted);
             }
+            self.shared.keep(bytes);
         }
         Ok(())
     }
@@ -190,10 +215,15 @@ impl Connection {
         let (offset, len) = (pending.offset, pending.len);
         let cookie = {
             let mut table = self.shared.table();
+            // What is longer than all goes alone.
+            while table.over.is_none() && table.outstanding > 0 && table.outstanding + pending.cost() > OUTSTANDING {
+                table = self.shared.room.wait(table).unwrap_or_else(PoisonError::into_inner);
+            }
             if let Some(error) = &table.over {
                 return Err(error.clone());
             }
             table.next += 1;
+            table.outstanding += pending.cost();
             let cookie = table.next;
             table.pending.insert(cookie, Waiting { pending, since: Instant::now(), done });
             cookie
@@ -254,6 +284,20 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Returns a buffer for a reply; what it holds is of no meaning.
+    fn buffer(&self, len: usize) -> Vec<u8> {
+        let mut buffer = self.table().buffers.pop().unwrap_or_default();
+        buffer.resize(len, 0);
+        buffer
+    }
+
+    fn keep(&self, buffer: Vec<u8>) {
+        let mut table = self.table();
+        if table.buffers.len() < BUFFERS {
+            table.buffers.push(buffer);
+        }
+    }
+
     /// Tells all who wait that there will be no reply.
     fn end(&self, error: &Error) {
         let waiting = {
@@ -261,6 +305,7 @@ impl Shared {
             table.over.get_or_insert_with(|| error.clone());
             std::mem::take(&mut table.pending)
         };
+        self.room.notify_all();
         for waiting in waiting.into_values() {
             // It may have gone.
             let _ = waiting.done.try_send(Err(error.clone()));
@@ -340,6 +385,8 @@ impl Shared {
     ) -> std::result::Result<(), Broken> {
         let checked = taken.and_then(|()| if is_last { waiting.pending.check() } else { Ok(()) });
         if checked.is_ok() && is_last {
+            self.table().outstanding -= waiting.pending.cost();
+            self.room.notify_all();
             // It may have gone.
             let _ = waiting.done.try_send(Ok(waiting.pending));
             return Ok(());

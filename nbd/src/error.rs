@@ -10,6 +10,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 pub enum ErrorKind {
     /// The server cannot be reached, went away, or does not answer in time.
     Unavailable,
+    /// It ends new connections before it says a word: it has as many as it takes (XAPI: 16 for each host). Others that end
+    /// make room.
+    Busy,
     /// It does not give the export, or not to us: it has another name, or wants encryption.
     Refused,
     /// It answered, but not by the protocol; the connection is over.

@@ -142,8 +142,19 @@ impl Handshake<'_> {
 
     /// Reads what the server greets with, and answers; returns the flags of both.
     fn greet(&mut self) -> Result<u16> {
-        let greeting = (|| Ok((u64_of(&mut *self.stream)?, u64_of(&mut *self.stream)?, u16_of(&mut *self.stream)?)))();
-        let (greeting, magic, flags) = greeting.map_err(|error| self.io(&error))?;
+        // Source of what a server with too many connections does: xen-api, `ocaml/nbd/src/main.ml`.
+        let first = wire::bytes::<1>(&mut *self.stream);
+        let [first] = first.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => self.error(
+                ErrorKind::Busy,
+                "the server closed the connection at once, as one does that has all the connections it takes",
+            ),
+            _ => self.io(&error),
+        })?;
+        let greeting =
+            (|| Ok((wire::bytes::<7>(&mut *self.stream)?, u64_of(&mut *self.stream)?, u16_of(&mut *self.stream)?)))();
+        let (rest, magic, flags) = greeting.map_err(|error| self.io(&error))?;
+        let greeting = u64::from_be_bytes(std::array::from_fn(|at| if at == 0 { first } else { rest[at - 1] }));
         if greeting != wire::GREETING {
             return Err(self.protocol("what answers is no NBD server: the greeting 'NBDMAGIC' was expected"));
         }

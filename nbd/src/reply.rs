@@ -56,6 +56,14 @@ impl Pending {
         Self { offset, len, kind: Kind::Status(Vec::new()), failed: None }
     }
 
+    /// Returns how many bytes are asked for with it.
+    pub fn cost(&self) -> u64 {
+        match &self.kind {
+            Kind::Read { .. } => u64::from(self.len),
+            Kind::Status(_) => 0,
+        }
+    }
+
     /// Takes the rest of a simple reply.
     pub fn simple(&mut self, error: u32, from: &mut dyn Read) -> Result<(), Broken> {
         if error != 0 {

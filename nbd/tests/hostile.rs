@@ -145,6 +145,8 @@ fn a_server_that_breaks_the_handshake_is_refused_with_the_reason() {
             Box::new(|it| it.send(&[b"NBDMAGIC\0\0\x42\x02\x81\x86\x12\x53", &[0; 152]])),
         ),
         ("an old form of NBD", ErrorKind::Protocol, Box::new(|it| it.send(&[b"NBDMAGICIHAVEOPT\0\0"]))),
+        ("all the connections it takes", ErrorKind::Busy, Box::new(|_| {})),
+        ("closed the connection", ErrorKind::Unavailable, Box::new(|it| it.send(&[b"N"]))),
         ("closed the connection", ErrorKind::Unavailable, Box::new(|it| it.send(&[b"NBDMAGICIH"]))),
         ("does not answer", ErrorKind::Unavailable, Box::new(move |it| wait(it))),
         (
