@@ -15,6 +15,7 @@
 
 mod address;
 mod cancel;
+mod changed_blocks;
 mod connections;
 mod error;
 mod event;
@@ -38,6 +39,7 @@ mod wire;
 
 pub use address::Address;
 pub use cancel::Cancel;
+pub use changed_blocks::{ChangedBlocks, Changes};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, Operation};
 pub use export::{Compression, Export, ExportOptions};
