@@ -14,12 +14,14 @@
 //! Sources of facts: XAPI (xapi-project/xen-api), by file where they are used.
 
 mod address;
+mod budget;
 mod cancel;
 mod changed_blocks;
 mod connections;
 mod error;
 mod event;
 mod export;
+mod exports;
 mod import;
 mod keeper;
 mod listen;
@@ -38,11 +40,13 @@ mod trust;
 mod wire;
 
 pub use address::Address;
+pub use budget::Budget;
 pub use cancel::Cancel;
 pub use changed_blocks::{ChangedBlocks, Changes};
 pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, Operation};
 pub use export::{Compression, Export, ExportOptions};
+pub use exports::{NbdExport, NbdOptions, NbdPlace};
 pub use import::Import;
 pub use listen::{Events, Listener, Subject};
 pub use pool::{Pool, Settings};

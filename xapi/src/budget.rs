@@ -1,0 +1,83 @@
+//! How many connections to the NBD server of a host there are at once, over all processes of this machine.
+//!
+//! The server of a host ends the 17th connection without a word, whoever made the others. A connection takes a slot: a lock on
+//! a file, which the system gives back however its process ends. The last slots are for disks that have no connection yet,
+//! so that a few greedy ones keep nobody waiting.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::PathBuf;
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Connections to a host where nothing else is said.
+const USUAL: usize = 8;
+/// Most of them: the server takes 16, and is slow to forget those that ended; others may read, too.
+const MOST: usize = 12;
+
+/// The slots of all hosts. Clones share them, as does whoever uses the same folder.
+#[derive(Debug, Clone)]
+pub struct Budget {
+    folder: PathBuf,
+    usual: usize,
+}
+
+/// The right to one connection, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    /// Open for its lock.
+    _file: File,
+}
+
+impl Budget {
+    /// Makes the budget of `folder`, which is made if it is not there and should be the same for all processes.
+    #[must_use]
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into(), usual: USUAL }
+    }
+
+    /// Allows `count` connections to a host, 1 to 12.
+    #[must_use]
+    pub fn of(self, count: usize) -> Self {
+        Self { usual: count.clamp(1, MOST), ..self }
+    }
+
+    /// Takes a slot of a host; `None` if all are taken. `is_first`: also one of those that are kept for the first connection
+    /// of a disk.
+    pub(crate) fn take(&self, host: &str, is_first: bool) -> io::Result<Option<Slot>> {
+        fs::create_dir_all(&self.folder)?;
+        let plain = |letter: char| if letter.is_ascii_alphanumeric() || letter == '.' { letter } else { '_' };
+        let host: String = host.chars().map(plain).take(200).collect();
+        for number in 0..if is_first { MOST } else { self.usual } {
+            let path = self.folder.join(format!("nbd-{host}-{number}"));
+            let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Some(Slot { _file: file })),
+                Err(rustix::io::Errno::WOULDBLOCK) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_shared_by_all_who_use_the_folder_and_given_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) =
+            (Budget::new(folder.path().join("slots")).of(3), Budget::new(folder.path().join("slots")).of(3));
+        let taken: Vec<_> = (0..3).map(|_| one.take("fe80::1%eth0/../x", false).unwrap().unwrap()).collect();
+        assert!(other.take("fe80::1%eth0/../x", false).unwrap().is_none());
+        assert!(other.take("10.0.0.1", false).unwrap().is_some());
+        let first: Vec<_> = (3..MOST).map(|_| other.take("fe80::1%eth0/../x", true).unwrap().unwrap()).collect();
+        assert!(one.take("fe80::1%eth0/../x", true).unwrap().is_none());
+        drop(taken);
+        assert!(other.take("fe80::1%eth0/../x", false).unwrap().is_some());
+        drop(first);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}
