@@ -13,7 +13,7 @@
 //!               ─► report
 //! ```
 //!
-//! [`begin`] takes the locks and [`Begun::store`] makes the backup, so that a snapshot can be taken in between; [`run`] is both.
+//! [`begin`] takes the locks and [`Begun::store`] makes the backup, so that a snapshot can be taken in between; [`run()`] is both.
 //!
 //! Invariants: a backup is there as a whole or not at all, whenever the program ends; nothing that was there before is changed or
 //! removed; memory is bounded (`copy`). A destination that fails is given up, and the others go on.
