@@ -35,11 +35,6 @@ impl Sessions {
         self.0.contains_key(session)
     }
 
-    /// Returns how many live.
-    pub fn count(&self) -> usize {
-        self.0.len()
-    }
-
     /// Makes a session.
     pub fn open(
         &mut self,

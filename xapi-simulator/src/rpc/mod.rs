@@ -54,11 +54,6 @@ impl Arguments {
         Reference::from(self.text(position))
     }
 
-    /// Returns a flag.
-    pub fn flag(&self, position: usize) -> bool {
-        self.0.get(position) == Some(&Value::Bool(true))
-    }
-
     /// Returns a number.
     pub fn number(&self, position: usize) -> i64 {
         match self.0.get(position) {
