@@ -39,6 +39,7 @@ pub enum Changes {
 
 impl Pool {
     /// Asks what changed from the snapshot `from` to the later one `to` of the same disk, of which `size` is the size in bytes.
+    /// Nothing may read `to` meanwhile: changes come first, then [`Pool::nbd`].
     ///
     /// # Errors
     /// As [`Pool::call`], where that is no doubt about the changes but about the pool: it is not there, or was cancelled.

@@ -13,7 +13,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -27,6 +27,9 @@ use crate::cancel::TICK;
 use crate::record::{Network, Pif, PoolObject, Vdi};
 use crate::{Address, Cancel, Error, ErrorKind, Pool, Ref, Result, Tls, Trust};
 
+/// How many times as often a read is tried while others succeed: a connection that ends, maybe because of one of them, fails
+/// all that are asked for over it.
+const BESIDE: u32 = 3;
 /// The network that Xen Orchestra reads backups over, by its uuid, where it is told to: the others may not lead here.
 const BACKUP_NETWORK: &str = "xo:backupNetwork";
 
@@ -43,7 +46,7 @@ pub struct NbdOptions {
     pub timeout: Duration,
     /// How long a slot is waited for by a disk that has none.
     pub patience: Duration,
-    /// How often a read is tried.
+    /// How often a read is tried, if nothing else can be read either.
     pub tries: u32,
     /// How long is paused before a read is tried again; twice as long each time.
     pub pause: Duration,
@@ -95,6 +98,8 @@ pub struct NbdExport {
     shared: Arc<Shared>,
     size: u64,
     next: AtomicUsize,
+    /// Reads that succeeded.
+    done: AtomicU64,
     connector: Option<JoinHandle<()>>,
 }
 
@@ -198,7 +203,7 @@ impl NbdExport {
         let connector = thread::Builder::new().name("nbd-connector".to_owned()).spawn(move || of_thread.run());
         let connector = Some(connector.map_err(|error| shared.error(ErrorKind::Unreachable, error))?);
         // From here on an error ends the thread.
-        let mut export = Self { shared, size: 0, next: AtomicUsize::new(0), connector };
+        let mut export = Self { shared, size: 0, next: AtomicUsize::new(0), done: AtomicU64::new(0), connector };
         let mut state = export.shared.state();
         let size = loop {
             if let Some(opened) = state.opened.take() {
@@ -243,11 +248,15 @@ impl NbdExport {
 
     fn with_connection<T>(&self, mut act: impl FnMut(&Connection) -> nbd::Result<T>) -> Result<T> {
         let shared = &self.shared;
-        let mut tried = 0;
+        let (mut tried, mut in_vain) = (0, 0);
         loop {
+            let done = self.done.load(Ordering::Relaxed);
             let failed = match shared.wait(&self.next) {
                 Ok(live) => match act(&live.connection) {
-                    Ok(done) => return Ok(done),
+                    Ok(found) => {
+                        self.done.fetch_add(1, Ordering::Relaxed);
+                        return Ok(found);
+                    }
                     Err(error) if error.kind() == nbd::ErrorKind::OutOfRange => {
                         return Err(shared.error(ErrorKind::OutOfRange, error));
                     }
@@ -262,11 +271,13 @@ impl NbdExport {
             };
             shared.cancel.check(&shared.shown)?;
             tried += 1;
-            if tried >= shared.options.tries || matches!(failed.kind(), ErrorKind::Cancelled | ErrorKind::Gone) {
+            in_vain += u32::from(self.done.load(Ordering::Relaxed) == done);
+            let is_enough = in_vain >= shared.options.tries || tried >= shared.options.tries.saturating_mul(BESIDE);
+            if is_enough || matches!(failed.kind(), ErrorKind::Cancelled | ErrorKind::Gone) {
                 return Err(failed);
             }
             tracing::debug!(error = %failed, tried, "a read by NBD is tried again");
-            shared.cancel.sleep(shared.options.pause * (1 << (tried - 1).min(6)), &shared.shown)?;
+            shared.cancel.sleep(shared.options.pause * (1 << in_vain.min(6)), &shared.shown)?;
         }
     }
 }
