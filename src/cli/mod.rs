@@ -4,6 +4,7 @@
 //! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · repository · completions (and man)
 //!      │  guest: ls · cat · cp · tar · loop
 //!           └─► open ─► address, config, password        what is named, to an open repository
+//!      └► store               what those share that write backups
 //! exit: how each ends      text, print: how values are written      logging, signals, serve, daemon: the process
 //! ```
 
@@ -28,6 +29,7 @@ mod repair;
 mod repository;
 mod serve;
 mod signals;
+mod store;
 mod text;
 mod unfinished;
 mod unmount;

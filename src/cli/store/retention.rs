@@ -1,14 +1,12 @@
-//! `xofs ingest --keep-last ...`: once the backup is there, those of its job that expired are forgotten.
+//! `--keep-last ...`: once the backup is there, those of its job that expired are forgotten.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
-use anyhow::Result;
 use serde_json::{Value, json};
 
-use super::IngestArgs;
+use super::StoreArgs;
 use crate::cli::exit::{self, Exit};
 use crate::cli::forget::{self, Expired};
 use crate::cli::text::Shown;
@@ -19,15 +17,16 @@ use crate::repository::{Rules, Vm};
 pub struct Retention(Vec<Option<(Exit, String, Value)>>);
 
 impl Retention {
-    /// Forgets what `rules` do not keep, in each destination that has the new backup.
+    /// Forgets what `rules` do not keep of the VM called `name`, in each destination that has the new backup.
     pub fn apply(
-        arguments: &IngestArgs,
+        arguments: &StoreArgs,
+        name: &str,
         rules: &Rules,
         report: &Report,
         destinations: &[Destination],
         is_stopped: &Arc<AtomicBool>,
     ) -> Self {
-        let vm = Vm { id: report.vm.clone(), name: arguments.name.clone().unwrap_or_default() };
+        let vm = Vm { id: report.vm.clone(), name: name.to_owned() };
         let of_one = |(destination, outcome): (&Destination, &crate::ingest::Outcome)| {
             let stored = outcome.stored.as_ref().ok()?;
             let expired = Expired {
@@ -35,7 +34,7 @@ impl Retention {
                 job: &stored.job,
                 rules,
                 tags: arguments.retention.tags(),
-                wait: Duration::from_secs(arguments.wait),
+                wait: arguments.patience(),
                 progress: arguments.progress,
             };
             let done =
@@ -75,12 +74,4 @@ fn failed(error: &anyhow::Error) -> (Exit, String, Value) {
     let message = format!("{error:#}");
     let json = json!({ "error": message, "exitCode": exit::of(error) as u8 });
     (Exit::Partial, format!("nothing was forgotten: {}\n", Shown(&message)), json)
-}
-
-/// Reads the rules, where any are given.
-///
-/// # Errors
-/// `Usage` if they keep nothing.
-pub fn rules(arguments: &IngestArgs) -> Result<Option<Rules>> {
-    Ok(if arguments.retention.is_given() { Some(arguments.retention.rules()?.0) } else { None })
 }
