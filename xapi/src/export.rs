@@ -151,8 +151,11 @@ impl Export {
     /// # Errors
     /// What the token says; [`ErrorKind::TimedOut`] if the task has not ended in a minute.
     pub fn abandon(self) -> Result<()> {
-        self.wire.close();
-        match outcome(&self.task, &self.subject, &self.patience.cancel, END) {
+        let Self { wire, task, subject, patience, .. } = self;
+        wire.close();
+        // Only a socket that is gone resets the connection: the host may wait for room in a window that nobody empties.
+        drop(wire);
+        match outcome(&task, &subject, &patience.cancel, END) {
             Err(error) if matches!(error.kind(), ErrorKind::Cancelled | ErrorKind::TimedOut) => Err(error),
             // That it was broken off.
             _ => Ok(()),
