@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod ingest;
 pub mod merge;
 pub mod mount;
+pub mod pool;
 pub mod repository;
 pub mod tree;
 pub mod worker;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use crate::{ingest, mount, repository, tree, worker};
+use crate::{ingest, mount, pool, repository, tree, worker};
 
 /// The exit codes of `xofs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +93,9 @@ fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = cause.downcast_ref::<ingest::Error>() {
         return Some(of_ingest(error.kind()));
     }
+    if let Some(error) = cause.downcast_ref::<pool::Error>() {
+        return Some(of_pool(error.kind()));
+    }
     if cause.downcast_ref::<mount::Error>().is_some() {
         return Some(Exit::Failed);
     }
@@ -124,6 +127,20 @@ fn of_ingest(kind: ingest::ErrorKind) -> Exit {
         ingest::ErrorKind::Present => Exit::Done,
         ingest::ErrorKind::Interrupted => Exit::Interrupted,
         ingest::ErrorKind::Repository(kind) => of_repository(kind),
+    }
+}
+
+/// Returns how work on a pool ends that failed with this kind.
+fn of_pool(kind: pool::ErrorKind) -> Exit {
+    match kind {
+        pool::ErrorKind::Usage => Exit::Usage,
+        pool::ErrorKind::Pool(xapi::ErrorKind::Credentials) => Exit::Key,
+        pool::ErrorKind::Pool(_) | pool::ErrorKind::Untrusted | pool::ErrorKind::Chain | pool::ErrorKind::State => {
+            Exit::Failed
+        }
+        pool::ErrorKind::Locked => Exit::Locked,
+        pool::ErrorKind::Interrupted => Exit::Interrupted,
+        pool::ErrorKind::Ingest(kind) => of_ingest(kind),
     }
 }
 

@@ -1,0 +1,357 @@
+//! One backup of one VM, from its locks to its last trace.
+//!
+//! ```text
+//! lock of this machine ─► survey ─► what dead runs left ─► chains are fit ─► locks of the repositories, what they have
+//!    ─► base of each disk ─► snapshot ─► transfer, ingest ─┬► stored in each repository: it is the base now, the one before goes
+//!                                                          └► else: it goes, the one before stays
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use uuid::Uuid;
+use xapi::record::{PoolObject, Vdi, Vm};
+use xapi::{Budget, Pool, Record};
+
+use super::base::{self, Base, Stored};
+use super::error::{Error, ErrorKind, Result};
+use super::explain::{ExplainedDisk, Explanation, Fate, Room};
+use super::journal::Journal;
+use super::keys;
+use super::snapshot::{self, Taken};
+use super::state::State;
+use super::survey::{self, LiveDisk, Survey};
+use super::way::{Known, SnapshotDisk, Way};
+use super::whole::SnapshotExport;
+use super::{file_sr, records, sweep};
+use crate::ingest::{self, Begun, Destination, Origin, PoolDisk, Report, Source, Wanted, Watch};
+
+/// How often chains are looked at that are waited for.
+const CHAIN_PAUSE: Duration = Duration::from_secs(5);
+
+/// What is made of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Its disks, as VHD chains.
+    Incremental,
+    /// One XVA.
+    Full(xapi::Compression),
+}
+
+/// How backups are made.
+pub struct Options {
+    /// What is made.
+    pub mode: Mode,
+    /// The job; that of xofs if nothing is said.
+    pub job: Option<String>,
+    /// Whether a snapshot is kept for the next increment.
+    pub keeps_base: bool,
+    /// Whether changed block tracking is switched on.
+    pub tracks_changes: bool,
+    /// Whether the data of a kept snapshot is destroyed once changed block tracking has been used.
+    pub purges_data: bool,
+    /// Whether NBD may be used.
+    pub uses_nbd: bool,
+    /// Folders of SRs on this machine, by uuid.
+    pub sr_paths: BTreeMap<String, PathBuf>,
+    /// How long chains are waited for that the host has to coalesce; `None` not to look at them.
+    pub chain_patience: Option<Duration>,
+    /// How long others are waited for that work on the same VM.
+    pub patience: Duration,
+}
+
+/// What became of a VM.
+pub enum Done {
+    /// Its tag says that it is left out, for this reason.
+    LeftOut(String),
+    /// What would be made.
+    Explained(Box<Explanation>),
+    /// It was made.
+    Made(Box<Report>),
+}
+
+/// Backups of the VMs of one pool, in one run.
+pub struct Run<'a> {
+    pool: Pool,
+    state: &'a State,
+    journal: Journal,
+    options: &'a Options,
+    destinations: &'a [Destination],
+    say: &'a (dyn Fn(&str) + Sync),
+}
+
+impl<'a> Run<'a> {
+    /// Begins a run, and undoes what earlier ones left that died.
+    ///
+    /// # Errors
+    /// What the pool says; if the journal cannot be written.
+    pub fn begin(
+        pool: Pool,
+        state: &'a State,
+        options: &'a Options,
+        destinations: &'a [Destination],
+        say: &'a (dyn Fn(&str) + Sync),
+    ) -> Result<Self> {
+        let pools = pool.records::<PoolObject>()?;
+        let uuid = pools.first().map(|of| of.uuid.clone()).unwrap_or_default();
+        sweep::runs(&pool, state, &uuid, say)?;
+        let run = crate::repository::random_uuid()
+            .map_err(|error| Error::new(ErrorKind::State, format!("ask the system for random numbers: {error}")))?;
+        let journal = Journal::begin(state, run, &uuid)?;
+        // Tasks of this run are told by it from those of others.
+        let pool = pool.marked(&keys::mark(run, &state.keeper()));
+        Ok(Self { pool, state, journal, options, destinations, say })
+    }
+
+    /// Finds a VM.
+    ///
+    /// # Errors
+    /// As for [`survey::find`].
+    pub fn find(&self, named: &str) -> Result<Record<Vm>> {
+        survey::find(&self.pool, named)
+    }
+
+    fn job(&self) -> &str {
+        self.options.job.as_deref().unwrap_or(ingest::JOB)
+    }
+
+    /// Makes a backup of a VM. `wanted` says how it is stored.
+    ///
+    /// # Errors
+    /// What went wrong; then nothing of it is left, and the snapshot that the next one is relative to is still there.
+    pub fn back_up(&self, vm: Record<Vm>, wanted: Wanted, watch: &Watch, only_explains: bool) -> Result<Done> {
+        if let Some(reason) = keys::left_out(&vm.tags) {
+            return Ok(Done::LeftOut(reason.to_owned()));
+        }
+        let cancel = self.pool.cancel();
+        let lock = format!("{}.{}", vm.uuid, self.job());
+        let _lock = self.state.lock(&lock, self.options.patience, || cancel.is_cancelled())?;
+        let survey = self.survey(vm, only_explains)?;
+        let disks: Vec<&LiveDisk> = match self.options.mode {
+            Mode::Incremental => survey.wanted().collect(),
+            Mode::Full(_) => Vec::new(),
+        };
+        if survey.wanted().next().is_none() {
+            let message = "it has no disk to be backed up; those whose name has [NOBAK] in it are left out";
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        let mut wanted = Wanted {
+            vm: survey.vm.uuid.clone(),
+            name: Some(survey.vm.name_label.clone()),
+            job: Some(self.job().to_owned()),
+            patience: self.options.patience,
+            ..wanted
+        };
+        let mut begun = ingest::begin(&wanted, self.destinations, watch)?;
+        let bases = self.bases(&survey, &disks, &mut begun, &wanted)?;
+        if only_explains {
+            return Ok(Done::Explained(Box::new(self.explain(&survey, &disks, &bases)?)));
+        }
+        self.track_changes(&disks);
+        let now = Timestamp::now();
+        let keys = snapshot::new_keys(self.job(), &survey.vm.uuid, self.journal.run(), &self.state.keeper(), now);
+        let taken = snapshot::take(&self.pool, &self.journal, &survey, &keys, self.say)?;
+        let sources = self.sources(&survey, &taken, &disks, bases);
+        let stored = self.describe(&survey, &taken, &disks, &mut wanted).and_then(|()| {
+            wanted.disks = disks
+                .iter()
+                .zip(&sources)
+                .map(|(disk, source)| {
+                    let source: Arc<dyn PoolDisk> = source.clone();
+                    (disk.name.clone(), Source::Pool(source))
+                })
+                .collect();
+            Ok(begun.store(&wanted)?)
+        });
+        // What reads from the pool ends before its disks are destroyed.
+        drop(wanted);
+        let uses_tracking =
+            !sources.is_empty() && sources.iter().all(|source| source.known.last() == Some(Way::ChangedBlocks));
+        drop(sources);
+        let settled = self.settle(&survey, taken, stored.as_ref().ok(), uses_tracking);
+        let report = stored?;
+        settled.unwrap_or_else(|error| (self.say)(&format!("not all that this run made could be removed: {error}")));
+        Ok(Done::Made(Box::new(report)))
+    }
+
+    /// Looks at the VM, once nothing of dead runs is left and its chains are fit.
+    fn survey(&self, vm: Record<Vm>, only_explains: bool) -> Result<Survey> {
+        let begun = Instant::now();
+        let mut survey = Survey::of(&self.pool, vm)?;
+        if only_explains {
+            return Ok(survey);
+        }
+        sweep::unfinished(&self.pool, self.state, &survey, self.job(), self.say)?;
+        let mut is_said = false;
+        while let (Some(patience), Some(problem)) =
+            (self.options.chain_patience, survey::chain_problem(&self.pool, &survey)?)
+        {
+            if begun.elapsed() >= patience {
+                let message = format!(
+                    "{problem}; a snapshot now would make it worse. Wait until the host is done (--chain-wait), or give \
+                     --ignore-chain"
+                );
+                return Err(Error::new(ErrorKind::Chain, message));
+            }
+            if !std::mem::replace(&mut is_said, true) {
+                (self.say)(&format!("{problem}: waiting for the host"));
+            }
+            self.pool.cancel().sleep(CHAIN_PAUSE.min(patience), "wait for the host to coalesce")?;
+            let vm = self.pool.record(&survey.vm.reference)?;
+            survey = Survey::of(&self.pool, vm)?;
+        }
+        // As it is after the sweep.
+        let vm = self.pool.record(&survey.vm.reference)?;
+        Survey::of(&self.pool, vm)
+    }
+
+    /// Chooses what each disk is read relative to.
+    fn bases(&self, survey: &Survey, disks: &[&LiveDisk], begun: &mut Begun, wanted: &Wanted) -> Result<Vec<Base>> {
+        let snapshots = survey.disk_snapshots(self.job())?;
+        let sizes: Vec<(Uuid, u64)> = disks.iter().map(|disk| (disk.uuid, disk.vdi.virtual_size)).collect();
+        let found = begun.bases(wanted, &sizes);
+        Ok(disks
+            .iter()
+            .zip(found)
+            .map(|(disk, bases)| {
+                let whys = || bases.destinations.iter().filter_map(|(_, base)| base.as_ref().err());
+                let stored = match bases.agreed() {
+                    Some(uuid) => Stored::Of(uuid),
+                    None if whys().count() == bases.destinations.len() => {
+                        Stored::Nothing(whys().next().cloned().unwrap_or_default())
+                    }
+                    None => Stored::Differing,
+                };
+                base::choose(disk.uuid, disk.vdi.sr.as_str(), &snapshots, &stored, self.options.keeps_base)
+            })
+            .collect())
+    }
+
+    /// Switches changed block tracking on, where it was asked for. A disk that cannot is read without.
+    fn track_changes(&self, disks: &[&LiveDisk]) {
+        for disk in disks.iter().filter(|disk| self.options.tracks_changes && !disk.vdi.cbt_enabled) {
+            if let Err(error) = self.pool.enable_cbt(&disk.vdi.reference) {
+                (self.say)(&format!("changed block tracking of {} cannot be switched on: {error}", disk.name));
+            }
+        }
+    }
+
+    /// Returns the ways that are tried for a disk, in this order.
+    fn ways(&self, survey: &Survey, disk: &LiveDisk, base: &Base) -> Vec<Way> {
+        let may = |way: &Way| match way {
+            Way::Files => self.folder(survey, disk).is_some(),
+            Way::ChangedBlocks => self.options.uses_nbd && base.snapshot().is_some() && disk.vdi.cbt_enabled,
+            Way::BlockList => self.options.uses_nbd,
+            Way::Stream => true,
+        };
+        Way::ALL.into_iter().filter(may).collect()
+    }
+
+    /// Returns the folder of a disk's SR on this machine.
+    fn folder(&self, survey: &Survey, disk: &LiveDisk) -> Option<PathBuf> {
+        let sr = survey.storages.get(&disk.vdi.sr).filter(|sr| file_sr::is_of_files(&sr.r#type))?;
+        self.options.sr_paths.get(&sr.uuid).cloned()
+    }
+
+    /// Makes what reads the disks of a snapshot.
+    fn sources(&self, survey: &Survey, taken: &Taken, disks: &[&LiveDisk], bases: Vec<Base>) -> Vec<Arc<SnapshotDisk>> {
+        let all: BTreeMap<&str, &Record<Vdi>> =
+            survey.snapshots.iter().flat_map(|snapshot| &snapshot.disks).map(|vdi| (vdi.uuid.as_str(), vdi)).collect();
+        let source = |(disk, base): (&&LiveDisk, Base)| {
+            let base_vdi = base.snapshot().and_then(|uuid| all.get(uuid.to_string().as_str()).copied().cloned());
+            Some(Arc::new(SnapshotDisk {
+                pool: self.pool.clone(),
+                vdi: taken.disk_of(disk)?.clone(),
+                base,
+                base_vdi,
+                folder: self.folder(survey, disk),
+                nbd: self.options.uses_nbd.then(|| Budget::new(self.state.nbd_slots())),
+                known: Known::default(),
+            }))
+        };
+        disks.iter().zip(bases).filter_map(source).collect()
+    }
+
+    /// Says in `wanted` what the pool says of the VM and its snapshot.
+    fn describe(&self, survey: &Survey, taken: &Taken, disks: &[&LiveDisk], wanted: &mut Wanted) -> Result<()> {
+        let records = records::of(&self.pool, survey, taken, disks)?;
+        wanted.origin = Some(match self.options.mode {
+            Mode::Incremental => Origin::of_pool(records),
+            Mode::Full(compression) => {
+                let size = survey.wanted().fold(0_u64, |sum, disk| sum.saturating_add(disk.vdi.virtual_size));
+                let export =
+                    SnapshotExport { pool: self.pool.clone(), vm: taken.vm.reference.clone(), compression, size };
+                Origin::of_pool_export(records, Box::new(export))
+            }
+        });
+        Ok(())
+    }
+
+    /// Decides about the snapshots: the new one takes the place of the one before if it is stored in each repository.
+    fn settle(&self, survey: &Survey, taken: Taken, report: Option<&Report>, uses_tracking: bool) -> Result<()> {
+        // Whatever ended the run.
+        let pool = self.pool.with(&super::cleanup());
+        let is_stored = report.is_some_and(|report| report.outcomes.iter().all(|outcome| outcome.stored.is_ok()));
+        let is_incremental = self.options.mode == Mode::Incremental;
+        if !is_stored || !is_incremental || !self.options.keeps_base {
+            taken.destroy(&pool, &self.journal)?;
+        } else if self.options.purges_data && uses_tracking {
+            taken.purge_data(&pool)?;
+            taken.disks_stored(&pool, &self.journal)?;
+        } else {
+            taken.stored(&pool, &self.journal)?;
+        }
+        if is_stored && is_incremental {
+            // The bases of before, and what is left of bases.
+            for old in
+                survey.snapshots.iter().filter(|old| old.keys.is_of(&survey.vm.uuid, self.job()) && old.keys.is_stored)
+            {
+                snapshot::destroy_ours(&pool, old)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what would be made.
+    fn explain(&self, survey: &Survey, disks: &[&LiveDisk], bases: &[Base]) -> Result<Explanation> {
+        let of_disk = |disk: &LiveDisk| {
+            let base = disks.iter().zip(bases).find(|(other, _)| other.uuid == disk.uuid);
+            let fate = match base {
+                _ if disk.is_left_out => Fate::LeftOut,
+                Some((_, base)) => Fate::Read(base.clone(), self.ways(survey, disk, base)),
+                None => Fate::Full,
+            };
+            let (name, label) = (disk.name.clone(), disk.vdi.name_label.clone());
+            ExplainedDisk { name, label, size: disk.vdi.virtual_size, fate }
+        };
+        let mut room = Vec::new();
+        for reference in survey.wanted().map(|disk| &disk.vdi.sr).collect::<BTreeSet<_>>() {
+            let sizes: Vec<u64> =
+                survey.wanted().filter(|disk| disk.vdi.sr == *reference).map(|disk| disk.vdi.virtual_size).collect();
+            let Some(storage) = survey.storage(reference) else { continue };
+            if let Some(takes) = storage.takes(&sizes) {
+                room.push(Room { storage: storage.name.clone(), takes, free: storage.free() });
+            }
+        }
+        let mut remarks = Vec::new();
+        if survey.is_of_xen_orchestra {
+            remarks.push(
+                "Xen Orchestra keeps snapshots of this VM for backups of its own: each tool adds its own to the chains",
+            );
+        }
+        if survey.vm.power_state == "Suspended" {
+            remarks.push("the VM is suspended: its memory is not part of the backup");
+        }
+        Ok(Explanation {
+            name: survey.vm.name_label.clone(),
+            uuid: survey.vm.uuid.clone(),
+            disks: survey.disks.iter().map(of_disk).collect(),
+            room,
+            chain_problem: survey::chain_problem(&self.pool, survey)?,
+            remarks: remarks.into_iter().map(str::to_owned).collect(),
+        })
+    }
+}

@@ -1,0 +1,301 @@
+//! What a VM is just now: its disks, which of them are backed up, and what snapshots of ours it has. Read from the pool, never
+//! from memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use uuid::Uuid;
+use xapi::record::{Network, Pif, Sr, Vbd, Vdi, Vif, Vm};
+use xapi::{Pool, Record, Ref};
+
+use super::base::DiskSnapshot;
+use super::chain::{self, Image};
+use super::error::{Error, ErrorKind, Result};
+use super::keys::{self, Keys};
+use super::room::Storage;
+
+/// The type of a disk that has no data any more, only what changed.
+const CHANGES_ONLY: &str = "cbt_metadata";
+
+/// A VM.
+pub struct Survey {
+    /// The VM.
+    pub vm: Record<Vm>,
+    /// Its disks, in the order of their places.
+    pub disks: Vec<LiveDisk>,
+    /// What we made of it, in any job, oldest first.
+    pub snapshots: Vec<OurSnapshot>,
+    /// Whether Xen Orchestra makes backups of it, too.
+    pub is_of_xen_orchestra: bool,
+    /// The SRs of its disks, by reference.
+    pub storages: BTreeMap<Ref<Sr>, Record<Sr>>,
+}
+
+/// A disk of a VM.
+#[derive(Debug, Clone)]
+pub struct LiveDisk {
+    /// As the guest sees it.
+    pub name: String,
+    /// What connects it.
+    pub device: Record<Vbd>,
+    /// The disk.
+    pub vdi: Record<Vdi>,
+    /// Its uuid.
+    pub uuid: Uuid,
+    /// Whether its name says that it is left out.
+    pub is_left_out: bool,
+}
+
+/// A snapshot that we made.
+#[derive(Debug, Clone)]
+pub struct OurSnapshot {
+    /// What it says of itself.
+    pub keys: Keys,
+    /// The snapshot; none if only its disks are left.
+    pub vm: Option<Ref<Vm>>,
+    /// Its disks.
+    pub disks: Vec<Record<Vdi>>,
+}
+
+/// Finds the VM that is meant: by uuid, or by its name, if only one has it.
+///
+/// # Errors
+/// If there is none, or several; what the pool says.
+pub fn find(pool: &Pool, named: &str) -> Result<Record<Vm>> {
+    let shown = named.escape_debug();
+    let none = || Error::new(ErrorKind::Usage, format!("the pool has no VM '{shown}': give its name or its uuid"));
+    if let Ok(uuid) = Uuid::try_parse(named) {
+        let reference = match pool.by_uuid::<Vm>(&uuid.to_string()) {
+            Err(error) if error.is_gone() => return Err(none()),
+            found => found?,
+        };
+        let vm = pool.record(&reference)?;
+        if let Some(what) = kind_of(&vm) {
+            let message = format!("'{shown}' is {what}: a VM was expected");
+            return Err(Error::new(ErrorKind::Usage, message));
+        }
+        return Ok(vm);
+    }
+    let found = pool.by_name::<Vm>(named)?;
+    let mut found: Vec<Record<Vm>> = pool.records_of(&found)?;
+    found.retain(|vm| kind_of(vm).is_none());
+    let uuids: Vec<String> = found.iter().map(|vm| vm.uuid.clone()).collect();
+    match (found.pop(), found.is_empty()) {
+        (None, _) => Err(none()),
+        (Some(vm), true) => Ok(vm),
+        (Some(_), false) => {
+            let message = format!("several VMs are called '{shown}': {}; say which by its uuid", uuids.join(", "));
+            Err(Error::new(ErrorKind::Usage, message))
+        }
+    }
+}
+
+/// Says what it is that is no VM to be backed up.
+fn kind_of(vm: &Vm) -> Option<&'static str> {
+    match (vm.is_a_snapshot, vm.is_control_domain, vm.is_a_template) {
+        (true, ..) => Some("a snapshot"),
+        (_, true, _) => Some("the control domain of a host"),
+        (_, _, true) => Some("a template"),
+        _ => None,
+    }
+}
+
+impl Survey {
+    /// Looks at a VM.
+    ///
+    /// # Errors
+    /// What the pool says; that something of it contradicts itself.
+    pub fn of(pool: &Pool, vm: Record<Vm>) -> Result<Self> {
+        let (mut disks, mut names) = (Vec::new(), BTreeSet::new());
+        let devices: Vec<Record<Vbd>> = pool.records_of(&vm.vbds)?;
+        for device in devices.into_iter().filter(is_disk) {
+            let vdi: Record<Vdi> = pool.record(&device.vdi)?;
+            let name = device_name(&device);
+            if !names.insert(name.clone()) {
+                let message = format!("two disks of {} are called {name}", vm.name_label.escape_debug());
+                return Err(Error::new(ErrorKind::Usage, message));
+            }
+            let is_left_out = keys::is_left_out(&vdi.name_label);
+            disks.push(LiveDisk { name, uuid: uuid_of(&vdi)?, device, vdi, is_left_out });
+        }
+        disks.sort_by_key(|disk| (disk.device.userdevice.parse::<u32>().unwrap_or(u32::MAX), disk.name.clone()));
+        let mut storages = BTreeMap::new();
+        for disk in &disks {
+            if !storages.contains_key(&disk.vdi.sr) {
+                storages.insert(disk.vdi.sr.clone(), pool.record(&disk.vdi.sr)?);
+            }
+        }
+        let (snapshots, is_of_xen_orchestra) = snapshots(pool, &vm, &disks)?;
+        Ok(Self { vm, disks, snapshots, is_of_xen_orchestra, storages })
+    }
+
+    /// Returns the disks that are backed up.
+    pub fn wanted(&self) -> impl Iterator<Item = &LiveDisk> {
+        self.disks.iter().filter(|disk| !disk.is_left_out)
+    }
+
+    /// Returns the disks that are left out.
+    pub fn left_out(&self) -> impl Iterator<Item = &LiveDisk> {
+        self.disks.iter().filter(|disk| disk.is_left_out)
+    }
+
+    /// Returns the snapshots of the disks that we made in a job.
+    ///
+    /// # Errors
+    /// That a uuid is none.
+    pub fn disk_snapshots(&self, job: &str) -> Result<Vec<DiskSnapshot>> {
+        let of: BTreeMap<&Ref<Vdi>, Uuid> = self.disks.iter().map(|disk| (&disk.vdi.reference, disk.uuid)).collect();
+        let mut found = Vec::new();
+        for snapshot in self.snapshots.iter().filter(|snapshot| snapshot.keys.is_of(&self.vm.uuid, job)) {
+            for vdi in &snapshot.disks {
+                let Some(of) = of.get(&vdi.snapshot_of) else { continue };
+                found.push(DiskSnapshot {
+                    uuid: uuid_of(vdi)?,
+                    of: *of,
+                    storage: vdi.sr.as_str().to_owned(),
+                    keys: snapshot.keys.clone(),
+                    has_data: vdi.r#type != CHANGES_ONLY,
+                });
+            }
+        }
+        Ok(found)
+    }
+
+    /// Returns what was said of an SR.
+    #[must_use]
+    pub fn storage(&self, reference: &Ref<Sr>) -> Option<Storage> {
+        let sr = self.storages.get(reference)?;
+        let bytes = |number: i64| u64::try_from(number).unwrap_or(0);
+        let says_thin = [&sr.sm_config, &sr.other_config]
+            .iter()
+            .any(|config| config.get("allocation").is_some_and(|allocation| allocation != "thick"));
+        Some(Storage {
+            uuid: sr.uuid.clone(),
+            name: sr.name_label.clone(),
+            kind: sr.r#type.clone(),
+            says_thin,
+            size: bytes(sr.physical_size),
+            used: bytes(sr.physical_utilisation),
+        })
+    }
+}
+
+/// Returns what keeps the disks from taking a snapshot now, if anything, in words.
+///
+/// # Errors
+/// What the pool says.
+pub fn chain_problem(pool: &Pool, survey: &Survey) -> Result<Option<String>> {
+    for storage in survey.storages.keys() {
+        let disks: Vec<&LiveDisk> = survey.wanted().filter(|disk| disk.vdi.sr == *storage).collect();
+        // Without a parent there is no chain, and nothing has to be asked.
+        if disks.iter().all(|disk| disk.vdi.parent().is_none()) {
+            continue;
+        }
+        let vdis: Vec<Ref<Vdi>> = pool.field(storage, "VDIs")?;
+        let images: BTreeMap<String, Image> = pool
+            .records_of(&vdis)?
+            .into_iter()
+            .map(|vdi: Record<Vdi>| {
+                let image = Image { parent: vdi.parent().map(str::to_owned), is_managed: vdi.managed };
+                (vdi.uuid.clone(), image)
+            })
+            .collect();
+        let problem = |disk: &&LiveDisk| Some((disk.name.clone(), chain::health(&disk.vdi.uuid, &images).problem()?));
+        if let Some((name, problem)) = disks.iter().find_map(problem) {
+            return Ok(Some(format!("disk {name}: {problem}")));
+        }
+    }
+    Ok(None)
+}
+
+/// A network interface, with what a restore asks of its network.
+pub struct Interface {
+    /// The interface.
+    pub vif: Record<Vif>,
+    /// Its network.
+    pub network: Record<Network>,
+    /// The VLAN of a host's interface on that network.
+    pub vlan: Option<i64>,
+}
+
+/// Returns the network interfaces of a VM or of a snapshot.
+///
+/// # Errors
+/// What the pool says.
+pub fn interfaces(pool: &Pool, vm: &Vm) -> Result<Vec<Interface>> {
+    let mut found = Vec::new();
+    for vif in pool.records_of::<Vif>(&vm.vifs)? {
+        let network: Record<Network> = pool.record(&vif.network)?;
+        let pif = network.pifs.iter().find_map(Ref::known);
+        let vlan = pif.map(|pif| pool.record::<Pif>(pif)).transpose()?.map(|pif| pif.vlan);
+        found.push(Interface { vif, network, vlan });
+    }
+    Ok(found)
+}
+
+/// Whether a device is a disk that is there, not a drive or an empty place.
+pub fn is_disk(device: &Record<Vbd>) -> bool {
+    device.r#type == "Disk" && device.vdi.known().is_some()
+}
+
+/// Returns the uuid of a disk.
+///
+/// # Errors
+/// That it is none.
+pub fn uuid_of(vdi: &Vdi) -> Result<Uuid> {
+    Uuid::try_parse(&vdi.uuid).map_err(|_| {
+        let message = format!("the pool says '{}' of a disk where a uuid was expected", vdi.uuid.escape_debug());
+        Error::new(ErrorKind::Pool(xapi::ErrorKind::Protocol), message)
+    })
+}
+
+/// Returns what the guest calls a disk; one that was never started has only a place.
+fn device_name(device: &Vbd) -> String {
+    if !device.device.is_empty() {
+        return device.device.clone();
+    }
+    match device.userdevice.parse::<u8>() {
+        Ok(place @ 0..26) => format!("xvd{}", char::from(b'a' + place)),
+        _ => format!("disk{}", device.userdevice.escape_debug()),
+    }
+}
+
+/// Returns the snapshots of ours, oldest first, and whether there is one of Xen Orchestra.
+fn snapshots(pool: &Pool, vm: &Record<Vm>, disks: &[LiveDisk]) -> Result<(Vec<OurSnapshot>, bool)> {
+    let mut is_of_xen_orchestra = false;
+    let mut by_run: BTreeMap<(String, Uuid), OurSnapshot> = BTreeMap::new();
+    let empty = |keys: &Keys| OurSnapshot { keys: keys.clone(), vm: None, disks: Vec::new() };
+    let mut vdis: Vec<Record<Vdi>> = Vec::new();
+    for snapshot in pool.records_of::<Vm>(&vm.snapshots)? {
+        is_of_xen_orchestra |= keys::is_of_xen_orchestra(&snapshot.other_config);
+        let is_of_it = snapshot.is_a_snapshot && snapshot.snapshot_of == vm.reference;
+        let Some(keys) = Keys::parse(&snapshot.other_config).filter(|keys| is_of_it && keys.vm == vm.uuid) else {
+            continue;
+        };
+        let devices: Vec<Record<Vbd>> = pool.records_of(&snapshot.vbds)?;
+        let of: Vec<Ref<Vdi>> =
+            devices.iter().filter(|device| is_disk(device)).map(|device| device.vdi.clone()).collect();
+        vdis.extend(pool.records_of::<Vdi>(&of)?);
+        by_run.entry(place(&keys)).or_insert_with(|| empty(&keys)).vm = Some(snapshot.reference.clone());
+    }
+    for disk in disks {
+        vdis.extend(pool.records_of::<Vdi>(&disk.vdi.snapshots)?);
+    }
+    let mut seen = BTreeSet::new();
+    for vdi in vdis.into_iter().filter(|vdi| vdi.is_a_snapshot) {
+        let keys = Keys::parse(&vdi.other_config).filter(|keys| keys.vm == vm.uuid);
+        if let Some(keys) = keys.filter(|_| seen.insert(vdi.reference.clone())) {
+            by_run.entry(place(&keys)).or_insert_with(|| empty(&keys)).disks.push(vdi);
+        }
+    }
+    // A snapshot is stored if all that is left of it says so: the last of it is told last.
+    for snapshot in by_run.values_mut() {
+        let says_so = |vdi: &Record<Vdi>| Keys::parse(&vdi.other_config).is_some_and(|keys| keys.is_stored);
+        snapshot.keys.is_stored = !snapshot.disks.is_empty() && snapshot.disks.iter().all(says_so);
+    }
+    Ok((by_run.into_values().collect(), is_of_xen_orchestra))
+}
+
+/// Sorts by time.
+fn place(keys: &Keys) -> (String, Uuid) {
+    (keys.datetime.clone(), keys.run)
+}
