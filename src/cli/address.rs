@@ -111,7 +111,7 @@ mod tests {
 
     fn find(address: &str) -> Result<PathBuf, String> {
         let entry = Entry { path: "file:///srv/main".into(), password_file: None, password_command: None, quota: None };
-        let config = Config { repositories: [("main".to_owned(), entry)].into() };
+        let config = Config { repositories: [("main".to_owned(), entry)].into(), ..Config::default() };
         Place::find(OsStr::new(address), &config).map(|place| place.path).map_err(|error| error.to_string())
     }
 

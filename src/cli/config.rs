@@ -5,6 +5,13 @@
 //! path = "/srv/backups"
 //! password_file = "/etc/xofs/main.key"       # or password_command = "..."
 //! quota = "500GiB"
+//!
+//! [pools.lab]
+//! address = "pool.example.org"
+//! user = "backup"                             # root, if nothing is said
+//! password_file = "/etc/xofs/lab.password"    # or password_command = "..."
+//! fingerprint = "AA:BB:..."                   # or authority = "/etc/xofs/lab.pem"
+//! sr_paths = { "<uuid of the SR>" = "/mnt/sr" }
 //! ```
 
 use std::collections::BTreeMap;
@@ -15,6 +22,7 @@ use anyhow::Result;
 use serde::Deserialize;
 
 use super::exit::Failure;
+use super::password::Places;
 use super::text::parse_size;
 
 /// What the configuration files say.
@@ -24,6 +32,9 @@ pub struct Config {
     /// Repositories by name.
     #[serde(default)]
     pub repositories: BTreeMap<String, Entry>,
+    /// Pools by name.
+    #[serde(default)]
+    pub pools: BTreeMap<String, PoolEntry>,
 }
 
 /// One repository.
@@ -40,7 +51,40 @@ pub struct Entry {
     pub quota: Option<String>,
 }
 
+/// One pool.
+#[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct PoolEntry {
+    /// The name or address of one of its hosts; `https` unless it says `http://`.
+    pub address: String,
+    /// The user.
+    pub user: Option<String>,
+    /// File that holds the password.
+    pub password_file: Option<PathBuf>,
+    /// Command that prints the password.
+    pub password_command: Option<String>,
+    /// The SHA-256 of its certificate.
+    pub fingerprint: Option<String>,
+    /// File with the certificates of who signed its certificate.
+    pub authority: Option<PathBuf>,
+    /// Where the folder of an SR is on this machine, by the SR's uuid.
+    #[serde(default)]
+    pub sr_paths: BTreeMap<String, PathBuf>,
+}
+
+impl PoolEntry {
+    /// Returns where its password is.
+    pub fn password(&self) -> Places<'_> {
+        (self.password_file.as_deref(), self.password_command.as_deref())
+    }
+}
+
 impl Entry {
+    /// Returns where its encryption key is.
+    pub fn password(&self) -> Places<'_> {
+        (self.password_file.as_deref(), self.password_command.as_deref())
+    }
+
     /// Returns the quota in bytes.
     ///
     /// # Errors
@@ -60,7 +104,11 @@ impl Config {
         let mut config = Self::default();
         for path in files() {
             match std::fs::read_to_string(&path) {
-                Ok(text) => config.repositories.extend(Self::parse(&text, &path)?.repositories),
+                Ok(text) => {
+                    let Self { repositories, pools } = Self::parse(&text, &path)?;
+                    config.repositories.extend(repositories);
+                    config.pools.extend(pools);
+                }
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {}
                 Err(error) => {
                     return Err(Failure::usage(format!("read configuration '{}': {error}", path.display())).into());
@@ -102,6 +150,20 @@ mod tests {
             Entry { path: "/srv/br".into(), password_file: Some("/k".into()), password_command: None, quota: None };
         assert_eq!(config.repositories, BTreeMap::from([("main".to_owned(), main)]));
         assert_eq!(parse(""), Ok(Config::default()));
+    }
+
+    #[test]
+    fn pools_are_read_by_name() {
+        let text = "[pools.lab]\naddress = 'lab'\nuser = 'u'\nsr_paths = { abc = '/mnt/sr' }\n";
+        let lab = PoolEntry {
+            address: "lab".into(),
+            user: Some("u".into()),
+            sr_paths: BTreeMap::from([("abc".to_owned(), "/mnt/sr".into())]),
+            ..PoolEntry::default()
+        };
+        assert_eq!(parse(text).expect("parses").pools, BTreeMap::from([("lab".to_owned(), lab)]));
+        assert!(parse("[pools.lab]\nuser = 'u'\n").expect_err("no address").contains("address"));
+        assert!(parse("[pools.lab]\naddress = 'a'\npassword = 'p'\n").expect_err("a secret").contains("password"));
     }
 
     #[test]

@@ -11,9 +11,9 @@ use storage::{EncryptionKey, WritableStorage};
 
 use super::Global;
 use super::address::Place;
-use super::config::Config;
+use super::config::{Config, Entry};
 use super::exit::{Exit, Failure};
-use super::password::{self, Source};
+use super::password::{self, KEY, Source};
 use super::text::Shown;
 use crate::repository::{ErrorKind, OpenOptions, Repository, VmId, VmLock};
 
@@ -130,16 +130,13 @@ fn or_asking<T>(global: &Global, place: &Place, open: impl Fn(Option<EncryptionK
 }
 
 fn source(global: &Global, place: &Place) -> Option<Source> {
-    let own = || Source::choose(None, None, |_| None, place.entry.as_ref());
+    let of_entry = place.entry.as_ref().map_or((None, None), Entry::password);
+    let own = || Source::choose(&KEY, (None, None), |_| None, of_entry);
     if let Some(own) = own().filter(|_| global.shares_key) {
         return Some(own);
     }
-    let mut source = Source::choose(
-        global.password_file.as_deref(),
-        global.password_command.as_deref(),
-        |name| std::env::var(name).ok(),
-        place.entry.as_ref(),
-    )?;
+    let of_command_line = (global.password_file.as_deref(), global.password_command.as_deref());
+    let mut source = Source::choose(&KEY, of_command_line, |name| std::env::var(name).ok(), of_entry)?;
     source.is_ambient |= global.shares_key;
     Some(source)
 }

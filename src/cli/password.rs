@@ -1,4 +1,5 @@
-//! Where the encryption key comes from: the command line, then the environment, then the configuration, then a person.
+//! Where secrets come from, the encryption key of a repository and the password of a pool: the command line, then the
+//! environment, then the configuration, then a person.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -10,15 +11,36 @@ use rustix::termios::{self, LocalModes, OptionalActions};
 use storage::EncryptionKey;
 use zeroize::{Zeroize, Zeroizing};
 
-use super::config::Entry;
 use super::exit::{Exit, Failure};
 
 /// No key is longer; what is longer is another file by mistake.
 const LIMIT: u64 = 4096;
 
-/// Where to take the key from.
+/// A kind of secret.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Kind {
+    /// What it is called.
+    name: &'static str,
+    /// The variables that name a file, name a command, and hold it.
+    variables: [&'static str; 3],
+}
+
+/// The encryption key of a repository.
+pub static KEY: Kind =
+    Kind { name: "encryption key", variables: ["XOFS_PASSWORD_FILE", "XOFS_PASSWORD_COMMAND", "XOFS_PASSWORD"] };
+/// The password of a pool's user.
+pub static OF_POOL: Kind = Kind {
+    name: "password of the pool",
+    variables: ["XOFS_POOL_PASSWORD_FILE", "XOFS_POOL_PASSWORD_COMMAND", "XOFS_POOL_PASSWORD"],
+};
+
+/// A file and a command of which either may hold a secret.
+pub type Places<'a> = (Option<&'a Path>, Option<&'a str>);
+
+/// Where to take a secret from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Source {
+    kind: &'static Kind,
     origin: Origin,
     /// Whether the environment names it: for whatever needs a key, while the other places name it for one repository.
     pub is_ambient: bool,
@@ -30,52 +52,69 @@ enum Origin {
     File(PathBuf),
     /// What a command prints.
     Command(String),
-    /// The variable `XOFS_PASSWORD`.
+    /// A variable.
     Environment,
 }
 
 impl Source {
     /// Chooses among what the command line, the environment and the configuration say; a file comes before a command.
     pub fn choose(
-        file: Option<&Path>,
-        command: Option<&str>,
+        kind: &'static Kind,
+        command_line: Places,
         environment: impl Fn(&str) -> Option<String>,
-        entry: Option<&Entry>,
+        configuration: Places,
     ) -> Option<Self> {
         let of =
             |file: Option<PathBuf>, command: Option<String>| file.map(Origin::File).or(command.map(Origin::Command));
+        let named = |(file, command): Places| {
+            let origin = of(file.map(Path::to_path_buf), command.map(str::to_owned))?;
+            Some(Self { kind, origin, is_ambient: false })
+        };
         let set = |name: &str| environment(name).filter(|value| !value.is_empty());
-        let named = |origin| Self { origin, is_ambient: false };
-        let ambient = |origin| Self { origin, is_ambient: true };
-        of(file.map(Path::to_path_buf), command.map(str::to_owned))
-            .map(named)
-            .or_else(|| of(set("XOFS_PASSWORD_FILE").map(PathBuf::from), set("XOFS_PASSWORD_COMMAND")).map(ambient))
-            .or_else(|| set("XOFS_PASSWORD").map(|_| ambient(Origin::Environment)))
-            .or_else(|| {
-                entry.and_then(|entry| of(entry.password_file.clone(), entry.password_command.clone())).map(named)
-            })
+        let ambient = |origin| Self { kind, origin, is_ambient: true };
+        let [file, command, variable] = kind.variables;
+        named(command_line)
+            .or_else(|| of(set(file).map(PathBuf::from), set(command)).map(ambient))
+            .or_else(|| set(variable).map(|_| ambient(Origin::Environment)))
+            .or_else(|| named(configuration))
     }
 
-    /// Reads the key.
+    /// Reads the encryption key.
     ///
     /// # Errors
     /// `Key` if it cannot be had or is no key; the error says where it was to come from, never what was found.
     pub fn read(&self) -> Result<EncryptionKey> {
-        let (text, origin) = match &self.origin {
-            Origin::File(path) => {
-                let origin = format!("read the encryption key from '{}'", path.display());
-                (File::open(path).and_then(read_text).map_err(|error| missing(&origin, &error.to_string()))?, origin)
-            }
-            Origin::Command(command) => {
-                let origin = format!("take the encryption key from the command '{command}'");
-                (run(command).map_err(|error| missing(&origin, &error))?, origin)
-            }
-            Origin::Environment => {
-                let text = std::env::var("XOFS_PASSWORD").unwrap_or_default();
-                (Zeroizing::new(text), "take the encryption key from XOFS_PASSWORD".to_owned())
-            }
-        };
-        EncryptionKey::from_text(&text).context(origin)
+        EncryptionKey::from_text(&self.text()?).with_context(|| self.act())
+    }
+
+    /// Reads a secret as it is, without the end of its line.
+    ///
+    /// # Errors
+    /// `Key` if it cannot be had.
+    pub fn line(&self) -> Result<Zeroizing<String>> {
+        let mut text = self.text()?;
+        let len = text.trim_end_matches(['\r', '\n']).len();
+        text.truncate(len);
+        Ok(text)
+    }
+
+    fn text(&self) -> Result<Zeroizing<String>> {
+        let missing = |reason: &str| Failure::new(Exit::Key, format!("{}: {reason}", self.act()));
+        Ok(match &self.origin {
+            Origin::File(path) => File::open(path).and_then(read_text).map_err(|error| missing(&error.to_string()))?,
+            Origin::Command(command) => run(command).map_err(|error| missing(&error))?,
+            Origin::Environment => Zeroizing::new(std::env::var(self.kind.variables[2]).unwrap_or_default()),
+        })
+    }
+
+    /// Says what reading it is.
+    fn act(&self) -> String {
+        let name = self.kind.name;
+        match &self.origin {
+            Origin::File(path) => format!("read the {name} from '{}'", path.display()),
+            Origin::Command(command) => format!("take the {name} from the command '{command}'"),
+            Origin::Environment => format!("take the {name} from {}", self.kind.variables[2]),
+        }
     }
 }
 
@@ -98,12 +137,13 @@ pub fn ask_twice(repository: &str) -> Result<Option<EncryptionKey>> {
     Ok(Some(key))
 }
 
-fn ask_text(prompt: &str) -> Result<Option<Zeroizing<String>>> {
+/// Asks a person for a secret; `None` if there is no terminal.
+pub fn ask_text(prompt: &str) -> Result<Option<Zeroizing<String>>> {
     if !io::stderr().is_terminal() {
         return Ok(None);
     }
     let Ok(terminal) = File::options().read(true).write(true).open("/dev/tty") else { return Ok(None) };
-    match ask_on(&terminal, prompt).context("ask for the encryption key")? {
+    match ask_on(&terminal, prompt).context("ask on the terminal")? {
         Some(text) => Ok(Some(text)),
         None => Err(Failure::new(Exit::Interrupted, "interrupted").into()),
     }
@@ -176,42 +216,39 @@ fn run(command: &str) -> Result<Zeroizing<String>, String> {
     text.ok_or("it has no output")?.map_err(|error| error.to_string())
 }
 
-fn missing(origin: &str, reason: &str) -> Failure {
-    Failure::new(Exit::Key, format!("{origin}: {reason}"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_command_line_wins_over_the_environment_and_that_over_the_configuration() {
-        let entry =
-            Entry { path: "/".into(), password_file: None, password_command: Some("entry".into()), quota: None };
-        let named = |origin| Some(Source { origin, is_ambient: false });
-        let ambient = |origin| Some(Source { origin, is_ambient: true });
+        let entry: Places = (None, Some("entry"));
+        let nowhere: Places = (None, None);
+        let named = |origin| Some(Source { kind: &KEY, origin, is_ambient: false });
+        let ambient = |origin| Some(Source { kind: &KEY, origin, is_ambient: true });
         let file = |path: &str| Origin::File(path.into());
         let command = |text: &str| Origin::Command(text.into());
         let none: &[(&str, &str)] = &[];
-        for (cli_file, cli_command, environment, entry, expected) in [
-            (None, None, none, None, None),
-            (None, None, none, Some(&entry), named(command("entry"))),
-            (None, None, &[("XOFS_PASSWORD", "x")], Some(&entry), ambient(Origin::Environment)),
-            (None, None, &[("XOFS_PASSWORD", "")], Some(&entry), named(command("entry"))),
-            (None, None, &[("XOFS_PASSWORD", "x"), ("XOFS_PASSWORD_COMMAND", "c")], None, ambient(command("c"))),
-            (None, None, &[("XOFS_PASSWORD_FILE", "/e"), ("XOFS_PASSWORD_COMMAND", "c")], None, ambient(file("/e"))),
-            (None, Some("cli"), &[("XOFS_PASSWORD_FILE", "/e")], Some(&entry), named(command("cli"))),
-            (Some(Path::new("/cli")), Some("cli"), none, Some(&entry), named(file("/cli"))),
+        for (command_line, environment, entry, expected) in [
+            (nowhere, none, nowhere, None),
+            (nowhere, none, entry, named(command("entry"))),
+            (nowhere, &[("XOFS_PASSWORD", "x")], entry, ambient(Origin::Environment)),
+            (nowhere, &[("XOFS_PASSWORD", "")], entry, named(command("entry"))),
+            (nowhere, &[("XOFS_POOL_PASSWORD", "x")], nowhere, None),
+            (nowhere, &[("XOFS_PASSWORD", "x"), ("XOFS_PASSWORD_COMMAND", "c")], nowhere, ambient(command("c"))),
+            (nowhere, &[("XOFS_PASSWORD_FILE", "/e"), ("XOFS_PASSWORD_COMMAND", "c")], nowhere, ambient(file("/e"))),
+            ((None, Some("cli")), &[("XOFS_PASSWORD_FILE", "/e")], entry, named(command("cli"))),
+            ((Some(Path::new("/cli")), Some("cli")), none, entry, named(file("/cli"))),
         ] {
             let lookup = |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, v)| (*v).to_owned());
-            assert_eq!(Source::choose(cli_file, cli_command, lookup, entry), expected, "{environment:?}");
+            assert_eq!(Source::choose(&KEY, command_line, lookup, entry), expected, "{environment:?}");
         }
     }
 
     #[test]
     fn a_key_comes_from_a_command_and_a_failing_command_is_named() {
         let key = "0123456789abcdef0123456789abcdef";
-        let source = |command: &str| Source { origin: Origin::Command(command.into()), is_ambient: false };
+        let source = |command: &str| Source { kind: &KEY, origin: Origin::Command(command.into()), is_ambient: false };
         assert!(source(&format!("echo {key}")).read().is_ok());
         for (command, part) in [("exit 3", "exit status: 3"), ("echo short", "32"), ("true", "32")] {
             let error = source(command).read().expect_err(command);
