@@ -1,14 +1,15 @@
 //! The commands of `xofs`: one file each, and the only place that prints.
 //!
 //! ```text
-//! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · repository · completions (and man)
+//! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · backup · repository · completions (and man)
 //!      │  guest: ls · cat · cp · tar · loop
 //!           └─► open ─► address, config, password        what is named, to an open repository
-//!      └► store               what those share that write backups
+//!           └► pool, store                       a pool and its password; what those share that write backups
 //! exit: how each ends      text, print: how values are written      logging, signals, serve, daemon: the process
 //! ```
 
 mod address;
+mod backup;
 mod check;
 mod completions;
 mod config;
@@ -24,6 +25,7 @@ mod logging;
 mod mount;
 mod open;
 mod password;
+mod pool;
 mod print;
 mod repair;
 mod repository;
@@ -114,6 +116,7 @@ enum Command {
     Repair(repair::RepairArgs),
     Forget(forget::ForgetArgs),
     Ingest(Box<ingest::IngestArgs>),
+    Backup(Box<backup::BackupArgs>),
     Repository(repository::RepositoryArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -157,6 +160,7 @@ pub fn main() -> ExitCode {
         Command::Repair(arguments) => repair::run(global, &arguments),
         Command::Forget(arguments) => forget::run(global, &arguments),
         Command::Ingest(arguments) => ingest::run(global, &arguments),
+        Command::Backup(arguments) => backup::run(global, &arguments),
         Command::Repository(arguments) => repository::run(global, &arguments),
         Command::Completions(arguments) => completions::completions(Cli::command(), &arguments),
         Command::Man(arguments) => completions::man(Cli::command(), &arguments),

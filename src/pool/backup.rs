@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
     /// Finds a VM.
     ///
     /// # Errors
-    /// As for [`survey::find`].
+    /// If there is none of that name, or several; what the pool says.
     pub fn find(&self, named: &str) -> Result<Record<Vm>> {
         survey::find(&self.pool, named)
     }

@@ -21,7 +21,7 @@ use crate::ingest::{Destination, Extent, Layout};
 use crate::repository::Rules;
 
 pub use progress::with_progress;
-pub use report::{exit, say_failures, to_json, to_text};
+pub use report::{exit, reads_to_text, say_failures, to_json, to_text};
 pub use retention::Retention;
 
 /// Formats of disks.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Retention;
 use crate::cli::exit::Exit;
 use crate::cli::text::{Shown, count, size};
-use crate::ingest::{self, ErrorKind, Outcome, Reading, Report, Stored};
+use crate::ingest::{self, ErrorKind, Outcome, Pass, ReadDisk, Reading, Report, Stored};
 
 /// The stages that the same threads do, one after the other for each block.
 const OF_WORKERS: [&str; 3] = ["compare", "hash", "encode"];
@@ -22,6 +22,23 @@ fn stages(report: &Report) -> Vec<(String, Reading)> {
         all.extend(stored.stages.iter().map(|(name, reading)| (format!("{name} {}", outcome.name), *reading)));
     }
     all
+}
+
+/// Says how each disk was read, for people: where a source has several ways.
+pub fn reads_to_text(report: &Report) -> String {
+    let mut text = String::new();
+    for disk in &report.disks {
+        for pass in &disk.passes {
+            let since = if pass.base.is_some() { ", what changed" } else { "" };
+            let (read, way) = (size(pass.bytes), Shown(&pass.way));
+            // Writing to a String cannot fail.
+            let _ = match &pass.given_up {
+                None => writeln!(text, "  {}  {read} read{since}, by {way}", disk.name),
+                Some(why) => writeln!(text, "  {}  given up after {read}{since}, by {way}: {}", disk.name, Shown(why)),
+            };
+        }
+    }
+    text
 }
 
 /// Says on standard error what became of the destinations that failed.
@@ -125,6 +142,7 @@ pub fn to_json(report: &Report, retention: Option<&Retention>) -> Value {
         "timestamp": report.time.unix(),
         "seconds": report.elapsed.as_secs_f64(),
         "stages": stages(&report.stages),
+        "reads": report.disks.iter().map(read_to_json).collect::<Vec<_>>(),
         "bottleneck": bottleneck(report),
         "repositories": report.outcomes.iter().enumerate().map(stored).collect::<Vec<_>>(),
     })
@@ -147,6 +165,19 @@ fn disks_to_json(stored: &Stored) -> Value {
         })
     };
     stored.disks.iter().map(disk).collect()
+}
+
+fn read_to_json(disk: &ReadDisk) -> Value {
+    let pass = |pass: &Pass| {
+        json!({
+            "way": pass.way,
+            "base": pass.base,
+            "bytes": pass.bytes,
+            "baseBytes": pass.base_bytes,
+            "givenUp": pass.given_up,
+        })
+    };
+    json!({ "name": disk.name, "passes": disk.passes.iter().map(pass).collect::<Vec<_>>() })
 }
 
 fn xva_to_json(xva: &ingest::StoredXva) -> Value {
