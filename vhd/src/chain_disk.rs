@@ -23,6 +23,7 @@ use uuid::Uuid;
 use crate::by_name::ByName;
 use crate::cache::{BlockCache, Form, Key};
 use crate::chain::{Chain, Evidence, Member};
+use crate::difference;
 use crate::digests::ChainDigests;
 use crate::error::{Error, ErrorKind, Result};
 use crate::exploded::Exploded;
@@ -216,6 +217,18 @@ impl ChainDisk {
     #[must_use]
     pub fn digests(&self) -> ChainDigests {
         ChainDigests::load(self.0.snapshot())
+    }
+
+    /// Returns the ranges of bytes outside of which this disk holds what `other` does, of the same lineage or not: ascending,
+    /// whole blocks, up to the end of the larger one. Only tables are read; what lies within may be equal, too.
+    ///
+    /// Both must have been opened in the same [`Context`], which is what they know each other's layers by.
+    ///
+    /// # Errors
+    /// `Unavailable` while a merge takes blocks away from what only one of them has; `Unsupported` if their blocks are of
+    /// different sizes; or if a table cannot be read.
+    pub fn differing_ranges(&self, other: &Self) -> Result<Vec<std::ops::Range<u64>>> {
+        difference::between(&self.0.snapshot(), &other.0.snapshot())
     }
 
     /// Returns the number of bytes per block.
@@ -926,7 +939,7 @@ pub(crate) fn has_sector(bitmap: &[u8], sector: usize) -> bool {
 /// Reads the map of each layer once, several at a time, and hands them to `act`, leaf first.
 ///
 /// No more than those read at a time are in memory: all maps of a long chain of large disks would take gigabytes.
-fn each_map(
+pub(crate) fn each_map(
     chain: &Chain,
     storage: &Arc<dyn Storage>,
     mut act: impl FnMut(&Member, BlockMap) -> Result<()>,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open ─► disk (ChainDisk: table, reading, checking) ─► chain (names, merges, links) ─► layer ─► flat │ exploded
-//! by_name (when a disk without a backup has ended)
+//! by_name (when a disk without a backup has ended)            difference (what two disks may differ in, by their tables)
 //! Merge (fewer images, the same disk)                  links (what an image says of itself)
 //! create_layer ─► block_sink ─► flat_writer │ exploded_writer, then alias_writer     new_layer (what is to be written)
 //! digests (what blocks hold, known without reading them), digest
@@ -22,6 +22,7 @@ mod by_name;
 mod cache;
 mod chain;
 mod chain_disk;
+mod difference;
 mod digest;
 mod digests;
 mod error;

@@ -8,16 +8,18 @@
 //! end    footer            512, the same again
 //! ```
 //!
-//! That is the layout Xen Orchestra writes (vhd-lib, `DiskConsumerVhdStream.mjs`). Which blocks are present is found
-//! once, when the view is made, so the file never changes its size or its layout.
+//! That is the layout Xen Orchestra writes (vhd-lib, `DiskConsumerVhdStream.mjs`). Which blocks are present is known
+//! once the view is made, so the file never changes its size or its layout. A differencing one has the blocks that it was
+//! asked to have; a block of zeroes among them says that there are zeroes.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use disk::{Disk, Error, ErrorKind, Extent, Result};
 use uuid::Uuid;
 
 use crate::footer::{DiskType, FOOTER_BYTES, Footer};
-use crate::geometry::{BlockSize, Chs, SECTOR};
+use crate::geometry::{BlockIndex, BlockSize, Chs, SECTOR};
 use crate::header::{HEADER_BYTES, Header, ParentLocator};
 
 const BLOCK: BlockSize = BlockSize::DEFAULT;
@@ -30,7 +32,7 @@ const ABSENT: [u8; 4] = [0xff; 4];
 /// "More than this geometry can say": what tools write, and understand, where the size is not to be taken from it.
 const NO_GEOMETRY: Chs = Chs { cylinders: 65_535, heads: 16, sectors: 255 };
 
-/// A dynamic VHD over any disk.
+/// A dynamic or differencing VHD over any disk.
 pub struct VhdView {
     disk: Arc<dyn Disk>,
     /// Footer, header and padded table.
@@ -55,6 +57,32 @@ impl VhdView {
     /// # Errors
     /// `Unsupported` if the disk is larger than [`VhdView::MAX_SIZE`]; others as for [`Disk::extent_at`].
     pub fn new(disk: Arc<dyn Disk>, uuid: Uuid, timestamp: u32) -> Result<Self> {
+        Self::check_size(&*disk)?;
+        let present = present_blocks(&*disk)?;
+        Ok(Self::assemble(disk, present, DiskType::Dynamic, uuid, None, timestamp))
+    }
+
+    /// Makes the view of what another disk, which `parent` is the UUID of, needs to become this one: the blocks in which
+    /// `changed` lies, whole, whatever they hold. What is past the end of the disk is left out.
+    ///
+    /// `uuid` and `timestamp` are as for [`VhdView::new`]. There is no path of the parent: who takes such a file from a stream
+    /// applies it to a disk that holds what the parent does.
+    ///
+    /// # Errors
+    /// `Unsupported` if the disk is larger than [`VhdView::MAX_SIZE`].
+    pub fn difference(
+        disk: Arc<dyn Disk>,
+        changed: &[Range<u64>],
+        uuid: Uuid,
+        parent: Uuid,
+        timestamp: u32,
+    ) -> Result<Self> {
+        Self::check_size(&*disk)?;
+        let present = touched_blocks(changed, disk.size());
+        Ok(Self::assemble(disk, present, DiskType::Differencing, uuid, Some(parent), timestamp))
+    }
+
+    fn check_size(disk: &dyn Disk) -> Result<()> {
         if disk.size() > Self::MAX_SIZE {
             let message = format!(
                 "a VHD file holds a disk of at most {} bytes, but this one has {}; read the raw disk instead",
@@ -63,6 +91,18 @@ impl VhdView {
             );
             return Err(Error::new(ErrorKind::Unsupported, message));
         }
+        Ok(())
+    }
+
+    /// `present` is ascending and within the disk, which is at most [`VhdView::MAX_SIZE`].
+    fn assemble(
+        disk: Arc<dyn Disk>,
+        present: Vec<u32>,
+        disk_type: DiskType,
+        uuid: Uuid,
+        parent_uuid: Option<Uuid>,
+        timestamp: u32,
+    ) -> Self {
         let size = disk.size().next_multiple_of(SECTOR);
         let footer = Footer {
             features: 2,
@@ -77,7 +117,7 @@ impl VhdView {
             original_size: size,
             current_size: size,
             chs: NO_GEOMETRY,
-            disk_type: DiskType::Dynamic,
+            disk_type,
             uuid,
         }
         .to_bytes();
@@ -86,18 +126,30 @@ impl VhdView {
             table_offset: TABLE_AT,
             max_table_entries: entries,
             block_size: BLOCK,
-            parent_uuid: None,
+            parent_uuid,
             parent_timestamp: 0,
             parent_name: String::new(),
             locators: [ParentLocator::default(); 8],
         };
-        let present = present_blocks(&*disk)?;
         let mut head = Vec::with_capacity(head_bytes(entries));
         head.extend_from_slice(&footer);
         head.extend_from_slice(&header.to_bytes());
         head.extend(table(entries, &present));
         head.resize(head_bytes(entries), 0xff);
-        Ok(Self { disk, head, present, footer })
+        Self { disk, head, present, footer }
+    }
+
+    /// Returns how many bytes of the disk the file holds: whole blocks.
+    #[must_use]
+    pub fn payload(&self) -> u64 {
+        bytes(self.present.len()) * BLOCK.bytes()
+    }
+
+    /// Returns where in the file the data of each present block begins, with the number of the block: both ascending.
+    pub fn places(&self) -> impl Iterator<Item = (u64, BlockIndex)> + '_ {
+        let start = bytes(self.head.len()) + BITMAP_BYTES;
+        let places = (0..).map(move |slot: u64| start + slot * FULL_BLOCK_BYTES);
+        places.zip(self.present.iter().map(|block| BlockIndex(*block)))
     }
 
     /// Returns where the blocks start and where they end, in bytes from the start of the file.
@@ -191,6 +243,23 @@ fn present_blocks(disk: &dyn Disk) -> Result<Vec<u32>> {
         at = (block + 1) * BLOCK.bytes();
     }
     Ok(present)
+}
+
+/// Returns the blocks that any of `ranges` lies in, ascending, up to the end of a disk of `size` bytes.
+fn touched_blocks(ranges: &[Range<u64>], size: u64) -> Vec<u32> {
+    let blocks = |range: &Range<u64>| {
+        let end = range.end.min(size);
+        let last = if range.start < end { end.div_ceil(BLOCK.bytes()) } else { 0 };
+        range.start / BLOCK.bytes()..last
+    };
+    let mut touched: Vec<u32> = ranges
+        .iter()
+        .flat_map(blocks)
+        .map(|block| u32::try_from(block).expect("2040 GiB have about a million"))
+        .collect();
+    touched.sort_unstable();
+    touched.dedup();
+    touched
 }
 
 /// Yields the bytes of the table, without padding.
@@ -383,6 +452,39 @@ mod tests {
             expected[..stored.len()].copy_from_slice(stored);
             assert!(bytes[at + 512..at + 512 + block] == expected, "block {number}");
         }
+    }
+
+    #[test]
+    fn a_difference_has_the_blocks_that_were_asked_for_zeroes_too() {
+        let odd = 5 * 2 * MIB + 512;
+        let disk = Memory::new(odd, &[0..512, 6 * MIB..8 * MIB, odd - 512..odd]);
+        // One that is all zero, one of which a part changed, the last one twice, and nothing past the end.
+        let changed =
+            [odd - 1..odd + 9 * MIB, 2 * MIB..2 * MIB + 1, 7 * MIB..8 * MIB, odd - 512..odd, 64 * MIB..65 * MIB];
+        let parent = Uuid::from_u128(7);
+        let view = VhdView::difference(disk.clone(), &changed, uuid(), parent, 0).unwrap();
+        let file = whole(&view);
+        let footer = Footer::parse(file[..512].try_into().unwrap()).unwrap();
+        assert_eq!((footer.disk_type, footer.current_size), (DiskType::Differencing, odd));
+        assert_eq!(file[file.len() - 512..], file[..512]);
+        let header = Header::parse(file[512..1536].try_into().unwrap()).unwrap();
+        assert_eq!((header.max_table_entries, header.parent_uuid), (6, Some(parent)));
+        let table = [ABSENT, [0, 0, 0, 4], ABSENT, [0, 0, 0x10, 5], ABSENT, [0, 0, 0x20, 6]].concat();
+        assert_eq!(file[1536..1560], table);
+        let places: Vec<_> = view.places().collect();
+        let full = FULL_BLOCK_BYTES;
+        assert_eq!(places, [(2560, BlockIndex(1)), (2560 + full, BlockIndex(3)), (2560 + 2 * full, BlockIndex(5))]);
+        assert_eq!((view.payload(), bytes(file.len())), (6 * MIB, 2048 + 3 * full + 512));
+        for (at, block) in places {
+            let at = usize::try_from(at).unwrap();
+            assert!(file[at - 512..at].iter().all(|byte| *byte == 0xff));
+            let from = usize::try_from(u64::from(block.0) * 2 * MIB).unwrap();
+            let mut expected = disk.bytes[from..disk.bytes.len().min(from + (2 << 20))].to_vec();
+            expected.resize(2 << 20, 0);
+            assert!(file[at..at + (2 << 20)] == expected, "{block:?}");
+        }
+        let nothing = VhdView::difference(disk, &[], uuid(), parent, 0).unwrap();
+        assert_eq!((nothing.size(), nothing.places().count()), (2560, 0));
     }
 
     #[test]
