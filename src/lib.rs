@@ -3,11 +3,13 @@
 //! ```text
 //! cli ─┬► mount ──► tree ─┬► worker ──► guest
 //!      │                  ├► repository ──► vhd, xva, storage, disk
-//!      └► doctor ─► ingest (nbd), merge ──┘
+//!      ├► doctor ─► ingest (nbd), merge ──┤
+//!      └► pool ─► ingest, xapi ───────────┘      ahead: disks read by several threads, in order
 //! ```
 //!
 //! Each module uses only those to its right.
 
+mod ahead;
 pub mod cli;
 pub mod doctor;
 pub mod ingest;

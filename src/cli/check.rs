@@ -22,10 +22,10 @@ use storage::{ObjectPath, WritableStorage};
 use vhd::{BlockIndex, ChainDigests, Digest, Filter, Format, LayerInfo};
 
 use super::exit::Exit;
-use super::export::ahead::{PIECE, THREADS, Times};
 use super::export::progress::Progress;
 use super::text::{Shown, count, size};
 use super::{Global, open, print};
+use crate::ahead::{PIECE, THREADS, Times};
 use crate::doctor::{self, Explanation, Include, Kind};
 use crate::repository::{
     Backup, BackupDisk, DiskSource, ErrorKind, Layout, LooseDisk, MissingBlock, Mode, ProblemKind, Repository,

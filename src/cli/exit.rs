@@ -135,9 +135,15 @@ fn of_pool(kind: pool::ErrorKind) -> Exit {
     match kind {
         pool::ErrorKind::Usage => Exit::Usage,
         pool::ErrorKind::Pool(xapi::ErrorKind::Credentials) => Exit::Key,
-        pool::ErrorKind::Pool(_) | pool::ErrorKind::Untrusted | pool::ErrorKind::Chain | pool::ErrorKind::State => {
-            Exit::Failed
-        }
+        pool::ErrorKind::Pool(_)
+        | pool::ErrorKind::Untrusted
+        | pool::ErrorKind::Chain
+        | pool::ErrorKind::State
+        | pool::ErrorKind::Backup
+        | pool::ErrorKind::Room
+        | pool::ErrorKind::Differs => Exit::Failed,
+        pool::ErrorKind::Damaged => Exit::Damaged,
+        pool::ErrorKind::Repository(kind) => of_repository(kind),
         pool::ErrorKind::Locked => Exit::Locked,
         pool::ErrorKind::Interrupted => Exit::Interrupted,
         pool::ErrorKind::Ingest(kind) => of_ingest(kind),

@@ -58,3 +58,4 @@ pub use run::{Begun, begin, run};
 pub use source::{ImageOptions, RawFile, Source};
 pub use wanted::{Destination, Extent, JOB, Layout, SCHEDULE, Wanted};
 pub use watch::Watch;
+pub(crate) use xva_source::StoredArchive;

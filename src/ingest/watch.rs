@@ -9,17 +9,23 @@ pub struct Watch {
     is_cancelled: AtomicBool,
     done: AtomicU64,
     expected: AtomicU64,
-    /// As an index of [`Watch::AWAITED`].
+    /// What is read from, what works, what is written to.
+    names: [&'static str; 3],
+    /// As an index of them.
     awaited: AtomicU8,
     say: Box<dyn Fn(&str) + Send + Sync>,
 }
 
 impl Watch {
-    const AWAITED: [&'static str; 3] = ["image", "processor", "repository"];
-
     /// Makes one; `say` is told, in a sentence, what a person should know.
     pub fn new(say: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self::between(["image", "processor", "repository"], say)
+    }
+
+    /// Makes one of work that reads from the first of `names`, and writes to the last.
+    pub fn between(names: [&'static str; 3], say: impl Fn(&str) + Send + Sync + 'static) -> Self {
         Self {
+            names,
             is_cancelled: AtomicBool::new(false),
             done: AtomicU64::new(0),
             expected: AtomicU64::new(0),
@@ -39,35 +45,35 @@ impl Watch {
         (self.done.load(Ordering::Relaxed), self.expected.load(Ordering::Relaxed))
     }
 
-    /// Returns what is waited for: the image, the processor, or a repository.
+    /// Returns what is waited for.
     #[must_use]
     pub fn waits_for(&self) -> &'static str {
-        Self::AWAITED[usize::from(self.awaited.load(Ordering::Relaxed)) % Self::AWAITED.len()]
+        self.names[usize::from(self.awaited.load(Ordering::Relaxed)) % self.names.len()]
     }
 
     /// Says what is waited for, by which queues are empty or full.
-    pub(super) fn sees(&self, is_input_empty: bool, is_output_full: bool) {
+    pub(crate) fn sees(&self, is_input_empty: bool, is_output_full: bool) {
         let awaited = if is_output_full { 2 } else { u8::from(!is_input_empty) };
         self.awaited.store(awaited, Ordering::Relaxed);
     }
 
-    pub(super) fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.is_cancelled.load(Ordering::Acquire)
     }
 
-    pub(super) fn check(&self) -> Result<()> {
+    pub(crate) fn check(&self) -> Result<()> {
         if self.is_cancelled() { Err(Error::interrupted()) } else { Ok(()) }
     }
 
-    pub(super) fn advance(&self, bytes: u64) {
+    pub(crate) fn advance(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn expect(&self, bytes: u64) {
+    pub(crate) fn expect(&self, bytes: u64) {
         self.expected.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn say(&self, sentence: &str) {
+    pub(crate) fn say(&self, sentence: &str) {
         (self.say)(sentence);
     }
 }

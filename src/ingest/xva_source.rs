@@ -108,7 +108,7 @@ fn read_export(
 }
 
 /// The XVA of a backup in another repository.
-pub(super) struct StoredArchive {
+pub struct StoredArchive {
     storage: Arc<dyn Storage>,
     path: ObjectPath,
     /// In bytes.
@@ -160,7 +160,11 @@ impl StoredArchive {
         ends.check(self.size).map_err(|what| self.broken(&what))
     }
 
-    fn check_sum(&self, found: Checksum) -> Result<()> {
+    /// Compares the checksum of its bytes with what is written beside it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] if it is another.
+    pub fn check_sum(&self, found: Checksum) -> Result<()> {
         match self.checksum.filter(|expected| *expected != found) {
             Some(expected) => {
                 let name = checksum_name(self.path.file_name());
@@ -190,8 +194,17 @@ impl StoredArchive {
         Error::new(ErrorKind::Source, format!("the XVA '{}' {what}", self.path))
     }
 
+    /// Returns how many bytes it has.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
     /// Reads it from beginning to end.
-    fn read(&self, give: &Sender<Vec<u8>>, is_over: impl Fn() -> bool, probe: &Probe) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] if it cannot be read, or is not whole.
+    pub fn read(&self, give: &Sender<Vec<u8>>, is_over: impl Fn() -> bool, probe: &Probe) -> Result<()> {
         let mut stream = self.storage.open_stream(&self.path).map_err(|error| of_source(&error))?;
         let now = stream.size();
         if now != self.size {

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::ingest;
+use crate::{ingest, repository};
 
 /// The result of work on a pool.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -26,6 +26,16 @@ pub enum ErrorKind {
     Interrupted,
     /// A repository, or what is written to it.
     Ingest(ingest::ErrorKind),
+    /// A repository that is restored from.
+    Repository(repository::ErrorKind),
+    /// What a backup says or holds cannot be restored.
+    Backup,
+    /// What a backup holds is damaged.
+    Damaged,
+    /// There is no room in the pool.
+    Room,
+    /// What the pool has is not what was sent.
+    Differs,
 }
 
 /// An error with its kind and a sentence that says what to do.
@@ -89,5 +99,21 @@ impl From<xapi::Error> for Error {
             xapi::ErrorKind::Cancelled => Self::new(ErrorKind::Interrupted, error.to_string()),
             kind => Self::new(ErrorKind::Pool(kind), error.to_string()),
         }
+    }
+}
+
+impl From<repository::Error> for Error {
+    fn from(error: repository::Error) -> Self {
+        Self::new(ErrorKind::Repository(error.kind()), error.to_string())
+    }
+}
+
+impl From<disk::Error> for Error {
+    fn from(error: disk::Error) -> Self {
+        let kind = match error.kind() {
+            disk::ErrorKind::Damaged => ErrorKind::Damaged,
+            _ => ErrorKind::Backup,
+        };
+        Self::new(kind, error.to_string())
     }
 }

@@ -39,6 +39,14 @@ pub enum Act {
         /// The name.
         name: String,
     },
+    /// A VM or disks are made of a backup. They have an entry with the run in it until they are whole, and these names, with a
+    /// word before them or without.
+    Restore {
+        /// The name of the VM, unless it is of disks alone.
+        vm: Option<String>,
+        /// The names of the disks.
+        disks: Vec<String>,
+    },
     /// Disks are taken from a halted VM for the moment of its snapshot.
     Detached {
         /// The uuid of the VM.

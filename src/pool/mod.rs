@@ -6,6 +6,7 @@
 //! base, way     what each disk is read relative to, and how        ─► file_sr, nbd, whole
 //! snapshot      announced, taken, kept or destroyed                ─► journal, keys
 //! backup        all of it, for one VM, in order                    ─► records, explain
+//! restore       the other way: a backup becomes a VM or a disk      ─► journal, room
 //! sweep         what runs left that died                           ─► journal, snapshot
 //! state         what is remembered between runs: known pools, journals, locks
 //! ```
@@ -23,6 +24,7 @@ mod journal;
 mod keys;
 mod nbd;
 mod records;
+pub mod restore;
 mod room;
 mod session;
 mod snapshot;

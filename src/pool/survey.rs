@@ -163,19 +163,24 @@ impl Survey {
     /// Returns what was said of an SR.
     #[must_use]
     pub fn storage(&self, reference: &Ref<Sr>) -> Option<Storage> {
-        let sr = self.storages.get(reference)?;
-        let bytes = |number: i64| u64::try_from(number).unwrap_or(0);
-        let says_thin = [&sr.sm_config, &sr.other_config]
-            .iter()
-            .any(|config| config.get("allocation").is_some_and(|allocation| allocation != "thick"));
-        Some(Storage {
-            uuid: sr.uuid.clone(),
-            name: sr.name_label.clone(),
-            kind: sr.r#type.clone(),
-            says_thin,
-            size: bytes(sr.physical_size),
-            used: bytes(sr.physical_utilisation),
-        })
+        self.storages.get(reference).map(|sr| storage_of(sr))
+    }
+}
+
+/// Returns what an SR says of its room.
+#[must_use]
+pub fn storage_of(sr: &Sr) -> Storage {
+    let bytes = |number: i64| u64::try_from(number).unwrap_or(0);
+    let says_thin = [&sr.sm_config, &sr.other_config]
+        .iter()
+        .any(|config| config.get("allocation").is_some_and(|allocation| allocation != "thick"));
+    Storage {
+        uuid: sr.uuid.clone(),
+        name: sr.name_label.clone(),
+        kind: sr.r#type.clone(),
+        says_thin,
+        size: bytes(sr.physical_size),
+        used: bytes(sr.physical_utilisation),
     }
 }
 

@@ -8,10 +8,10 @@ use xapi::{Pool, Record};
 
 use super::error::Result;
 use super::journal::{self, Act, Left};
-use super::keys;
 use super::snapshot::{attach_again, destroy_named, destroy_ours};
 use super::state::State;
 use super::survey::Survey;
+use super::{keys, restore};
 
 /// Ends the tasks of dead runs, and undoes what their journals tell about a pool, which is known by its uuid. What cannot be undone now is said, and
 /// tried again by the next run.
@@ -46,6 +46,10 @@ fn undo(pool: &Pool, state: &State, left: &Left, act: &Act) -> Result<()> {
             for snapshot in survey.snapshots.iter().filter(|snapshot| is_of_it(&snapshot.keys)) {
                 destroy_ours(pool, snapshot)?;
             }
+        }
+        Act::Restore { vm, disks } => {
+            let value = restore::restoring(left.run, &state.keeper());
+            restore::undo(pool, &value, vm.as_deref(), disks)?;
         }
         Act::Detached { vm, devices } => {
             let Some(vm) = live(pool, vm)? else { return Ok(()) };

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -201,6 +202,18 @@ impl OpenDisks {
 
     pub fn leaf(&self, backup: &Backup, disk: &BackupDisk, problems: &Problems) -> disk::Result<Option<vhd::Leaf>> {
         Ok(leaf(&self.open_of(backup, disk, problems)?))
+    }
+
+    pub fn differing_ranges(
+        &self,
+        one: (&Backup, &BackupDisk),
+        other: (&Backup, &BackupDisk),
+        problems: &Problems,
+    ) -> disk::Result<Option<Vec<Range<u64>>>> {
+        match (self.open_of(one.0, one.1, problems)?, self.open_of(other.0, other.1, problems)?) {
+            (OpenDisk::Chain(one), OpenDisk::Chain(other)) => Ok(Some(one.differing_ranges(&other)?)),
+            _ => Ok(None),
+        }
     }
 
     pub fn loose_leaf(&self, disk: &LooseDisk, problems: &Problems) -> disk::Result<Option<vhd::Leaf>> {

@@ -358,7 +358,20 @@ impl Repository {
         self.disks.leaf(backup, disk, &self.problems)
     }
 
-    /// The same of a VHD that has no metadata.
+    /// Returns where the disks of two backups may differ, by their tables alone; `None` for a disk in an XVA. See
+    /// [`vhd::ChainDisk::differing_ranges`].
+    ///
+    /// # Errors
+    /// As for [`Repository::open_disk`]; [`disk::ErrorKind::Unavailable`] while a merge changes one of them.
+    pub fn differing_ranges(
+        &self,
+        one: (&Backup, &BackupDisk),
+        other: (&Backup, &BackupDisk),
+    ) -> disk::Result<Option<Vec<std::ops::Range<u64>>>> {
+        self.disks.differing_ranges(one, other, &self.problems)
+    }
+
+    /// Returns what is known of the leaf of a VHD that has no metadata.
     ///
     /// # Errors
     /// As for [`Repository::open_disk`].

@@ -5,7 +5,6 @@
 //!            └─► ahead (several readers) ─► output (file, device, stream)
 //! ```
 
-pub mod ahead;
 pub mod output;
 pub mod progress;
 mod qcow2;
@@ -22,6 +21,7 @@ use uuid::Uuid;
 use super::exit::{Exit, Failure};
 use super::text::Shown;
 use super::{Global, open};
+use crate::ahead;
 use crate::repository::{Backup, BackupDisk, Repository, Selection, Vm};
 use output::{Leftover, Output};
 use progress::Progress;
@@ -98,7 +98,7 @@ fn export(source: Source, arguments: &ExportArgs, leftover: &Leftover) -> Result
     let mut progress = Progress::new("export", total, arguments.progress);
     let mut written = 0;
     let ranges = disk::data_ranges(image.as_ref());
-    ahead::read(&image, ranges, |offset, bytes, times| {
+    ahead::read::<anyhow::Error>(&image, ranges, |offset, bytes, times| {
         let len = u64::try_from(bytes.len()).expect("a usize has at most 64 bits");
         output
             .zero(written, offset - written)

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::ahead::Times;
+use crate::ahead::Times;
 use crate::cli::text;
 
 /// A command that is done sooner shows nothing.

@@ -11,8 +11,8 @@ use anyhow::Result;
 use serde_json::{Value, json};
 use storage::WritableStorage;
 
+use crate::ahead::Times;
 use crate::cli::exit::{self, Exit};
-use crate::cli::export::ahead::Times;
 use crate::cli::export::progress::Progress;
 use crate::cli::open;
 use crate::cli::text::{Shown, count};

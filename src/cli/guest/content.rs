@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail};
 use disk::Disk;
 
-use crate::cli::export::ahead;
+use crate::ahead;
 use crate::tree::{Attributes, Content, Kind, Tree};
 
 /// Files from this size on (bytes) are read by several threads ahead of who writes them: a smaller one is read sooner than

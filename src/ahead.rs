@@ -7,14 +7,14 @@
 //!
 //! At most `threads + 2` pieces per channel exist at a time, so memory is bounded by about `2 × (threads + 2)` pieces.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::{self, Builder};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
 use crossbeam::channel::{self, Receiver, Sender};
-use disk::Disk;
+use disk::{Disk, ErrorKind};
 
 /// Bytes of a piece: XO's block, so that a compressed one is decoded once.
 pub const PIECE: u64 = 2 << 20;
@@ -24,7 +24,7 @@ pub const THREADS: usize = 4;
 type Answer = disk::Result<Vec<u8>>;
 type Job = (Range<u64>, Sender<Answer>);
 
-/// Time spent on either side, by which a slow export can be explained.
+/// Time spent on either side, by which what is slow can be explained.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
     /// Waiting for what is read.
@@ -37,12 +37,13 @@ pub struct Times {
 /// [`PIECE`] is.
 ///
 /// # Errors
-/// The first of: an error among the ranges, of a read, or of `consume`. Nothing is consumed after it.
-pub fn read(
+/// The first of: an error among the ranges, of a read, or of `consume`. Nothing is consumed after it. Where the system refuses
+/// the threads that are needed, `Unavailable`.
+pub fn read<E: From<disk::Error>>(
     disk: &Arc<dyn Disk>,
     ranges: impl Iterator<Item = disk::Result<Range<u64>>> + Send,
-    mut consume: impl FnMut(u64, &[u8], Times) -> Result<()>,
-) -> Result<()> {
+    mut consume: impl FnMut(u64, &[u8], Times) -> Result<(), E>,
+) -> Result<(), E> {
     let (give_job, take_job) = channel::bounded::<Job>(THREADS + 2);
     let (give_order, take_order) = channel::bounded::<(u64, Receiver<Answer>)>(THREADS + 2);
     let (give_back, take_back) = channel::bounded::<Vec<u8>>(4 * THREADS);
@@ -58,15 +59,19 @@ pub fn read(
             Builder::new().spawn_scoped(scope, work)
         };
         // Where the system refuses another thread, there are fewer; but one is needed for either task.
-        let refused = "start a thread that reads the disk: raise the limit of processes, or end other programs";
-        start_reader(0).context(refused)?;
+        let refused = |error: io::Error| {
+            let advice = "raise the limit of processes, or end other programs";
+            disk::Error::new(ErrorKind::Unavailable, format!("start a thread that reads the disk: {error}; {advice}"))
+        };
+        start_reader(0).map_err(refused)?;
         (1..THREADS).map_while(|number| start_reader(number).ok()).for_each(drop);
         drop(take_job);
-        Builder::new().spawn_scoped(scope, move || plan(ranges, &give_job, &give_order)).context(refused)?;
+        Builder::new().spawn_scoped(scope, move || plan(ranges, &give_job, &give_order)).map_err(refused)?;
         let mut times = Times::default();
         let mut before = Instant::now();
         for (offset, answer) in take_order {
-            let bytes = answer.recv().map_err(|_| anyhow::anyhow!("a thread that reads the disk ended"))??;
+            let ended = |_| disk::Error::new(ErrorKind::Unavailable, "a thread that reads the disk ended");
+            let bytes = answer.recv().map_err(ended)??;
             let read = Instant::now();
             times.reading += read - before;
             consume(offset, &bytes, times)?;
@@ -117,7 +122,8 @@ fn read_piece(disk: &dyn Disk, range: Range<u64>, mut buffer: Vec<u8>) -> Answer
 
 #[cfg(test)]
 mod tests {
-    use disk::{Error, ErrorKind, Extent};
+    use anyhow::Result;
+    use disk::{Error, Extent};
 
     use super::*;
 

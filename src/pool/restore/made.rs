@@ -1,0 +1,101 @@
+//! What a restore has made so far: how it is known, how it is undone, and what becomes of what a run left that died.
+//!
+//! | the VM | its disks | what died | what the next run does |
+//! |---|---|---|---|
+//! | marked, halted | marked | before the VM was whole | destroys all |
+//! | marked, running | marked | the moment after it could be started, and somebody did | takes the marks away |
+//! | not marked | some are marked | while marks were taken away | takes the rest away |
+//! | none | marked, no VM has them | before a disk alone was whole | destroys them |
+
+use uuid::Uuid;
+use xapi::record::{Vbd, Vdi, Vm};
+use xapi::{Pool, Record, Ref};
+
+use super::records::{PROVISIONAL, RESTORING};
+use crate::pool::error::Result;
+
+/// Returns the value of the mark of a run: which, and whose.
+#[must_use]
+pub fn restoring(run: Uuid, keeper: &str) -> String {
+    format!("{run} {keeper}")
+}
+
+/// What was made, until it is whole.
+#[derive(Debug, Default)]
+pub struct Made {
+    /// The VM.
+    pub vm: Option<Ref<Vm>>,
+    /// Disks.
+    pub disks: Vec<Ref<Vdi>>,
+}
+
+impl Made {
+    /// Destroys it.
+    ///
+    /// # Errors
+    /// What the pool says; as much as can be is destroyed.
+    pub fn undo(self, pool: &Pool) -> Result<()> {
+        let vm = self.vm.map_or(Ok(()), |vm| pool.destroy_vm(&vm));
+        let disks: Vec<_> = self.disks.iter().map(|disk| pool.destroy_vdi(disk)).collect();
+        vm?;
+        Ok(disks.into_iter().collect::<xapi::Result<()>>()?)
+    }
+}
+
+/// Undoes what a run made that has this mark, by the names that it was to have, or had.
+///
+/// # Errors
+/// What the pool says.
+pub fn undo(pool: &Pool, mark: &str, vm: Option<&str>, disks: &[String]) -> Result<()> {
+    for machine in marked::<Vm>(pool, mark, vm.as_slice(), |vm| &vm.other_config)? {
+        if machine.power_state == "Halted" {
+            pool.destroy_vm(&machine.reference)?;
+        } else {
+            pool.remove_entry(&machine.reference, "other_config", RESTORING)?;
+        }
+    }
+    let names: Vec<&str> = disks.iter().map(String::as_str).collect();
+    for disk in marked::<Vdi>(pool, mark, &names, |vdi| &vdi.other_config)? {
+        if is_of_a_machine(pool, &disk)? {
+            pool.remove_entry(&disk.reference, "other_config", RESTORING)?;
+        } else {
+            pool.destroy_vdi(&disk.reference)?;
+        }
+    }
+    Ok(())
+}
+
+/// Finds the objects of some names, provisional or not, that have a mark.
+fn marked<C: xapi::record::Class>(
+    pool: &Pool,
+    mark: &str,
+    names: &[&str],
+    other_config: impl Fn(&C) -> &xapi::record::Texts,
+) -> Result<Vec<Record<C>>> {
+    let mut found: Vec<Record<C>> = Vec::new();
+    for name in names.iter().flat_map(|name| [format!("{PROVISIONAL}{name}"), (*name).to_owned()]) {
+        let there = pool.by_name::<C>(&name)?;
+        let is_ours = |object: &Record<C>| other_config(object).get(RESTORING).is_some_and(|value| value == mark);
+        for object in pool.records_of(&there)?.into_iter().filter(is_ours) {
+            if !found.iter().any(|known| known.reference == object.reference) {
+                found.push(object);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether a VM has the disk: one that is no control domain.
+fn is_of_a_machine(pool: &Pool, disk: &Vdi) -> Result<bool> {
+    for vbd in pool.records_of::<Vbd>(&disk.vbds)? {
+        match pool.field::<Vm, bool>(&vbd.vm, "is_control_domain") {
+            Err(error) if error.is_gone() => {}
+            is_control_domain => {
+                if !is_control_domain? {
+                    return Ok(true);
+                }
+            }
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,32 @@
+//! A backup becomes a VM of a pool, or a disk of one.
+//!
+//! ```text
+//! document ─► plan ─┬► networks, places, lineage (pure, but for what they ask)     what will be made, and why: --explain
+//! target (the pool) ┘
+//!   plan ─► run ─┬► records      what the pool is told to make
+//!                ├► transfer     the bytes, and back ─► digests
+//!                └► made         marked until it is whole; undone whatever ends it ─► journal
+//! ```
+//!
+//! Invariant: what is not whole has an entry in its `other_config` that names the run, and cannot be started; that entry goes last.
+//! So whoever comes after a run that died knows what of it to remove, and nobody takes half a VM for a whole one.
+
+mod digests;
+mod document;
+mod lineage;
+mod made;
+mod networks;
+mod places;
+mod plan;
+mod records;
+mod run;
+mod target;
+mod transfer;
+
+pub use lineage::Base;
+pub use made::{restoring, undo};
+pub use networks::{Interface, Macs, Network, Wish};
+pub use places::Room;
+pub use plan::{Archive, Machine, Options, Plan, PlannedDisk, Planner, What, room};
+pub use run::{Restored, RestoredDisk, Run};
+pub use target::Target;

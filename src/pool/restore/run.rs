@@ -1,0 +1,438 @@
+//! Doing what was planned.
+//!
+//! ```text
+//! told ─► VM, marked and blocked ─► disks, marked ─► bytes, several at a time ─► read back ─► interfaces, TPM ─► name, start ─► mark
+//!                └───────────────────────── whatever fails: all of it goes ──────────────────────────┘              goes
+//! ```
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use xapi::record::{Network, PoolObject, Vbd, Vdi, Vif, Vm};
+use xapi::{Pool, Record, Ref};
+
+use super::digests::Digests;
+use super::document::{Fields, flag, text, texts};
+use super::made::{self, Made};
+use super::networks;
+use super::plan::{Archive, Machine, Options, Plan, PlannedDisk, What};
+use super::records::{self, BLOCKED, Mark, PROVISIONAL, RESTORING, TAG};
+use super::target::Target;
+use super::transfer::{self, Content};
+use crate::ingest::Watch;
+use crate::pool::error::{Error, ErrorKind, Result};
+use crate::pool::journal::{Act, Journal};
+use crate::pool::state::State;
+use crate::pool::{cleanup, survey, sweep};
+
+/// What has no end.
+const FOR_EVER: Duration = Duration::MAX;
+
+/// Restores into one pool.
+pub struct Run<'a> {
+    pool: Pool,
+    state: &'a State,
+    journal: Journal,
+    options: &'a Options,
+    say: &'a (dyn Fn(&str) + Sync),
+}
+
+/// What became of a backup.
+#[derive(Debug, Clone)]
+pub struct Restored {
+    /// The uuid of the VM, unless a disk alone was restored.
+    pub vm: Option<String>,
+    /// What it is called.
+    pub name: String,
+    /// Its disks; none of a full backup, of which the pool makes what is in it.
+    pub disks: Vec<RestoredDisk>,
+    /// The checksum of the XVA of a full backup, and its length in bytes.
+    pub archive: Option<(String, u64)>,
+}
+
+/// A disk that was restored.
+#[derive(Debug, Clone)]
+pub struct RestoredDisk {
+    /// As the guest sees it.
+    pub name: String,
+    /// Its uuid in the pool.
+    pub uuid: String,
+    /// In bytes, as the pool has it.
+    pub size: u64,
+    /// Bytes of it that were sent, whole blocks.
+    pub sent: u64,
+    /// The uuid of the snapshot that it was made of.
+    pub base: Option<String>,
+    /// The digest of what was sent; see [`Digests`].
+    pub digest: String,
+    /// The digest of all of it as it was read back, the same as the repository's.
+    pub verified: Option<String>,
+}
+
+impl<'a> Run<'a> {
+    /// Begins a run, and undoes what earlier ones left that died.
+    ///
+    /// # Errors
+    /// What the pool says; if the journal cannot be written.
+    pub fn begin(pool: Pool, state: &'a State, options: &'a Options, say: &'a (dyn Fn(&str) + Sync)) -> Result<Self> {
+        let pools = pool.records::<PoolObject>()?;
+        let uuid = pools.first().map(|of| of.uuid.clone()).unwrap_or_default();
+        sweep::journals(&pool, state, &uuid, say)?;
+        let run = crate::repository::random_uuid()
+            .map_err(|error| Error::new(ErrorKind::State, format!("ask the system for random numbers: {error}")))?;
+        let journal = Journal::begin(state, run, &uuid)?;
+        Ok(Self { pool, state, journal, options, say })
+    }
+
+    /// Returns the pool.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// Makes what was planned.
+    ///
+    /// # Errors
+    /// What went wrong; then nothing of it is left, or it is said what the next run will remove.
+    pub fn restore(&self, plan: &Plan, watch: &Watch) -> Result<Restored> {
+        watch.expect(plan.bytes());
+        let mark =
+            Mark { restoring: made::restoring(self.journal.run(), &self.state.keeper()), from: plan.from.clone() };
+        let vm = match &plan.what {
+            What::Disk(..) => None,
+            What::Machine(_) | What::Archive(_) => Some(plan.name.clone()),
+        };
+        let disks: Vec<String> = plan.disks().iter().map(|disk| disk.label.clone()).collect();
+        let begun = self.journal.tell(Act::Restore { vm: vm.clone(), disks: disks.clone() })?;
+        let mut made = Made::default();
+        let restored = match &plan.what {
+            What::Machine(machine) => self.machine(plan, machine, &mark, &mut made, watch),
+            What::Disk(disk, vm) => self.only_disk(plan, disk, vm.as_ref(), &mark, &mut made, watch),
+            What::Archive(archive) => self.archive(plan, archive, &mark, &mut made, watch),
+        };
+        let error = match restored {
+            Ok(restored) => {
+                self.journal.over(begun);
+                return Ok(restored);
+            }
+            Err(error) => error,
+        };
+        // Whatever ended it; and what was made though the pool's answer did not come.
+        let pool = self.pool.with(&cleanup());
+        let undone = made.undo(&pool).and_then(|()| made::undo(&pool, &mark.restoring, vm.as_deref(), &disks));
+        match undone {
+            Ok(()) => self.journal.over(begun),
+            Err(left) => (self.say)(&format!("what was made is not all removed: the next run does that ({left})")),
+        }
+        Err(error)
+    }
+
+    fn machine(&self, plan: &Plan, machine: &Machine, mark: &Mark, made: &mut Made, watch: &Watch) -> Result<Restored> {
+        let pool = &self.pool;
+        let fields = records::machine(&machine.vm, &plan.name, mark, machine.keeps_macs)?;
+        let vm = pool.create_vm(&fields)?;
+        made.vm = Some(vm.clone());
+        // Some versions leave them out of what they are given.
+        let blocked: BTreeMap<String, String> = pool.field(&vm, "blocked_operations")?;
+        for operation in BLOCKED.iter().filter(|operation| !blocked.contains_key(**operation)) {
+            pool.set_entry(&vm, "blocked_operations", operation, records::BLOCKED_BECAUSE)?;
+        }
+        if let Some(strings) = records::bios_strings(&machine.vm) {
+            match pool.act("VM.set_bios_strings", &[json!(vm), Value::Object(strings)]) {
+                Err(error) if error.kind() == xapi::ErrorKind::Unsupported => {
+                    (self.say)("this pool is too old for the BIOS strings of the VM: they are left out");
+                }
+                set => set?,
+            }
+        }
+        let mut disks = Vec::with_capacity(machine.disks.len());
+        for disk in &machine.disks {
+            let vdi = self.make_disk(disk, mark, made)?;
+            self.connect(disk, &vm, &vdi.reference)?;
+            disks.push((disk, vdi));
+        }
+        let restored = self.fill(&disks, watch)?;
+        for interface in &machine.interfaces {
+            let Ok(network) = &interface.network else { continue };
+            let (mac, mtu) = (&interface.mac, network.mtu);
+            pool.create_vif(&records::interface(&interface.vif, vm.as_str(), &network.reference, mac, mtu))?;
+        }
+        for contents in &machine.vtpms {
+            self.make_tpm(&vm, contents)?;
+        }
+        let vm_record: Record<Vm> = pool.record(&vm)?;
+        pool.set(&vm, "name_label", plan.name.as_str())?;
+        self.unblock(&vm, &texts(&machine.vm, "blocked_operations").unwrap_or_default())?;
+        // From here on it is there: what fails now is said, and nothing is undone.
+        pool.remove_entry(&vm, "other_config", RESTORING)?;
+        *made = Made::default();
+        for (disk, vdi) in &disks {
+            self.finish_disk(disk, &disk.label, &vdi.reference)?;
+        }
+        self.start(&vm, &vm_record.uuid)?;
+        Ok(Restored { vm: Some(vm_record.uuid.clone()), name: plan.name.clone(), disks: restored, archive: None })
+    }
+
+    fn only_disk(
+        &self,
+        plan: &Plan,
+        disk: &PlannedDisk,
+        vm: Option<&Record<Vm>>,
+        mark: &Mark,
+        made: &mut Made,
+        watch: &Watch,
+    ) -> Result<Restored> {
+        let vdi = self.make_disk(disk, mark, made)?;
+        let restored = self.fill(&[(disk, vdi.clone())], watch)?;
+        self.finish_disk(disk, &plan.name, &vdi.reference)?;
+        // It is whole, whether or not it can be attached.
+        *made = Made::default();
+        if let Some(vm) = vm {
+            let attached = self.attach(vm, &vdi.reference);
+            attached.map_err(|error| error.while_doing(&format!("attach the disk {}, which is restored", vdi.uuid)))?;
+        }
+        Ok(Restored { vm: vm.map(|vm| vm.uuid.clone()), name: plan.name.clone(), disks: restored, archive: None })
+    }
+
+    fn archive(&self, plan: &Plan, archive: &Archive, mark: &Mark, made: &mut Made, watch: &Watch) -> Result<Restored> {
+        let pool = &self.pool;
+        let (vm, checksum) = transfer::send_archive(pool, &archive.storage.reference, &archive.xva, watch)?;
+        made.vm = Some(vm.clone());
+        let record: Record<Vm> = pool.record(&vm)?;
+        for vbd in pool.records_of::<Vbd>(&record.vbds)?.iter().filter(|vbd| survey::is_disk(vbd)) {
+            made.disks.push(vbd.vdi.clone());
+        }
+        // Exported of a snapshot, it says to be one of a backup, and may say to be a template.
+        if record.is_a_template {
+            pool.set(&vm, "is_a_template", false)?;
+        }
+        self.forget_backups(&vm, &record.other_config)?;
+        for vdi in &made.disks {
+            let entries: BTreeMap<String, String> = pool.field(vdi, "other_config")?;
+            self.forget_backups(vdi, &entries)?;
+        }
+        self.move_interfaces(&record, archive)?;
+        pool.add_tag(&vm, TAG)?;
+        pool.set_entry(&vm, "other_config", records::RESTORED_FROM, &mark.from)?;
+        pool.set(&vm, "name_label", plan.name.as_str())?;
+        *made = Made::default();
+        self.start(&vm, &record.uuid)?;
+        let archive = Some((checksum, archive.xva.size()));
+        Ok(Restored { vm: Some(record.uuid.clone()), name: plan.name.clone(), disks: Vec::new(), archive })
+    }
+
+    /// Makes a disk that holds nothing yet, or what a snapshot holds.
+    fn make_disk(&self, disk: &PlannedDisk, mark: &Mark, made: &mut Made) -> Result<Record<Vdi>> {
+        let pool = &self.pool;
+        let act = format!("make disk {}", disk.name.escape_debug());
+        let make = || -> Result<Ref<Vdi>> {
+            let fields = records::disk(&disk.vdi, disk.storage.reference.as_str(), disk.size, mark);
+            match &disk.base {
+                None => Ok(pool.create_vdi(&fields)?),
+                Some(base) => Ok(pool.clone_vdi(&base.vdi.reference)?),
+            }
+        };
+        let vdi = make().map_err(|error| error.while_doing(&act))?;
+        made.disks.push(vdi.clone());
+        let named = format!("{PROVISIONAL}{}", disk.label);
+        if disk.base.is_some() {
+            // First of all that it is ours: until then it has what its snapshot says of itself.
+            pool.set_entry(&vdi, "other_config", RESTORING, &mark.restoring)?;
+            let entries: BTreeMap<String, String> = pool.field(&vdi, "other_config")?;
+            self.forget_backups(&vdi, &entries)?;
+            pool.set_entry(&vdi, "other_config", records::RESTORED_FROM, &mark.from)?;
+        }
+        pool.set(&vdi, "name_label", named)?;
+        let mut record: Record<Vdi> = pool.record(&vdi)?;
+        if disk.base.is_some() && record.virtual_size < disk.size {
+            pool.resize_vdi(&vdi, disk.size)?;
+            record = pool.record(&vdi)?;
+        }
+        if record.virtual_size < disk.size {
+            let (found, expected) = (record.virtual_size, disk.size);
+            let message = format!("{act}: the pool made it {found} bytes large, {expected} were asked for");
+            return Err(Error::new(ErrorKind::Pool(xapi::ErrorKind::Protocol), message));
+        }
+        Ok(record)
+    }
+
+    /// Connects a disk to the VM where it was, or where there is a place.
+    fn connect(&self, disk: &PlannedDisk, vm: &Ref<Vm>, vdi: &Ref<Vdi>) -> Result<()> {
+        let nothing = [Fields::new()];
+        let vbds = if disk.vbds.is_empty() { &nothing[..] } else { &disk.vbds };
+        for vbd in vbds {
+            let is_known = text(vbd, "userdevice").is_some_and(|place| !place.is_empty());
+            let place = if is_known { String::new() } else { self.free_place(vm)? };
+            self.pool.create_vbd(&records::device(vbd, vm.as_str(), vdi.as_str(), &place))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a disk to a VM that is there; one that runs has it at once.
+    fn attach(&self, vm: &Record<Vm>, vdi: &Ref<Vdi>) -> Result<()> {
+        let place = self.free_place(&vm.reference)?;
+        let fields = records::device(&Fields::new(), vm.reference.as_str(), vdi.as_str(), &place);
+        let vbd = self.pool.create_vbd(&fields)?;
+        if self.pool.field::<Vm, String>(&vm.reference, "power_state")? == "Running" {
+            self.pool.run("VBD.plug", &[json!(vbd)])?;
+        }
+        Ok(())
+    }
+
+    /// Returns a place for another disk; not the fourth if there is another, which drives have.
+    fn free_place(&self, vm: &Ref<Vm>) -> Result<String> {
+        let places = self.pool.allowed_devices(vm)?;
+        let place = places.iter().find(|place| *place != "3").or_else(|| places.first());
+        let none = || Error::new(ErrorKind::Usage, "the VM has no place for another disk");
+        place.cloned().ok_or_else(none)
+    }
+
+    /// Sends what the disks hold, some of them at the same time. The first that fails ends the others.
+    fn fill(&self, disks: &[(&PlannedDisk, Record<Vdi>)], watch: &Watch) -> Result<Vec<RestoredDisk>> {
+        let stop = self.pool.cancel().part(FOR_EVER);
+        let pool = self.pool.with(&stop);
+        let waiting = Mutex::new(disks.iter().enumerate());
+        let done: Mutex<BTreeMap<usize, RestoredDisk>> = Mutex::default();
+        let failed: Mutex<Option<Error>> = Mutex::default();
+        let work = || {
+            while let Some((number, (disk, vdi))) = waiting.lock().unwrap_or_else(PoisonError::into_inner).next() {
+                match self.fill_one(&pool, disk, vdi, watch) {
+                    Ok(filled) => drop(done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, filled)),
+                    Err(error) => {
+                        let act = format!("disk {}", disk.name.escape_debug());
+                        let mut failed = failed.lock().unwrap_or_else(PoisonError::into_inner);
+                        failed.get_or_insert_with(|| error.while_doing(&act));
+                        stop.cancel();
+                        return;
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.options.at_once.min(disks.len()) {
+                // Where the system refuses another thread, there are fewer: this one does what is left.
+                let _ = std::thread::Builder::new().spawn_scoped(scope, work);
+            }
+            work();
+        });
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()),
+        }
+    }
+
+    fn fill_one(&self, pool: &Pool, disk: &PlannedDisk, vdi: &Record<Vdi>, watch: &Watch) -> Result<RestoredDisk> {
+        let content = Content { disk: &disk.disk, image: &disk.image, known: disk.known.as_ref() };
+        let sent = match disk.image.payload() {
+            // The snapshot is what was wanted.
+            0 if disk.base.is_some() => Digests::default(),
+            _ => transfer::send(pool, &vdi.reference, &content, watch)?,
+        };
+        let verified = if self.options.verifies { Some(self.verify(pool, disk, vdi, &sent, watch)?) } else { None };
+        Ok(RestoredDisk {
+            name: disk.name.clone(),
+            uuid: vdi.uuid.clone(),
+            size: vdi.virtual_size,
+            sent: disk.image.payload(),
+            base: disk.base.as_ref().map(|base| base.vdi.uuid.clone()),
+            digest: sent.sum(),
+            verified,
+        })
+    }
+
+    /// Reads a disk back, and compares it with the repository.
+    fn verify(
+        &self,
+        pool: &Pool,
+        disk: &PlannedDisk,
+        vdi: &Record<Vdi>,
+        sent: &Digests,
+        watch: &Watch,
+    ) -> Result<String> {
+        let whole = match &disk.base {
+            None => None,
+            Some(_) => Some(transfer::read(pool, &disk.disk)?),
+        };
+        let expected = whole.as_ref().unwrap_or(sent);
+        let found = transfer::read_back(pool, &vdi.reference, disk.size, watch)?;
+        match found.first_difference(expected) {
+            None => Ok(found.sum()),
+            Some(block) => {
+                let message = format!("block {} (of 2 MiB) is not in the pool what it is in the repository", block.0);
+                Err(Error::new(ErrorKind::Differs, message))
+            }
+        }
+    }
+
+    fn make_tpm(&self, vm: &Ref<Vm>, contents: &str) -> Result<()> {
+        let made = self.pool.call::<String>("VTPM.create", &[json!(vm), json!(false)]);
+        match made {
+            Err(error) if matches!(error.kind(), xapi::ErrorKind::Unsupported | xapi::ErrorKind::Denied) => {
+                (self.say)(&format!("the virtual TPM is left out: this pool makes none ({error})"));
+                Ok(())
+            }
+            made => Ok(self.pool.act("VTPM.set_contents", &[json!(made?), json!(contents)])?),
+        }
+    }
+
+    /// Gives a disk what it gets once it is whole.
+    fn finish_disk(&self, disk: &PlannedDisk, label: &str, vdi: &Ref<Vdi>) -> Result<()> {
+        self.pool.set(vdi, "name_label", label)?;
+        if flag(&disk.vdi, "read_only").unwrap_or(false) {
+            self.pool.set(vdi, "read_only", true)?;
+        }
+        Ok(self.pool.remove_entry(vdi, "other_config", RESTORING)?)
+    }
+
+    /// Takes away what blocked the start, but for what was blocked before.
+    fn unblock(&self, vm: &Ref<Vm>, before: &Fields) -> Result<()> {
+        for operation in BLOCKED {
+            match text(before, operation) {
+                Some(reason) => self.pool.set_entry(vm, "blocked_operations", operation, reason)?,
+                None => self.pool.remove_entry(vm, "blocked_operations", operation)?,
+            }
+        }
+        Ok(self.pool.update_allowed_operations(vm)?)
+    }
+
+    /// Takes the entries of backups away: nobody is to take what was restored for a snapshot or a replica.
+    fn forget_backups<C: xapi::record::Class>(
+        &self,
+        object: &Ref<C>,
+        entries: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        for key in entries.keys().filter(|key| records::is_of_backups(key) && *key != RESTORING) {
+            self.pool.remove_entry(object, "other_config", key)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the interfaces that the pool made of an XVA to the networks that were asked for.
+    fn move_interfaces(&self, vm: &Record<Vm>, archive: &Archive) -> Result<()> {
+        if archive.networks.is_empty() {
+            return Ok(());
+        }
+        let target = Target::of(&self.pool)?;
+        for vif in self.pool.records_of::<Vif>(&vm.vifs)? {
+            let network: Record<Network> = self.pool.record(&vif.network)?;
+            let is_meant = |old: &str| old == network.uuid || old == network.name_label;
+            let own = archive.networks.iter().find(|wish| wish.old.as_deref().is_some_and(is_meant));
+            let wish = own.or_else(|| archive.networks.iter().find(|wish| wish.old.is_none()));
+            let Some(wish) = wish else { continue };
+            let new = networks::named(&target.networks, &wish.new)?;
+            self.pool.run("VIF.move", &[json!(vif.reference), json!(new.reference)])?;
+        }
+        Ok(())
+    }
+
+    /// Starts a VM, if that was asked for. It is there whether or not it starts.
+    fn start(&self, vm: &Ref<Vm>, uuid: &str) -> Result<()> {
+        if !self.options.starts {
+            return Ok(());
+        }
+        let started = self.pool.start_vm(vm, false);
+        started.map_err(|error| Error::from(error).while_doing(&format!("start the VM {uuid}, which is restored")))
+    }
+}

@@ -1,0 +1,212 @@
+//! The bytes of a disk or of an XVA, from the repository into the pool, and back to be compared. Nothing is stored in between.
+//!
+//! ```text
+//! blocks of the disk ─► ahead (several readers) ─► digest ─► bitmap and data, in a VHD of exactly the length that was said ─► pool
+//! ```
+
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crossbeam::channel;
+use disk::Disk;
+use storage::Summing;
+use vhd::{BlockIndex, BlockSize, ChainDigests, StreamReader, VhdView};
+use xapi::record::{Sr, Vdi, Vm};
+use xapi::{ExportOptions, Format, Import, Pool, Ref};
+
+use super::digests::Digests;
+use crate::ahead;
+use crate::ingest::{self, Probe, StoredArchive, Watch};
+use crate::pool::error::{Error, ErrorKind, Result};
+
+/// Bytes of a block.
+const BLOCK: u64 = 2 << 20;
+const BLOCK_LEN: usize = 2 << 20;
+/// What a short last block is filled with.
+static ZEROES: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
+/// Pieces of an XVA that wait to be sent.
+const DEPTH: usize = 4;
+
+/// What is sent of a disk.
+pub struct Content<'a> {
+    /// The disk.
+    pub disk: &'a Arc<dyn Disk>,
+    /// What of it is sent, as a VHD.
+    pub image: &'a VhdView,
+    /// What is known of its blocks since they were written.
+    pub known: Option<&'a ChainDigests>,
+}
+
+/// Sends a disk into one of the pool; returns what its blocks held. Each is compared with what is known of it.
+///
+/// # Errors
+/// [`ErrorKind::Damaged`] if a block is not what was written once, or cannot be read; what the pool says.
+pub fn send(pool: &Pool, vdi: &Ref<Vdi>, content: &Content, watch: &Watch) -> Result<Digests> {
+    let Content { disk, image, known } = content;
+    let mut import = Sending { import: pool.import_vdi(vdi, Format::Vhd, image.size())?, sent: 0 };
+    let places: Vec<(u64, BlockIndex)> = image.places().collect();
+    let ranges = places.iter().map(|(_, block)| Ok(range_of(*block, disk.size())));
+    let (mut digests, mut next) = (Digests::default(), places.iter());
+    ahead::read::<Error>(disk, ranges, |offset, bytes, times| {
+        pool.cancel().check("the transfer of a disk")?;
+        let (place, block) = next.next().expect("each piece is one of the blocks");
+        let digest = digests.add(*block, bytes);
+        let expected = known.filter(|known| known.block_size() == BlockSize::DEFAULT);
+        if expected.and_then(|known| known.of_read(*block)).is_some_and(|expected| expected != digest) {
+            let message = format!(
+                "the block at byte {offset} is not what was written when it was backed up: the repository is damaged there. \
+                 'xofs check --data' says what else is, and 'xofs export' gives the disk as it is"
+            );
+            return Err(Error::new(ErrorKind::Damaged, message));
+        }
+        import.up_to(image, *place)?;
+        import.write(bytes)?;
+        import.write(&ZEROES[..BLOCK_LEN - bytes.len()])?;
+        watch.advance(BLOCK);
+        watch.sees(times.reading > times.writing, times.writing > times.reading);
+        Ok(())
+    })?;
+    import.up_to(image, image.size())?;
+    import.import.conclude()?;
+    Ok(digests)
+}
+
+/// Reads what a disk holds from the repository.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read(pool: &Pool, disk: &Arc<dyn Disk>) -> Result<Digests> {
+    let mut digests = Digests::default();
+    let mut last = None;
+    // Whole blocks, each once, though ranges of data may end within them.
+    let blocks = disk::data_ranges(disk.as_ref()).flat_map(|range| match range {
+        Ok(range) => (range.start / BLOCK..range.end.div_ceil(BLOCK)).map(Ok).collect::<Vec<_>>(),
+        Err(error) => vec![Err(error)],
+    });
+    let ranges = blocks.filter_map(move |block| match block {
+        Ok(block) if last.is_some_and(|last| block <= last) => None,
+        Ok(block) => {
+            last = Some(block);
+            Some(Ok(block * BLOCK..((block + 1) * BLOCK).min(disk.size())))
+        }
+        Err(error) => Some(Err(error)),
+    });
+    ahead::read::<Error>(disk, ranges, |offset, bytes, _| {
+        pool.cancel().check("the reading of a disk")?;
+        digests.add(block_at(offset)?, bytes);
+        Ok(())
+    })?;
+    Ok(digests)
+}
+
+/// Reads what a disk of the pool holds, of which the first `size` bytes are meant.
+///
+/// # Errors
+/// What the pool says; if what it sends is no whole VHD.
+pub fn read_back(pool: &Pool, vdi: &Ref<Vdi>, size: u64, watch: &Watch) -> Result<Digests> {
+    let export = pool.export_vdi(&ExportOptions { vdi: vdi.clone(), base: None, format: Format::Vhd })?;
+    let broken = |error: vhd::StreamError| {
+        let message = format!("the disk cannot be read back from the pool: {error}");
+        Error::new(ErrorKind::Pool(xapi::ErrorKind::Protocol), message)
+    };
+    let mut stream = StreamReader::open(export).map_err(broken)?;
+    watch.expect(u64::try_from(stream.blocks().len()).unwrap_or(u64::MAX).saturating_mul(BLOCK));
+    let (mut digests, mut buffer) = (Digests::default(), vec![0; BLOCK_LEN]);
+    while let Some(block) = stream.next_block(&mut buffer).map_err(broken)? {
+        pool.cancel().check("the reading of a disk")?;
+        let range = range_of(block, size);
+        let len = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0);
+        // What an SR rounds a disk up by is not part of it.
+        digests.add(block, &buffer[..len]);
+        watch.advance(BLOCK);
+    }
+    stream.into_source().conclude()?;
+    Ok(digests)
+}
+
+/// Sends an XVA; returns the VM that the pool made of it, and the checksum. Its bytes are compared with the checksum beside it before the pool is told
+/// of their end.
+///
+/// # Errors
+/// If it cannot be read, or is not whole; what the pool says.
+pub fn send_archive(pool: &Pool, sr: &Ref<Sr>, archive: &StoredArchive, watch: &Watch) -> Result<(Ref<Vm>, String)> {
+    let mut import = Sending { import: pool.import_vm(sr, Some(archive.size()))?, sent: 0 };
+    let mut summing = Summing::default();
+    let (give, take) = channel::bounded::<Vec<u8>>(DEPTH);
+    let (cancel, has_failed) = (pool.cancel(), &AtomicBool::new(false));
+    let checksum = std::thread::scope(|scope| -> Result<String> {
+        let probe = Probe::default();
+        let is_over = || cancel.is_cancelled() || has_failed.load(Ordering::Acquire);
+        let read = move || archive.read(&give, is_over, &probe);
+        let reader = std::thread::Builder::new().spawn_scoped(scope, read).map_err(|error| {
+            let message = format!("start a thread that reads the XVA: {error}");
+            Error::new(ErrorKind::Backup, message)
+        })?;
+        // The last piece is kept back until all of it is known to be right: without it the pool makes nothing of the others.
+        let mut last: Option<Vec<u8>> = None;
+        for piece in take {
+            summing.add(&piece);
+            watch.advance(piece.len() as u64);
+            if let Some(before) = last.replace(piece) {
+                import.write(&before).inspect_err(|_| has_failed.store(true, Ordering::Release))?;
+            }
+        }
+        let ended = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        cancel.check("the transfer of an XVA")?;
+        let checksum = summing.finish();
+        ended.and_then(|()| archive.check_sum(checksum)).map_err(of_backup)?;
+        import.write(&last.unwrap_or_default())?;
+        Ok(checksum.to_string())
+    })?;
+    Ok((import.import.conclude()?.reference()?, checksum))
+}
+
+/// An import, and how many bytes of it were sent.
+struct Sending {
+    import: Import,
+    sent: u64,
+}
+
+impl Sending {
+    /// Sends what the image has from where it is up to `place`: what is around the blocks.
+    fn up_to(&mut self, image: &VhdView, place: u64) -> Result<()> {
+        let mut buffer = [0; 4096];
+        while self.sent < place {
+            let len = usize::try_from(place - self.sent).unwrap_or(usize::MAX).min(buffer.len());
+            image.read_at(self.sent, &mut buffer[..len])?;
+            self.write(&buffer[..len])?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.import.write_all(bytes).map_err(of_io)?;
+        self.sent += bytes.len() as u64;
+        Ok(())
+    }
+}
+
+/// Returns where a block is in a disk of `size` bytes.
+fn range_of(block: BlockIndex, size: u64) -> Range<u64> {
+    let start = u64::from(block.0) * BLOCK;
+    start..(start + BLOCK).min(size).max(start)
+}
+
+fn block_at(offset: u64) -> Result<BlockIndex> {
+    let block = u32::try_from(offset / BLOCK).map_err(|_| Error::new(ErrorKind::Backup, "the disk is too large"))?;
+    Ok(BlockIndex(block))
+}
+
+/// Returns the error of the pool that a writer has wrapped.
+fn of_io(error: io::Error) -> Error {
+    match error.downcast::<xapi::Error>() {
+        Ok(error) => error.into(),
+        Err(error) => Error::new(ErrorKind::Pool(xapi::ErrorKind::Unreachable), error.to_string()),
+    }
+}
+
+fn of_backup(error: ingest::Error) -> Error {
+    Error::new(ErrorKind::Backup, error.to_string())
+}
