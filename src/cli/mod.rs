@@ -1,7 +1,7 @@
 //! The commands of `xofs`: one file each, and the only place that prints.
 //!
 //! ```text
-//! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · backup · repository · completions (and man)
+//! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · backup · restore · repository · completions (and man)
 //!      │  guest: ls · cat · cp · tar · loop
 //!           └─► open ─► address, config, password        what is named, to an open repository
 //!           └► pool, store                       a pool and its password; what those share that write backups
@@ -29,6 +29,7 @@ mod pool;
 mod print;
 mod repair;
 mod repository;
+mod restore;
 mod serve;
 mod signals;
 mod store;
@@ -117,6 +118,7 @@ enum Command {
     Forget(forget::ForgetArgs),
     Ingest(Box<ingest::IngestArgs>),
     Backup(Box<backup::BackupArgs>),
+    Restore(Box<restore::RestoreArgs>),
     Repository(repository::RepositoryArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -161,6 +163,7 @@ pub fn main() -> ExitCode {
         Command::Forget(arguments) => forget::run(global, &arguments),
         Command::Ingest(arguments) => ingest::run(global, &arguments),
         Command::Backup(arguments) => backup::run(global, &arguments),
+        Command::Restore(arguments) => restore::run(global, &arguments),
         Command::Repository(arguments) => repository::run(global, &arguments),
         Command::Completions(arguments) => completions::completions(Cli::command(), &arguments),
         Command::Man(arguments) => completions::man(Cli::command(), &arguments),
