@@ -24,6 +24,8 @@ pub const TAG: &str = "restored from backup";
 pub const BLOCKED: [&str; 2] = ["start", "start_on"];
 /// Why.
 pub const BLOCKED_BECAUSE: &str = "its disks are being restored";
+/// Why XO blocks migration during a backup; so it stands in the backup (`_AbstractXapi.mjs`).
+const BLOCKED_BY_XO: &str = "VM migration is blocked during backup";
 /// From it XAPI makes the MACs of new interfaces.
 const MAC_SEED: &str = "mac_seed";
 
@@ -113,8 +115,8 @@ pub fn machine(vm: &Fields, name: &str, mark: &Mark, keeps_macs: bool) -> Result
     if !tags.iter().any(|tag| tag == TAG) {
         tags.push(json!(TAG));
     }
-    let mut blocked = texts(vm, "blocked_operations").unwrap_or_default();
-    blocked.extend(BLOCKED.map(|operation| (operation.to_owned(), json!(BLOCKED_BECAUSE))));
+    // What was blocked before comes back once it is whole: `destroy` would keep what fails from being removed.
+    let blocked: Fields = BLOCKED.iter().map(|operation| ((*operation).to_owned(), json!(BLOCKED_BECAUSE))).collect();
     let mut other_config = other_config(vm, mark);
     if !keeps_macs {
         other_config.remove(MAC_SEED);
@@ -145,6 +147,14 @@ pub fn machine(vm: &Fields, name: &str, mark: &Mark, keeps_macs: bool) -> Result
     }
     fill(&mut made);
     Ok(made)
+}
+
+/// Returns the operations that were blocked, and why, without those that XO blocks for the time of a backup.
+#[must_use]
+pub fn blocked(vm: &Fields) -> Fields {
+    let mut blocked = texts(vm, "blocked_operations").unwrap_or_default();
+    blocked.retain(|_, reason| reason != BLOCKED_BY_XO);
+    blocked
 }
 
 /// Fills what XAPI insists on and the backup does not say.
@@ -316,10 +326,13 @@ mod tests {
         expect("affinity", json!(NULL));
         expect("is_a_template", json!(false));
         expect("HVM_boot_params", json!({ "order": "cd", "firmware": "uefi" }));
-        expect("blocked_operations", json!({ "destroy": "no", "start": BLOCKED_BECAUSE, "start_on": BLOCKED_BECAUSE }));
+        expect("blocked_operations", json!({ "start": BLOCKED_BECAUSE, "start_on": BLOCKED_BECAUSE }));
         let entries =
             json!({ "mac_seed": "m", "mine": "1", "xofs:restoring": "run keeper", "xofs:restored-from": "uuid/time" });
         expect("other_config", entries);
+        let during = json!({ "destroy": "no", "pool_migrate": BLOCKED_BY_XO });
+        let during = fields(json!({ "blocked_operations": during }));
+        assert_eq!(Value::Object(blocked(&during)), json!({ "destroy": "no" }));
         for absent in ["uuid", "power_state", "appliance", "suspend_SR", "ha_always_run", "HVM_shadow_multiplier"] {
             assert_eq!(made.get(absent), None, "{absent}");
         }

@@ -14,7 +14,7 @@ use xapi::record::{Network, PoolObject, Vbd, Vdi, Vif, Vm};
 use xapi::{Pool, Record, Ref};
 
 use super::digests::Digests;
-use super::document::{Fields, flag, text, texts};
+use super::document::{Fields, flag, text};
 use super::made::{self, Made};
 use super::networks;
 use super::plan::{Archive, Machine, Options, Plan, PlannedDisk, What};
@@ -164,7 +164,7 @@ impl<'a> Run<'a> {
         }
         let vm_record: Record<Vm> = pool.record(&vm)?;
         pool.set(&vm, "name_label", plan.name.as_str())?;
-        self.unblock(&vm, &texts(&machine.vm, "blocked_operations").unwrap_or_default())?;
+        self.unblock(&vm, &records::blocked(&machine.vm))?;
         // From here on it is there: what fails now is said, and nothing is undone.
         pool.remove_entry(&vm, "other_config", RESTORING)?;
         *made = Made::default();
@@ -386,13 +386,14 @@ impl<'a> Run<'a> {
         Ok(self.pool.remove_entry(vdi, "other_config", RESTORING)?)
     }
 
-    /// Takes away what blocked the start, but for what was blocked before.
+    /// Takes away what blocked the start, and blocks what was blocked before.
     fn unblock(&self, vm: &Ref<Vm>, before: &Fields) -> Result<()> {
-        for operation in BLOCKED {
-            match text(before, operation) {
-                Some(reason) => self.pool.set_entry(vm, "blocked_operations", operation, reason)?,
-                None => self.pool.remove_entry(vm, "blocked_operations", operation)?,
-            }
+        for operation in BLOCKED.iter().filter(|operation| !before.contains_key(**operation)) {
+            self.pool.remove_entry(vm, "blocked_operations", operation)?;
+        }
+        for operation in before.keys() {
+            let reason = text(before, operation).unwrap_or_default();
+            self.pool.set_entry(vm, "blocked_operations", operation, reason)?;
         }
         Ok(self.pool.update_allowed_operations(vm)?)
     }

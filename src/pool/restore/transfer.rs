@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam::channel;
 use disk::Disk;
@@ -26,6 +27,10 @@ const BLOCK: u64 = 2 << 20;
 const BLOCK_LEN: usize = 2 << 20;
 /// What a short last block is filled with.
 static ZEROES: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
+/// How long a control domain is waited for that still holds a disk; then it is used nevertheless.
+const MOST_HELD: Duration = Duration::from_secs(120);
+/// How often that is looked at.
+const PAUSE: Duration = Duration::from_millis(200);
 /// Pieces of an XVA that wait to be sent.
 const DEPTH: usize = 4;
 
@@ -39,7 +44,8 @@ pub struct Content<'a> {
     pub known: Option<&'a ChainDigests>,
 }
 
-/// Sends a disk into one of the pool; returns what its blocks held. Each is compared with what is known of it.
+/// Sends a disk into one of the pool, which is free to be used afterwards; returns what its blocks held. Each is compared with what
+/// is known of it.
 ///
 /// # Errors
 /// [`ErrorKind::Damaged`] if a block is not what was written once, or cannot be read; what the pool says.
@@ -70,6 +76,7 @@ pub fn send(pool: &Pool, vdi: &Ref<Vdi>, content: &Content, watch: &Watch) -> Re
     })?;
     import.up_to(image, image.size())?;
     import.import.conclude()?;
+    wait_until_free(pool, vdi)?;
     Ok(digests)
 }
 
@@ -124,6 +131,15 @@ pub fn read_back(pool: &Pool, vdi: &Ref<Vdi>, size: u64, watch: &Watch) -> Resul
     }
     stream.into_source().conclude()?;
     Ok(digests)
+}
+
+/// Waits until the control domain, which wrote to a disk, has let it go: that may be after the transfer's task has ended.
+fn wait_until_free(pool: &Pool, vdi: &Ref<Vdi>) -> Result<()> {
+    let begun = Instant::now();
+    while !pool.control_domain_vbds(vdi)?.is_empty() && begun.elapsed() < MOST_HELD {
+        pool.cancel().sleep(PAUSE, "wait until a disk is free")?;
+    }
+    Ok(())
 }
 
 /// Sends an XVA; returns the VM that the pool made of it, and the checksum. Its bytes are compared with the checksum beside it before the pool is told

@@ -1,0 +1,496 @@
+//! Restores into a simulated pool by the built binary: what comes back is what was backed up, in this pool or an empty one, and
+//! whatever ends a run leaves nothing of it.
+//!
+//! `XOFS_SEED=17` has guests write something else.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::{init, run, scratch, xofs};
+use tempfile::TempDir;
+use xapi_simulator::scene::{Disk, Machine, Repository as Sr, Storage};
+use xapi_simulator::value::Reference;
+use xapi_simulator::{Class, Fault, Scene, Simulator};
+
+const MIB: u64 = 1 << 20;
+/// How long something may take that happens by itself. Generous: slow machines are not wrong.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn seed() -> u64 {
+    let seed = std::env::var("XOFS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    println!("XOFS_SEED={seed}");
+    seed
+}
+
+/// What the disks of a machine hold, by their places.
+type Held = BTreeMap<String, Vec<u8>>;
+
+/// A pool, and how a command reaches it.
+struct Lab {
+    simulator: Simulator,
+    password: PathBuf,
+    state: PathBuf,
+}
+
+impl Lab {
+    fn new(folder: &Path, name: &str, scene: Scene) -> Self {
+        let simulator = Simulator::start(scene).expect("a pool starts");
+        let password = folder.join(format!("{name}.password"));
+        fs::write(&password, simulator.password()).expect("a short file fits");
+        Self { simulator, password, state: folder.join(format!("{name}.state")) }
+    }
+
+    fn command(&self, command: &str) -> Command {
+        let mut xofs = xofs();
+        xofs.arg(command).args(["--pool", &self.simulator.address().to_string()]);
+        xofs.args(["--fingerprint", self.simulator.fingerprint()]);
+        xofs.arg("--pool-password-file").arg(&self.password).arg("--state-dir").arg(&self.state);
+        xofs.env("HOME", self.state.parent().expect("it is in a folder"));
+        xofs
+    }
+
+    fn restore(&self, repository: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.command("restore");
+        command.arg(repository).args(arguments);
+        command
+    }
+
+    /// Restores, which must succeed; returns what is said of the only VM.
+    fn restored(&self, repository: &Path, arguments: &[&str]) -> Value {
+        let (code, out, err) = run(self.restore(repository, arguments).arg("--json"));
+        assert_eq!(code, 0, "{out}\n{err}");
+        let mut said: Value = serde_json::from_str(&out).expect("JSON");
+        said["restores"][0].take()
+    }
+
+    /// Restores, which must fail with this code; returns what is said.
+    fn fails(&self, repository: &Path, arguments: &[&str], expected: i32) -> String {
+        let (code, out, err) = run(&mut self.restore(repository, arguments));
+        assert_eq!(code, expected, "{out}\n{err}");
+        err
+    }
+
+    fn by_uuid(&self, class: Class, uuid: &Value) -> Reference {
+        let uuid = uuid.as_str().expect("a uuid");
+        self.simulator.look(|store| store.by_uuid(class, uuid)).expect("it is there")
+    }
+
+    /// What a disk holds.
+    fn bytes_of(&self, vdi: &Reference) -> Vec<u8> {
+        let content = self.simulator.content(vdi).expect("it is there");
+        let mut bytes = vec![0; usize::try_from(content.size()).expect("small")];
+        content.read(0, &mut bytes).expect("in range");
+        bytes
+    }
+
+    /// What the disks of a machine hold.
+    fn held(&self, vm: &Reference) -> Held {
+        let disks: Vec<(String, Reference)> = self.simulator.look(|store| {
+            let vbds = store.references(Class::Vm, vm, "VBDs").expect("it is there");
+            let disk = |vbd: &Reference| {
+                let place = store.text(Class::Vbd, vbd, "userdevice").expect("it has one").to_owned();
+                (place, store.reference(Class::Vbd, vbd, "VDI").expect("it has one"))
+            };
+            let is_disk = |vbd: &&Reference| store.text(Class::Vbd, vbd, "type") == Ok("Disk");
+            vbds.iter().filter(is_disk).map(disk).collect()
+        });
+        disks.into_iter().map(|(place, vdi)| (place, self.bytes_of(&vdi))).collect()
+    }
+
+    /// A field of an object, as JSON.
+    fn field(&self, class: Class, object: &Reference, field: &str) -> Value {
+        self.simulator.look(|store| store.value(class, object, field).expect("it has it").to_json())
+    }
+
+    /// Checks that nothing is left of runs: no mark, no task, no device of a control domain, no journal.
+    fn is_at_rest(&self) {
+        let marked = self.simulator.look(|store| {
+            let of = |class| {
+                store.all(class).filter(move |(object, _)| {
+                    let mark = store.entry(class, object, "other_config", "xofs:restoring");
+                    let name = store.text(class, object, "name_label").expect("it has one");
+                    mark.is_ok_and(|mark| mark.is_some()) || name.starts_with("[restoring]")
+                })
+            };
+            of(Class::Vm).count() + of(Class::Vdi).count()
+        });
+        assert_eq!(marked, 0, "objects that say they are being restored");
+        let begun = Instant::now();
+        loop {
+            let tasks = self.simulator.look(|store| store.count(Class::Task));
+            if tasks == 0 {
+                break;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{tasks} tasks are left");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let journals = fs::read_dir(self.state.join("runs")).expect("listed").count();
+        assert_eq!(journals, 0, "journals of runs");
+    }
+
+    /// How many machines and disks there are.
+    fn count(&self) -> (usize, usize) {
+        self.simulator.look(|store| (store.count(Class::Vm), store.count(Class::Vdi)))
+    }
+}
+
+/// A pool with machines, and a repository.
+struct World {
+    lab: Lab,
+    folder: TempDir,
+    repository: PathBuf,
+    seed: u64,
+}
+
+impl World {
+    fn new(scene: impl FnOnce(Scene) -> Scene) -> Self {
+        let seed = seed();
+        let folder = tempfile::Builder::new().prefix("restore-").tempdir_in(scratch()).expect("a folder");
+        let repository = init(folder.path(), "main", &[]);
+        let lab = Lab::new(folder.path(), "lab", scene(Scene::new(seed)));
+        Self { lab, folder, repository, seed }
+    }
+
+    /// A running machine `web01` with two disks, and a tag.
+    fn with_one_machine() -> Self {
+        let disks = |machine: Machine| machine.disk(Disk::new("system", 32 * MIB).filled(50)).disk(Disk::new("data", 20 * MIB));
+        Self::new(|scene| scene.vm(disks(Machine::new("web01").running().tag("prod"))))
+    }
+
+    fn back_up(&self, arguments: &[&str]) {
+        self.back_up_to(&self.repository, arguments);
+    }
+
+    fn back_up_to(&self, repository: &Path, arguments: &[&str]) {
+        let mut command = self.lab.command("backup");
+        command.arg("--to").arg(repository);
+        if !arguments.contains(&"--vm") {
+            command.args(["--vm", "web01"]);
+        }
+        let (code, out, err) = run(command.args(arguments));
+        assert_eq!(code, 0, "{out}\n{err}");
+    }
+
+    fn machine(&self) -> Reference {
+        self.lab.simulator.only(Class::Vm, "web01")
+    }
+
+    fn guest_writes(&self, round: u64, writes: u64) {
+        self.lab.simulator.guest_writes(&self.machine(), self.seed ^ (round << 20), writes).expect("written");
+    }
+
+    /// An empty pool that knows nothing of the first.
+    fn other(&self, name: &str, scene: impl FnOnce(Scene) -> Scene) -> Lab {
+        Lab::new(self.folder.path(), name, scene(Scene::new(self.seed ^ 0x5eed)))
+    }
+}
+
+#[test]
+fn a_machine_comes_back_equal_beside_the_one_that_is_there() {
+    let world = World::with_one_machine();
+    world.back_up(&[]);
+    let held = world.lab.held(&world.machine());
+    world.guest_writes(1, 20);
+    let lab = &world.lab;
+    let said = lab.restored(&world.repository, &["web01", "--verify"]);
+    let vm = lab.by_uuid(Class::Vm, &said["vm"]);
+    assert_ne!(vm, world.machine());
+    assert_eq!(lab.held(&vm), held);
+    let name = said["name"].as_str().expect("a name");
+    assert!(name.starts_with("web01 (2"), "{name}");
+    assert_eq!(lab.field(Class::Vm, &vm, "name_label"), json!(name));
+    for field in ["memory_static_max", "memory_dynamic_max", "VCPUs_max", "VCPUs_at_startup", "HVM_boot_params", "platform"] {
+        assert_eq!(lab.field(Class::Vm, &vm, field), lab.field(Class::Vm, &world.machine(), field), "{field}");
+    }
+    assert_eq!(lab.field(Class::Vm, &vm, "tags"), json!(["prod", "restored from backup"]));
+    assert_eq!(lab.field(Class::Vm, &vm, "blocked_operations"), json!({}));
+    assert_eq!(lab.field(Class::Vm, &vm, "is_a_template"), json!(false));
+    for disk in said["disks"].as_array().expect("disks") {
+        assert_eq!(disk["digest"], disk["verifiedDigest"], "{disk}");
+        let vdi = lab.by_uuid(Class::Vdi, &disk["uuid"]);
+        let label = if disk["name"] == "xvda" { "system" } else { "data" };
+        assert_eq!(lab.field(Class::Vdi, &vdi, "name_label"), json!(label));
+    }
+    // The one that is there has the MACs of its backup.
+    assert!(said["remarks"].to_string().contains("gets a new MAC"), "{}", said["remarks"]);
+    lab.is_at_rest();
+}
+
+#[test]
+fn all_machines_come_back_in_an_empty_pool_with_other_networks() {
+    let machines = |scene: Scene| {
+        scene
+            .network("lan", &["nbd"])
+            .vm(Machine::new("web01").tag("prod").disk(Disk::new("system", 24 * MIB).filled(60)))
+            .vm(Machine::new("db01").disk(Disk::new("system", 16 * MIB)).disk(Disk::new("data", 40 * MIB).filled(30)))
+    };
+    let world = World::new(machines);
+    world.back_up(&["--vm", "web01", "--vm", "db01"]);
+    // Only the repository is left, and of that no more than its backups.
+    for entry in fs::read_dir(world.repository.join("xo-vm-backups")).expect("listed") {
+        let _gone = fs::remove_file(entry.expect("listed").path().join("cache.json.gz"));
+    }
+    let other = world.other("new", |scene| {
+        let nfs = Sr::new("fast", Storage::Nfs);
+        scene.host("a").host("b").sr(Sr::new("slow", Storage::Ext)).sr(nfs).network("wan", &[]).network("office", &[])
+    });
+    let (code, out, err) = run(other
+        .restore(&world.repository, &["--all", "--sr", "fast", "--network", "lan=office", "--json"])
+        .env("XDG_STATE_HOME", other.state.join("none")));
+    assert_eq!(code, 0, "{out}\n{err}");
+    for name in ["web01", "db01"] {
+        let (old, new) = (world.lab.simulator.only(Class::Vm, name), other.simulator.only(Class::Vm, name));
+        assert_eq!(other.held(&new), world.lab.held(&old), "{name}");
+        for field in ["memory_static_max", "memory_static_min", "VCPUs_max", "HVM_boot_policy", "domain_type"] {
+            assert_eq!(other.field(Class::Vm, &new, field), world.lab.field(Class::Vm, &old, field), "{name}: {field}");
+        }
+        let interface = |lab: &Lab, vm: &Reference| -> (String, String) {
+            lab.simulator.look(|store| {
+                let vifs = store.references(Class::Vm, vm, "VIFs").expect("it is there");
+                let network = store.reference(Class::Vif, &vifs[0], "network").expect("it has one");
+                let mac = store.text(Class::Vif, &vifs[0], "MAC").expect("it has one").to_owned();
+                (store.text(Class::Network, &network, "name_label").expect("it has one").to_owned(), mac)
+            })
+        };
+        let (before, after) = (interface(&world.lab, &old), interface(&other, &new));
+        assert_eq!((before.0.as_str(), after.0.as_str()), ("lan", "office"), "{name}");
+        assert_eq!(before.1, after.1, "{name}: nobody has its MAC");
+        for vdi in other.simulator.disks_of(&new).expect("it has disks") {
+            let sr = other.simulator.look(|store| store.reference(Class::Vdi, &vdi, "SR")).expect("it has one");
+            assert_eq!(other.field(Class::Sr, &sr, "name_label"), json!("fast"));
+        }
+    }
+    let tags = other.field(Class::Vm, &other.simulator.only(Class::Vm, "web01"), "tags");
+    assert_eq!(tags, json!(["prod", "restored from backup"]));
+    other.is_at_rest();
+}
+
+#[test]
+fn an_interface_whose_network_is_nowhere_is_left_out_and_that_is_said() {
+    let world = World::with_one_machine();
+    world.back_up(&[]);
+    let other = world.other("new", |scene| scene.network("wan", &[]));
+    let said = other.restored(&world.repository, &["web01"]);
+    assert!(said["remarks"].to_string().contains("is left out"), "{}", said["remarks"]);
+    let vm = other.by_uuid(Class::Vm, &said["vm"]);
+    assert_eq!(other.field(Class::Vm, &vm, "VIFs"), json!([]));
+    let said = other.restored(&world.repository, &["web01", "--network", "wan", "--new-mac", "--name", "second"]);
+    let vm = other.by_uuid(Class::Vm, &said["vm"]);
+    assert_eq!(other.field(Class::Vm, &vm, "VIFs").as_array().map(Vec::len), Some(1));
+    assert_eq!(other.field(Class::Vm, &vm, "name_label"), json!("second"));
+}
+
+#[test]
+fn what_is_explained_is_what_is_done_and_explaining_does_nothing() {
+    let world = World::with_one_machine();
+    world.back_up(&[]);
+    let before = world.lab.count();
+    let (code, out, err) = run(&mut world.lab.restore(&world.repository, &["web01", "--explain"]));
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    for part in ["a new VM", "xvda  32 MiB", "all that is not zero", "interface 0", "free"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    let plan = world.lab.restored(&world.repository, &["web01", "--explain"]);
+    assert_eq!(world.lab.count(), before);
+    let said = world.lab.restored(&world.repository, &["web01"]);
+    let sent = |said: &Value, field: &str| -> u64 {
+        said.as_array().expect("disks").iter().map(|disk| disk[field].as_u64().expect("a number")).sum()
+    };
+    assert_eq!(sent(&plan["plan"]["disks"], "bytesToSend"), sent(&said["disks"], "bytesSent"));
+}
+
+#[test]
+fn one_disk_comes_back_alone_or_for_a_machine_that_is_there() {
+    let world = World::with_one_machine();
+    world.back_up(&[]);
+    let held = world.lab.held(&world.machine());
+    world.guest_writes(1, 10);
+    let lab = &world.lab;
+    let said = lab.restored(&world.repository, &["web01/latest/xvdb", "--name", "data of before"]);
+    let vdi = lab.by_uuid(Class::Vdi, &said["disks"][0]["uuid"]);
+    assert_eq!(lab.bytes_of(&vdi), held["1"]);
+    assert_eq!(lab.field(Class::Vdi, &vdi, "name_label"), json!("data of before"));
+    assert_eq!(lab.field(Class::Vdi, &vdi, "VBDs"), json!([]));
+    lab.restored(&world.repository, &["web01", "--disk", "xvdb", "--attach-to", "web01"]);
+    let now = lab.held(&world.machine());
+    assert_eq!((now.len(), &now["2"]), (3, &held["1"]));
+    assert!(lab.fails(&world.repository, &["web01", "--disk", "xvdz"], 2).contains("it has xvda, xvdb"));
+    lab.is_at_rest();
+}
+
+#[test]
+fn onto_a_snapshot_only_what_differs_is_sent_whichever_is_older() {
+    let world = World::new(|scene| {
+        scene.vm(Machine::new("web01").running().disk(Disk::new("system", 64 * MIB).filled(80)))
+    });
+    let (mut held, lab) = (Vec::new(), &world.lab);
+    for round in 0..3 {
+        world.back_up(&["--ignore-chain"]);
+        held.push(lab.held(&world.machine()));
+        // Three blocks, another each time.
+        let vdi = lab.simulator.disks_of(&world.machine()).expect("it has disks")[0].clone();
+        for block in [1, 9, 20 + round] {
+            let byte = u8::try_from(round + 1).expect("small");
+            lab.simulator.write(&vdi, |content| content.write(block * 2 * MIB, &[byte; 4096]).expect("in range")).expect("there");
+        }
+    }
+    // The pool has the snapshot of the newest backup only.
+    for (back, blocks) in [(0, 0), (1, 3), (2, 4)] {
+        let what = format!("web01/latest~{back}");
+        let said = lab.restored(&world.repository, &[&what, "--onto-snapshot", "--verify"]);
+        assert_eq!(said["disks"][0]["bytesSent"], json!(blocks * 2 * MIB), "{what}: {said}");
+        assert!(said["disks"][0]["snapshot"].is_string(), "{said}");
+        let vm = lab.by_uuid(Class::Vm, &said["vm"]);
+        assert_eq!(lab.held(&vm), held[2 - back], "{what}");
+        let vdi = lab.by_uuid(Class::Vdi, &said["disks"][0]["uuid"]);
+        let entries = lab.field(Class::Vdi, &vdi, "other_config").to_string();
+        assert!(!entries.contains("xofs:run") && !entries.contains("xofs:stored"), "{entries}");
+    }
+    // It stays what the next backup is made upon.
+    world.back_up(&["--ignore-chain", "--incremental"]);
+    lab.is_at_rest();
+}
+
+#[test]
+fn a_full_backup_comes_back_from_a_plain_and_from_an_encrypted_repository() {
+    let world = World::with_one_machine();
+    let key = world.folder.path().join("key");
+    fs::write(&key, support::KEY).expect("a short file fits");
+    let key = key.to_str().expect("UTF-8");
+    let encrypted = init(world.folder.path(), "encrypted", &["--encrypted", "--password-file", key]);
+    let held = world.lab.held(&world.machine());
+    world.back_up(&["--mode", "full", "--xva-compression", "none"]);
+    world.back_up_to(&encrypted, &["--mode", "full", "--password-file", key]);
+    for (name, repository, more) in [("plain", &world.repository, &[][..]), ("encrypted", &encrypted, &["--password-file", key])] {
+        let other = world.other(name, |scene| scene.network("lan", &[]));
+        let arguments: Vec<&str> = ["web01"].iter().chain(more).copied().collect();
+        let said = other.restored(repository, &arguments);
+        let vm = other.by_uuid(Class::Vm, &said["vm"]);
+        assert_eq!(other.held(&vm), held, "{name}");
+        assert_eq!(other.field(Class::Vm, &vm, "name_label"), json!("web01"));
+        assert_eq!(other.field(Class::Vm, &vm, "is_a_template"), json!(false));
+        assert!(said["xva"]["checksum"].is_string(), "{said}");
+        let entries = other.field(Class::Vm, &vm, "other_config").to_string();
+        assert!(entries.contains("xofs:restored-from") && !entries.contains("xofs:run"), "{entries}");
+        other.is_at_rest();
+    }
+}
+
+#[test]
+fn increments_come_back_from_an_encrypted_repository() {
+    let world = World::with_one_machine();
+    let key = world.folder.path().join("key");
+    fs::write(&key, support::KEY).expect("a short file fits");
+    let key = key.to_str().expect("UTF-8");
+    let encrypted = init(world.folder.path(), "encrypted", &["--encrypted", "--password-file", key]);
+    world.back_up_to(&encrypted, &["--password-file", key]);
+    world.guest_writes(1, 30);
+    world.back_up_to(&encrypted, &["--password-file", key]);
+    let held = world.lab.held(&world.machine());
+    let said = world.lab.restored(&encrypted, &["web01", "--password-file", key]);
+    assert_eq!(world.lab.held(&world.lab.by_uuid(Class::Vm, &said["vm"])), held);
+}
+
+#[test]
+fn whatever_fails_leaves_nothing_of_it() {
+    let world = World::with_one_machine();
+    world.back_up(&[]);
+    let before = world.lab.count();
+    let lab = &world.lab;
+    for fault in [
+        "import after 4MiB cut",
+        "import after 6MiB page",
+        "import after 4MiB full",
+        "call VBD.create fail INTERNAL_ERROR,broken",
+        "call VDI.create after 1 cut",
+        "call VM.create cut",
+        "call VIF.create fail MAC_INVALID,x",
+    ] {
+        lab.simulator.fault(fault.parse::<Fault>().expect(fault));
+        let err = lab.fails(&world.repository, &["web01"], 1);
+        assert!(err.contains("restore web01/"), "{fault}: {err}");
+        assert_eq!((lab.count(), lab.simulator.faults_left()), (before, 0), "{fault}: {err}");
+        if fault.contains("VDI.create") {
+            // Nobody knows the task of a call whose answer was lost: the pool removes it in time.
+            lab.simulator.change(|state| state.store.forget(Class::Task));
+        }
+        lab.is_at_rest();
+    }
+    let err = lab.fails(&world.repository, &["web01", "--sr", "nowhere"], 2);
+    assert!(err.contains("no SR 'nowhere'"), "{err}");
+}
+
+#[test]
+fn an_sr_without_room_is_known_before_anything_is_made() {
+    let world = World::with_one_machine();
+    world.back_up(&[]);
+    for (name, storage, size) in [("thick", Storage::Lvm, 48 * MIB), ("thin", Storage::Nfs, 8 * MIB)] {
+        let other = world.other(name, |scene| scene.sr(Sr::new("small", storage).size(size)));
+        let err = other.fails(&world.repository, &["web01"], 1);
+        assert!(err.contains("the SR 'small'") && err.contains("bytes free"), "{name}: {err}");
+        assert_eq!(other.count().1, 0, "{name}");
+        assert_eq!(other.simulator.log().count("VM.create"), 0, "{name}");
+    }
+}
+
+#[test]
+fn a_host_that_does_not_have_the_sr_is_not_where_disks_are_sent() {
+    let world = World::with_one_machine();
+    world.back_up(&[]);
+    let held = world.lab.held(&world.machine());
+    let other = world.other("two", |scene| {
+        scene.host("master").host("other").sr(Sr::new("shared", Storage::Nfs)).sr(Sr::new("local", Storage::Ext).on(&[1]))
+    });
+    let said = other.restored(&world.repository, &["web01", "--sr", "local", "--verify"]);
+    assert_eq!(other.held(&other.by_uuid(Class::Vm, &said["vm"])), held);
+}
+
+/// Waits until `web01` is being restored and some of a disk has arrived.
+fn wait_for_transfer(lab: &Lab) {
+    let begun = Instant::now();
+    while lab.simulator.log().now(xapi_simulator::log::Activity::Import) == 0 {
+        assert!(begun.elapsed() < PATIENCE, "no disk is sent");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_signal_ends_it_at_once_and_removes_what_was_made() {
+    let world = World::with_one_machine();
+    world.back_up(&[]);
+    let (before, lab) = (world.lab.count(), &world.lab);
+    lab.simulator.fault("import after 4MiB stall".parse::<Fault>().expect("a fault"));
+    let mut child = lab.restore(&world.repository, &["web01"]).stderr(Stdio::piped()).spawn().expect("starts");
+    wait_for_transfer(lab);
+    support::succeed(Command::new("kill").arg("-TERM").arg(child.id().to_string()));
+    let status = child.wait().expect("ends");
+    assert_eq!(status.code(), Some(130));
+    assert_eq!(lab.count(), before);
+    lab.simulator.clear_faults();
+    lab.is_at_rest();
+}
+
+#[test]
+fn what_a_killed_run_left_is_removed_by_the_next_and_nothing_else() {
+    let world = World::with_one_machine();
+    world.back_up(&[]);
+    let (before, lab) = (world.lab.count(), &world.lab);
+    lab.simulator.fault("import after 4MiB stall".parse::<Fault>().expect("a fault"));
+    let mut child = lab.restore(&world.repository, &["web01"]).stderr(Stdio::null()).spawn().expect("starts");
+    wait_for_transfer(lab);
+    child.kill().expect("it lives");
+    child.wait().expect("ends");
+    assert_eq!(lab.count(), (before.0 + 1, before.1 + 2), "it left what it made");
+    lab.simulator.clear_faults();
+    // Somebody else's, of the same name.
+    let said = lab.restored(&world.repository, &["web01/latest/xvdb", "--name", "[restoring] system"]);
+    assert!(said["vm"].is_null());
+    let after = lab.count();
+    assert_eq!((after.0, after.1), (before.0, before.1 + 1));
+}
