@@ -159,7 +159,8 @@ impl World {
 
     /// A running machine `web01` with two disks, and a tag.
     fn with_one_machine() -> Self {
-        let disks = |machine: Machine| machine.disk(Disk::new("system", 32 * MIB).filled(50)).disk(Disk::new("data", 20 * MIB));
+        let disks =
+            |machine: Machine| machine.disk(Disk::new("system", 32 * MIB).filled(50)).disk(Disk::new("data", 20 * MIB));
         Self::new(|scene| scene.vm(disks(Machine::new("web01").running().tag("prod"))))
     }
 
@@ -205,7 +206,9 @@ fn a_machine_comes_back_equal_beside_the_one_that_is_there() {
     let name = said["name"].as_str().expect("a name");
     assert!(name.starts_with("web01 (2"), "{name}");
     assert_eq!(lab.field(Class::Vm, &vm, "name_label"), json!(name));
-    for field in ["memory_static_max", "memory_dynamic_max", "VCPUs_max", "VCPUs_at_startup", "HVM_boot_params", "platform"] {
+    for field in
+        ["memory_static_max", "memory_dynamic_max", "VCPUs_max", "VCPUs_at_startup", "HVM_boot_params", "platform"]
+    {
         assert_eq!(lab.field(Class::Vm, &vm, field), lab.field(Class::Vm, &world.machine(), field), "{field}");
     }
     assert_eq!(lab.field(Class::Vm, &vm, "tags"), json!(["prod", "restored from backup"]));
@@ -326,9 +329,8 @@ fn one_disk_comes_back_alone_or_for_a_machine_that_is_there() {
 
 #[test]
 fn onto_a_snapshot_only_what_differs_is_sent_whichever_is_older() {
-    let world = World::new(|scene| {
-        scene.vm(Machine::new("web01").running().disk(Disk::new("system", 64 * MIB).filled(80)))
-    });
+    let world =
+        World::new(|scene| scene.vm(Machine::new("web01").running().disk(Disk::new("system", 64 * MIB).filled(80))));
     let (mut held, lab) = (Vec::new(), &world.lab);
     for round in 0..3 {
         world.back_up(&["--ignore-chain"]);
@@ -337,7 +339,9 @@ fn onto_a_snapshot_only_what_differs_is_sent_whichever_is_older() {
         let vdi = lab.simulator.disks_of(&world.machine()).expect("it has disks")[0].clone();
         for block in [1, 9, 20 + round] {
             let byte = u8::try_from(round + 1).expect("small");
-            lab.simulator.write(&vdi, |content| content.write(block * 2 * MIB, &[byte; 4096]).expect("in range")).expect("there");
+            lab.simulator
+                .write(&vdi, |content| content.write(block * 2 * MIB, &[byte; 4096]).expect("in range"))
+                .expect("there");
         }
     }
     // The pool has the snapshot of the newest backup only.
@@ -367,7 +371,9 @@ fn a_full_backup_comes_back_from_a_plain_and_from_an_encrypted_repository() {
     let held = world.lab.held(&world.machine());
     world.back_up(&["--mode", "full", "--xva-compression", "none"]);
     world.back_up_to(&encrypted, &["--mode", "full", "--password-file", key]);
-    for (name, repository, more) in [("plain", &world.repository, &[][..]), ("encrypted", &encrypted, &["--password-file", key])] {
+    for (name, repository, more) in
+        [("plain", &world.repository, &[][..]), ("encrypted", &encrypted, &["--password-file", key])]
+    {
         let other = world.other(name, |scene| scene.network("lan", &[]));
         let arguments: Vec<&str> = ["web01"].iter().chain(more).copied().collect();
         let said = other.restored(repository, &arguments);
@@ -445,7 +451,11 @@ fn a_host_that_does_not_have_the_sr_is_not_where_disks_are_sent() {
     world.back_up(&[]);
     let held = world.lab.held(&world.machine());
     let other = world.other("two", |scene| {
-        scene.host("master").host("other").sr(Sr::new("shared", Storage::Nfs)).sr(Sr::new("local", Storage::Ext).on(&[1]))
+        scene
+            .host("master")
+            .host("other")
+            .sr(Sr::new("shared", Storage::Nfs))
+            .sr(Sr::new("local", Storage::Ext).on(&[1]))
     });
     let said = other.restored(&world.repository, &["web01", "--sr", "local", "--verify"]);
     assert_eq!(other.held(&other.by_uuid(Class::Vm, &said["vm"])), held);

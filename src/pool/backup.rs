@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use uuid::Uuid;
-use xapi::record::{PoolObject, Vdi, Vm};
+use xapi::record::{Vdi, Vm};
 use xapi::{Budget, Pool, Record};
 
 use super::base::{self, Base, Stored};
@@ -95,14 +95,7 @@ impl<'a> Run<'a> {
         destinations: &'a [Destination],
         say: &'a (dyn Fn(&str) + Sync),
     ) -> Result<Self> {
-        let pools = pool.records::<PoolObject>()?;
-        let uuid = pools.first().map(|of| of.uuid.clone()).unwrap_or_default();
-        sweep::runs(&pool, state, &uuid, say)?;
-        let run = crate::repository::random_uuid()
-            .map_err(|error| Error::new(ErrorKind::State, format!("ask the system for random numbers: {error}")))?;
-        let journal = Journal::begin(state, run, &uuid)?;
-        // Tasks of this run are told by it from those of others.
-        let pool = pool.marked(&keys::mark(run, &state.keeper()));
+        let (pool, journal) = sweep::begin(pool, state, say)?;
         Ok(Self { pool, state, journal, options, destinations, say })
     }
 

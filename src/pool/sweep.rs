@@ -3,22 +3,36 @@
 //! Only what this machine and folder of the state made is touched, only of runs whose process is gone, and of snapshots only those
 //! that no backup is known to rest on. Objects of Xen Orchestra and of anybody else say nothing of the kind.
 
-use xapi::record::{TaskObject, Vm};
+use xapi::record::{PoolObject, TaskObject, Vm};
 use xapi::{Pool, Record};
 
-use super::error::Result;
-use super::journal::{self, Act, Left};
+use super::error::{Error, ErrorKind, Result};
+use super::journal::{self, Act, Journal, Left};
 use super::snapshot::{attach_again, destroy_named, destroy_ours};
 use super::state::State;
 use super::survey::Survey;
 use super::{keys, restore};
 
-/// Ends the tasks of dead runs, and undoes what their journals tell about a pool, which is known by its uuid. What cannot be undone now is said, and
-/// tried again by the next run.
+/// Begins a run: undoes what earlier ones left that died, and returns a handle whose tasks are told by this run, and its journal.
+///
+/// # Errors
+/// What the pool says; if the journals cannot be listed, or the new one not written.
+pub fn begin(pool: Pool, state: &State, say: &dyn Fn(&str)) -> Result<(Pool, Journal)> {
+    let pools = pool.records::<PoolObject>()?;
+    let uuid = pools.first().map(|of| of.uuid.clone()).unwrap_or_default();
+    runs(&pool, state, &uuid, say)?;
+    let run = crate::repository::random_uuid()
+        .map_err(|error| Error::new(ErrorKind::State, format!("ask the system for random numbers: {error}")))?;
+    let journal = Journal::begin(state, run, &uuid)?;
+    Ok((pool.marked(&keys::mark(run, &state.keeper())), journal))
+}
+
+/// Ends the tasks of dead runs, and undoes what their journals tell about a pool, which is known by its uuid. What cannot be
+/// undone now is said, and tried again by the next run.
 ///
 /// # Errors
 /// If the journals or the tasks cannot be listed.
-pub fn runs(pool: &Pool, state: &State, uuid: &str, say: &dyn Fn(&str)) -> Result<()> {
+fn runs(pool: &Pool, state: &State, uuid: &str, say: &dyn Fn(&str)) -> Result<()> {
     let keeper = state.keeper();
     for task in pool.records::<TaskObject>()? {
         let is_dead = |run| !journal::is_alive(state, run);
@@ -48,8 +62,7 @@ fn undo(pool: &Pool, state: &State, left: &Left, act: &Act) -> Result<()> {
             }
         }
         Act::Restore { vm, disks } => {
-            let value = restore::restoring(left.run, &state.keeper());
-            restore::undo(pool, &value, vm.as_deref(), disks)?;
+            restore::undo(pool, &keys::mark(left.run, &state.keeper()), vm.as_deref(), disks)?;
         }
         Act::Detached { vm, devices } => {
             let Some(vm) = live(pool, vm)? else { return Ok(()) };

@@ -365,7 +365,10 @@ impl Outcome {
 fn finish(mut outcomes: Vec<Outcome>, is_stopped: bool) -> Result<Exit> {
     if outcomes.len() == 1 && outcomes[0].error.is_some() {
         let only = outcomes.remove(0);
-        return Err(only.error.unwrap_or_else(|| anyhow::anyhow!("failed")).context(format!("restore {}", Shown(&only.name))));
+        return Err(only
+            .error
+            .unwrap_or_else(|| anyhow::anyhow!("failed"))
+            .context(format!("restore {}", Shown(&only.name))));
     }
     let mut kinds = BTreeSet::new();
     for outcome in &outcomes {

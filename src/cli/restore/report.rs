@@ -133,13 +133,8 @@ pub fn to_text(plan: &Plan, restored: &Restored, elapsed: Duration) -> String {
     for disk in &restored.disks {
         let onto = disk.base.as_ref().map_or_else(String::new, |base| format!(" onto the snapshot {base}"));
         let verified = if disk.verified.is_some() { ", read back and equal" } else { "" };
-        let _ = writeln!(
-            text,
-            "  {}  {} of {} sent{onto}{verified}",
-            Shown(&disk.name),
-            size(disk.sent),
-            size(disk.size)
-        );
+        let _ =
+            writeln!(text, "  {}  {} of {} sent{onto}{verified}", Shown(&disk.name), size(disk.sent), size(disk.size));
     }
     let bytes = plan.bytes();
     let rate = u128::from(bytes) * 1000 / elapsed.as_millis().max(1);

@@ -7,18 +7,11 @@
 //! | not marked | some are marked | while marks were taken away | takes the rest away |
 //! | none | marked, no VM has them | before a disk alone was whole | destroys them |
 
-use uuid::Uuid;
 use xapi::record::{Vbd, Vdi, Vm};
 use xapi::{Pool, Record, Ref};
 
 use super::records::{PROVISIONAL, RESTORING};
 use crate::pool::error::Result;
-
-/// Returns the value of the mark of a run: which, and whose.
-#[must_use]
-pub fn restoring(run: Uuid, keeper: &str) -> String {
-    format!("{run} {keeper}")
-}
 
 /// What was made, until it is whole.
 #[derive(Debug, Default)]

@@ -24,7 +24,7 @@ mod target;
 mod transfer;
 
 pub use lineage::Base;
-pub use made::{restoring, undo};
+pub use made::undo;
 pub use networks::{Interface, Macs, Network, Wish};
 pub use places::Room;
 pub use plan::{Archive, Machine, Options, Plan, PlannedDisk, Planner, What, room};

@@ -67,7 +67,7 @@ pub enum What {
     /// A VM with its disks.
     Machine(Box<Machine>),
     /// A disk alone, for a VM that is there if one is named.
-    Disk(Box<PlannedDisk>, Option<Record<Vm>>),
+    Disk(Box<PlannedDisk>, Option<Box<Record<Vm>>>),
     /// Whatever an XVA holds.
     Archive(Box<Archive>),
 }
@@ -255,7 +255,7 @@ impl Planner<'_> {
         if let Some(label) = &self.options.name {
             disk.label.clone_from(label);
         }
-        let machine = attach_to.map(|named| survey::find(self.pool, named)).transpose()?;
+        let machine = attach_to.map(|named| survey::find(self.pool, named)).transpose()?.map(Box::new);
         let of = if vm.name.is_empty() { vm.id.as_str() } else { &vm.name };
         Ok(Plan {
             source: format!("{of}/{}/{name}", backup.time),

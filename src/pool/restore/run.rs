@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use xapi::record::{Network, PoolObject, Vbd, Vdi, Vif, Vm};
+use xapi::record::{Network, Vbd, Vdi, Vif, Vm};
 use xapi::{Pool, Record, Ref};
 
 use super::digests::Digests;
@@ -25,7 +25,7 @@ use crate::ingest::Watch;
 use crate::pool::error::{Error, ErrorKind, Result};
 use crate::pool::journal::{Act, Journal};
 use crate::pool::state::State;
-use crate::pool::{cleanup, survey, sweep};
+use crate::pool::{cleanup, keys, survey, sweep};
 
 /// What has no end.
 const FOR_EVER: Duration = Duration::MAX;
@@ -77,12 +77,7 @@ impl<'a> Run<'a> {
     /// # Errors
     /// What the pool says; if the journal cannot be written.
     pub fn begin(pool: Pool, state: &'a State, options: &'a Options, say: &'a (dyn Fn(&str) + Sync)) -> Result<Self> {
-        let pools = pool.records::<PoolObject>()?;
-        let uuid = pools.first().map(|of| of.uuid.clone()).unwrap_or_default();
-        sweep::journals(&pool, state, &uuid, say)?;
-        let run = crate::repository::random_uuid()
-            .map_err(|error| Error::new(ErrorKind::State, format!("ask the system for random numbers: {error}")))?;
-        let journal = Journal::begin(state, run, &uuid)?;
+        let (pool, journal) = sweep::begin(pool, state, say)?;
         Ok(Self { pool, state, journal, options, say })
     }
 
@@ -98,8 +93,7 @@ impl<'a> Run<'a> {
     /// What went wrong; then nothing of it is left, or it is said what the next run will remove.
     pub fn restore(&self, plan: &Plan, watch: &Watch) -> Result<Restored> {
         watch.expect(plan.bytes());
-        let mark =
-            Mark { restoring: made::restoring(self.journal.run(), &self.state.keeper()), from: plan.from.clone() };
+        let mark = Mark { restoring: keys::mark(self.journal.run(), &self.state.keeper()), from: plan.from.clone() };
         let vm = match &plan.what {
             What::Disk(..) => None,
             What::Machine(_) | What::Archive(_) => Some(plan.name.clone()),
@@ -109,7 +103,7 @@ impl<'a> Run<'a> {
         let mut made = Made::default();
         let restored = match &plan.what {
             What::Machine(machine) => self.machine(plan, machine, &mark, &mut made, watch),
-            What::Disk(disk, vm) => self.only_disk(plan, disk, vm.as_ref(), &mark, &mut made, watch),
+            What::Disk(disk, vm) => self.only_disk(plan, disk, vm.as_deref(), &mark, &mut made, watch),
             What::Archive(archive) => self.archive(plan, archive, &mark, &mut made, watch),
         };
         let error = match restored {
