@@ -122,7 +122,6 @@ fn read_piece(disk: &dyn Disk, range: Range<u64>, mut buffer: Vec<u8>) -> Answer
 
 #[cfg(test)]
 mod tests {
-    use anyhow::Result;
     use disk::{Error, Extent};
 
     use super::*;
@@ -155,7 +154,7 @@ mod tests {
         let disk: Arc<dyn Disk> = Arc::new(Numbered { broken: u64::MAX });
         let ranges = [(1 << 20)..(1 << 20) + 10, (3 << 20)..(150 << 20)];
         let mut seen = Vec::new();
-        read(&disk, ranges.into_iter().map(Ok), |offset, bytes, _| {
+        read::<anyhow::Error>(&disk, ranges.into_iter().map(Ok), |offset, bytes, _| {
             assert_eq!(bytes[0], u8::try_from(offset >> 20).expect("below 200"));
             seen.push((offset, bytes.len()));
             Ok(())
@@ -170,16 +169,16 @@ mod tests {
     fn the_first_error_ends_it_and_nothing_hangs() {
         let disk: Arc<dyn Disk> = Arc::new(Numbered { broken: 20 << 20 });
         let mut count = 0;
-        let result = read(&disk, [Ok(0..200 << 20)].into_iter(), |_, _, _| {
+        let result = read::<anyhow::Error>(&disk, [Ok(0..200 << 20)].into_iter(), |_, _, _| {
             count += 1;
             Ok(())
         });
         assert_eq!(result.expect_err("broken").to_string(), "broken");
         assert_eq!(count, 10);
-        let result = read(&disk, [Ok(0..200 << 20)].into_iter(), |_, _, _| anyhow::bail!("full"));
+        let result = read::<anyhow::Error>(&disk, [Ok(0..200 << 20)].into_iter(), |_, _, _| anyhow::bail!("full"));
         assert_eq!(result.expect_err("full").to_string(), "full");
         let damaged = || Err(Error::new(ErrorKind::Damaged, "no map"));
-        let result = read(&disk, [Ok(0..10), damaged()].into_iter(), |_, _, _| Ok(()));
+        let result = read::<anyhow::Error>(&disk, [Ok(0..10), damaged()].into_iter(), |_, _, _| Ok(()));
         assert_eq!(result.expect_err("damaged").to_string(), "no map");
     }
 }
