@@ -22,6 +22,7 @@ fn blocks(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
 }
 
 #[test]
+#[expect(clippy::single_range_in_vec_init, reason = "one range of blocks is meant")]
 fn what_both_have_in_common_is_left_out_whichever_is_older() {
     let storage = Arc::new(MemoryStorage::new());
     let size = 8 * BLOCK as u64;

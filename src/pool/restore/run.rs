@@ -65,7 +65,7 @@ pub struct RestoredDisk {
     pub sent: u64,
     /// The uuid of the snapshot that it was made of.
     pub base: Option<String>,
-    /// The digest of what was sent; see [`Digests`].
+    /// The digest of what was sent, in hexadecimal; see `digests`.
     pub digest: String,
     /// The digest of all of it as it was read back, the same as the repository's.
     pub verified: Option<String>,
