@@ -107,7 +107,7 @@ fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
             let vm = simulator.only(Class::Vm, name);
             let seed = seed.wrapping_add(round);
             simulator.guest_writes(&vm, seed, options.writes).map_err(|failure| failure.to_list().join(": "))?;
-            println!("{name} wrote {} pieces to each disk (seed {seed})", options.writes);
+            writeln!(out, "{name} wrote {} pieces to each disk (seed {seed})", options.writes)?;
         }
     }
 }
