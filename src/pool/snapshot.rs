@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use uuid::Uuid;
 use xapi::record::{Vbd, Vdi, Vm};
 use xapi::{Pool, Record, Ref};
@@ -84,9 +84,7 @@ impl Taken {
     /// # Errors
     /// What the pool says.
     pub fn stored(self, pool: &Pool, journal: &Journal) -> Result<()> {
-        for vdi in self.disks.values() {
-            pool.set_entry(&vdi.reference, "other_config", keys::STORED, keys::TRUE)?;
-        }
+        self.tell_disks_stored(pool)?;
         pool.set_entry(&self.vm.reference, "other_config", keys::STORED, keys::TRUE)?;
         journal.over(self.begun);
         Ok(())
@@ -120,10 +118,15 @@ impl Taken {
     /// # Errors
     /// What the pool says.
     pub fn disks_stored(self, pool: &Pool, journal: &Journal) -> Result<()> {
+        self.tell_disks_stored(pool)?;
+        journal.over(self.begun);
+        Ok(())
+    }
+
+    fn tell_disks_stored(&self, pool: &Pool) -> Result<()> {
         for vdi in self.disks.values() {
             pool.set_entry(&vdi.reference, "other_config", keys::STORED, keys::TRUE)?;
         }
-        journal.over(self.begun);
         Ok(())
     }
 }
@@ -211,15 +214,12 @@ fn forget_leaked(pool: &Pool, survey: &Survey) -> Result<()> {
 fn snapshot(pool: &Pool, journal: &Journal, survey: &Survey, name: &str, say: &dyn Fn(&str)) -> Result<Ref<Vm>> {
     let vm = &survey.vm.reference;
     let left_out: Vec<&LiveDisk> = survey.left_out().collect();
-    let plain = || Ok(pool.run("VM.snapshot", &[json!(vm), json!(name)])?.reference()?);
-    if left_out.is_empty() {
-        return plain();
-    }
     let ignored: Vec<&Ref<Vdi>> = left_out.iter().map(|disk| &disk.vdi.reference).collect();
-    match pool.run("VM.snapshot", &[json!(vm), json!(name), json!(ignored)]) {
-        Err(error) if error.code() == "MESSAGE_PARAMETER_COUNT_MISMATCH" => {}
-        taken => return Ok(taken?.reference()?),
+    match pool.snapshot_vm(vm, name, &ignored) {
+        Err(error) if !ignored.is_empty() && error.code() == "MESSAGE_PARAMETER_COUNT_MISMATCH" => {}
+        taken => return Ok(taken?),
     }
+    let plain = || Ok(pool.snapshot_vm(vm, name, &[])?);
     if survey.vm.power_state == "Halted" {
         return without(pool, journal, survey, &left_out, plain);
     }
@@ -229,14 +229,7 @@ fn snapshot(pool: &Pool, journal: &Journal, survey: &Survey, name: &str, say: &d
         "this pool cannot leave disks of a running VM out of a snapshot: those of {} are destroyed at once",
         names.join(", ")
     ));
-    let devices: Vec<Ref<Vbd>> = pool.field(&snapshot, "VBDs")?;
-    for device in pool.records_of::<Vbd>(&devices)?.into_iter().filter(is_disk) {
-        let vdi: Record<Vdi> = pool.record(&device.vdi)?;
-        if vdi.is_a_snapshot && left_out.iter().any(|disk| disk.vdi.reference == vdi.snapshot_of) {
-            pool.destroy_vbd(&device.reference)?;
-            pool.destroy_vdi(&vdi.reference)?;
-        }
-    }
+    pool.destroy_disks_of(&snapshot, &ignored)?;
     Ok(snapshot)
 }
 

@@ -8,33 +8,35 @@ use crate::{Pool, Ref, Result};
 
 impl Pool {
     /// Makes a snapshot of a machine with all its disks but `ignored`; each disk is as after a crash, one moment after the
-    /// other.
-    ///
-    /// A pool older than XAPI 21.4 cannot leave out disks: there the snapshots of those are destroyed again. After an error
-    /// there may be a snapshot nevertheless, of this name.
+    /// other. After an error there may be a snapshot nevertheless, of this name.
     ///
     /// # Errors
-    /// As [`Pool::run`]; `SR_BACKEND_FAILURE_109` if the chain of a disk is too long.
-    pub fn snapshot_vm(&self, vm: &Ref<Vm>, name: &str, ignored: &[Ref<Vdi>]) -> Result<Ref<Vm>> {
-        let method = "VM.snapshot";
-        if ignored.is_empty() {
-            return self.run(method, &[json!(vm), name.into()])?.reference();
+    /// As [`Pool::run`]; `MESSAGE_PARAMETER_COUNT_MISMATCH` if disks are ignored and the pool, older than XAPI 21.4, cannot do
+    /// that: nothing was done then. `SR_BACKEND_FAILURE_109` if the chain of a disk is too long.
+    pub fn snapshot_vm(&self, vm: &Ref<Vm>, name: &str, ignored: &[&Ref<Vdi>]) -> Result<Ref<Vm>> {
+        let mut arguments = vec![json!(vm), name.into()];
+        // Older pools do not know the argument.
+        if !ignored.is_empty() {
+            arguments.push(json!(ignored));
         }
-        match self.run(method, &[json!(vm), name.into(), json!(ignored)]) {
-            Err(error) if error.code() == "MESSAGE_PARAMETER_COUNT_MISMATCH" => {}
-            outcome => return outcome?.reference(),
-        }
-        let snapshot = self.run(method, &[json!(vm), name.into()])?.reference()?;
-        let vbds: Vec<Ref<Vbd>> = self.field(&snapshot, "VBDs")?;
+        self.run("VM.snapshot", &arguments)?.reference()
+    }
+
+    /// Destroys the disks of a snapshot that were made of `unwanted` ones.
+    ///
+    /// # Errors
+    /// As [`Pool::destroy_vdi`].
+    pub fn destroy_disks_of(&self, snapshot: &Ref<Vm>, unwanted: &[&Ref<Vdi>]) -> Result<()> {
+        let vbds: Vec<Ref<Vbd>> = self.field(snapshot, "VBDs")?;
         for vbd in self.records_of(&vbds)? {
-            let Some(vdi) = vbd.vdi.known() else { continue };
-            let of: Ref<Vdi> = self.field(vdi, "snapshot_of")?;
-            if ignored.contains(&of) {
+            let Some(reference) = vbd.vdi.known() else { continue };
+            let vdi = self.record(reference)?;
+            if vdi.is_a_snapshot && unwanted.contains(&&vdi.snapshot_of) {
                 self.destroy_vbd(&vbd.reference)?;
-                self.destroy_vdi(vdi)?;
+                self.destroy_vdi(reference)?;
             }
         }
-        Ok(snapshot)
+        Ok(())
     }
 
     /// Makes a snapshot of a running machine with its memory.

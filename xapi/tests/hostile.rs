@@ -406,11 +406,17 @@ fn a_snapshot_without_some_disks_is_made_of_an_old_pool_too() {
             }
             "VM.get_VBDs" => Answer::Result(json!(["OpaqueRef:vbd1", "OpaqueRef:vbd2"])),
             "VBD.get_record" => Answer::Result(json!({"VDI": of(1).replace("vbd", "vdi")})),
-            "VDI.get_snapshot_of" => Answer::Result(json!(of(1).replace("vdi", "live"))),
+            "VDI.get_record" => {
+                Answer::Result(json!({"is_a_snapshot": true, "snapshot_of": of(1).replace("vdi", "live")}))
+            }
             _ => return None,
         })
     });
-    let snapshot = pool.snapshot_vm(&Ref::<Vm>::new("OpaqueRef:vm"), "name", &[Ref::new("OpaqueRef:live2")]).unwrap();
+    let (vm, unwanted) = (Ref::<Vm>::new("OpaqueRef:vm"), Ref::new("OpaqueRef:live2"));
+    let error = pool.snapshot_vm(&vm, "name", &[&unwanted]).unwrap_err();
+    assert_eq!(error.code(), "MESSAGE_PARAMETER_COUNT_MISMATCH");
+    let snapshot = pool.snapshot_vm(&vm, "name", &[]).unwrap();
+    pool.destroy_disks_of(&snapshot, &[&unwanted]).unwrap();
     assert_eq!(snapshot.as_str(), "OpaqueRef:snapshot");
     let destroyed: Vec<_> =
         peer.requests().into_iter().filter(|request| request.method.ends_with("DI.destroy")).collect();

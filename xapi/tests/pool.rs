@@ -221,7 +221,16 @@ fn disks_are_left_out_of_a_snapshot_of_new_pools_and_of_old_ones() {
         let (simulator, pool) = start(scene().settings(|settings| settings.has_ignore_vdis = has_ignore_vdis));
         let data: Vec<Ref<Vdi>> = pool.by_name("data").unwrap();
         let before = simulator.objects()["VDI"];
-        let snapshot = pool.snapshot_vm(&machine(&pool), "snapshot", &data).unwrap();
+        let unwanted: Vec<&Ref<Vdi>> = data.iter().collect();
+        let taken = pool.snapshot_vm(&machine(&pool), "snapshot", &unwanted);
+        let snapshot = if has_ignore_vdis {
+            taken.unwrap()
+        } else {
+            assert_eq!(taken.unwrap_err().code(), "MESSAGE_PARAMETER_COUNT_MISMATCH");
+            let snapshot = pool.snapshot_vm(&machine(&pool), "snapshot", &[]).unwrap();
+            pool.destroy_disks_of(&snapshot, &unwanted).unwrap();
+            snapshot
+        };
         let vbds = pool.record(&snapshot).unwrap().fields.vbds;
         let vdis: Vec<_> = pool.records_of(&vbds).unwrap().into_iter().map(|vbd| vbd.fields.vdi).collect();
         let names: Vec<_> = pool.records_of(&vdis).unwrap().into_iter().map(|vdi| vdi.fields.name_label).collect();
