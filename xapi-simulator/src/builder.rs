@@ -5,7 +5,7 @@ use crate::failure::Outcome;
 use crate::file_sr::FileSr;
 use crate::guest::Guest;
 use crate::methods::machine::new_mac;
-use crate::methods::power;
+use crate::methods::{lifecycle, power, tpm};
 use crate::node::Nodes;
 use crate::random::{Random, fresh_uuid};
 use crate::scene::{Disk, Machine, Network, Repository, Scene, Storage};
@@ -26,6 +26,7 @@ pub fn build(scene: &Scene, nodes: &Nodes) -> Outcome<State> {
         store: Store::new(),
         disks: BTreeMap::new(),
         folders: BTreeMap::new(),
+        tpms: BTreeMap::new(),
         sessions: Sessions::default(),
         tasks: Tasks::default(),
         clock: Default::default(),
@@ -175,7 +176,7 @@ fn add_pool(state: &mut State, repositories: &[Reference]) {
             ("master", master),
             ("default_SR", default.clone()),
             ("suspend_image_SR", default),
-            ("restrictions", map([("restrict_cbt", "false"), ("restrict_vss", "true")])),
+            ("restrictions", map([("restrict_cbt", "false"), ("restrict_vss", "true"), (tpm::RESTRICTION, "false")])),
         ],
     );
 }
@@ -206,6 +207,7 @@ fn add_machine(
             ("other_config", map([("mac_seed", fresh_uuid().to_string())])),
             ("tags", machine.tags.iter().map(String::as_str).collect()),
             ("generation_id", "".into()),
+            ("bios_strings", map(machine.bios_strings.clone())),
         ],
     );
     for (position, disk) in machine.disks.iter().enumerate() {
@@ -231,6 +233,11 @@ fn add_machine(
             ],
         );
     }
+    if let Some(contents) = &machine.tpm {
+        let vtpm = state.store.create(Class::Vtpm, [("VM", Value::from(&vm))]);
+        state.tpms.insert(vtpm, contents.clone());
+    }
+    lifecycle::refresh(state, &vm);
     if machine.is_running {
         let master = state.hosts.first().cloned().unwrap_or_else(Reference::null);
         power::run(state, &vm, &master)?;

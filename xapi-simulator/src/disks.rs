@@ -10,6 +10,7 @@ use crate::layer::{BLOCK_BYTES, Layer};
 use crate::random::fresh_uuid;
 use crate::schema::Class;
 use crate::value::{Reference, Value, map};
+use crate::vhd;
 use crate::world::State;
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
@@ -142,6 +143,7 @@ impl State {
                 "xenstore_data",
                 "on_boot",
                 "allow_caching",
+                "tags",
             ]
             .contains(name)
         });
@@ -151,6 +153,80 @@ impl State {
             record.insert("snapshot_time", Value::Date(time));
         }
         Ok(self.add_vdi(&sr, branch, record))
+    }
+
+    /// Makes a disk on an SR that holds what another does, and shares nothing with it.
+    ///
+    /// # Errors
+    /// `VDI_IN_USE` if something writes to it; as for [`State::create_vdi`].
+    pub fn copy_vdi(&mut self, vdi: &Reference, sr: &Reference) -> Outcome<Reference> {
+        let content = self.content_to_copy(vdi)?;
+        let mut record = self.store.object(Class::Vdi, vdi)?.record.clone();
+        record.retain(|name, _| {
+            let kept = [
+                "name_label",
+                "name_description",
+                "type",
+                "sharable",
+                "other_config",
+                "xenstore_data",
+                "on_boot",
+                "allow_caching",
+                "tags",
+            ];
+            kept.contains(name)
+        });
+        let copy = self.create_vdi(sr, content.size(), record)?;
+        match self.fill_vdi(&copy, &content, None) {
+            Ok(()) => Ok(copy),
+            Err(failure) => {
+                self.destroy_vdi(&copy)?;
+                Err(failure)
+            }
+        }
+    }
+
+    /// Returns what a VDI holds, of which a copy is to be made.
+    ///
+    /// # Errors
+    /// `VDI_IN_USE` if something writes to it, `VDI_NOT_MANAGED`, `HANDLE_INVALID`, `VDI_INCOMPATIBLE_TYPE`.
+    pub fn content_to_copy(&self, vdi: &Reference) -> Outcome<Content> {
+        if !self.store.flag(Class::Vdi, vdi, "managed")? {
+            return Err(Failure::new("VDI_NOT_MANAGED", [vdi.as_str()]));
+        }
+        for vbd in self.store.references(Class::Vdi, vdi, "VBDs")? {
+            if self.store.flag(Class::Vbd, &vbd, "currently_attached")?
+                && self.store.text(Class::Vbd, &vbd, "mode")? == "RW"
+            {
+                return Err(Failure::in_use(vdi, "copy"));
+            }
+        }
+        self.content(vdi)
+    }
+
+    /// Writes what another disk holds to a VDI: all of it, or what differs from a base by the layers of both.
+    ///
+    /// # Errors
+    /// If there is no room for it.
+    pub fn fill_vdi(&mut self, vdi: &Reference, from: &Content, base: Option<&Content>) -> Outcome<()> {
+        let sr = self.store.reference(Class::Vdi, vdi, "SR")?;
+        let mut room = if self.is_thick(&sr)? { u64::MAX } else { self.room(&sr)? };
+        let content = self.disks.get_mut(vdi).ok_or_else(|| Failure::gone(Class::Vdi, vdi.as_str()))?;
+        let blocks: BTreeSet<u32> = match base {
+            Some(base) => vhd::changed(base, from).into_iter().collect(),
+            None => from.present().into_iter().chain(content.present()).collect(),
+        };
+        let mut buffer = vec![0; usize::try_from(BLOCK_BYTES).unwrap_or(usize::MAX)];
+        for block in blocks {
+            let offset = u64::from(block) * BLOCK_BYTES;
+            let length = from.size().saturating_sub(offset).min(BLOCK_BYTES);
+            let piece = &mut buffer[..usize::try_from(length).unwrap_or(0)];
+            let taken = if content.leaf().block(block).is_some() { 0 } else { BLOCK_BYTES };
+            room = room.checked_sub(taken).ok_or_else(Failure::no_space)?;
+            from.read(offset, piece).and_then(|()| content.write(offset, piece)).map_err(|_| Failure::device())?;
+        }
+        self.settle(&sr);
+        Ok(())
     }
 
     /// Destroys a VDI and the VBDs that it is not attached by.

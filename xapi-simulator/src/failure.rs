@@ -41,9 +41,10 @@ impl Failure {
         Failure::new("VDI_IN_USE", [vdi.as_str(), operation])
     }
 
-    /// The machine is not in the state that the call needs.
-    pub fn power_state(vm: &Reference, expected: &str, actual: &str) -> Failure {
-        Failure::new("VM_BAD_POWER_STATE", [vm.as_str(), expected, actual])
+    /// The machine is not in one of the states that the call needs.
+    pub fn power_state(vm: &Reference, expected: &[&str], actual: &str) -> Failure {
+        let expected = expected.join(", ").to_ascii_lowercase();
+        Failure::new("VM_BAD_POWER_STATE", [vm.as_str(), &expected, &actual.to_ascii_lowercase()])
     }
 
     /// The storage manager failed with one of its numbers.

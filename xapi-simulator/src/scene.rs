@@ -59,6 +59,8 @@ pub struct Machine {
     pub(crate) tags: Vec<String>,
     pub(crate) disks: Vec<Disk>,
     pub(crate) has_cd: bool,
+    pub(crate) tpm: Option<String>,
+    pub(crate) bios_strings: Vec<(String, String)>,
 }
 
 /// A disk of a machine.
@@ -258,7 +260,15 @@ impl Repository {
 impl Machine {
     /// Starts with one that is halted and has no disk.
     pub fn new(name: &str) -> Machine {
-        Machine { name: name.to_owned(), is_running: false, tags: Vec::new(), disks: Vec::new(), has_cd: false }
+        Machine {
+            name: name.to_owned(),
+            is_running: false,
+            tags: Vec::new(),
+            disks: Vec::new(),
+            has_cd: false,
+            tpm: None,
+            bios_strings: Vec::new(),
+        }
     }
 
     /// Has it run.
@@ -276,6 +286,18 @@ impl Machine {
     /// Adds a disk.
     pub fn disk(mut self, disk: Disk) -> Machine {
         self.disks.push(disk);
+        self
+    }
+
+    /// Adds a virtual TPM that holds this, in base64.
+    pub fn tpm(mut self, contents: &str) -> Machine {
+        self.tpm = Some(contents.to_owned());
+        self
+    }
+
+    /// Adds one of the strings that its firmware tells.
+    pub fn bios_string(mut self, key: &str, value: &str) -> Machine {
+        self.bios_strings.push((key.to_owned(), value.to_owned()));
         self
     }
 

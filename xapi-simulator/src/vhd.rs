@@ -8,6 +8,6 @@ mod export;
 mod import;
 pub(crate) mod structures;
 
-pub use export::{Base, Export};
+pub use export::{Base, Export, changed};
 pub use import::{ImportError, Sink, import};
 pub use structures::Fault;

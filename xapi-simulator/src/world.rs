@@ -37,6 +37,8 @@ pub struct State {
     pub disks: BTreeMap<Reference, Content>,
     /// The folders of the SRs that keep files.
     pub folders: BTreeMap<Reference, FileSr>,
+    /// What VTPMs hold.
+    pub tpms: BTreeMap<Reference, String>,
     /// What is known of sessions beside their records.
     pub sessions: Sessions,
     /// What is known of tasks beside their records.

@@ -11,13 +11,13 @@ use crate::archive::ova::{Object, Ova};
 use crate::archive::{self, Compression, Options};
 use crate::attach::{Attachment, attach};
 use crate::content::Content;
-use crate::failure::{Failure, Outcome};
+use crate::failure::Outcome;
 use crate::fault::Site;
 use crate::log::Activity;
-use crate::methods::machine::check_blocked;
+use crate::methods::lifecycle;
 use crate::schema::{Class, Kind};
 use crate::transfer::Piece;
-use crate::value::{Reference, Value, map};
+use crate::value::{Reference, Value};
 use crate::world::{State, World};
 use std::collections::BTreeMap;
 use std::io;
@@ -56,22 +56,17 @@ pub(super) fn answer(
         [("content-type", "application/octet-stream"), ("content-disposition", "attachment; filename=\"export.xva\"")];
     passage::send_head(connection, "1.0", &passage.task, &fields)?;
     let _running = world.log.begin(Activity::Export);
-    let operation = map([(passage.task.as_str(), "export")]);
     // Checked above; if it went since, it fails below.
-    let _gone = world.lock().store.set(Class::Vm, &vm, "current_operations", operation);
+    let _gone = lifecycle::begin(&mut world.lock(), &vm, passage.task.as_str(), "export");
     let outcome = send(world, host, connection, &mut passage, &vm, &disks, compression);
-    let _gone = world.lock().store.set(Class::Vm, &vm, "current_operations", Value::Map(BTreeMap::new()));
+    lifecycle::end(&mut world.lock(), &vm, passage.task.as_str());
     Ok(passage.end(connection, outcome.map(|()| Value::void())))
 }
 
 /// Returns a machine that can be exported, and its disks.
 fn check(state: &State, named: &str) -> Outcome<(Reference, Vec<Reference>)> {
     let vm = state.store.by_either(Class::Vm, named)?;
-    check_blocked(state, &vm, "export")?;
-    let power_state = state.store.text(Class::Vm, &vm, "power_state")?;
-    if power_state == "Running" || power_state == "Paused" {
-        return Err(Failure::power_state(&vm, "Halted", power_state));
-    }
+    lifecycle::check(state, &vm, "export")?;
     let mut disks = Vec::new();
     for vbd in state.store.references(Class::Vm, &vm, "VBDs")? {
         let vdi = state.store.reference(Class::Vbd, &vbd, "VDI")?;

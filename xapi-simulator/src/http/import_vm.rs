@@ -12,6 +12,7 @@ use crate::content::OutOfRange;
 use crate::failure::{Failure, Outcome};
 use crate::fault::Site;
 use crate::log::Activity;
+use crate::methods::lifecycle;
 use crate::methods::machine::{new_mac, remove};
 use crate::schema::{Class, Kind};
 use crate::transfer::Piece;
@@ -86,7 +87,7 @@ fn receive(
         Ok(()) => {
             for vm in &created.machines {
                 // Somebody may have destroyed it.
-                let _gone = access.store.set(Class::Vm, vm, "current_operations", Value::Map(BTreeMap::new()));
+                lifecycle::end(&mut access, vm, passage.task.as_str());
             }
             Ok(created.machines.iter().map(Value::from).collect())
         }

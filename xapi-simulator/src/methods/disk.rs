@@ -19,6 +19,16 @@ pub(super) const METHODS: &[Method] = &[
     Method::new("VDI.clone", &[argument("vdi", Reference), optional("driver_params", Map)], |call, arguments| {
         Ok(call.world.lock().branch_vdi(&arguments.reference(0), false)?.into())
     }),
+    Method::new(
+        "VDI.copy",
+        &[
+            argument("vdi", Reference),
+            argument("sr", Reference),
+            optional("base_vdi", Reference),
+            optional("into_vdi", Reference),
+        ],
+        copy,
+    ),
     Method::new("VDI.resize", &[argument("vdi", Reference), argument("size", Int)], resize),
     Method::new("VDI.resize_online", &[argument("vdi", Reference), argument("size", Int)], resize),
     Method::new("SR.scan", &[argument("sr", Reference)], scan),
@@ -41,6 +51,27 @@ fn create(call: &Call, arguments: &Arguments) -> Outcome<Value> {
         _ => return Err(Failure::kind("virtual_size")),
     };
     Ok(call.world.lock().create_vdi(&sr, size, fields)?.into())
+}
+
+fn copy(call: &Call, arguments: &Arguments) -> Outcome<Value> {
+    let (vdi, sr) = (arguments.reference(0), arguments.reference(1));
+    let (base, into) = (arguments.reference(2), arguments.reference(3));
+    let mut access = call.world.lock();
+    // What is no VDI is as if nothing was said.
+    if access.store.find(Class::Vdi, &into).is_none() {
+        return Ok(access.copy_vdi(&vdi, &sr)?.into());
+    }
+    let content = access.content_to_copy(&vdi)?;
+    let base = access.store.find(Class::Vdi, &base).is_some().then(|| access.content(&base)).transpose()?;
+    if access.store.flag(Class::Vdi, &into, "read_only")? {
+        return Err(Failure::new("VDI_READONLY", [into.as_str()]));
+    }
+    if access.store.size(Class::Vdi, &into, "virtual_size")? < content.size() {
+        return Err(Failure::new("VDI_TOO_SMALL", [into.as_str(), &content.size().to_string()]));
+    }
+    access.check_unused(&into, "copy")?;
+    access.fill_vdi(&into, &content, base.as_ref())?;
+    Ok(into.into())
 }
 
 fn resize(call: &Call, arguments: &Arguments) -> Outcome<Value> {

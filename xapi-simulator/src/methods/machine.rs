@@ -1,11 +1,11 @@
 //! Machines as records: made, changed and destroyed.
 
-use super::{Method, record};
+use super::{Method, lifecycle, record, tpm};
 use crate::failure::{Failure, Outcome};
 use crate::random::fresh_uuid;
 use crate::rpc::{Arguments, Call, argument};
 use crate::schema::Class;
-use crate::schema::Kind::{Int, Record, Reference};
+use crate::schema::Kind::{Int, Map, Record, Reference};
 use crate::value::{self, Value};
 use crate::world::State;
 use std::collections::BTreeMap;
@@ -14,10 +14,12 @@ pub(super) const METHODS: &[Method] = &[
     Method::new("VM.create", &[argument("args", Record)], create),
     Method::new("VM.destroy", &[argument("self", Reference)], destroy),
     Method::new("VM.update_allowed_operations", &[argument("self", Reference)], |call, arguments| {
-        match call.world.lock().store.touch(Class::Vm, &arguments.reference(0)) {
-            true => Ok(Value::void()),
-            false => Err(Failure::gone(Class::Vm, arguments.text(0))),
+        let (vm, mut access) = (arguments.reference(0), call.world.lock());
+        if !access.store.touch(Class::Vm, &vm) {
+            return Err(Failure::gone(Class::Vm, vm.as_str()));
         }
+        lifecycle::refresh(&mut access, &vm);
+        Ok(Value::void())
     }),
     Method::new("VM.get_allowed_VBD_devices", &[argument("vm", Reference)], |call, arguments| {
         allowed_devices(call, arguments, Class::Vbd, "userdevice", "VBDs", 255)
@@ -38,6 +40,7 @@ pub(super) const METHODS: &[Method] = &[
         ],
         set_memory_limits,
     ),
+    Method::new("VM.set_bios_strings", &[argument("self", Reference), argument("value", Map)], set_bios_strings),
 ];
 
 /// What must be in the record of a new machine.
@@ -111,7 +114,10 @@ fn create(call: &Call, arguments: &Arguments) -> Outcome<Value> {
     if let Some(Value::Map(config)) = fields.get_mut("other_config") {
         config.entry("mac_seed".to_owned()).or_insert_with(|| fresh_uuid().to_string().into());
     }
-    Ok(call.world.lock().store.create(Class::Vm, fields).into())
+    let mut access = call.world.lock();
+    let vm = access.store.create(Class::Vm, fields);
+    lifecycle::refresh(&mut access, &vm);
+    Ok(vm.into())
 }
 
 fn check_memory(fields: &BTreeMap<&'static str, Value>) -> Outcome<()> {
@@ -146,33 +152,77 @@ fn set_memory_limits(call: &Call, arguments: &Arguments) -> Outcome<Value> {
     Ok(Value::void())
 }
 
+/// The strings that a machine has unless somebody says otherwise, and whether that can be said.
+///
+/// Source: xen-api `ocaml/xapi-consts/constants.ml`.
+const BIOS_STRINGS: &[(&str, &str, bool)] = &[
+    ("bios-vendor", "Xen", true),
+    ("bios-version", "", true),
+    ("system-manufacturer", "Xen", true),
+    ("system-product-name", "HVM domU", true),
+    ("system-version", "", true),
+    ("system-serial-number", "", true),
+    ("baseboard-manufacturer", "", true),
+    ("baseboard-product-name", "", true),
+    ("baseboard-version", "", true),
+    ("baseboard-serial-number", "", true),
+    ("baseboard-asset-tag", "", true),
+    ("baseboard-location-in-chassis", "", true),
+    ("enclosure-asset-tag", "", true),
+    ("hp-rombios", "", false),
+    ("oem-1", "Xen", false),
+    ("oem-2", "MS_VM_CERT/SHA1/bdbeb6e0a816d43fa6d3fe8aaef04c2bad9d3e3d", false),
+];
+
+/// The longest BIOS string, in bytes.
+const LONGEST_BIOS_STRING: usize = 512;
+
+fn set_bios_strings(call: &Call, arguments: &Arguments) -> Outcome<Value> {
+    let (vm, mut given) = (arguments.reference(0), arguments.entries(1));
+    let mut access = call.world.lock();
+    if access.store.value(Class::Vm, &vm, "bios_strings")?.as_map().is_some_and(|known| !known.is_empty()) {
+        return Err(Failure::new("VM_BIOS_STRINGS_ALREADY_SET", Vec::<String>::new()));
+    }
+    for (key, value) in &given {
+        let value = value.as_text().unwrap_or_default();
+        let wrong = if !BIOS_STRINGS.iter().any(|(known, _, can_be_set)| known == key && *can_be_set) {
+            "Unknown key".to_owned()
+        } else if value.is_empty() {
+            "Value provided is empty".to_owned()
+        } else if value.len() > LONGEST_BIOS_STRING {
+            format!("{value} has length more than {LONGEST_BIOS_STRING} characters")
+        } else if !value.bytes().all(|byte| (32..127).contains(&byte)) {
+            format!("{value} has non-printable ASCII characters")
+        } else {
+            continue;
+        };
+        return Err(Failure::new("INVALID_VALUE", [key.as_str(), &wrong]));
+    }
+    let strings = BIOS_STRINGS
+        .iter()
+        .map(|(key, usual, _)| ((*key).to_owned(), given.remove(*key).unwrap_or_else(|| (*usual).into())));
+    let strings = Value::Map(strings.collect());
+    access.store.set(Class::Vm, &vm, "bios_strings", strings)?;
+    Ok(Value::void())
+}
+
 fn destroy(call: &Call, arguments: &Arguments) -> Outcome<Value> {
     let vm = arguments.reference(0);
     let mut access = call.world.lock();
-    check_blocked(&access, &vm, "destroy")?;
-    if access.store.flag(Class::Vm, &vm, "is_control_domain")? {
-        return Err(Failure::new("OPERATION_NOT_ALLOWED", ["a control domain cannot be destroyed"]));
-    }
-    let power_state = access.store.text(Class::Vm, &vm, "power_state")?.to_owned();
-    let is_snapshot = access.store.flag(Class::Vm, &vm, "is_a_snapshot")?;
-    // A checkpoint is suspended for ever; its memory goes with it.
-    if power_state != "Halted" && !is_snapshot {
-        return Err(Failure::power_state(&vm, "Halted", &power_state));
-    }
-    let operations = access.store.value(Class::Vm, &vm, "current_operations")?.as_map().cloned().unwrap_or_default();
-    if let Some(operation) = operations.values().find_map(Value::as_text) {
-        return Err(Failure::new("OTHER_OPERATION_IN_PROGRESS", ["VM", vm.as_str(), operation]));
-    }
+    lifecycle::check(&access, &vm, "destroy")?;
     remove(&mut access, &vm)?;
     Ok(Value::void())
 }
 
 /// Removes a machine and all that is nothing without it, but no disk.
 pub fn remove(state: &mut State, vm: &value::Reference) -> Outcome<()> {
-    for (list, class) in [("VBDs", Class::Vbd), ("VIFs", Class::Vif), ("VTPMs", Class::Vtpm)] {
+    for (list, class) in [("VBDs", Class::Vbd), ("VIFs", Class::Vif)] {
         for device in state.store.references(Class::Vm, vm, list)? {
             state.store.destroy(class, &device);
         }
+    }
+    for vtpm in state.store.references(Class::Vm, vm, "VTPMs")? {
+        tpm::destroy(state, &vtpm);
     }
     let metrics = state.store.reference(Class::Vm, vm, "guest_metrics")?;
     state.store.destroy(Class::GuestMetrics, &metrics);
@@ -185,51 +235,45 @@ pub fn remove(state: &mut State, vm: &value::Reference) -> Outcome<()> {
     Ok(())
 }
 
-/// Returns an error if somebody has blocked an operation of a machine.
+/// Gives a machine VBDs or VIFs like those of another, with other disks.
 ///
 /// # Errors
-/// `OPERATION_BLOCKED`, `HANDLE_INVALID`.
-pub fn check_blocked(state: &State, vm: &value::Reference, operation: &str) -> Outcome<()> {
-    match state.store.entry(Class::Vm, vm, "blocked_operations", operation)? {
-        Some(reason) => Err(Failure::new("OPERATION_BLOCKED", [vm.as_str(), reason])),
-        None => Ok(()),
-    }
-}
-
-/// Gives a machine VBDs, VIFs and VTPMs like those of another, with other disks.
+/// `HANDLE_INVALID`.
 pub fn copy_devices(
     state: &mut State,
     from: &value::Reference,
     to: &value::Reference,
+    class: Class,
     disks: &BTreeMap<value::Reference, value::Reference>,
     with_new_macs: bool,
 ) -> Outcome<()> {
-    for (list, class) in [("VBDs", Class::Vbd), ("VIFs", Class::Vif), ("VTPMs", Class::Vtpm)] {
-        for device in state.store.references(Class::Vm, from, list)? {
-            let mut record = state.store.object(class, &device)?.record.clone();
-            if class == Class::Vbd && record["type"].as_text() == Some("Disk") {
+    let list = if class == Class::Vbd { "VBDs" } else { "VIFs" };
+    for device in state.store.references(Class::Vm, from, list)? {
+        let mut record = state.store.object(class, &device)?.record.clone();
+        if class == Class::Vbd {
+            if record["type"].as_text() == Some("Disk") {
                 let disk = record["VDI"].as_text().map(value::Reference::from);
                 match disk.and_then(|disk| disks.get(&disk)) {
                     Some(copy) => record.insert("VDI", copy.into()),
                     None => continue,
                 };
+                if let Some(Value::Map(config)) = record.get_mut("other_config") {
+                    // Who destroys the machine destroys the disk.
+                    config.entry("owner".to_owned()).or_insert_with(Value::void);
+                }
             }
-            record.insert("uuid", Value::void());
-            record.insert("VM", to.into());
-            if class != Class::Vtpm {
-                record.insert("currently_attached", false.into());
-                record.insert("reserved", false.into());
-                record.insert("current_operations", Value::Map(BTreeMap::new()));
-            }
-            if class == Class::Vbd {
-                record.insert("device", Value::void());
-            }
-            if class == Class::Vif && with_new_macs {
-                record.insert("MAC", new_mac().into());
-                record.insert("MAC_autogenerated", true.into());
-            }
-            state.store.create(class, record);
+            record.insert("device", Value::void());
         }
+        record.insert("uuid", Value::void());
+        record.insert("VM", to.into());
+        record.insert("currently_attached", false.into());
+        record.insert("reserved", false.into());
+        record.insert("current_operations", Value::Map(BTreeMap::new()));
+        if with_new_macs && class == Class::Vif {
+            record.insert("MAC", new_mac().into());
+            record.insert("MAC_autogenerated", true.into());
+        }
+        state.store.create(class, record);
     }
     Ok(())
 }

@@ -2,13 +2,16 @@
 
 pub mod cbt;
 mod disk;
+pub mod lifecycle;
 pub mod machine;
 mod plug;
 mod pool;
 pub mod power;
+mod revert;
 mod session;
 mod snapshot;
 mod task;
+pub mod tpm;
 
 use crate::failure::{Failure, Outcome};
 use crate::rpc::{Arguments, Call, Parameter};
@@ -68,9 +71,11 @@ pub fn all() -> impl Iterator<Item = &'static Method> {
         plug::METHODS,
         pool::METHODS,
         power::METHODS,
+        revert::METHODS,
         session::METHODS,
         snapshot::METHODS,
         task::METHODS,
+        tpm::METHODS,
     ]
     .into_iter()
     .flatten()

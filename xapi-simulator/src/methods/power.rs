@@ -1,8 +1,9 @@
 //! Starting and stopping machines.
 
 use super::Method;
-use super::machine::check_blocked;
-use crate::failure::{Failure, Outcome};
+use super::lifecycle;
+use super::snapshot::suspend_image;
+use crate::failure::Outcome;
 use crate::rpc::{Arguments, Call, argument};
 use crate::schema::Class;
 use crate::schema::Kind::{Bool, Reference};
@@ -29,26 +30,55 @@ pub(super) const METHODS: &[Method] = &[
     Method::new("VM.clean_shutdown", &[argument("vm", Reference)], |call, arguments| {
         stop(call, arguments, "clean_shutdown")
     }),
-    Method::new("VM.shutdown", &[argument("vm", Reference)], |call, arguments| stop(call, arguments, "clean_shutdown")),
+    Method::new("VM.shutdown", &[argument("vm", Reference)], |call, arguments| {
+        let is_suspended =
+            call.world.lock().store.text(Class::Vm, &arguments.reference(0), "power_state")? == "Suspended";
+        stop(call, arguments, if is_suspended { "hard_shutdown" } else { "clean_shutdown" })
+    }),
     Method::new("VM.hard_shutdown", &[argument("vm", Reference)], |call, arguments| {
         stop(call, arguments, "hard_shutdown")
     }),
+    Method::new("VM.suspend", &[argument("vm", Reference)], suspend),
+    Method::new(
+        "VM.resume",
+        &[argument("vm", Reference), argument("start_paused", Bool), argument("force", Bool)],
+        resume,
+    ),
 ];
+
+fn suspend(call: &Call, arguments: &Arguments) -> Outcome<Value> {
+    let vm = arguments.reference(0);
+    let mut access = call.world.lock();
+    lifecycle::check(&access, &vm, "suspend")?;
+    let image = suspend_image(&mut access, &vm)?;
+    access.store.set(Class::Vm, &vm, "suspend_VDI", &image)?;
+    lifecycle::rest(&mut access, &vm, "Suspended")?;
+    Ok(Value::void())
+}
+
+fn resume(call: &Call, arguments: &Arguments) -> Outcome<Value> {
+    let vm = arguments.reference(0);
+    {
+        let mut access = call.world.lock();
+        lifecycle::check(&access, &vm, "resume")?;
+        let image = access.store.reference(Class::Vm, &vm, "suspend_VDI")?;
+        access.content(&image)?;
+        let host = access.master();
+        // What it had attached it has still.
+        lifecycle::rest(&mut access, &vm, "Halted")?;
+        run(&mut access, &vm, &host)?;
+        access.store.set(Class::Vm, &vm, "suspend_VDI", value::NULL)?;
+        access.destroy_vdi(&image)?;
+    }
+    show_tools(call.world, &vm);
+    Ok(Value::void())
+}
 
 fn start(call: &Call, arguments: &Arguments, on: Option<value::Reference>) -> Outcome<Value> {
     let vm = arguments.reference(0);
     {
         let mut access = call.world.lock();
-        check_blocked(&access, &vm, if on.is_some() { "start_on" } else { "start" })?;
-        for (flag, code) in [("is_a_snapshot", "VM_IS_SNAPSHOT"), ("is_a_template", "VM_IS_TEMPLATE")] {
-            if access.store.flag(Class::Vm, &vm, flag)? {
-                return Err(Failure::new(code, [vm.as_str(), "start"]));
-            }
-        }
-        let power_state = access.store.text(Class::Vm, &vm, "power_state")?;
-        if power_state != "Halted" {
-            return Err(Failure::power_state(&vm, "Halted", power_state));
-        }
+        lifecycle::check(&access, &vm, if on.is_some() { "start_on" } else { "start" })?;
         let host = match on {
             Some(host) => {
                 access.store.object(Class::Host, &host)?;
@@ -91,7 +121,9 @@ pub fn run(state: &mut State, vm: &value::Reference, host: &value::Reference) ->
     state.store.set(Class::Vm, vm, "guest_metrics", &metrics)?;
     state.store.set(Class::Vm, vm, "resident_on", host)?;
     state.store.set(Class::Vm, vm, "domid", 1_i64)?;
-    state.store.set(Class::Vm, vm, "power_state", "Running")
+    state.store.set(Class::Vm, vm, "power_state", "Running")?;
+    lifecycle::refresh(state, vm);
+    Ok(())
 }
 
 /// Has a machine's tools be seen after a while.
@@ -113,22 +145,24 @@ pub fn show_tools(world: &Arc<World>, vm: &value::Reference) {
 fn stop(call: &Call, arguments: &Arguments, operation: &str) -> Outcome<Value> {
     let vm = arguments.reference(0);
     let mut access = call.world.lock();
-    check_blocked(&access, &vm, operation)?;
-    let power_state = access.store.text(Class::Vm, &vm, "power_state")?;
-    let is_control_domain = access.store.flag(Class::Vm, &vm, "is_control_domain")?;
-    if power_state != "Running" || is_control_domain {
-        return Err(Failure::power_state(&vm, "Running", power_state));
-    }
-    for (list, class) in [("VBDs", Class::Vbd), ("VIFs", Class::Vif)] {
-        for device in access.store.references(Class::Vm, &vm, list)? {
-            access.store.set(class, &device, "currently_attached", false)?;
-        }
-    }
-    let metrics = access.store.reference(Class::Vm, &vm, "guest_metrics")?;
-    access.store.destroy(Class::GuestMetrics, &metrics);
-    access.store.set(Class::Vm, &vm, "guest_metrics", value::NULL)?;
-    access.store.set(Class::Vm, &vm, "resident_on", value::NULL)?;
-    access.store.set(Class::Vm, &vm, "domid", -1_i64)?;
-    access.store.set(Class::Vm, &vm, "power_state", "Halted")?;
+    lifecycle::check(&access, &vm, operation)?;
+    halt(&mut access, &vm)?;
     Ok(Value::void())
+}
+
+/// Has a machine be halted; the memory of a suspended one is lost.
+///
+/// # Errors
+/// `HANDLE_INVALID`.
+pub fn halt(state: &mut State, vm: &value::Reference) -> Outcome<()> {
+    let metrics = state.store.reference(Class::Vm, vm, "guest_metrics")?;
+    state.store.destroy(Class::GuestMetrics, &metrics);
+    state.store.set(Class::Vm, vm, "guest_metrics", value::NULL)?;
+    let image = state.store.reference(Class::Vm, vm, "suspend_VDI")?;
+    if !image.is_null() {
+        state.store.set(Class::Vm, vm, "suspend_VDI", value::NULL)?;
+        // Somebody may look at it; then it stays.
+        let _kept = state.destroy_vdi(&image);
+    }
+    lifecycle::rest(state, vm, "Halted")
 }

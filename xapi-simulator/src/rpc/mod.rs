@@ -293,7 +293,7 @@ fn list_methods() -> Vec<String> {
 /// Writes a request down without what must not be seen.
 fn note(world: &World, host: usize, method: &str, name: &str, arguments: &[Value]) {
     let shown = arguments.iter().enumerate().filter_map(|(position, value)| match (name, position) {
-        ("session.login_with_password", 1) => Some("\"***\"".to_owned()),
+        ("session.login_with_password", 1) | ("VTPM.set_contents", 2) => Some("\"***\"".to_owned()),
         ("session.login_with_password", _) => Some(value.to_json().to_string()),
         (_, 0) => None,
         _ => Some(value.to_json().to_string()),

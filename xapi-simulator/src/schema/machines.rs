@@ -73,7 +73,7 @@ pub(super) const VM: &[Field] = &[
     ro("snapshot_metadata", Text),
     ro("parent", Reference),
     many("children", Class::Vm, "parent"),
-    rw("bios_strings", Map),
+    ro("bios_strings", Map),
     ro("protection_policy", Reference),
     ro("is_snapshot_from_vmpp", Bool),
     rw("snapshot_schedule", Reference),

@@ -126,7 +126,7 @@ impl<'a> Export<'a> {
 }
 
 /// Returns the blocks that are present in a layer which only one of both disks has, as far as `to` reaches.
-fn changed(from: &Content, to: &Content) -> Vec<u32> {
+pub fn changed(from: &Content, to: &Content) -> Vec<u32> {
     let names = |content: &Content| content.layers().iter().map(|layer| layer.uuid()).collect::<BTreeSet<_>>();
     let (of_from, of_to) = (names(from), names(to));
     let end = entries(to.size());
