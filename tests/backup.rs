@@ -3,210 +3,21 @@
 //!
 //! `XOFS_SEED=17` has guests write something else.
 
+mod pool;
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use pool::{BLOCK, Held, MIB, PATIENCE, World, is_key, read, wait_for};
+use serde_json::json;
 use support::{init, run, scratch, xofs};
-use tempfile::TempDir;
 use xapi::record::{Vdi, Vm};
-use xapi::{Cancel, Fingerprint, Pool, Record, Ref, Settings, Trust};
+use xapi::{Record, Ref};
+use xapi_simulator::failure::Failure;
 use xapi_simulator::scene::{Disk, Machine, Repository as Sr, Storage};
-use xapi_simulator::value::Reference;
-use xapi_simulator::{Act, Class, Fault, Scene, Simulator, Site};
-use xofs::repository::{OpenOptions, Repository};
-use zeroize::Zeroizing;
-
-const MIB: u64 = 1 << 20;
-const BLOCK: u64 = 2 * MIB;
-/// How long something may take that happens by itself. Generous: slow machines are not wrong.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-fn seed() -> u64 {
-    let seed = std::env::var("XOFS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    println!("XOFS_SEED={seed}");
-    seed
-}
-
-/// What the disks of a machine held, by name.
-type Held = BTreeMap<String, Vec<u8>>;
-
-/// A pool, a client of it, a repository and a folder for what xofs remembers.
-struct World {
-    simulator: Simulator,
-    folder: TempDir,
-    repository: PathBuf,
-    seed: u64,
-}
-
-impl World {
-    fn new(scene: impl FnOnce(Scene) -> Scene) -> Self {
-        let seed = seed();
-        // As hosts do: what snapshots leave behind is merged soon.
-        let hosts = Scene::new(seed).settings(|settings| settings.coalesce_interval = Some(Duration::from_millis(50)));
-        let simulator = Simulator::start(scene(hosts)).expect("a pool starts");
-        let folder = tempfile::Builder::new().prefix("backup-").tempdir_in(scratch()).expect("a folder");
-        let repository = init(folder.path(), "main", &[]);
-        fs::write(folder.path().join("password"), format!("{}\n", simulator.password())).expect("a short file fits");
-        Self { simulator, folder, repository, seed }
-    }
-
-    /// A running machine `web01` with a disk of 32 MiB.
-    fn with_one_disk() -> Self {
-        Self::new(|scene| scene.vm(Machine::new("web01").running().disk(Disk::new("system", 32 * MIB).filled(50))))
-    }
-
-    /// `xofs backup` of `web01` into the repository, as far as it is not said otherwise.
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = xofs();
-        command.arg("backup").args(["--pool", &self.simulator.address().to_string()]);
-        command.arg("--pool-password-file").arg(self.folder.path().join("password"));
-        command.arg("--state-dir").arg(self.folder.path().join("state"));
-        if !arguments.contains(&"--fingerprint") && !arguments.contains(&"--trust-first") {
-            command.args(["--fingerprint", self.simulator.fingerprint()]);
-        }
-        if !arguments.contains(&"--to") {
-            command.arg("--to").arg(&self.repository);
-        }
-        if !arguments.contains(&"--vm") {
-            command.args(["--vm", "web01"]);
-        }
-        if !arguments.contains(&"--mode") {
-            command.args(["--compression", "none"]);
-        }
-        command.args(arguments).env("HOME", self.folder.path());
-        command
-    }
-
-    /// Runs it, which must succeed; returns what it says of the VM.
-    fn back_up(&self, arguments: &[&str]) -> Value {
-        let (code, out, err) = run(self.command(arguments).arg("--json"));
-        assert_eq!(code, 0, "{out}\n{err}");
-        let mut said: Value = serde_json::from_str(&out).expect("JSON");
-        said["vms"][0].take()
-    }
-
-    /// Runs it, which must fail with this code; returns what it says on standard error.
-    fn fails(&self, arguments: &[&str], expected: i32) -> String {
-        let (code, out, err) = run(&mut self.command(arguments));
-        assert_eq!(code, expected, "{out}\n{err}");
-        err
-    }
-
-    fn machine(&self) -> Reference {
-        self.simulator.only(Class::Vm, "web01")
-    }
-
-    /// What the disks of `web01` hold now, but for those that are left out; called as the guest calls them.
-    fn held(&self) -> Held {
-        let pool = self.pool();
-        let vm: Record<Vm> = pool.record(&Ref::new(self.machine().as_str())).expect("it is there");
-        let mut held = Held::new();
-        for vbd in pool.records_of(&vm.vbds).expect("answered") {
-            if vbd.r#type != "Disk" {
-                continue;
-            }
-            let vdi: Record<Vdi> = pool.record(&vbd.vdi).expect("it is there");
-            if vdi.name_label.contains("[NOBAK]") {
-                continue;
-            }
-            let content = self.simulator.content(&Reference::from(vdi.reference.as_str())).expect("it is there");
-            let mut bytes = vec![0; usize::try_from(content.size()).expect("small")];
-            content.read(0, &mut bytes).expect("in range");
-            let place = u8::try_from(vbd.userdevice.parse::<u32>().expect("a number")).expect("small");
-            held.insert(format!("xvd{}", char::from(b'a' + place)), bytes);
-        }
-        held
-    }
-
-    fn guest_writes(&self, round: u64, writes: u64) {
-        self.simulator.guest_writes(&self.machine(), self.seed ^ (round << 20), writes).expect("written");
-    }
-
-    /// A client that is not xofs: it has another originator.
-    fn pool(&self) -> Pool {
-        let fingerprint: Fingerprint = self.simulator.fingerprint().parse().expect("a fingerprint");
-        let address = self.simulator.address().to_string().parse().expect("an address");
-        let password = Zeroizing::new(self.simulator.password());
-        let settings = Settings::new(address, &self.simulator.user(), password, Trust::Pinned(vec![fingerprint]));
-        Pool::connect(Settings { originator: "test".into(), ..settings }, &Cancel::within(PATIENCE)).expect("logged in")
-    }
-
-    /// Compares every disk of every backup in the repository with what was held when it was made, oldest first.
-    fn compare(&self, expected: &[Held]) {
-        self.compare_in(&self.repository, expected);
-    }
-
-    fn compare_in(&self, repository: &std::path::Path, expected: &[Held]) {
-        let repository = Repository::open(repository, OpenOptions::default()).expect("a repository");
-        let vms = repository.vms().expect("listed");
-        let vm = vms.iter().find(|vm| vm.name == "web01").expect("it has backups");
-        let backups = repository.backups(&vm.id).expect("listed");
-        assert_eq!(backups.len(), expected.len());
-        for (number, (backup, held)) in backups.iter().zip(expected).enumerate() {
-            let names: Vec<&str> = backup.disks.iter().map(|disk| disk.name.as_str()).collect();
-            assert_eq!(names, held.keys().map(String::as_str).collect::<Vec<_>>(), "backup {number}");
-            for disk in &backup.disks {
-                let open = repository.open_disk(backup, disk).expect("opens");
-                assert_eq!(open.size(), held[&disk.name].len() as u64, "backup {number}, {}", disk.name);
-                let mut bytes = vec![0; held[&disk.name].len()];
-                open.read_at(0, &mut bytes).expect("reads");
-                let differs = bytes.iter().zip(&held[&disk.name]).position(|(found, held)| found != held);
-                assert_eq!(differs, None, "backup {number}, {}: the first byte that differs", disk.name);
-            }
-        }
-    }
-
-    /// Checks that nothing of a run is left in the pool but so many snapshots of `web01`, with disks of these names.
-    fn is_at_rest(&self, snapshots: usize, disks: usize) {
-        let is = |class, field: &str, wanted: bool| {
-            self.simulator.look(|store| {
-                let has = |value: &xapi_simulator::value::Value| *value == xapi_simulator::value::Value::Bool(wanted);
-                store.all(class).filter(|(_, object)| object.record.get(field).is_some_and(has)).count()
-            })
-        };
-        assert_eq!(is(Class::Vm, "is_a_snapshot", true), snapshots, "snapshots of machines");
-        assert_eq!(is(Class::Vdi, "is_a_snapshot", true), disks, "snapshots of disks");
-        let begun = Instant::now();
-        loop {
-            let tasks = self.simulator.look(|store| store.count(Class::Task));
-            let attached = self.control_domain_devices();
-            if tasks == 0 && attached == 0 {
-                break;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{tasks} tasks and {attached} devices of control domains are left");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let journals = fs::read_dir(self.folder.path().join("state/runs")).expect("listed").count();
-        assert_eq!(journals, 0, "journals of runs");
-    }
-
-    fn control_domain_devices(&self) -> usize {
-        self.simulator.look(|store| {
-            let is_of_one = |vbd: &Reference| {
-                let vm = store.reference(Class::Vbd, vbd, "VM");
-                vm.and_then(|vm| store.flag(Class::Vm, &vm, "is_control_domain")).unwrap_or(false)
-            };
-            store.all(Class::Vbd).filter(|(vbd, _)| is_of_one(vbd)).count()
-        })
-    }
-}
-
-/// Bytes that were read of the only disk, in the pass that counted, and how.
-fn read(said: &Value, disk: usize) -> (u64, String) {
-    let pass =
-        said["backup"]["reads"][disk]["passes"].as_array().and_then(|passes| passes.last()).expect("it was read");
-    (pass["bytes"].as_u64().expect("a number"), pass["way"].as_str().expect("words").to_owned())
-}
-
-fn is_key(said: &Value, disk: usize) -> bool {
-    said["backup"]["repositories"][0]["disks"][disk]["isKey"].as_bool().expect("said")
-}
+use xapi_simulator::{Act, Class, Fault, Site};
 
 /// Makes a key and three increments, and compares them; `way` is how each is to be read, and `most` bytes of an increment.
 fn backs_up(world: &World, arguments: &[&str], ways: [&str; 2], most: u64) {
@@ -254,14 +65,15 @@ fn a_vm_is_stored_as_a_key_and_then_as_what_changed_out_of_the_files_of_the_sr()
         let vm = Machine::new("web01").running().disk(Disk::new("system", 32 * MIB).filled(50));
         scene.sr(Sr::new("share", Storage::Nfs).folder(folder.path())).vm(vm)
     });
-    let sr = world.simulator.only(Class::Sr, "share");
-    let uuid = world.simulator.look(|store| store.text(Class::Sr, &sr, "uuid").map(str::to_owned)).expect("it has one");
+    let sr = world.lab.simulator.only(Class::Sr, "share");
+    let uuid =
+        world.lab.simulator.look(|store| store.text(Class::Sr, &sr, "uuid").map(str::to_owned)).expect("it has one");
     let path = format!("{uuid}={}", folder.path().display());
-    world.simulator.log().clear();
+    world.lab.simulator.log().clear();
     backs_up(&world, &["--sr-path", &path], ["files of the SR"; 2], 4 * BLOCK + 8 * (64 << 10));
-    let requests = world.simulator.log().requests();
+    let requests = world.lab.simulator.log().requests();
     assert!(requests.iter().all(|request| !request.method.contains("export")), "nothing is exported");
-    assert_eq!(world.simulator.log().count("VDI.get_nbd_info"), 0, "nor read by NBD");
+    assert_eq!(world.lab.simulator.log().count("VDI.get_nbd_info"), 0, "nor read by NBD");
 }
 
 #[test]
@@ -288,15 +100,15 @@ fn disks_may_come_go_grow_and_be_left_out() {
         let disk = |name: &str| Disk::new(name, 16 * MIB).filled(50);
         scene.vm(Machine::new("web01").running().disk(disk("system")).disk(disk("[NOBAK] scratch")).disk(disk("data")))
     });
-    let pool = world.pool();
+    let pool = world.lab.client();
     let mut held = vec![world.held()];
     assert_eq!(held[0].keys().collect::<Vec<_>>(), ["xvda", "xvdc"]);
     world.back_up(&["--no-nbd"]);
     world.is_at_rest(1, 2);
-    let disks = world.simulator.disks_of(&world.machine()).expect("there");
+    let disks = world.lab.simulator.disks_of(&world.machine()).expect("there");
 
     // Larger: stored exploded, it has to begin anew.
-    pool.switch_off_vm(&Ref::new(world.machine().as_str())).expect("off");
+    pool.run("VM.hard_shutdown", &[json!(world.machine().as_str())]).expect("off");
     pool.resize_vdi(&Ref::new(disks[2].as_str()), 24 * MIB).expect("resized");
     world.guest_writes(1, 3);
     held.push(world.held());
@@ -336,12 +148,12 @@ fn a_disk_that_is_left_out_is_in_no_snapshot_of_an_older_pool_either() {
             scene.vm(if is_running { vm.running() } else { vm }).settings(|settings| settings.has_ignore_vdis = false)
         });
         let held = vec![world.held()];
-        let devices = world.simulator.disks_of(&world.machine()).expect("there");
+        let devices = world.lab.simulator.disks_of(&world.machine()).expect("there");
         let (code, out, err) = run(&mut world.command(&["--no-nbd"]));
         assert_eq!(code, 0, "{out}\n{err}");
         assert_eq!(err.contains("are destroyed at once"), is_running, "{err}");
         world.is_at_rest(1, 1);
-        assert_eq!(world.simulator.disks_of(&world.machine()).expect("there"), devices, "its own disks stay");
+        assert_eq!(world.lab.simulator.disks_of(&world.machine()).expect("there"), devices, "its own disks stay");
         world.compare(&held);
     }
 }
@@ -352,14 +164,14 @@ fn a_failed_run_never_costs_the_base() {
     let mut held = vec![world.held()];
     world.back_up(&["--no-nbd"]);
     for fault in [
-        Fault::call("VM.snapshot", Act::Fail(xapi_simulator::failure::Failure::internal("no"))),
+        Fault::call("VM.snapshot", Act::Fail(Failure::internal("no"))),
         Fault::new(Site::Export, Act::Cut).after(BLOCK).times(2),
-        Fault::new(Site::Export, Act::Fail(xapi_simulator::failure::Failure::internal("no"))).after(BLOCK).times(2),
+        Fault::new(Site::Export, Act::Fail(Failure::internal("no"))).after(BLOCK).times(2),
     ] {
         world.guest_writes(9, 2);
-        world.simulator.fault(fault.clone());
+        world.lab.simulator.fault(fault.clone());
         let said = world.fails(&["--no-nbd"], 1);
-        assert_eq!(world.simulator.faults_left(), 0, "{fault:?} struck: {said}");
+        assert_eq!(world.lab.simulator.faults_left(), 0, "{fault:?} struck: {said}");
         world.is_at_rest(1, 1);
     }
     held.push(world.held());
@@ -373,9 +185,9 @@ fn a_base_that_is_gone_has_the_disk_read_as_a_whole_and_stored_as_an_increment()
     let world = World::with_one_disk();
     let mut held = vec![world.held()];
     world.back_up(&["--no-nbd"]);
-    let pool = world.pool();
+    let pool = world.lab.client();
     let vm: Record<Vm> = pool.record(&Ref::new(world.machine().as_str())).expect("there");
-    let disks = world.simulator.disks_of(&world.machine()).expect("there");
+    let disks = world.lab.simulator.disks_of(&world.machine()).expect("there");
     let live: Record<Vdi> = pool.record(&Ref::new(disks[0].as_str())).expect("there");
     vm.snapshots.iter().for_each(|snapshot| pool.destroy_vm(snapshot).expect("destroyed"));
     live.snapshots.iter().for_each(|snapshot| pool.destroy_vdi(snapshot).expect("destroyed"));
@@ -390,7 +202,7 @@ fn a_base_that_is_gone_has_the_disk_read_as_a_whole_and_stored_as_an_increment()
     // Gone while it is read: the difference breaks, and the whole is read in the same run.
     world.guest_writes(2, 1);
     held.push(world.held());
-    world.simulator.fault(Fault::new(Site::Export, Act::Fail(xapi_simulator::failure::Failure::internal("gone"))));
+    world.lab.simulator.fault(Fault::new(Site::Export, Act::Fail(Failure::internal("gone"))));
     let next = world.back_up(&["--no-nbd"]);
     let passes = next["backup"]["reads"][0]["passes"].as_array().expect("passes");
     assert!(passes.len() <= 2 && !is_key(&next, 0), "{next:#}");
@@ -427,7 +239,7 @@ fn a_full_backup_is_one_xva_and_leaves_no_snapshot() {
     assert!(made["backup"]["repositories"][0]["xva"]["bytes"].as_u64().is_some_and(|bytes| bytes > MIB), "{made:#}");
     world.is_at_rest(0, 0);
     world.compare(&held);
-    world.simulator.fault(Fault::new(Site::ExportVm, Act::Cut).after(MIB));
+    world.lab.simulator.fault(Fault::new(Site::ExportVm, Act::Cut).after(MIB));
     world.fails(&["--mode", "full", "--xva-compression", "none"], 1);
     world.is_at_rest(0, 0);
     world.compare(&held);
@@ -442,14 +254,14 @@ fn an_explanation_says_what_each_disk_will_be_and_makes_nothing() {
         scene.sr(sr("thick", Storage::Lvm)).sr(sr("thin", Storage::Ext)).vm(vm)
     });
     let explain = || world.back_up(&["--no-nbd", "--explain"])["plan"].take();
-    let before = world.simulator.objects();
+    let before = world.lab.simulator.objects();
     let plan = explain();
     assert_eq!(plan["disks"][0]["kind"], "key");
     assert!(plan["disks"][0]["why"].as_str().is_some_and(|why| why.contains("no backup")), "{plan:#}");
     assert_eq!(plan["room"][0]["storage"], "thick");
     assert_eq!(plan["room"][0]["takes"].as_u64(), Some(16 * MIB));
     assert_eq!(plan["room"].as_array().map(Vec::len), Some(1), "the other one is thin");
-    assert_eq!(world.simulator.objects()["VM"], before["VM"]);
+    assert_eq!(world.lab.simulator.objects()["VM"], before["VM"]);
     world.back_up(&["--no-nbd"]);
     let plan = explain();
     assert_eq!((&plan["disks"][0]["kind"], &plan["disks"][1]["kind"]), (&json!("increment"), &json!("increment")));
@@ -460,7 +272,7 @@ fn an_explanation_says_what_each_disk_will_be_and_makes_nothing() {
 #[test]
 fn chains_that_the_host_has_not_coalesced_are_waited_for_and_then_an_error() {
     let world = World::with_one_disk();
-    world.simulator.settings(|settings| settings.coalesce_interval = None);
+    world.lab.simulator.settings(|settings| settings.coalesce_interval = None);
     let mut held = Vec::new();
     for round in 0..3 {
         world.guest_writes(round, 1);
@@ -470,7 +282,7 @@ fn chains_that_the_host_has_not_coalesced_are_waited_for_and_then_an_error() {
     let said = world.fails(&["--no-nbd", "--chain-wait", "1"], 1);
     assert!(said.contains("wait to be coalesced") && said.contains("--ignore-chain"), "{said}");
     world.is_at_rest(1, 1);
-    world.simulator.settings(|settings| settings.coalesce_interval = Some(Duration::from_millis(50)));
+    world.lab.simulator.settings(|settings| settings.coalesce_interval = Some(Duration::from_millis(50)));
     held.push(world.held());
     world.back_up(&["--no-nbd"]);
     world.compare(&held);
@@ -480,16 +292,16 @@ fn chains_that_the_host_has_not_coalesced_are_waited_for_and_then_an_error() {
 fn a_certificate_is_accepted_once_and_another_one_never() {
     let world = World::with_one_disk();
     let said = world.fails(&["--explain", "--fingerprint", &["AA"; 32].join(":")], 1);
-    assert!(said.contains(world.simulator.fingerprint()), "{said}");
+    assert!(said.contains(world.lab.simulator.fingerprint()), "{said}");
     let mut unknown = xofs();
-    unknown.arg("backup").args(["--pool", &world.simulator.address().to_string(), "--vm", "web01", "--explain"]);
-    unknown.arg("--pool-password-file").arg(world.folder.path().join("password"));
-    unknown.arg("--state-dir").arg(world.folder.path().join("state")).arg("--to").arg(&world.repository);
+    unknown.arg("backup").args(["--pool", &world.lab.simulator.address().to_string(), "--vm", "web01", "--explain"]);
+    unknown.arg("--pool-password-file").arg(&world.lab.password);
+    unknown.arg("--state-dir").arg(&world.lab.state).arg("--to").arg(&world.repository);
     let (code, _, said) = run(&mut unknown);
     assert_eq!(code, 1);
-    assert!(said.contains(&format!("--fingerprint {}", world.simulator.fingerprint())), "{said}");
+    assert!(said.contains(&format!("--fingerprint {}", world.lab.simulator.fingerprint())), "{said}");
     let (code, _, said) = run(world.command(&["--trust-first", "--explain"]).env("XOFS_LOG", "error"));
-    assert!(code == 0 && said.contains(world.simulator.fingerprint()), "{said}");
+    assert!(code == 0 && said.contains(world.lab.simulator.fingerprint()), "{said}");
     let (code, out, said) = run(&mut unknown);
     assert_eq!(code, 0, "it is known now: {out} {said}");
 }
@@ -502,7 +314,7 @@ fn of_several_vms_one_that_fails_never_stops_the_others() {
         scene.vm(Machine::new("tmp01").tag("xo:no-bak=scratch").disk(disk()))
     });
     let arguments = ["--no-nbd", "--vm", "db01", "--vm", "missing", "--vm", "tmp01", "--vm", "web01"];
-    world.simulator.fault(Fault::call("VM.snapshot", Act::Fail(xapi_simulator::failure::Failure::internal("no"))));
+    world.lab.simulator.fault(Fault::call("VM.snapshot", Act::Fail(Failure::internal("no"))));
     let (code, out, err) = run(&mut world.command(&arguments));
     assert_eq!(code, 3, "{out}\n{err}");
     assert!(err.contains("missing") && err.contains("2 of 4"), "{err}");
@@ -517,9 +329,9 @@ fn a_signal_ends_a_run_at_once_and_leaves_nothing_but_the_base() {
     let held = vec![world.held()];
     world.back_up(&["--no-nbd"]);
     world.guest_writes(1, 60);
-    world.simulator.fault(Fault::new(Site::Export, Act::Delay(PATIENCE)).after(MIB));
+    world.lab.simulator.fault(Fault::new(Site::Export, Act::Delay(PATIENCE)).after(MIB));
     let mut child = world.command(&["--no-nbd"]).stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-    wait_for("the export", || world.simulator.faults_left() == 0);
+    wait_for("the export", || world.lab.simulator.faults_left() == 0);
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("it lives");
     let begun = Instant::now();
@@ -537,22 +349,23 @@ fn what_a_killed_run_left_is_removed_by_the_next_with_or_without_its_journal() {
         let mut held = vec![world.held()];
         world.back_up(&["--no-nbd"]);
         world.guest_writes(1, 60);
-        world.simulator.fault(Fault::new(Site::Export, Act::Delay(PATIENCE)).after(MIB));
+        world.lab.simulator.fault(Fault::new(Site::Export, Act::Delay(PATIENCE)).after(MIB));
         let mut child =
             world.command(&["--no-nbd"]).stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
-        wait_for("the export", || world.simulator.faults_left() == 0);
+        wait_for("the export", || world.lab.simulator.faults_left() == 0);
         child.kill().expect("it lives");
         child.wait().expect("it ends");
         if !has_journal {
-            fs::remove_dir_all(world.folder.path().join("state")).expect("removed");
+            fs::remove_dir_all(&world.lab.state).expect("removed");
         }
         // A snapshot of somebody else stays.
-        let theirs = world.pool().snapshot_vm(&Ref::new(world.machine().as_str()), "by hand", &[]).expect("taken");
+        let theirs =
+            world.lab.client().snapshot_vm(&Ref::new(world.machine().as_str()), "by hand", &[]).expect("taken");
         held.push(world.held());
         let next = world.back_up(&["--no-nbd", "--wait", "60"]);
         assert!(!is_key(&next, 0) && next["backup"]["reads"][0]["passes"][0]["base"].is_string(), "{next:#}");
         world.is_at_rest(2, 2);
-        assert!(world.pool().record(&theirs).is_ok());
+        assert!(world.lab.client().record(&theirs).is_ok());
         world.compare(&held);
     }
 }
@@ -572,13 +385,4 @@ fn two_repositories_get_it_in_one_pass_and_the_base_goes_only_when_both_have_the
     world.compare(&held);
     world.compare_in(second.as_ref(), &held);
     world.is_at_rest(1, 1);
-}
-
-/// Waits until something is so.
-fn wait_for(what: &str, is_so: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "{what} did not come");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }

@@ -5,6 +5,7 @@
 //! Run by hand: `XOFS_ROUNDS=300` makes more rounds, `XOFS_SEED=17` others. A round is a seed of its own, so that
 //! `XOFS_SEED=19 XOFS_ROUNDS=1` is the third of these.
 
+mod pool;
 #[allow(dead_code, reason = "each test file uses its part of the module")]
 #[path = "../vhd/tests/seeds/mod.rs"]
 mod seeds;
@@ -17,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pool::{Held, Lab, MIB, compare_backup};
 use rustix::process::{Pid, Signal, kill_process};
 use seeds::Random;
 use serde_json::Value;
@@ -26,14 +28,13 @@ use xapi_simulator::failure::Failure;
 use xapi_simulator::file_sr::FileSr;
 use xapi_simulator::scene::{Disk, Machine, Repository as Sr, Storage};
 use xapi_simulator::value::{Reference, Value as Field};
-use xapi_simulator::{Act, Class, Fault, Scene, Simulator, Site, Upset};
+use xapi_simulator::{Act, Class, Fault, Scene, Site, Upset};
 use xofs::repository::{OpenOptions, Repository};
 
-const MIB: u64 = 1 << 20;
 /// How many rounds there are where `XOFS_ROUNDS` does not say it.
 const ROUNDS: u64 = 5;
 /// How long a run may take, whatever goes wrong: what takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(300);
+const ENDLESS: Duration = Duration::from_secs(300);
 /// How often it is looked at what a run does.
 const GLANCE: Duration = Duration::from_millis(2);
 
@@ -171,9 +172,6 @@ impl Trouble {
     }
 }
 
-/// What the disks of `web01` held when a run began, by name; the guest writes on only when the snapshot was seen.
-type Held = BTreeMap<String, Vec<u8>>;
-
 /// What became of a run.
 #[derive(Debug)]
 struct Ended {
@@ -185,7 +183,7 @@ struct Ended {
 
 /// A pool, and what its backups are stored in.
 struct World {
-    simulator: Simulator,
+    lab: Lab,
     folder: TempDir,
     repositories: Vec<PathBuf>,
     disks: usize,
@@ -208,60 +206,41 @@ impl World {
             vm.disk(Disk::new(&format!("disk{number}"), size).filled(50))
         });
         let scene = Scene::new(seed).host("one").host("two").sr(Sr::new("shared", Storage::Nfs).size(room)).vm(vm);
-        let simulator = Simulator::start(scene).expect("a pool starts");
         let folder = tempfile::Builder::new().prefix("backup-faults-").tempdir_in(scratch()).expect("a folder");
         let count = 1 + random.below(2);
         let repositories = (0..count).map(|number| init(folder.path(), &format!("repository{number}"), &[])).collect();
-        fs::write(folder.path().join("password"), format!("{}\n", simulator.password())).expect("a short file fits");
+        let lab = Lab::new(folder.path(), "lab", scene);
         fs::create_dir(folder.path().join("sr")).expect("a new folder");
         let files = FileSr::new(&folder.path().join("sr"));
-        let sr = simulator
-            .look(|store| store.text(Class::Sr, &simulator_sr(store), "uuid").map(str::to_owned))
-            .expect("it is there");
-        Self { simulator, folder, repositories, disks, way, files, sr, truths: BTreeMap::new(), room, guest: seed }
+        let sr = lab.simulator.only(Class::Sr, "shared");
+        let sr = lab.simulator.look(|store| store.text(Class::Sr, &sr, "uuid").map(str::to_owned)).expect("it has one");
+        Self { lab, folder, repositories, disks, way, files, sr, truths: BTreeMap::new(), room, guest: seed }
     }
 
     fn command(&self) -> Command {
-        let mut command = xofs();
-        command.arg("backup").args(["--pool", &self.simulator.address().to_string(), "--vm", "web01", "--json"]);
-        command.arg("--pool-password-file").arg(self.folder.path().join("password"));
-        command.arg("--state-dir").arg(self.folder.path().join("state"));
-        command
-            .args(["--fingerprint", self.simulator.fingerprint(), "--compression", "none"])
-            .args(self.way.arguments());
+        let mut command = self.lab.command("backup", self.way.arguments());
+        command.args(["--vm", "web01", "--json", "--compression", "none"]);
         for repository in &self.repositories {
             command.arg("--to").arg(repository);
         }
         if self.way == Way::Files {
             command.arg("--sr-path").arg(format!("{}={}", self.sr, self.folder.path().join("sr").display()));
         }
-        command.env("HOME", self.folder.path());
         command
     }
 
     fn machine(&self) -> Reference {
-        self.simulator.only(Class::Vm, "web01")
-    }
-
-    fn held(&self) -> Held {
-        let disks = self.simulator.disks_of(&self.machine()).expect("it is there");
-        let of = |(place, vdi): (u8, Reference)| {
-            let content = self.simulator.content(&vdi).expect("it is there");
-            let mut bytes = vec![0; usize::try_from(content.size()).expect("small")];
-            content.read(0, &mut bytes).expect("in range");
-            (format!("xvd{}", char::from(b'a' + place)), bytes)
-        };
-        (0..).zip(disks).map(of).collect()
+        self.lab.simulator.only(Class::Vm, "web01")
     }
 
     fn guest_writes(&mut self, writes: usize) {
         self.guest += 1;
-        self.simulator.guest_writes(&self.machine(), self.guest << 20, writes as u64).expect("written");
+        self.lab.simulator.guest_writes(&self.machine(), self.guest << 20, writes as u64).expect("written");
     }
 
     /// The snapshots of disks that are known to be stored.
     fn bases(&self) -> BTreeSet<String> {
-        self.simulator.look(|store| {
+        self.lab.simulator.look(|store| {
             let is_stored = |object: &xapi_simulator::store::Object| match object.record.get("other_config") {
                 Some(Field::Map(entries)) => entries.contains_key("xofs:stored"),
                 _ => false,
@@ -276,7 +255,7 @@ impl World {
         if self.way != Way::Files {
             return;
         }
-        let contents: Vec<_> = self.simulator.change(|state| {
+        let contents: Vec<_> = self.lab.simulator.change(|state| {
             let all: Vec<Reference> = state.store.all(Class::Vdi).map(|(vdi, _)| vdi.clone()).collect();
             all.iter().filter_map(|vdi| state.content(vdi).ok()).collect()
         });
@@ -286,23 +265,23 @@ impl World {
     /// Runs a backup, with whatever happens to it; the guest goes on writing once there is a snapshot.
     fn back_up(&mut self, trouble: Option<&Trouble>, when: &str) -> Ended {
         self.keep_files();
-        let held = self.held();
-        self.simulator.log().clear();
+        let held = self.lab.held(&self.machine());
+        self.lab.simulator.log().clear();
         let _taken: Vec<TcpStream> = match trouble {
             Some(Trouble::Fault(fault)) => {
-                self.simulator.fault(fault.clone());
+                self.lab.simulator.fault(fault.clone());
                 Vec::new()
             }
             Some(Trouble::Stall(site, after)) => {
-                self.simulator.fault(Fault::new(site.clone(), Act::Delay(2 * PATIENCE)).after(*after));
+                self.lab.simulator.fault(Fault::new(site.clone(), Act::Delay(2 * ENDLESS)).after(*after));
                 Vec::new()
             }
             Some(Trouble::Taken) => {
-                (0..16).map(|_| TcpStream::connect(self.simulator.nbd_address()).expect("it listens")).collect()
+                (0..16).map(|_| TcpStream::connect(self.lab.simulator.nbd_address()).expect("it listens")).collect()
             }
             _ => Vec::new(),
         };
-        let snapshots = self.snapshots();
+        let snapshots = self.lab.snapshots(Class::Vm);
         let [out, err] = ["out", "err"].map(|name| self.folder.path().join(name));
         let file = |path: &Path| Stdio::from(fs::File::create(path).expect("a new file"));
         let mut command = self.command();
@@ -313,17 +292,17 @@ impl World {
             if let Some(status) = child.try_wait().expect("it is our child") {
                 break status;
             }
-            if begun.elapsed() > PATIENCE {
+            if begun.elapsed() > ENDLESS {
                 child.kill().expect("it is our child");
                 child.wait().expect("it is our child");
                 panic!("{when}: it hangs\n{}", fs::read_to_string(&err).unwrap_or_default());
             }
-            if !has_written && self.snapshots() > snapshots {
+            if !has_written && self.lab.snapshots(Class::Vm) > snapshots {
                 self.guest_writes(2);
                 has_written = true;
             }
             self.keep_files();
-            let requests = if is_struck { 0 } else { self.simulator.log().requests().len() };
+            let requests = if is_struck { 0 } else { self.lab.simulator.log().requests().len() };
             match trouble {
                 Some(Trouble::Signal(signal, after, delay)) if !is_struck && requests > *after => {
                     std::thread::sleep(*delay);
@@ -335,14 +314,14 @@ impl World {
                     self.remove_bases();
                     is_struck = true;
                 }
-                Some(Trouble::Stall(..)) if !is_struck && self.simulator.faults_left() == 0 => {
+                Some(Trouble::Stall(..)) if !is_struck && self.lab.simulator.faults_left() == 0 => {
                     kill_process(pid, Signal::TERM).expect("it is our child");
                     is_struck = true;
                 }
                 _ => std::thread::sleep(GLANCE),
             }
         };
-        self.simulator.clear_faults();
+        self.lab.simulator.clear_faults();
         let text = |path: &Path| fs::read_to_string(path).expect("UTF-8");
         let ended = Ended { code: status.code(), out: text(&out), err: text(&err) };
         if ended.code.is_none() {
@@ -358,32 +337,11 @@ impl World {
     }
 
     fn remove_bases(&self) {
-        let pool = self.pool();
+        let pool = self.lab.client();
         for vdi in self.bases() {
             // The run may have removed it itself.
             let _gone = pool.by_uuid::<xapi::record::Vdi>(&vdi).and_then(|vdi| pool.destroy_vdi(&vdi));
         }
-    }
-
-    /// A client that is not xofs.
-    fn pool(&self) -> xapi::Pool {
-        let fingerprint: xapi::Fingerprint = self.simulator.fingerprint().parse().expect("a fingerprint");
-        let address = self.simulator.address().to_string().parse().expect("an address");
-        let password = zeroize::Zeroizing::new(self.simulator.password());
-        let trust = xapi::Trust::Pinned(vec![fingerprint]);
-        let settings = xapi::Settings::new(address, &self.simulator.user(), password, trust);
-        let settings = xapi::Settings { originator: "test".into(), ..settings };
-        xapi::Pool::connect(settings, &xapi::Cancel::within(PATIENCE)).expect("logged in")
-    }
-
-    fn snapshots(&self) -> usize {
-        self.count(Class::Vm)
-    }
-
-    fn count(&self, class: Class) -> usize {
-        let is_snapshot =
-            |object: &xapi_simulator::store::Object| object.record.get("is_a_snapshot") == Some(&Field::Bool(true));
-        self.simulator.look(|store| store.all(class).filter(|(_, object)| is_snapshot(object)).count())
     }
 
     /// Compares each disk of each backup; those that are new hold what the disks did when the run began. Has all read by a check.
@@ -395,20 +353,8 @@ impl World {
             let backups = repository.backups(&vm.id).unwrap_or_else(|error| panic!("{when}: {error}"));
             for backup in backups.iter() {
                 let time = backup.time.stored();
-                assert_eq!(backup.problem, None, "{when}: {time}");
-                let truth = self.truths.entry((number, time.clone())).or_insert_with(|| held.clone());
-                let names: Vec<&str> = backup.disks.iter().map(|disk| disk.name.as_str()).collect();
-                assert_eq!(names, truth.keys().map(String::as_str).collect::<Vec<_>>(), "{when}: {time}");
-                for disk in &backup.disks {
-                    let open = repository.open_disk(backup, disk);
-                    let open = open.unwrap_or_else(|error| panic!("{when}: {time}: {error}"));
-                    let truth = &truth[&disk.name];
-                    assert_eq!(open.size(), truth.len() as u64, "{when}: {time}");
-                    let mut bytes = vec![0xee; truth.len()];
-                    open.read_at(0, &mut bytes).unwrap_or_else(|error| panic!("{when}: {time}: {error}"));
-                    let differs = bytes.iter().zip(truth).position(|(found, held)| found != held);
-                    assert_eq!(differs, None, "{when}: {time} of {}: the first wrong byte\n{ended:?}", disk.name);
-                }
+                let truth = self.truths.entry((number, time)).or_insert_with(|| held.clone());
+                compare_backup(&repository, backup, truth, &format!("{when}: {ended:?}"));
             }
             let known = self.truths.keys().filter(|(of, _)| *of == number).count();
             assert_eq!(backups.len(), known, "{when}: a backup is gone");
@@ -421,7 +367,7 @@ impl World {
     fn judge(&self, ended: &Ended, trouble: &Trouble, when: &str) {
         let is_signal = matches!(trouble, Trouble::Signal(..) | Trouble::Stall(..));
         assert!(
-            !ended.err.contains("panicked") && !ended.err.contains(&self.simulator.password()),
+            !ended.err.contains("panicked") && !ended.err.contains(&self.lab.simulator.password()),
             "{when}: {ended:?}"
         );
         match ended.code {
@@ -429,7 +375,7 @@ impl World {
             Some(130) => assert!(is_signal, "{when}: {ended:?}"),
             Some(1 | 3) => {
                 // What of the pool, of the VM or of the repository it was.
-                let host = self.simulator.address().ip().to_string();
+                let host = self.lab.simulator.address().ip().to_string();
                 let network = host.rsplit_once('.').expect("four numbers").0;
                 let names = [network, "xvd", "web01", "VM.", "VDI.", "repository"];
                 assert!(names.iter().any(|name| ended.err.contains(name)), "{when}: {ended:?}");
@@ -441,18 +387,18 @@ impl World {
 
     /// Whatever is left to be done by the pool itself.
     fn settle(&self) {
-        self.simulator.change(|state| {
+        self.lab.simulator.change(|state| {
             let all: Vec<Reference> = state.store.all(Class::Sr).map(|(sr, _)| sr.clone()).collect();
             for sr in all {
                 let room = Field::from(self.room);
                 state.store.set(Class::Sr, &sr, "physical_size", room).expect("it is there");
             }
         });
-        self.simulator.happen(&Upset::Coalesce);
+        self.lab.simulator.happen(&Upset::Coalesce);
         // A host that was started anew is back.
         let begun = Instant::now();
-        while [0, 1].iter().any(|&host| TcpStream::connect(self.simulator.address_of(host)).is_err()) {
-            assert!(begun.elapsed() < PATIENCE, "a host stays away");
+        while [0, 1].iter().any(|&host| TcpStream::connect(self.lab.simulator.address_of(host)).is_err()) {
+            assert!(begun.elapsed() < ENDLESS, "a host stays away");
             std::thread::sleep(GLANCE);
         }
     }
@@ -460,25 +406,24 @@ impl World {
     /// Whether nothing is left of any run but one base, and in the repositories nothing but backups.
     fn is_at_rest(&self, is_purged: bool, when: &str, ended: &Ended) {
         let snapshots = usize::from(!is_purged);
-        assert_eq!((self.snapshots(), self.count(Class::Vdi)), (snapshots, self.disks), "{when}: snapshots\n{ended:?}");
+        assert_eq!(
+            (self.lab.snapshots(Class::Vm), self.lab.snapshots(Class::Vdi)),
+            (snapshots, self.disks),
+            "{when}: snapshots\n{ended:?}"
+        );
         assert_eq!(self.bases().len(), self.disks, "{when}: bases");
         let begun = Instant::now();
         loop {
-            let left = self.simulator.look(|store| {
-                let is_of_a_host = |vbd: &Reference| {
-                    let vm = store.reference(Class::Vbd, vbd, "VM");
-                    vm.and_then(|vm| store.flag(Class::Vm, &vm, "is_control_domain")).unwrap_or(false)
-                };
-                let devices = store.all(Class::Vbd).filter(|(vbd, _)| is_of_a_host(vbd)).count();
+            let left = self.lab.simulator.look(|store| {
                 let name = |object: &xapi_simulator::store::Object| format!("{:?}", object.record.get("name_label"));
                 // Where the answer to a call was lost nobody knows its task, which the pool removes an hour after its end.
                 let is_unknown = |object: &xapi_simulator::store::Object| {
                     name(object).contains("\"Async.") && object.record.get("status") != Some(&Field::from("pending"))
                 };
                 let tasks = store.all(Class::Task).filter(|(_, task)| !is_unknown(task));
-                let tasks: Vec<String> = tasks.map(|(_, task)| name(task)).collect();
-                (tasks, devices)
+                tasks.map(|(_, task)| name(task)).collect::<Vec<String>>()
             });
+            let left = (left, self.lab.control_domain_devices());
             if left == (Vec::new(), 0) {
                 break;
             }
@@ -488,8 +433,7 @@ impl World {
             );
             std::thread::sleep(Duration::from_millis(50));
         }
-        let journals = fs::read_dir(self.folder.path().join("state/runs")).expect("listed").count();
-        assert_eq!(journals, 0, "{when}: journals of runs");
+        assert_eq!(self.lab.journals(), 0, "{when}: journals of runs");
         for (number, repository) in self.repositories.iter().enumerate() {
             let times: BTreeSet<&String> =
                 self.truths.keys().filter(|(of, _)| *of == number).map(|(_, at)| at).collect();
@@ -510,14 +454,6 @@ impl World {
             assert_eq!(other, "", "{when}: locks and the like");
         }
     }
-}
-
-fn simulator_sr(store: &xapi_simulator::store::Store) -> Reference {
-    let shared = |object: &xapi_simulator::store::Object| {
-        object.record.get("name_label").and_then(Field::as_text) == Some("shared")
-    };
-    let found = store.all(Class::Sr).find(|(_, object)| shared(object)).map(|(sr, _)| sr.clone());
-    found.expect("it is part of the scene")
 }
 
 /// One world, one thing that goes wrong.

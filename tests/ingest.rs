@@ -20,7 +20,7 @@ use storage::{
     EncryptedStorage, EncryptionKey, Fault, FaultyStorage, LocalStorage, Loss, MemoryStorage, ObjectPath, Operation,
     Storage, WritableStorage,
 };
-use support::{run, scratch, succeed, xofs};
+use support::{files, run, scratch, seed, succeed, xofs};
 use tempfile::TempDir;
 use vhd::{BlockIndex, BlockSize, Digest, Filter, Format};
 use xofs::ingest::{self, Destination, ErrorKind, Layout, Source, Wanted, Watch};
@@ -46,12 +46,6 @@ impl Random {
         self.0 ^= self.0 << 17;
         usize::try_from(self.0 >> 11).unwrap() % limit
     }
-}
-
-fn seed() -> u64 {
-    let seed = std::env::var("XOFS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    println!("XOFS_SEED={seed}");
-    seed
 }
 
 fn path(text: &str) -> ObjectPath {
@@ -471,19 +465,6 @@ fn a_quota_is_never_exceeded_and_the_numbers_are_said() {
     told(code, &err, "the quota is exceeded: 9 MiB are used");
     succeed(ingest(&one, &image).args(["--quota", &(stored + (1 << 20)).to_string()]));
     assert_eq!((read_all(local(&one), None).len(), read_all(local(&two), None).len()), (2, 0));
-}
-
-/// All files, without the locks.
-fn files(storage: &dyn WritableStorage) -> Vec<String> {
-    let (mut files, mut folders) = (Vec::new(), vec![ObjectPath::root()]);
-    while let Some(folder) = folders.pop() {
-        for entry in storage.list(&folder).unwrap() {
-            let path = folder.join(&entry.name).unwrap();
-            if entry.is_directory { folders.push(path) } else { files.push(path.to_string()) }
-        }
-    }
-    files.sort();
-    files
 }
 
 /// The storage until `count` changes were made; then nothing works any more. Of the last one only a half may be done.

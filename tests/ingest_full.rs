@@ -15,7 +15,7 @@ use storage::{
     EncryptedStorage, EncryptionKey, Fault, FaultyStorage, Loss, MemoryStorage, ObjectPath, Operation, Storage,
     Summing, WritableStorage,
 };
-use support::{KEY, copy_of, fixture, init, run, scratch, succeed, xofs};
+use support::{KEY, copy_of, files, fixture, init, run, scratch, succeed, xofs};
 use tempfile::TempDir;
 use xofs::ingest::{self, Destination, ErrorKind, Extent, Layout, Wanted, Watch};
 use xofs::repository::{Backup, Mode, OpenOptions, Repository, Vm};
@@ -122,20 +122,6 @@ fn destination(storage: &Arc<dyn WritableStorage>) -> Destination {
 fn mirror(wanted: &Wanted, storages: &[&Arc<dyn WritableStorage>]) -> ingest::Result<ingest::Report> {
     let destinations: Vec<Destination> = storages.iter().map(|storage| destination(storage)).collect();
     ingest::run(wanted, &destinations, &Watch::new(|_| ()))
-}
-
-/// All files, without the listing cache.
-fn files(storage: &dyn Storage) -> Vec<String> {
-    let (mut files, mut folders) = (Vec::new(), vec![ObjectPath::root()]);
-    while let Some(folder) = folders.pop() {
-        for entry in storage.list(&folder).unwrap() {
-            let path = folder.join(&entry.name).unwrap();
-            if entry.is_directory { folders.push(path) } else { files.push(path.to_string()) }
-        }
-    }
-    files.retain(|file| !file.ends_with("cache.json.gz"));
-    files.sort();
-    files
 }
 
 /// What the backups of these numbers have, and nothing else.

@@ -14,10 +14,9 @@ use disk::{Disk, Extent};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use storage::{
-    Checksum, Fault, FaultyStorage, LocalStorage, MemoryStorage, ObjectPath, Operation, Storage, Summing,
-    WritableStorage,
+    Checksum, Fault, FaultyStorage, LocalStorage, MemoryStorage, ObjectPath, Operation, Summing, WritableStorage,
 };
-use support::{fixture, scratch};
+use support::{files, fixture, scratch};
 use uuid::Uuid;
 use vhd::Filter;
 use xofs::ingest::{
@@ -313,19 +312,6 @@ fn read_all(storage: &Arc<dyn WritableStorage>) -> Vec<Vec<(String, Vec<u8>)>> {
 /// What the only disk of each backup reads as.
 fn read_only(storage: &Arc<dyn WritableStorage>) -> Vec<Vec<u8>> {
     read_all(storage).into_iter().map(|disks| disks.into_iter().next().unwrap().1).collect()
-}
-
-fn files(storage: &dyn Storage) -> Vec<String> {
-    let (mut files, mut folders) = (Vec::new(), vec![ObjectPath::root()]);
-    while let Some(folder) = folders.pop() {
-        for entry in storage.list(&folder).unwrap() {
-            let path = folder.join(&entry.name).unwrap();
-            if entry.is_directory { folders.push(path) } else { files.push(path.to_string()) }
-        }
-    }
-    files.retain(|file| !file.ends_with("cache.json.gz"));
-    files.sort();
-    files
 }
 
 /// A disk of five blocks and a part of one.

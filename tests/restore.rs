@@ -3,60 +3,23 @@
 //!
 //! `XOFS_SEED=17` has guests write something else.
 
+mod pool;
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
+use pool::{Lab, MIB, World, wait_for};
 use serde_json::{Value, json};
-use support::{init, run, scratch, xofs};
-use tempfile::TempDir;
+use support::{init, run};
 use xapi_simulator::scene::{Disk, Machine, Repository as Sr, Storage};
 use xapi_simulator::value::Reference;
-use xapi_simulator::{Class, Fault, Scene, Simulator};
-
-const MIB: u64 = 1 << 20;
-/// How long something may take that happens by itself. Generous: slow machines are not wrong.
-const PATIENCE: Duration = Duration::from_secs(120);
-
-fn seed() -> u64 {
-    let seed = std::env::var("XOFS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    println!("XOFS_SEED={seed}");
-    seed
-}
-
-/// What the disks of a machine hold, by their places.
-type Held = BTreeMap<String, Vec<u8>>;
-
-/// A pool, and how a command reaches it.
-struct Lab {
-    simulator: Simulator,
-    password: PathBuf,
-    state: PathBuf,
-}
+use xapi_simulator::{Class, Fault, Scene};
 
 impl Lab {
-    fn new(folder: &Path, name: &str, scene: Scene) -> Self {
-        let simulator = Simulator::start(scene).expect("a pool starts");
-        let password = folder.join(format!("{name}.password"));
-        fs::write(&password, simulator.password()).expect("a short file fits");
-        Self { simulator, password, state: folder.join(format!("{name}.state")) }
-    }
-
-    fn command(&self, command: &str) -> Command {
-        let mut xofs = xofs();
-        xofs.arg(command).args(["--pool", &self.simulator.address().to_string()]);
-        xofs.args(["--fingerprint", self.simulator.fingerprint()]);
-        xofs.arg("--pool-password-file").arg(&self.password).arg("--state-dir").arg(&self.state);
-        xofs.env("HOME", self.state.parent().expect("it is in a folder"));
-        xofs
-    }
-
     fn restore(&self, repository: &Path, arguments: &[&str]) -> Command {
-        let mut command = self.command("restore");
+        let mut command = self.command("restore", &[]);
         command.arg(repository).args(arguments);
         command
     }
@@ -76,38 +39,6 @@ impl Lab {
         err
     }
 
-    fn by_uuid(&self, class: Class, uuid: &Value) -> Reference {
-        let uuid = uuid.as_str().expect("a uuid");
-        self.simulator.look(|store| store.by_uuid(class, uuid)).expect("it is there")
-    }
-
-    /// What a disk holds.
-    fn bytes_of(&self, vdi: &Reference) -> Vec<u8> {
-        let content = self.simulator.content(vdi).expect("it is there");
-        let mut bytes = vec![0; usize::try_from(content.size()).expect("small")];
-        content.read(0, &mut bytes).expect("in range");
-        bytes
-    }
-
-    /// What the disks of a machine hold.
-    fn held(&self, vm: &Reference) -> Held {
-        let disks: Vec<(String, Reference)> = self.simulator.look(|store| {
-            let vbds = store.references(Class::Vm, vm, "VBDs").expect("it is there");
-            let disk = |vbd: &Reference| {
-                let place = store.text(Class::Vbd, vbd, "userdevice").expect("it has one").to_owned();
-                (place, store.reference(Class::Vbd, vbd, "VDI").expect("it has one"))
-            };
-            let is_disk = |vbd: &&Reference| store.text(Class::Vbd, vbd, "type") == Ok("Disk");
-            vbds.iter().filter(is_disk).map(disk).collect()
-        });
-        disks.into_iter().map(|(place, vdi)| (place, self.bytes_of(&vdi))).collect()
-    }
-
-    /// A field of an object, as JSON.
-    fn field(&self, class: Class, object: &Reference, field: &str) -> Value {
-        self.simulator.look(|store| store.value(class, object, field).expect("it has it").to_json())
-    }
-
     /// Checks that nothing is left of runs: no mark, no task, no device of a control domain, no journal.
     fn is_at_rest(&self) {
         let marked = self.simulator.look(|store| {
@@ -121,81 +52,28 @@ impl Lab {
             of(Class::Vm).count() + of(Class::Vdi).count()
         });
         assert_eq!(marked, 0, "objects that say they are being restored");
-        let begun = Instant::now();
-        loop {
-            let tasks = self.simulator.look(|store| store.count(Class::Task));
-            if tasks == 0 {
-                break;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{tasks} tasks are left");
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let journals = fs::read_dir(self.state.join("runs")).expect("listed").count();
-        assert_eq!(journals, 0, "journals of runs");
+        self.is_let_go();
     }
 
-    /// How many machines and disks there are.
+    /// How many machines and disks there are, but for what snapshots left behind.
     fn count(&self) -> (usize, usize) {
-        self.simulator.look(|store| (store.count(Class::Vm), store.count(Class::Vdi)))
+        self.simulator.look(|store| {
+            let is_managed = |(vdi, _): &(&Reference, _)| store.flag(Class::Vdi, vdi, "managed").expect("it says it");
+            (store.count(Class::Vm), store.all(Class::Vdi).filter(is_managed).count())
+        })
     }
 }
 
-/// A pool with machines, and a repository.
-struct World {
-    lab: Lab,
-    folder: TempDir,
-    repository: PathBuf,
-    seed: u64,
-}
-
-impl World {
-    fn new(scene: impl FnOnce(Scene) -> Scene) -> Self {
-        let seed = seed();
-        let folder = tempfile::Builder::new().prefix("restore-").tempdir_in(scratch()).expect("a folder");
-        let repository = init(folder.path(), "main", &[]);
-        let lab = Lab::new(folder.path(), "lab", scene(Scene::new(seed)));
-        Self { lab, folder, repository, seed }
-    }
-
-    /// A running machine `web01` with two disks, and a tag.
-    fn with_one_machine() -> Self {
-        let disks =
-            |machine: Machine| machine.disk(Disk::new("system", 32 * MIB).filled(50)).disk(Disk::new("data", 20 * MIB));
-        Self::new(|scene| scene.vm(disks(Machine::new("web01").running().tag("prod"))))
-    }
-
-    fn back_up(&self, arguments: &[&str]) {
-        self.back_up_to(&self.repository, arguments);
-    }
-
-    fn back_up_to(&self, repository: &Path, arguments: &[&str]) {
-        let mut command = self.lab.command("backup");
-        // Nothing is coalesced by itself in this pool; how its disks are read is what the tests of backups are for.
-        command.arg("--to").arg(repository).args(["--ignore-chain", "--no-nbd"]);
-        if !arguments.contains(&"--vm") {
-            command.args(["--vm", "web01"]);
-        }
-        let (code, out, err) = run(command.args(arguments));
-        assert_eq!(code, 0, "{out}\n{err}");
-    }
-
-    fn machine(&self) -> Reference {
-        self.lab.simulator.only(Class::Vm, "web01")
-    }
-
-    fn guest_writes(&self, round: u64, writes: u64) {
-        self.lab.simulator.guest_writes(&self.machine(), self.seed ^ (round << 20), writes).expect("written");
-    }
-
-    /// An empty pool that knows nothing of the first.
-    fn other(&self, name: &str, scene: impl FnOnce(Scene) -> Scene) -> Lab {
-        Lab::new(self.folder.path(), name, scene(Scene::new(self.seed ^ 0x5eed)))
-    }
+/// A running machine `web01` with two disks, and a tag.
+fn with_one_machine() -> World {
+    let machine = Machine::new("web01").running().tag("prod");
+    let (system, data) = (Disk::new("system", 32 * MIB).filled(50), Disk::new("data", 20 * MIB));
+    World::new(|scene| scene.vm(machine.disk(system).disk(data)))
 }
 
 #[test]
 fn a_machine_comes_back_equal_beside_the_one_that_is_there() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     world.back_up(&[]);
     let held = world.lab.held(&world.machine());
     world.guest_writes(1, 20);
@@ -277,7 +155,7 @@ fn all_machines_come_back_in_an_empty_pool_with_other_networks() {
 
 #[test]
 fn an_interface_whose_network_is_nowhere_is_left_out_and_that_is_said() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     world.back_up(&[]);
     let other = world.other("new", |scene| scene.network("wan", &[]));
     let said = other.restored(&world.repository, &["web01"]);
@@ -292,7 +170,7 @@ fn an_interface_whose_network_is_nowhere_is_left_out_and_that_is_said() {
 
 #[test]
 fn what_is_explained_is_what_is_done_and_explaining_does_nothing() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     world.back_up(&[]);
     let before = world.lab.count();
     let (code, out, err) = run(&mut world.lab.restore(&world.repository, &["web01", "--explain"]));
@@ -311,19 +189,19 @@ fn what_is_explained_is_what_is_done_and_explaining_does_nothing() {
 
 #[test]
 fn one_disk_comes_back_alone_or_for_a_machine_that_is_there() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     world.back_up(&[]);
     let held = world.lab.held(&world.machine());
     world.guest_writes(1, 10);
     let lab = &world.lab;
     let said = lab.restored(&world.repository, &["web01/latest/xvdb", "--name", "data of before"]);
     let vdi = lab.by_uuid(Class::Vdi, &said["disks"][0]["uuid"]);
-    assert_eq!(lab.bytes_of(&vdi), held["1"]);
+    assert_eq!(lab.bytes_of(&vdi), held["xvdb"]);
     assert_eq!(lab.field(Class::Vdi, &vdi, "name_label"), json!("data of before"));
     assert_eq!(lab.field(Class::Vdi, &vdi, "VBDs"), json!([]));
     lab.restored(&world.repository, &["web01", "--disk", "xvdb", "--attach-to", "web01"]);
     let now = lab.held(&world.machine());
-    assert_eq!((now.len(), &now["2"]), (3, &held["1"]));
+    assert_eq!((now.len(), &now["xvdc"]), (3, &held["xvdb"]));
     assert!(lab.fails(&world.repository, &["web01", "--disk", "xvdz"], 2).contains("it has xvda, xvdb"));
     lab.is_at_rest();
 }
@@ -364,14 +242,15 @@ fn onto_a_snapshot_only_what_differs_is_sent_whichever_is_older() {
 
 #[test]
 fn a_full_backup_comes_back_from_a_plain_and_from_an_encrypted_repository() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     let key = world.folder.path().join("key");
     fs::write(&key, support::KEY).expect("a short file fits");
     let key = key.to_str().expect("UTF-8");
     let encrypted = init(world.folder.path(), "encrypted", &["--encrypted", "--password-file", key]);
+    let to = encrypted.to_str().expect("UTF-8");
     let held = world.lab.held(&world.machine());
     world.back_up(&["--mode", "full", "--xva-compression", "none"]);
-    world.back_up_to(&encrypted, &["--mode", "full", "--password-file", key]);
+    world.back_up(&["--to", to, "--mode", "full", "--password-file", key]);
     for (name, repository, more) in
         [("plain", &world.repository, &[][..]), ("encrypted", &encrypted, &["--password-file", key])]
     {
@@ -391,14 +270,15 @@ fn a_full_backup_comes_back_from_a_plain_and_from_an_encrypted_repository() {
 
 #[test]
 fn increments_come_back_from_an_encrypted_repository() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     let key = world.folder.path().join("key");
     fs::write(&key, support::KEY).expect("a short file fits");
     let key = key.to_str().expect("UTF-8");
     let encrypted = init(world.folder.path(), "encrypted", &["--encrypted", "--password-file", key]);
-    world.back_up_to(&encrypted, &["--password-file", key]);
+    let to = encrypted.to_str().expect("UTF-8");
+    world.back_up(&["--to", to, "--password-file", key]);
     world.guest_writes(1, 30);
-    world.back_up_to(&encrypted, &["--password-file", key]);
+    world.back_up(&["--to", to, "--password-file", key]);
     let held = world.lab.held(&world.machine());
     let said = world.lab.restored(&encrypted, &["web01", "--password-file", key]);
     assert_eq!(world.lab.held(&world.lab.by_uuid(Class::Vm, &said["vm"])), held);
@@ -406,7 +286,7 @@ fn increments_come_back_from_an_encrypted_repository() {
 
 #[test]
 fn whatever_fails_leaves_nothing_of_it() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     world.back_up(&[]);
     let before = world.lab.count();
     let lab = &world.lab;
@@ -435,7 +315,7 @@ fn whatever_fails_leaves_nothing_of_it() {
 
 #[test]
 fn an_sr_without_room_is_known_before_anything_is_made() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     world.back_up(&[]);
     for (name, storage, size) in [("thick", Storage::Lvm, 48 * MIB), ("thin", Storage::Nfs, 8 * MIB)] {
         let other = world.other(name, |scene| scene.sr(Sr::new("small", storage).size(size)));
@@ -448,7 +328,7 @@ fn an_sr_without_room_is_known_before_anything_is_made() {
 
 #[test]
 fn a_host_that_does_not_have_the_sr_is_not_where_disks_are_sent() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     world.back_up(&[]);
     let held = world.lab.held(&world.machine());
     let other = world.other("two", |scene| {
@@ -464,16 +344,12 @@ fn a_host_that_does_not_have_the_sr_is_not_where_disks_are_sent() {
 
 /// Waits until `web01` is being restored and some of a disk has arrived.
 fn wait_for_transfer(lab: &Lab) {
-    let begun = Instant::now();
-    while lab.simulator.log().now(xapi_simulator::log::Activity::Import) == 0 {
-        assert!(begun.elapsed() < PATIENCE, "no disk is sent");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    wait_for("a disk", || lab.simulator.log().now(xapi_simulator::log::Activity::Import) > 0);
 }
 
 #[test]
 fn a_signal_ends_it_at_once_and_removes_what_was_made() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     world.back_up(&[]);
     let (before, lab) = (world.lab.count(), &world.lab);
     lab.simulator.fault("import after 4MiB stall".parse::<Fault>().expect("a fault"));
@@ -489,7 +365,7 @@ fn a_signal_ends_it_at_once_and_removes_what_was_made() {
 
 #[test]
 fn what_a_killed_run_left_is_removed_by_the_next_and_nothing_else() {
-    let world = World::with_one_machine();
+    let world = with_one_machine();
     world.back_up(&[]);
     let (before, lab) = (world.lab.count(), &world.lab);
     lab.simulator.fault("import after 4MiB stall".parse::<Fault>().expect("a fault"));

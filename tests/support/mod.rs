@@ -17,6 +17,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use storage::{ObjectPath, Storage};
 use tempfile::TempDir;
 
 /// How long a mount may take to be readable, or to be gone. Generous: the machines of CI are slow, not wrong.
@@ -24,6 +25,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The key of repositories that tests make.
 pub const KEY: &str = "0123456789abcdef0123456789abcdef";
+
+/// What is random begins with this number, which `XOFS_SEED` says and the test prints.
+pub fn seed() -> u64 {
+    let seed = std::env::var("XOFS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    println!("XOFS_SEED={seed}");
+    seed
+}
 
 /// The folder of Cargo for what tests write.
 pub fn scratch() -> &'static Path {
@@ -96,6 +104,20 @@ pub fn init(folder: &Path, name: &str, arguments: &[&str]) -> PathBuf {
     let place = folder.join(name);
     succeed(xofs().args(["repository", "init"]).arg(&place).args(arguments).env("XOFS_PASSWORD", KEY));
     place
+}
+
+/// All files of a storage, without the listing caches.
+pub fn files<S: Storage + ?Sized>(storage: &S) -> Vec<String> {
+    let (mut files, mut folders) = (Vec::new(), vec![ObjectPath::root()]);
+    while let Some(folder) = folders.pop() {
+        for entry in storage.list(&folder).expect("it can be listed") {
+            let path = folder.join(&entry.name).expect("a name");
+            if entry.is_directory { folders.push(path) } else { files.push(path.to_string()) }
+        }
+    }
+    files.retain(|file| !file.ends_with("cache.json.gz"));
+    files.sort();
+    files
 }
 
 /// The SHA-256 of a file's content in hexadecimal, or what reading it failed with.

@@ -39,14 +39,6 @@ impl Pool {
         Ok(())
     }
 
-    /// Makes a snapshot of a running machine with its memory.
-    ///
-    /// # Errors
-    /// As [`Pool::run`].
-    pub fn checkpoint_vm(&self, vm: &Ref<Vm>, name: &str) -> Result<Ref<Vm>> {
-        self.run("VM.checkpoint", &[json!(vm), name.into()])?.reference()
-    }
-
     /// Destroys a machine or a snapshot of one, but none of its disks. One that is gone is no error.
     ///
     /// # Errors
@@ -71,37 +63,12 @@ impl Pool {
         self.run("VM.start", &[json!(vm), is_paused.into(), false.into()]).map(|_| ())
     }
 
-    /// Has the guest shut down.
-    ///
-    /// # Errors
-    /// As [`Pool::run`].
-    pub fn shut_down_vm(&self, vm: &Ref<Vm>) -> Result<()> {
-        self.run("VM.clean_shutdown", &[json!(vm)]).map(|_| ())
-    }
-
-    /// Switches a machine off.
-    ///
-    /// # Errors
-    /// As [`Pool::run`].
-    pub fn switch_off_vm(&self, vm: &Ref<Vm>) -> Result<()> {
-        self.run("VM.hard_shutdown", &[json!(vm)]).map(|_| ())
-    }
-
     /// Has the pool see anew what may be done with a machine, after its blocked operations were changed.
     ///
     /// # Errors
     /// As [`Pool::call`].
     pub fn update_allowed_operations(&self, vm: &Ref<Vm>) -> Result<()> {
         self.act("VM.update_allowed_operations", &[json!(vm)])
-    }
-
-    /// Sets the memory of a machine (bytes), all of it at once.
-    ///
-    /// # Errors
-    /// As [`Pool::call`].
-    pub fn set_memory(&self, vm: &Ref<Vm>, fixed: (u64, u64), dynamic: (u64, u64)) -> Result<()> {
-        let limits = [json!(vm), fixed.0.into(), fixed.1.into(), dynamic.0.into(), dynamic.1.into()];
-        self.act("VM.set_memory_limits", &limits)
     }
 
     /// Adds a tag to a machine.
@@ -142,14 +109,6 @@ impl Pool {
     /// As [`Pool::call`].
     pub fn create_vif(&self, fields: &Map<String, Value>) -> Result<Ref<Vif>> {
         self.call("VIF.create", &[json!(fields)])
-    }
-
-    /// Takes the connection to a network away. One that is gone is no error.
-    ///
-    /// # Errors
-    /// As [`Pool::call`].
-    pub fn destroy_vif(&self, vif: &Ref<Vif>) -> Result<()> {
-        unless_gone(vif, self.act("VIF.destroy", &[json!(vif)]))
     }
 
     /// Returns what a virtual TPM holds.

@@ -19,14 +19,6 @@ impl Pool {
         self.run("VDI.create", &[json!(fields)])?.reference()
     }
 
-    /// Makes a snapshot of one disk.
-    ///
-    /// # Errors
-    /// As [`Pool::run`].
-    pub fn snapshot_vdi(&self, vdi: &Ref<Vdi>) -> Result<Ref<Vdi>> {
-        self.run("VDI.snapshot", &[json!(vdi), json!({})])?.reference()
-    }
-
     /// Makes a disk that can be written to with what another holds.
     ///
     /// # Errors
@@ -68,14 +60,6 @@ impl Pool {
         self.run("VDI.enable_cbt", &[json!(vdi)]).map(|_| ())
     }
 
-    /// Has the pool track them no longer: what is known of older snapshots is lost.
-    ///
-    /// # Errors
-    /// As [`Pool::run`].
-    pub fn disable_cbt(&self, vdi: &Ref<Vdi>) -> Result<()> {
-        self.run("VDI.disable_cbt", &[json!(vdi)]).map(|_| ())
-    }
-
     /// Returns the connections of a disk to control domains: exports and NBD connections make one each, and may leave it.
     ///
     /// # Errors
@@ -105,14 +89,6 @@ impl Pool {
             }
         }
         Ok(())
-    }
-
-    /// Has the pool look anew at what an SR holds.
-    ///
-    /// # Errors
-    /// As [`Pool::run`].
-    pub fn scan_sr(&self, sr: &Ref<Sr>) -> Result<()> {
-        self.run("SR.scan", &[json!(sr)]).map(|_| ())
     }
 
     /// Returns the hosts that have an SR now.
