@@ -66,7 +66,7 @@ impl Exports for Disks {
         let names = crate::http::names(&world, &vdi);
         world.log.add(Activity::Nbd(self.host));
         let guard = Guard { _attachment: attachment, world: Arc::clone(&world), host: self.host };
-        let mut done = 0_u64;
+        let (host, mut done) = (self.host, 0_u64);
         let before = move |bytes: &Range<u64>| {
             if world.is_stopping() {
                 return Err(io::ErrorKind::Interrupted.into());
@@ -79,7 +79,7 @@ impl Exports for Disks {
                 Some(Act::Upset(upset)) => upset::happen(&world, &upset),
             }
             let length = bytes.end.saturating_sub(bytes.start);
-            world.log.served(uuid, bytes.start, length);
+            world.log.served(Activity::Nbd(host), uuid, bytes.start, length);
             done = done.saturating_add(length);
             Ok(())
         };

@@ -37,8 +37,8 @@ struct Entries {
     requests: VecDeque<Request>,
     /// How often anything of a block of 2 MiB was sent, by VDI and block.
     blocks: BTreeMap<Uuid, BTreeMap<u64, u64>>,
-    /// Bytes of a disk that were sent, by VDI.
-    bytes: BTreeMap<Uuid, u64>,
+    /// Bytes of a disk that were sent, by VDI and by what sent them.
+    bytes: BTreeMap<(Uuid, Activity), u64>,
     /// Now, and at most.
     gauges: BTreeMap<Activity, (usize, usize)>,
 }
@@ -78,7 +78,19 @@ impl Log {
 
     /// Returns how many bytes of a VDI were sent.
     pub fn bytes(&self, vdi: Uuid) -> u64 {
-        self.entries().bytes.get(&vdi).copied().unwrap_or(0)
+        self.sum(vdi, |_| true)
+    }
+
+    /// Returns how many of these bytes exports sent. One that the client broke off may have sent some to nobody: whatever the
+    /// connection took of it.
+    pub fn exported(&self, vdi: Uuid) -> u64 {
+        self.sum(vdi, |activity| activity == Activity::Export)
+    }
+
+    fn sum(&self, vdi: Uuid, is_meant: impl Fn(Activity) -> bool) -> u64 {
+        let entries = self.entries();
+        let meant = entries.bytes.iter().filter(|((of, activity), _)| *of == vdi && is_meant(*activity));
+        meant.map(|(_, bytes)| bytes).sum()
     }
 
     /// Returns how many there are now.
@@ -110,14 +122,14 @@ impl Log {
         entries.requests.push_back(Request { host, method: method.to_owned(), arguments });
     }
 
-    /// Notes that bytes of a disk were sent.
-    pub(crate) fn served(&self, vdi: Uuid, offset: u64, length: u64) {
+    /// Notes that bytes of a disk were sent, and by what.
+    pub(crate) fn served(&self, activity: Activity, vdi: Uuid, offset: u64, length: u64) {
         const BLOCK: u64 = 2 << 20;
         if length == 0 {
             return;
         }
         let mut entries = self.entries();
-        *entries.bytes.entry(vdi).or_default() += length;
+        *entries.bytes.entry((vdi, activity)).or_default() += length;
         let blocks = entries.blocks.entry(vdi).or_default();
         for block in offset / BLOCK..=(offset + length - 1) / BLOCK {
             *blocks.entry(block).or_default() += 1;

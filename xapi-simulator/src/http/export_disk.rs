@@ -111,7 +111,7 @@ fn send(
     let socket = connection.watch()?;
     let mut hook = |piece: &Piece| {
         passage.pass(Some(&socket), piece.done, piece.total)?;
-        world.log.served(uuid, piece.offset, piece.length);
+        world.log.served(Activity::Export, uuid, piece.offset, piece.length);
         Ok(())
     };
     match format {
