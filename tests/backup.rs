@@ -12,69 +12,13 @@ use std::time::{Duration, Instant};
 
 use pool::{BLOCK, Held, MIB, PATIENCE, World, is_key, read, wait_for};
 use serde_json::json;
+use support::slow_path::SlowPath;
 use support::{init, run, scratch, xofs};
 use xapi::record::{Vdi, Vm};
 use xapi::{Record, Ref};
 use xapi_simulator::failure::Failure;
 use xapi_simulator::scene::{Disk, Machine, Repository as Sr, Storage};
-use xapi_simulator::{Act, Class, Fault, Site};
-
-/// Makes a key and three increments, and compares them; `way` is how each is to be read, and `most` bytes of an increment.
-fn backs_up(world: &World, arguments: &[&str], ways: [&str; 2], most: u64) {
-    let mut held = vec![world.held()];
-    let first = world.back_up(arguments);
-    assert!(is_key(&first, 0));
-    assert!(read(&first, 0).1.starts_with(ways[0]), "{first:#}");
-    assert!(read(&first, 0).0 <= 24 * MIB, "what is not there is not read: {first:#}");
-    world.is_at_rest(1, 1);
-    for round in 1..4 {
-        world.guest_writes(round, 2);
-        held.push(world.held());
-        let next = world.back_up(arguments);
-        assert!(!is_key(&next, 0), "{next:#}");
-        let (bytes, way) = read(&next, 0);
-        assert!(way.starts_with(ways[1]), "{way}");
-        assert!(bytes <= most, "{bytes} read, {most} expected at most");
-        world.is_at_rest(1, 1);
-    }
-    world.compare(&held);
-}
-
-#[test]
-fn a_vm_is_stored_as_a_key_and_then_as_what_changed_by_stream() {
-    // Two writes of at most 256 KiB touch at most four blocks.
-    backs_up(&World::with_one_disk(), &["--no-nbd"], ["VHD stream"; 2], 4 * BLOCK);
-}
-
-#[test]
-fn a_vm_is_stored_as_a_key_and_then_as_what_changed_by_nbd() {
-    // Eight pieces of 64 KiB are looked at besides.
-    backs_up(&World::with_one_disk(), &[], ["NBD + block list"; 2], 4 * BLOCK + 8 * (64 << 10));
-}
-
-#[test]
-fn a_vm_is_stored_as_a_key_and_then_as_what_changed_by_changed_block_tracking() {
-    // Two writes of at most 256 KiB touch at most ten pieces.
-    backs_up(&World::with_one_disk(), &["--cbt"], ["NBD + block list", "NBD + CBT"], (10 + 8) * (64 << 10));
-}
-
-#[test]
-fn a_vm_is_stored_as_a_key_and_then_as_what_changed_out_of_the_files_of_the_sr() {
-    let folder = tempfile::Builder::new().prefix("sr-").tempdir_in(scratch()).expect("a folder");
-    let world = World::new(|scene| {
-        let vm = Machine::new("web01").running().disk(Disk::new("system", 32 * MIB).filled(50));
-        scene.sr(Sr::new("share", Storage::Nfs).folder(folder.path())).vm(vm)
-    });
-    let sr = world.lab.simulator.only(Class::Sr, "share");
-    let uuid =
-        world.lab.simulator.look(|store| store.text(Class::Sr, &sr, "uuid").map(str::to_owned)).expect("it has one");
-    let path = format!("{uuid}={}", folder.path().display());
-    world.lab.simulator.log().clear();
-    backs_up(&world, &["--sr-path", &path], ["files of the SR"; 2], 4 * BLOCK + 8 * (64 << 10));
-    let requests = world.lab.simulator.log().requests();
-    assert!(requests.iter().all(|request| !request.method.contains("export")), "nothing is exported");
-    assert_eq!(world.lab.simulator.log().count("VDI.get_nbd_info"), 0, "nor read by NBD");
-}
+use xapi_simulator::{Act, Class, Fault, Site, Upset};
 
 #[test]
 fn the_data_of_a_snapshot_may_go_once_changed_block_tracking_was_used() {
@@ -91,51 +35,6 @@ fn the_data_of_a_snapshot_may_go_once_changed_block_tracking_was_used() {
         // Only what changed is known of it any more: a disk without data, and no snapshot of the machine.
         world.is_at_rest(0, 1);
     }
-    world.compare(&held);
-}
-
-#[test]
-fn disks_may_come_go_grow_and_be_left_out() {
-    let world = World::new(|scene| {
-        let disk = |name: &str| Disk::new(name, 16 * MIB).filled(50);
-        scene.vm(Machine::new("web01").running().disk(disk("system")).disk(disk("[NOBAK] scratch")).disk(disk("data")))
-    });
-    let pool = world.lab.client();
-    let mut held = vec![world.held()];
-    assert_eq!(held[0].keys().collect::<Vec<_>>(), ["xvda", "xvdc"]);
-    world.back_up(&["--no-nbd"]);
-    world.is_at_rest(1, 2);
-    let disks = world.lab.simulator.disks_of(&world.machine()).expect("there");
-
-    // Larger: stored exploded, it has to begin anew.
-    pool.run("VM.hard_shutdown", &[json!(world.machine().as_str())]).expect("off");
-    pool.resize_vdi(&Ref::new(disks[2].as_str()), 24 * MIB).expect("resized");
-    world.guest_writes(1, 3);
-    held.push(world.held());
-    let grown = world.back_up(&["--no-nbd"]);
-    assert!(!is_key(&grown, 0) && is_key(&grown, 1), "{grown:#}");
-    world.is_at_rest(1, 2);
-
-    // One more, and one less.
-    let system: Record<Vdi> = pool.record(&Ref::new(disks[0].as_str())).expect("there");
-    let fields = json!({
-        "name_label": "more", "name_description": "", "SR": system.sr, "virtual_size": 8 * MIB, "type": "user",
-        "sharable": false, "read_only": false, "other_config": {},
-    });
-    let more = pool.create_vdi(fields.as_object().expect("an object")).expect("made");
-    let fields = json!({
-        "VM": world.machine().as_str(), "VDI": more, "userdevice": "3", "bootable": false, "mode": "RW", "type": "Disk",
-        "unpluggable": true, "empty": false, "other_config": {}, "qos_algorithm_type": "", "qos_algorithm_params": {},
-    });
-    pool.create_vbd(fields.as_object().expect("an object")).expect("made");
-    let data: Record<Vdi> = pool.record(&Ref::new(disks[2].as_str())).expect("there");
-    data.vbds.iter().for_each(|vbd| pool.destroy_vbd(vbd).expect("destroyed"));
-    world.guest_writes(2, 3);
-    held.push(world.held());
-    assert_eq!(held[2].keys().collect::<Vec<_>>(), ["xvda", "xvdd"]);
-    let changed = world.back_up(&["--no-nbd"]);
-    assert!(!is_key(&changed, 0) && is_key(&changed, 1), "{changed:#}");
-    world.is_at_rest(1, 2);
     world.compare(&held);
 }
 
@@ -372,17 +271,129 @@ fn what_a_killed_run_left_is_removed_by_the_next_with_or_without_its_journal() {
 
 #[test]
 fn two_repositories_get_it_in_one_pass_and_the_base_goes_only_when_both_have_the_next() {
-    let world = World::with_one_disk();
+    let world = World::new(|scene| {
+        let vm = Machine::new("web01").running().disk(Disk::new("system", 24 * MIB).filled(50));
+        scene.vm(vm.disk(Disk::new("data", 12 * MIB).filled(50)))
+    });
     let second = init(world.folder.path(), "second", &[]);
-    let (main, second) = (world.repository.display().to_string(), second.display().to_string());
-    let both = ["--no-nbd", "--to", &main, "--to", &second];
+    let slow = SlowPath::mount(&second);
+    let (main, through) = (world.repository.display().to_string(), slow.path().display().to_string());
+    let both = ["--no-nbd", "--to", &main, "--to", &through];
     let mut held = vec![world.held()];
     world.back_up(&both);
-    world.guest_writes(1, 2);
+
+    // The second disk of one of them meets a full storage, when the first is there already.
+    world.guest_writes(1, 4);
+    held.push(world.held());
+    let disks = world.lab.disks(&world.machine());
+    let data = world.lab.field(Class::Vdi, &disks["xvdb"], "uuid");
+    slow.fail("ENOSPC", &format!("*{}*/blocks/* ops=write", data.as_str().expect("a uuid")));
+    let (code, out, err) = run(&mut world.command(&both));
+    assert_eq!(code, 3, "{out}\n{err}");
+    assert!(err.contains(&through), "{err}");
+    slow.release();
+    world.is_at_rest(1, 2);
+    world.compare(&held);
+    world.compare_in(&second, &held[..1]);
+
+    // Their newest backups are of different snapshots: the whole is read, and what differs from either is stored.
+    world.guest_writes(2, 2);
     held.push(world.held());
     let next = world.back_up(&both);
-    assert!(next["backup"]["reads"][0]["passes"][0]["base"].is_string() && read(&next, 0).0 <= 4 * BLOCK, "{next:#}");
+    for repository in 0..2 {
+        for disk in 0..2 {
+            let stored = &next["backup"]["repositories"][repository]["disks"][disk];
+            assert_eq!(stored["isKey"], json!(false), "{next:#}");
+        }
+    }
+    world.is_at_rest(1, 2);
+
+    // From here on both have the same base again.
+    world.guest_writes(3, 2);
+    held.push(world.held());
+    let next = world.back_up(&both);
+    for disk in 0..2 {
+        assert!(next["backup"]["reads"][disk]["passes"][0]["base"].is_string(), "{next:#}");
+        assert!(read(&next, disk).0 <= 4 * BLOCK, "{next:#}");
+    }
     world.compare(&held);
-    world.compare_in(second.as_ref(), &held);
-    world.is_at_rest(1, 1);
+    world.compare_in(&second, &[&held[..1], &held[2..]].concat());
+    world.is_at_rest(1, 2);
+}
+
+#[test]
+fn an_increment_is_right_if_the_files_of_the_sr_are_coalesced_or_gone_while_they_are_read() {
+    let folder = tempfile::Builder::new().prefix("sr-").tempdir_in(scratch()).expect("a folder");
+    let sr = Sr::new("share", Storage::Nfs).folder(folder.path());
+    let world = World::new(|scene| {
+        let vm = Machine::new("web01").running().disk(Disk::new("system", 64 * MIB));
+        scene.sr(sr).vm(vm.disk(Disk::new("data", 8 * MIB).filled(50)))
+    });
+    let (lab, log) = (&world.lab, world.lab.simulator.log());
+    lab.simulator.settings(|settings| settings.coalesce_interval = None);
+    let (share, repository) = (SlowPath::mount(folder.path()), SlowPath::mount(&world.repository));
+    let (path, to) = (lab.sr_path("share", share.path()), repository.path().display().to_string());
+    let arguments = ["--ignore-chain", "--sr-path", &path, "--to", &to];
+    let mut held = vec![world.held()];
+    world.back_up(&arguments);
+    let client = lab.client();
+    for (are_gone, rounds) in [(false, 0..2), (true, 3..5)] {
+        // Images that nobody needs any more, and which the host has not merged yet. More changes than is read ahead.
+        let last = rounds.end;
+        for round in rounds {
+            world.guest_writes(round, 30);
+            let snapshot = client.snapshot_vm(&Ref::new(world.machine().as_str()), "by hand", &[]).expect("taken");
+            client.destroy_disks_of(&snapshot, &live_disks(&world).iter().collect::<Vec<_>>()).expect("destroyed");
+            client.destroy_vm(&snapshot).expect("destroyed");
+        }
+        world.guest_writes(last, 30);
+        held.push(world.held());
+        log.clear();
+        // It waits in the middle of the first disk, whose files are open.
+        repository.stall("*/blocks/* ops=write");
+        let mut child = world.command(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("starts");
+        repository.wait_for_stalled(1);
+        assert_eq!(log.count("VDI.get_nbd_info"), 0, "it is read from files");
+        match are_gone {
+            true => share.fail("ESTALE", "*"),
+            false => {
+                let before = lab.simulator.objects()["VDI"];
+                lab.simulator.happen(&Upset::Coalesce);
+                assert!(lab.simulator.objects()["VDI"] < before, "images were merged");
+            }
+        }
+        repository.release();
+        assert_eq!(child.wait().expect("ends").code(), Some(0));
+        // What was merged is found where it is now.
+        assert_eq!(log.count("VDI.get_nbd_info") > 0, are_gone, "what is gone is read by NBD");
+        share.release();
+        world.is_at_rest(1, 2);
+    }
+    world.compare(&held);
+}
+
+/// The disks of `web01`, as a client calls them.
+fn live_disks(world: &World) -> Vec<Ref<Vdi>> {
+    world.lab.disks(&world.machine()).values().map(|vdi| Ref::new(vdi.as_str())).collect()
+}
+
+#[test]
+fn events_are_asked_for_of_own_tasks_alone_and_of_nothing_where_there_is_none() {
+    let world = World::with_one_disk();
+    let lab = &world.lab;
+    // A task that has ended when it is looked at first is not listened to.
+    lab.simulator.settings(|settings| settings.snapshot_time = Duration::from_millis(500));
+    for arguments in [["--no-nbd"].as_slice(), &["--cbt"], &["--cbt"]] {
+        lab.simulator.log().clear();
+        world.back_up(&[arguments, &["--explain"]].concat());
+        assert_eq!(lab.simulator.log().count("event.from"), 0, "it only looks");
+        world.back_up(arguments);
+        assert!(lab.listened_to_tasks_alone() > 0, "the snapshot takes its time");
+        lab.simulator.happen(&Upset::Coalesce);
+    }
+    lab.simulator.log().clear();
+    let (code, out, err) = run(lab.command("restore", &[]).arg(&world.repository).arg("web01"));
+    assert_eq!(code, 0, "{out}\n{err}");
+    lab.listened_to_tasks_alone();
+    lab.is_let_go();
 }
