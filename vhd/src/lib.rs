@@ -7,7 +7,8 @@
 //! create_layer ─► block_sink ─► flat_writer │ exploded_writer, then alias_writer     new_layer (what is to be written)
 //! digests (what blocks hold, known without reading them), digest
 //! StreamReader (a VHD as it comes over a connection)  ► stream_error
-//! VhdView (a disk as one VHD file)                       cache (blocks in memory), workers (that fill it ahead)
+//! VhdView (a disk as one VHD file), StreamWriter (the same, block by block) ► file_layout
+//! cache (blocks in memory), workers (that fill it ahead)
 //! at_once (images of a server are opened several at a time)
 //! footer · header · merge_state · alias · locator · filter · geometry          bytes in, value out
 //! ```
@@ -28,6 +29,7 @@ mod digests;
 mod error;
 mod exploded;
 mod exploded_writer;
+mod file_layout;
 mod filter;
 mod flat;
 mod flat_writer;
@@ -43,6 +45,7 @@ mod merge_state;
 mod new_layer;
 mod stream;
 mod stream_error;
+mod stream_writer;
 mod view;
 mod workers;
 
@@ -54,6 +57,7 @@ pub use chain_disk::{ChainDisk, Context, LayerInfo, Leaf, Liveness, open};
 pub use digest::Digest;
 pub use digests::{ChainDigests, DIGESTS, Unread, digests_name};
 pub use error::{Error, ErrorKind, FormatError, Result};
+pub use file_layout::FileLayout;
 pub use filter::Filter;
 pub use footer::{DiskType, Footer};
 pub use geometry::{BlockIndex, BlockSize, BlockSpan, Chs, FileSector, SECTOR};
@@ -64,4 +68,5 @@ pub use merge::{Control, ImageSummary, Lineage, Merge, Outcome, remove_image};
 pub use new_layer::{EncodedBlock, NewLayer, equivalent_size};
 pub use stream::StreamReader;
 pub use stream_error::{StreamError, StreamErrorKind};
+pub use stream_writer::StreamWriter;
 pub use view::VhdView;

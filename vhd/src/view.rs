@@ -1,16 +1,7 @@
 //! A disk seen as a complete dynamic VHD file, put together as it is read; nothing is stored.
 //!
-//! ```text
-//! 0      footer            512
-//! 512    header            1024
-//! 1536   table             4 bytes per block, padded to a sector with 0xFF
-//! ...    present blocks    512 bytes of bitmap, all ones, and 2 MiB of data each, ascending, without gaps
-//! end    footer            512, the same again
-//! ```
-//!
-//! That is the layout Xen Orchestra writes (vhd-lib, `DiskConsumerVhdStream.mjs`). Which blocks are present is known
-//! once the view is made, so the file never changes its size or its layout. A differencing one has the blocks that it was
-//! asked to have; a block of zeroes among them says that there are zeroes.
+//! Which blocks are present is known once the view is made, so the file never changes its size or its layout, which is that of
+//! [`FileLayout`]. A differencing one has the blocks that it was asked to have; a block of zeroes among them says that there are zeroes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,48 +9,32 @@ use std::sync::Arc;
 use disk::{Disk, Error, ErrorKind, Extent, Result};
 use uuid::Uuid;
 
-use crate::footer::{DiskType, FOOTER_BYTES, Footer};
-use crate::geometry::{BlockIndex, BlockSize, Chs, SECTOR};
-use crate::header::{HEADER_BYTES, Header, ParentLocator};
+use crate::error;
+use crate::file_layout::{BITMAP_BYTES, FULL_BLOCK_BYTES, FileLayout, bytes};
+use crate::geometry::{BlockIndex, BlockSize};
 
 const BLOCK: BlockSize = BlockSize::DEFAULT;
-const BITMAP_BYTES: u64 = 512;
-const FULL_BLOCK_BYTES: u64 = BITMAP_BYTES + (2 << 20);
-const HEADER_AT: u64 = 512;
-const TABLE_AT: u64 = 1536;
-const ABSENT: [u8; 4] = [0xff; 4];
-
-/// "More than this geometry can say": what tools write, and understand, where the size is not to be taken from it.
-const NO_GEOMETRY: Chs = Chs { cylinders: 65_535, heads: 16, sectors: 255 };
 
 /// A dynamic or differencing VHD over any disk.
 pub struct VhdView {
     disk: Arc<dyn Disk>,
-    /// Footer, header and padded table.
-    head: Vec<u8>,
-    /// The numbers of the present blocks, ascending: the n-th of them is the n-th of the file.
-    present: Vec<u32>,
-    footer: [u8; FOOTER_BYTES],
+    layout: Arc<FileLayout>,
 }
 
 impl VhdView {
-    /// The largest disk a VHD can hold for all tools: 2040 GiB.
-    ///
-    /// Beyond, the 32-bit sector numbers of the table end. Source: VHD specification 1.0, "Maximum size".
-    pub const MAX_SIZE: u64 = 2040 << 30;
+    /// The largest disk a VHD can hold for all tools: that of [`FileLayout::MAX_SIZE`].
+    pub const MAX_SIZE: u64 = FileLayout::MAX_SIZE;
 
     /// Makes the view and finds out which blocks the disk has data in.
     ///
-    /// `uuid` and `timestamp` go into the footer; Xen Orchestra expects a UUID of RFC 4122, versions 1 to 5. The size
-    /// of the disk is stored exactly, but for a last partial sector, which is completed with zeroes: readers count in
-    /// sectors and would leave it out.
+    /// `uuid` and `timestamp` are as for [`FileLayout::new`].
     ///
     /// # Errors
     /// `Unsupported` if the disk is larger than [`VhdView::MAX_SIZE`]; others as for [`Disk::extent_at`].
     pub fn new(disk: Arc<dyn Disk>, uuid: Uuid, timestamp: u32) -> Result<Self> {
         Self::check_size(&*disk)?;
         let present = present_blocks(&*disk)?;
-        Ok(Self::assemble(disk, present, DiskType::Dynamic, uuid, None, timestamp))
+        Self::assemble(disk, present, None, uuid, timestamp)
     }
 
     /// Makes the view of what another disk, which `parent` is the UUID of, needs to become this one: the blocks in which
@@ -79,7 +54,7 @@ impl VhdView {
     ) -> Result<Self> {
         Self::check_size(&*disk)?;
         let present = touched_blocks(changed, disk.size());
-        Ok(Self::assemble(disk, present, DiskType::Differencing, uuid, Some(parent), timestamp))
+        Self::assemble(disk, present, Some(parent), uuid, timestamp)
     }
 
     fn check_size(disk: &dyn Disk) -> Result<()> {
@@ -94,78 +69,45 @@ impl VhdView {
         Ok(())
     }
 
-    /// `present` is ascending and within the disk, which is at most [`VhdView::MAX_SIZE`].
     fn assemble(
         disk: Arc<dyn Disk>,
         present: Vec<u32>,
-        disk_type: DiskType,
+        parent: Option<Uuid>,
         uuid: Uuid,
-        parent_uuid: Option<Uuid>,
         timestamp: u32,
-    ) -> Self {
-        let size = disk.size().next_multiple_of(SECTOR);
-        let footer = Footer {
-            features: 2,
-            data_offset: HEADER_AT,
-            timestamp,
-            // Unknown to qemu-img, which is right: 10.0.2 takes the size from the geometry for 'vpc ' and 'qemu' only;
-            // older versions do for any creator they do not know, but not if the geometry is the largest there is.
-            // Vhd-lib, libvhdi and tapdisk take the size from the footer in any case.
-            creator: *b"xofs",
-            creator_version: 0x0001_0000,
-            creator_host_os: *b"Wi2k",
-            original_size: size,
-            current_size: size,
-            chs: NO_GEOMETRY,
-            disk_type,
-            uuid,
-        }
-        .to_bytes();
-        let entries = u32::try_from(BLOCK.block_count(size)).expect("2040 GiB have about a million blocks");
-        let header = Header {
-            table_offset: TABLE_AT,
-            max_table_entries: entries,
-            block_size: BLOCK,
-            parent_uuid,
-            parent_timestamp: 0,
-            parent_name: String::new(),
-            locators: [ParentLocator::default(); 8],
-        };
-        let mut head = Vec::with_capacity(head_bytes(entries));
-        head.extend_from_slice(&footer);
-        head.extend_from_slice(&header.to_bytes());
-        head.extend(table(entries, &present));
-        head.resize(head_bytes(entries), 0xff);
-        Self { disk, head, present, footer }
+    ) -> Result<Self> {
+        let invalid = |error: error::FormatError| Error::new(ErrorKind::Unsupported, error.reason);
+        let layout = FileLayout::new(disk.size(), present, parent, uuid, timestamp).map_err(invalid)?;
+        Ok(Self { disk, layout: Arc::new(layout) })
+    }
+
+    /// Returns the layout of the file.
+    #[must_use]
+    pub fn layout(&self) -> &Arc<FileLayout> {
+        &self.layout
     }
 
     /// Returns how many bytes of the disk the file holds: whole blocks.
     #[must_use]
     pub fn payload(&self) -> u64 {
-        bytes(self.present.len()) * BLOCK.bytes()
+        self.layout.payload()
     }
 
     /// Returns where in the file the data of each present block begins, with the number of the block: both ascending.
     pub fn places(&self) -> impl Iterator<Item = (u64, BlockIndex)> + '_ {
-        let start = bytes(self.head.len()) + BITMAP_BYTES;
+        let start = self.layout.blocks().start + BITMAP_BYTES;
         let places = (0..).map(move |slot: u64| start + slot * FULL_BLOCK_BYTES);
-        places.zip(self.present.iter().map(|block| BlockIndex(*block)))
-    }
-
-    /// Returns where the blocks start and where they end, in bytes from the start of the file.
-    fn blocks(&self) -> (u64, u64) {
-        let start = bytes(self.head.len());
-        (start, start + bytes(self.present.len()) * FULL_BLOCK_BYTES)
+        places.zip(self.layout.present().iter().map(|block| BlockIndex(*block)))
     }
 
     /// Fills as much of `buffer` as lies in the same part of the file as `offset`, and returns how much that was.
     fn read_part(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
-        let (start, end) = self.blocks();
+        let Range { start, end } = self.layout.blocks();
         if offset < start {
-            return Ok(copy_from(&self.head, offset, buffer));
+            return Ok(copy_from(self.layout.head(), offset, buffer));
         }
         if offset >= end {
-            return Ok(copy_from(&self.footer, offset - end, buffer));
+            return Ok(copy_from(self.layout.footer(), offset - end, buffer));
         }
         let slot = usize::try_from((offset - start) / FULL_BLOCK_BYTES).expect("the blocks are listed in memory");
         let within = (offset - start) % FULL_BLOCK_BYTES;
@@ -175,7 +117,7 @@ impl VhdView {
             return Ok(part.len());
         }
         let part = at_most(buffer, FULL_BLOCK_BYTES - within);
-        let disk_offset = u64::from(self.present[slot]) * BLOCK.bytes() + (within - BITMAP_BYTES);
+        let disk_offset = u64::from(self.layout.present()[slot]) * BLOCK.bytes() + (within - BITMAP_BYTES);
         let stored = at_most(part, self.disk.size().saturating_sub(disk_offset)).len();
         if stored > 0 {
             self.disk.read_at(disk_offset, &mut part[..stored])?;
@@ -188,7 +130,7 @@ impl VhdView {
 impl Disk for VhdView {
     /// Returns the exact length of the VHD file.
     fn size(&self) -> u64 {
-        self.blocks().1 + bytes(self.footer.len())
+        self.layout.file_size()
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()> {
@@ -220,13 +162,15 @@ impl Disk for VhdView {
     }
 
     fn prefetch(&self, offset: u64, len: u64) {
-        let (start, end) = self.blocks();
+        let Range { start, end } = self.layout.blocks();
         let first = offset.max(start);
         let last = offset.saturating_add(len).min(end);
         let mut at = first;
         while at < last {
             let slot = (at - start) / FULL_BLOCK_BYTES;
-            let Some(block) = usize::try_from(slot).ok().and_then(|slot| self.present.get(slot)) else { return };
+            let Some(block) = usize::try_from(slot).ok().and_then(|slot| self.layout.present().get(slot)) else {
+                return;
+            };
             self.disk.prefetch(u64::from(*block) * BLOCK.bytes(), BLOCK.bytes());
             at = start + (slot + 1) * FULL_BLOCK_BYTES;
         }
@@ -262,33 +206,6 @@ fn touched_blocks(ranges: &[Range<u64>], size: u64) -> Vec<u32> {
     touched
 }
 
-/// Yields the bytes of the table, without padding.
-fn table(entries: u32, present: &[u32]) -> impl Iterator<Item = u8> {
-    let sector = |bytes: u64| u32::try_from(bytes / SECTOR).expect("2040 GiB and their bitmaps have fewer sectors");
-    let (first, step) = (sector(bytes(head_bytes(entries))), sector(FULL_BLOCK_BYTES));
-    let mut next = first;
-    let mut present = present.iter().peekable();
-    (0..entries).flat_map(move |block| {
-        if present.next_if(|found| **found == block).is_none() {
-            return ABSENT;
-        }
-        let entry = next.to_be_bytes();
-        // After the last block this may not fit any more, and is not used.
-        next = next.saturating_add(step);
-        entry
-    })
-}
-
-/// Returns the length of footer, header and a table of `entries`, which takes at least one sector.
-fn head_bytes(entries: u32) -> usize {
-    let table = (u64::from(entries) * 4).max(1).next_multiple_of(SECTOR);
-    FOOTER_BYTES + HEADER_BYTES + usize::try_from(table).expect("the table of 2040 GiB takes 4 MiB")
-}
-
-fn bytes(len: usize) -> u64 {
-    u64::try_from(len).expect("usize fits in u64")
-}
-
 fn at_most(buffer: &mut [u8], len: u64) -> &mut [u8] {
     let len = usize::try_from(len).unwrap_or(usize::MAX).min(buffer.len());
     &mut buffer[..len]
@@ -311,9 +228,12 @@ mod tests {
     use std::sync::Mutex;
 
     use super::*;
+    use crate::footer::{DiskType, Footer};
     use crate::geometry::tests::Random;
+    use crate::header::Header;
 
     const MIB: u64 = 1 << 20;
+    const ABSENT: [u8; 4] = [0xff; 4];
 
     /// A disk in memory that remembers what was read of it.
     struct Memory {
@@ -536,13 +456,6 @@ mod tests {
         assert_eq!(largest.size(), 1536 + 1_044_480 * 4 + 512);
         let error = VhdView::new(Arc::new(Empty(VhdView::MAX_SIZE + 1)), uuid(), 0).err().unwrap();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
-    }
-
-    #[test]
-    fn a_full_disk_of_2040_gib_fits_the_table() {
-        let present: Vec<u32> = (0..1_044_480).collect();
-        let last: Vec<u8> = table(1_044_480, &present).skip(1_044_479 * 4).collect();
-        assert_eq!(u32::from_be_bytes(last.try_into().unwrap()), 8163 + 1_044_479 * 4097);
     }
 
     #[test]
