@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use storage::{LocalStorage, WritableStorage};
 use support::loop_mount::LoopMount;
 use support::{Mounted, succeed, xofs};
-use xofs::ingest::{self, Destination, ErrorKind, Source, Wanted};
+use xofs::ingest::{self, Destination, ErrorKind, RepositoryDestination, Source, Wanted};
 use xofs::merge::{self, Watch};
 use xofs::repository::{OpenOptions, Repository, VmId, VmLock};
 
@@ -73,7 +73,8 @@ fn ingest(place: &LoopMount, disk: Numbered, number: i64) -> ingest::Result<inge
         time: Some(Timestamp::from_second(1_785_549_600 + number).unwrap()),
         ..Wanted::default()
     };
-    let destination = Destination { name: "big".to_owned(), repository, storage, quota: None };
+    let destination =
+        Destination::Repository(RepositoryDestination { name: "big".to_owned(), repository, storage, quota: None });
     ingest::run(&wanted, &[destination], &ingest::Watch::new(|_| ()))
 }
 

@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use storage::{ErrorKind, Fault, FaultyStorage, MemoryStorage, ObjectPath, Operation, Storage, WritableStorage};
 use world::{VM, World, path};
-use xofs::ingest::{self, Destination, Layout, Source, Wanted};
+use xofs::ingest::{self, Destination, Layout, RepositoryDestination, Source, Wanted};
 use xofs::repository::{OpenOptions, Repository};
 
 /// Of so many combinations one is taken.
@@ -168,7 +168,12 @@ fn ingest(storage: &Arc<dyn WritableStorage>, number: u8, layout: Layout) -> ing
         time: Some(Timestamp::from_second(1_785_549_600 + i64::from(number)).unwrap()),
         ..Wanted::default()
     };
-    let destination = Destination { name: "repository".to_owned(), repository, storage: storage.clone(), quota: None };
+    let destination = Destination::Repository(RepositoryDestination {
+        name: "repository".to_owned(),
+        repository,
+        storage: storage.clone(),
+        quota: None,
+    });
     let mut report = ingest::run(&wanted, &[destination], &ingest::Watch::new(|_| ()))?;
     match report.outcomes.remove(0).stored {
         Ok(_) => Ok(report),
@@ -281,7 +286,12 @@ fn mirror(source: Arc<dyn Storage>, number: u8, storage: &Arc<dyn WritableStorag
     let backup = origin.backups(&vm.id)?[usize::from(number)].clone();
     let wanted = Wanted::mirror(&origin, &vm, &backup)?;
     let repository = Repository::with_storage(storage.clone().reader(), options())?;
-    let destination = Destination { name: "repository".to_owned(), repository, storage: storage.clone(), quota: None };
+    let destination = Destination::Repository(RepositoryDestination {
+        name: "repository".to_owned(),
+        repository,
+        storage: storage.clone(),
+        quota: None,
+    });
     let mut report = ingest::run(&wanted, &[destination], &ingest::Watch::new(|_| ()))?;
     report.outcomes.remove(0).stored.map(|_| ())
 }

@@ -23,7 +23,7 @@ use storage::{
 use support::{files, run, scratch, seed, succeed, xofs};
 use tempfile::TempDir;
 use vhd::{BlockIndex, BlockSize, Digest, Filter, Format};
-use xofs::ingest::{self, Destination, ErrorKind, Layout, Source, Wanted, Watch};
+use xofs::ingest::{self, Destination, ErrorKind, Layout, RepositoryDestination, Source, Wanted, Watch};
 use xofs::repository::{OpenOptions, Repository};
 
 const VM: &str = "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b";
@@ -86,7 +86,7 @@ fn wanted(bytes: &[u8], number: i64) -> Wanted {
 
 fn destination(storage: Arc<dyn WritableStorage>, raw: Arc<dyn Storage>, key: Option<EncryptionKey>) -> Destination {
     let repository = Repository::with_storage(raw, OpenOptions { key, cache_bytes: 8 << 20 }).unwrap();
-    Destination { name: "repository".to_owned(), repository, storage, quota: None }
+    Destination::Repository(RepositoryDestination { name: "repository".to_owned(), repository, storage, quota: None })
 }
 
 fn plain(storage: &Arc<dyn WritableStorage>) -> Destination {

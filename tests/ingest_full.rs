@@ -17,7 +17,7 @@ use storage::{
 };
 use support::{KEY, copy_of, files, fixture, init, run, scratch, succeed, xofs};
 use tempfile::TempDir;
-use xofs::ingest::{self, Destination, ErrorKind, Extent, Layout, Wanted, Watch};
+use xofs::ingest::{self, Destination, ErrorKind, Extent, Layout, RepositoryDestination, Wanted, Watch};
 use xofs::repository::{Backup, Mode, OpenOptions, Repository, Vm};
 
 const VM: &str = "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b";
@@ -114,13 +114,14 @@ fn decrypt(storage: &Arc<dyn WritableStorage>, key: EncryptionKey) -> Arc<dyn Wr
     EncryptedStorage::detect_writable(storage.clone(), Some(key)).unwrap()
 }
 
-fn destination(storage: &Arc<dyn WritableStorage>) -> Destination {
+fn destination(storage: &Arc<dyn WritableStorage>) -> RepositoryDestination {
     let repository = Repository::to_change(storage.clone().reader(), 0);
-    Destination { name: "repository".to_owned(), repository, storage: storage.clone(), quota: None }
+    RepositoryDestination { name: "repository".to_owned(), repository, storage: storage.clone(), quota: None }
 }
 
 fn mirror(wanted: &Wanted, storages: &[&Arc<dyn WritableStorage>]) -> ingest::Result<ingest::Report> {
-    let destinations: Vec<Destination> = storages.iter().map(|storage| destination(storage)).collect();
+    let destinations: Vec<Destination> =
+        storages.iter().map(|storage| Destination::Repository(destination(storage))).collect();
     ingest::run(wanted, &destinations, &Watch::new(|_| ()))
 }
 
@@ -312,7 +313,9 @@ fn a_mirror_that_is_stopped_removes_what_was_written() {
         let key = is_encrypted.then(|| EncryptionKey::from_text(KEY).unwrap());
         let storage = EncryptedStorage::detect_writable(Arc::new(faulty), key).unwrap();
         let wanted = wanted(source(&[LARGE]), LARGE).unwrap();
-        let Err(error) = ingest::run(&wanted, &[destination(&storage)], &watch) else { panic!("it went on") };
+        let Err(error) = ingest::run(&wanted, &[Destination::Repository(destination(&storage))], &watch) else {
+            panic!("it went on")
+        };
         assert_eq!(error.kind(), ErrorKind::Interrupted, "{error}");
         assert_eq!(files(&*memory), before);
     }
@@ -340,6 +343,7 @@ fn a_destination_that_fails_is_given_up_and_the_others_are_right() {
     let storages: [Arc<dyn WritableStorage>; 3] = [Arc::new(faulty), good.clone(), full.clone()];
     let mut destinations = storages.each_ref().map(destination);
     destinations[2].quota = Some(4 << 20);
+    let destinations = destinations.map(Destination::Repository);
     let source = source(&[LARGE]);
     let watch = Watch::new(|_| ());
     let report = ingest::run(&wanted(source.clone(), LARGE).unwrap(), &destinations, &watch).unwrap();

@@ -1,6 +1,7 @@
 //! One block of a disk: whether a destination stores it, and as what.
 
-use std::cell::OnceCell;
+use std::ops::Range;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vhd::{BlockIndex, BlockSize, Digest, EncodedBlock};
@@ -35,13 +36,15 @@ pub(super) struct Block {
     pub index: BlockIndex,
     pub len: usize,
     pub data: Option<Vec<u8>>,
+    /// What of it was read, if the rest is as in the base and nobody needs it.
+    pub changed: Option<Vec<Range<usize>>>,
     /// Made when it is first asked for.
-    digest: OnceCell<Digest>,
+    digest: OnceLock<Digest>,
 }
 
 impl Block {
     pub fn new(index: BlockIndex, len: usize, data: Option<Vec<u8>>) -> Self {
-        Self { index, len, data, digest: OnceCell::new() }
+        Self { index, len, data, changed: None, digest: OnceLock::new() }
     }
 
     pub fn digest(&self, probe: &Probe) -> Digest {

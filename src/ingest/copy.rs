@@ -1,15 +1,17 @@
 //! One pass over a disk, to all destinations at once.
 //!
 //! ```text
-//! source ─► readers ─► blocks ─► workers: hash, compare with each base, encode per format ─┬► lane of a destination ─► writers
-//!                    (bounded)                                                            └► lane ...      (bounded)
+//! source ─► readers ─► blocks ─► workers: hash, compare with each base, encode per format ─┬► lane of a repository ─► writers
+//!                    (bounded)           as they are, to replicas                         ├► lane ...      (bounded)
+//!                                                                                         └► lane of a replica ─► in order (ordered)
 //! ```
 //!
-//! The slowest destination that lives sets the pace. One that failed takes no more blocks, and the others go on. Blocks are
-//! stored in no order; each is there once.
+//! The slowest destination that lives sets the pace. One that failed takes no more blocks, and the others go on. In repositories
+//! blocks are stored in no order; each is there once.
 //!
-//! Memory: with R readers, N workers (one for each core), F formats and D destinations, at most
-//! R + N + N × (2 + F) + D × ([`DEPTH`] + 2 × [`WRITERS`]) blocks of 2 MiB, besides the caches and digests of the bases.
+//! Memory: with R readers, N workers (one for each core), F formats and D repositories, at most
+//! R + N + N × (2 + F) + D × ([`DEPTH`] + 2 × [`WRITERS`]) blocks of 2 MiB, and with replicas [`WINDOW`] more; besides the caches
+//! and digests of the bases.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,8 +22,9 @@ use vhd::{BlockSink, EncodedBlock, Format};
 
 use super::block::{BLOCK, Block, Compared, encode, is_needed};
 use super::error::{Error, ErrorKind, Result};
-use super::feed::Feed;
+use super::feed::{Candidates, Feed};
 use super::intake::{Intake, Taken};
+use super::ordered::{self, Order, Queued, ReplicaLane, WINDOW};
 use super::plan::DiskPlan;
 use super::probe::Probe;
 use super::run::Stages;
@@ -55,7 +58,14 @@ impl Failure {
     }
 }
 
-/// A destination of one disk.
+/// The destinations of one disk.
+#[derive(Default)]
+pub(super) struct Lanes<'a> {
+    pub repositories: Vec<Lane<'a>>,
+    pub replicas: Vec<ReplicaLane<'a>>,
+}
+
+/// A repository that takes the blocks of one disk.
 pub(super) struct Lane<'a> {
     pub plan: &'a DiskPlan,
     pub compared: &'a Compared,
@@ -64,45 +74,82 @@ pub(super) struct Lane<'a> {
     pub probe: &'a Probe,
 }
 
-/// Stores what a disk holds in each lane; returns its size in bytes. Errors of a lane are its failure.
+/// Where the blocks go that are worked on: repositories with what they are stored by, and replicas.
+#[derive(Clone)]
+struct Outputs<'a> {
+    repositories: Vec<(&'a Lane<'a>, Sender<Arc<EncodedBlock>>)>,
+    replicas: Vec<(&'a Failure, Sender<Queued>)>,
+    order: &'a Order<'a>,
+    /// Memory for blocks.
+    spare: &'a Sender<Vec<u8>>,
+}
+
+impl Outputs<'_> {
+    /// Whether one is waited for.
+    fn are_full(&self) -> bool {
+        self.repositories.iter().any(|(_, output)| output.is_full())
+            || self.replicas.iter().any(|(_, output)| output.len() >= WINDOW / 2)
+    }
+}
+
+/// Stores `candidates` of what a disk holds in each lane; returns its size in bytes. Errors of a lane are its failure.
 ///
 /// # Errors
 /// What the source says if it cannot be read, or ends otherwise than it should; [`ErrorKind::Interrupted`].
-pub(super) fn copy(feed: &Feed, lanes: &[Lane], stages: &Stages, watch: &Watch, taken: &Taken) -> Result<u64> {
+pub(super) fn copy(
+    feed: &Feed,
+    candidates: &Candidates,
+    lanes: Lanes,
+    stages: &Stages,
+    watch: &Watch,
+    taken: &Taken,
+) -> Result<u64> {
+    let Lanes { repositories, replicas } = lanes;
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let broken = Failure::default();
+    let of_repositories = repositories.iter().map(|lane| lane.failure);
+    let failures: Vec<&Failure> = of_repositories.chain(replicas.iter().map(|lane| lane.failure)).collect();
+    let order = Order::new(&candidates.replicated, replicas.len(), WINDOW);
     let (give_block, take_block) = channel::bounded::<Block>(workers);
     let (give_spare, take_spare) = channel::bounded::<Vec<u8>>(READERS + 2 * workers);
-    let is_over = || watch.is_cancelled() || broken.is_failed() || lanes.iter().all(|lane| lane.failure.is_failed());
-    let candidates = feed.candidates(&lanes.iter().map(|lane| lane.plan).collect::<Vec<_>>())?;
-    let live = || lanes.iter().filter(|lane| !lane.failure.is_failed());
+    let is_over = || watch.is_cancelled() || broken.is_failed() || failures.iter().all(|failure| failure.is_failed());
+    let live = || repositories.iter().filter(|lane| !lane.failure.is_failed());
     let bases = || live().filter_map(|lane| lane.plan.base.as_ref()).filter(|base| base.changed.is_some());
-    watch.expect(candidates.len() as u64 * BLOCK as u64);
+    let bases = || (!repositories.is_empty()).then(bases);
+    watch.expect(candidates.all.len() as u64 * BLOCK as u64);
     let (next, size) = (AtomicUsize::new(0), Mutex::new(feed.size()));
     thread::scope(|scope| {
-        let mut outputs = Vec::with_capacity(lanes.len());
-        for lane in lanes {
+        let (broken, order, is_over, spare) = (&broken, &order, &is_over, &give_spare);
+        let mut outputs = Outputs { repositories: Vec::new(), replicas: Vec::new(), order, spare };
+        for lane in &repositories {
             let (give, take) = channel::bounded::<Arc<EncodedBlock>>(DEPTH);
             start(scope, WRITERS, || {
                 let take = take.clone();
                 move || write(lane, &take)
             })?;
-            outputs.push(give);
+            outputs.repositories.push((lane, give));
+        }
+        for (number, lane) in replicas.into_iter().enumerate() {
+            let (give, take) = channel::bounded::<Queued>(WINDOW);
+            outputs.replicas.push((lane.failure, give));
+            let write = move || ordered::write(lane, number, order, &take, is_over, &|block| recycle(block, spare));
+            start_one(scope, move || told(broken, write))?;
         }
         start(scope, workers, || {
-            let (take_block, outputs, give_spare) = (take_block.clone(), outputs.clone(), give_spare.clone());
-            move || work(&take_block, lanes, &outputs, stages, watch, &give_spare)
+            let (take_block, outputs) = (take_block.clone(), outputs.clone());
+            move || told(broken, || work(&take_block, &outputs, stages, watch))
         })?;
         drop((take_block, outputs));
         start(scope, feed.readers(READERS), || {
             let (give, spare) = (give_block.clone(), take_spare.clone());
-            let intake = Intake { give, spare, is_over: &is_over, probe: &stages.read, taken };
-            let (broken, candidates, next, bases, size) = (&broken, &candidates, &next, &bases, &size);
-            move || match intake.read(feed, candidates, next, bases) {
+            let intake = Intake { give, spare, is_over, order, probe: &stages.read, taken };
+            let (next, bases, size) = (&next, &bases, &size);
+            let read = move || match intake.read(feed, &candidates.all, next, bases) {
                 Ok(None) => {}
                 Ok(found) => *size.lock().unwrap_or_else(PoisonError::into_inner) = found,
                 Err(error) => broken.set(error),
-            }
+            };
+            move || told(broken, read)
         })?;
         drop(give_block);
         Ok::<(), Error>(())
@@ -112,6 +159,20 @@ pub(super) fn copy(feed: &Feed, lanes: &[Lane], stages: &Stages, watch: &Watch, 
         Some(error) => Err(error),
         None => Ok(size.into_inner().unwrap_or_else(PoisonError::into_inner).unwrap_or(0)),
     }
+}
+
+/// Does what a thread does; if it panics, all end, since nobody else brings what it had.
+fn told(broken: &Failure, act: impl FnOnce()) {
+    struct Told<'a>(&'a Failure);
+    impl Drop for Told<'_> {
+        fn drop(&mut self) {
+            if thread::panicking() {
+                self.0.set(Error::new(ErrorKind::Source, "a thread panicked"));
+            }
+        }
+    }
+    let _told = Told(broken);
+    act();
 }
 
 /// Starts up to `count` threads; where the system refuses one there are fewer, but one is needed.
@@ -134,19 +195,14 @@ pub(super) fn start_one<'scope>(scope: &'scope Scope<'scope, '_>, work: impl FnO
     })
 }
 
-/// Decides for each lane whether it stores a block, and encodes it once for each format.
-fn work(
-    take: &Receiver<Block>,
-    lanes: &[Lane],
-    outputs: &[Sender<Arc<EncodedBlock>>],
-    stages: &Stages,
-    watch: &Watch,
-    spare: &Sender<Vec<u8>>,
-) {
+/// Decides for each repository whether it stores a block, and encodes it once for each format. Replicas get it as it is.
+fn work(take: &Receiver<Block>, outputs: &Outputs, stages: &Stages, watch: &Watch) {
     let mut scratch = Vec::new();
     while let Ok(block) = stages.compare.take(|| take.recv()) {
+        let block = Arc::new(block);
+        outputs.order.give(&block, &outputs.replicas);
         let mut made: Vec<(Format, Arc<EncodedBlock>)> = Vec::new();
-        for (lane, output) in lanes.iter().zip(outputs).filter(|(lane, _)| !lane.failure.is_failed()) {
+        for (lane, output) in outputs.repositories.iter().filter(|(lane, _)| !lane.failure.is_failed()) {
             match is_needed(lane.plan, &block, &mut scratch, stages, lane.compared) {
                 Ok(true) => {}
                 Ok(false) => continue,
@@ -173,11 +229,16 @@ fn work(
             drop(stages.encode.give(|| output.send(encoded)));
         }
         watch.advance(BLOCK as u64);
-        watch.sees(take.is_empty(), outputs.iter().any(Sender::is_full));
-        if let Some(data) = block.data {
-            // A full channel of buffers needs no more.
-            let _ = spare.try_send(data);
-        }
+        watch.sees(take.is_empty(), outputs.are_full());
+        recycle(block, outputs.spare);
+    }
+}
+
+/// Gives the memory of a block back, once nobody has it any more.
+fn recycle(block: Arc<Block>, spare: &Sender<Vec<u8>>) {
+    if let Some(data) = Arc::into_inner(block).and_then(|block| block.data) {
+        // A full channel of buffers needs no more.
+        let _ = spare.try_send(data);
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 
 use disk::Disk;
 use uuid::Uuid;
-use vhd::{BlockIndex, BlockSize};
+use vhd::BlockSize;
 
 use super::block::BLOCK;
 use super::changes::PieceSet;
@@ -119,22 +119,26 @@ impl Feed {
         }
     }
 
-    /// Returns the blocks that may have to be stored: all but those that are holes in the source and in each base, or are known
-    /// to be the same in each base. None of a stream, of which nothing is known.
-    pub fn candidates(&self, plans: &[&DiskPlan]) -> Result<Vec<u32>> {
+    /// Returns the blocks that are read to be stored as `plans` say, and to be sent to replicas if there are any. None of a stream,
+    /// of which nothing is known.
+    pub fn candidates(&self, plans: &[&DiskPlan], has_replicas: bool) -> Result<Candidates> {
+        let changed = self.changed().map(Arc::as_ref);
+        let find = |size, is_hole: &mut dyn FnMut(u64) -> Result<bool>| {
+            Candidates::find(size, plans, changed, has_replicas, is_hole)
+        };
         match self {
             Self::Random { disk, .. } => {
                 let mut holes = Holes::new(disk.as_ref());
-                candidates(disk.size(), plans, |block| holes.covers(block).map_err(|error| of_source(&error)))
+                find(disk.size(), &mut |block| holes.covers(block).map_err(|error| of_source(&error)))
             }
             Self::Listed { listed, size, .. } => {
                 let mut left = listed.iter().peekable();
-                candidates(*size, plans, |block| {
+                find(*size, &mut |block| {
                     while left.next_if(|listed| u64::from(**listed) < block).is_some() {}
                     Ok(left.peek().is_none_or(|listed| u64::from(**listed) != block))
                 })
             }
-            Self::Stream(_) => Ok(Vec::new()),
+            Self::Stream(_) => Ok(Candidates::default()),
         }
     }
 
@@ -156,24 +160,56 @@ impl Feed {
     }
 }
 
-/// Returns the blocks of a disk of `size` bytes that may have to be stored; `is_hole` is asked for them in ascending order.
-fn candidates(size: u64, plans: &[&DiskPlan], mut is_hole: impl FnMut(u64) -> Result<bool>) -> Result<Vec<u32>> {
-    let is_same = |block: u64| plans.iter().all(|plan| plan.base.as_ref().is_some_and(|base| base.has(block)));
-    let mut bases: Vec<Holes> =
-        plans.iter().filter_map(|plan| Some(Holes::new(plan.base.as_ref()?.disk.as_ref()))).collect();
-    let mut candidates = Vec::new();
-    for block in
-        0..u32::try_from(BlockSize::DEFAULT.block_count(size)).expect("a disk to be stored has at most 2^24 blocks")
-    {
-        let number = BlockIndex(block).0.into();
-        // What a base does not say is found out when it is read.
-        if !is_same(number)
-            && (!is_hole(number)? || bases.iter_mut().any(|base| !matches!(base.covers(number), Ok(true))))
-        {
-            candidates.push(block);
+/// The blocks of a disk that are read, ascending.
+#[derive(Debug, Default)]
+pub(super) struct Candidates {
+    /// All of them.
+    pub all: Vec<u32>,
+    /// Those that each replica gets: what may differ from the base, or else what is no hole.
+    pub replicated: Vec<u32>,
+}
+
+impl Candidates {
+    /// Finds those of a disk of `size` bytes: to be stored may have to be all but those that are holes in the source and in each
+    /// base, or are known to be the same in each base. `is_hole` is asked for them in ascending order.
+    fn find(
+        size: u64,
+        plans: &[&DiskPlan],
+        changed: Option<&PieceSet>,
+        has_replicas: bool,
+        is_hole: &mut dyn FnMut(u64) -> Result<bool>,
+    ) -> Result<Self> {
+        let is_same = |block: u64| plans.iter().all(|plan| plan.base.as_ref().is_some_and(|base| base.has(block)));
+        let mut bases: Vec<Holes> =
+            plans.iter().filter_map(|plan| Some(Holes::new(plan.base.as_ref()?.disk.as_ref()))).collect();
+        let mut found = Self::default();
+        let count = u32::try_from(BlockSize::DEFAULT.block_count(size));
+        for block in 0..count.map_err(|_| of_source(&too_large(size)))? {
+            let number = u64::from(block);
+            let may_be_stored = !is_same(number);
+            let may_be_sent = has_replicas && changed.is_none_or(|changed| changed.touches(number));
+            if !may_be_stored && !may_be_sent {
+                continue;
+            }
+            let is_hole = is_hole(number)?;
+            // What a base does not say is found out when it is read.
+            let is_stored =
+                may_be_stored && (!is_hole || bases.iter_mut().any(|base| !matches!(base.covers(number), Ok(true))));
+            let is_sent = may_be_sent && (changed.is_some() || !is_hole);
+            if is_stored || is_sent {
+                found.all.push(block);
+            }
+            if is_sent {
+                found.replicated.push(block);
+            }
         }
+        Ok(found)
     }
-    Ok(candidates)
+}
+
+fn too_large(size: u64) -> disk::Error {
+    let message = format!("a disk of {size} bytes has more blocks than can be counted");
+    disk::Error::new(disk::ErrorKind::Unsupported, message)
 }
 
 /// Makes the error of a source that cannot be read.

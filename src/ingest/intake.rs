@@ -17,6 +17,7 @@ use super::block::{BLOCK, Block, place};
 use super::changes::PieceSet;
 use super::error::{Error, ErrorKind, Result};
 use super::feed::{Feed, of_source};
+use super::ordered::Order;
 use super::plan::{Base, STREAM_SIZE};
 use super::pool::Blocks;
 use super::probe::Probe;
@@ -43,6 +44,8 @@ pub(super) struct Intake<'a> {
     /// Memory for blocks.
     pub spare: Receiver<Vec<u8>>,
     pub is_over: &'a (dyn Fn() -> bool + Sync),
+    /// That of what replicas get.
+    pub order: &'a Order<'a>,
     pub probe: &'a Probe,
     pub taken: &'a Taken,
 }
@@ -57,12 +60,13 @@ impl Intake<'_> {
         feed: &Feed,
         candidates: &[u32],
         next: &AtomicUsize,
-        bases: impl Fn() -> B,
+        bases: impl Fn() -> Option<B>,
     ) -> Result<Option<u64>> {
         match feed {
             Feed::Random { disk, changed } => {
                 while !(self.is_over)() {
                     let Some(block) = candidates.get(next.fetch_add(1, Ordering::Relaxed)) else { break };
+                    self.await_turn(*block);
                     let spare = self.spare.try_recv().unwrap_or_default();
                     let (index, changed) = (BlockIndex(*block), changed.as_deref());
                     self.give(read_block(disk.as_ref(), changed, index, bases(), spare, self.probe, self.taken)?);
@@ -76,6 +80,11 @@ impl Intake<'_> {
             Feed::Stream(stream) => return self.read_stream(stream).map(Some),
         }
         Ok(None)
+    }
+
+    /// Waits until a block that was claimed is in the window of the replicas.
+    fn await_turn(&self, block: u32) {
+        self.probe.give(|| self.order.wait(block, self.is_over));
     }
 
     fn give(&self, block: Block) {
@@ -95,6 +104,7 @@ impl Intake<'_> {
         let wrong = |what: String| Error::new(kind, format!("the pool's blocks are not those it listed: {what}"));
         let mut listed = listed.iter().peekable();
         for block in candidates {
+            self.await_turn(*block);
             if (self.is_over)() {
                 return Ok(());
             }
@@ -175,12 +185,13 @@ impl Intake<'_> {
     }
 }
 
-/// Reads one block: what changed of it from the source and the rest from one of the bases, or all of it from the source.
+/// Reads one block: what changed of it from the source and the rest from one of the bases, or all of it from the source. Without
+/// `bases` nobody needs the rest.
 pub(super) fn read_block<'b>(
     disk: &dyn Disk,
     changed: Option<&PieceSet>,
     index: BlockIndex,
-    bases: impl Iterator<Item = &'b Base>,
+    bases: Option<impl Iterator<Item = &'b Base>>,
     mut data: Vec<u8>,
     probe: &Probe,
     taken: &Taken,
@@ -194,19 +205,28 @@ pub(super) fn read_block<'b>(
         data.resize(len, 0);
         let whole = 0..len;
         let mut ranges: Vec<_> = changed.map_or_else(Vec::new, |changed| changed.ranges(index.0.into()).collect());
-        if ranges.is_empty() || ranges.first() == Some(&whole) || !take_base(index, bases, &mut data) {
+        let is_whole = ranges.is_empty() || ranges.first() == Some(&whole);
+        let is_part = !is_whole && bases.is_none();
+        if is_part {
+            data.fill(0);
+        } else if is_whole || !bases.is_some_and(|bases| take_base(index, bases, &mut data)) {
             ranges = vec![whole];
         }
         let mut read = 0;
-        for range in ranges {
+        for range in &ranges {
             read += range.len();
             let at = offset + range.start as u64;
-            disk.read_at(at, &mut data[range]).map_err(|error| of_source(&error))?;
+            disk.read_at(at, &mut data[range.clone()]).map_err(|error| of_source(&error))?;
         }
         probe.add(read);
         taken.add_source(read);
-        taken.base.fetch_add((len - read) as u64, Ordering::Relaxed);
-        Ok(Block::new(index, len, Some(data)))
+        let mut block = Block::new(index, len, Some(data));
+        if is_part {
+            block.changed = Some(ranges);
+        } else {
+            taken.base.fetch_add((len - read) as u64, Ordering::Relaxed);
+        }
+        Ok(block)
     })
 }
 

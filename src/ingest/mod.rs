@@ -1,11 +1,15 @@
-//! New backups out of disk images, of other repositories and of pools, in one pass to one or several repositories.
+//! New backups out of disk images, of other repositories and of pools, in one pass to one or several repositories and
+//! replicas.
 //!
 //! ```text
-//! wanted ─► run ─► target    one destination: lock, what a dead run left, commit            ─► intent
+//! wanted ─► run ─► target    one destination of either kind
+//!                  ├► repository_target: lock, what a dead run left, commit                 ─► intent
+//!                  └► replica_target: what is no repository, by a trait (replica)
 //!               ─► plan      a key or an increment of each disk, and in which layout
 //!               ─► room      whether it fits, before anything is written
 //!               ─► pass      one disk: opened once, again as a whole if what changed cannot be had
 //!                  └► copy   one pass over it: read, compare, encode, write  (block)         ◄─ intake ◄─ feed; probe, watch
+//!                     └► ordered   blocks for replicas, in the order of the disk
 //!               ─► full      one pass over the XVA of a full backup           (xva_source)   ─► archive
 //!     source ─► qemu ─► nbd  images that are neither raw nor VHD; what is known of their changes: changes
 //!     pool                   what a pool gives, which is the caller's to ask for
@@ -29,6 +33,7 @@ mod intake;
 mod intent;
 mod mirror;
 mod nbd;
+mod ordered;
 mod origin;
 mod pass;
 mod plan;
@@ -37,7 +42,10 @@ mod pool_record;
 mod probe;
 mod qemu;
 mod record;
+mod replica;
+mod replica_target;
 mod report;
+mod repository_target;
 mod room;
 mod run;
 mod source;
@@ -53,9 +61,10 @@ pub use origin::Origin;
 pub use pool::{Access, Bases, Blocks, Export, Opened, PoolDisk, PoolVm};
 pub use pool_record::{PoolRecords, PoolVdi, PoolVif};
 pub use probe::{Probe, Reading};
-pub use report::{Outcome, Pass, ReadDisk, Report, Stored, StoredDisk, StoredXva};
+pub use replica::{Replica, ReplicaArchive, ReplicaBase, ReplicaBlock, ReplicaDisk, ReplicaSink};
+pub use report::{Outcome, Pass, Place, ReadDisk, Report, Stored, StoredDisk, StoredXva};
 pub use run::{Begun, begin, run};
 pub use source::{ImageOptions, RawFile, Source};
-pub use wanted::{Destination, Extent, JOB, Layout, SCHEDULE, Wanted};
+pub use wanted::{Destination, Extent, JOB, Layout, RepositoryDestination, SCHEDULE, Wanted};
 pub use watch::Watch;
 pub(crate) use xva_source::StoredArchive;

@@ -3,13 +3,16 @@
 
 use std::sync::atomic::Ordering;
 
-use super::copy::{self, Lane};
+use uuid::Uuid;
+
+use super::copy::{self, Lanes};
 use super::error::{Error, ErrorKind, Result};
 use super::feed::Feed;
 use super::intake::Taken;
+use super::plan::DiskPlan;
 use super::pool::agreed;
 use super::report::{Pass, ReadDisk};
-use super::run::{Attempt, Stages, each, living};
+use super::run::{Attempt, Stages, each, living, repositories};
 use super::source::Source;
 use super::target::Target;
 use super::wanted::Wanted;
@@ -29,7 +32,7 @@ pub(super) fn copy_disk(
     let (name, source) = &wanted.disks[disk];
     // An image has no snapshots.
     let mut base = match source {
-        Source::Pool(_) => agreed(living(attempts).map(|target| target.base(disk))),
+        Source::Pool(_) => base_of_all(attempts, disk),
         Source::Disk(_) | Source::Stream(_) => None,
     };
     let mut passes = Vec::new();
@@ -76,29 +79,48 @@ fn copy_once(
     taken: &Taken,
 ) -> Result<()> {
     if matches!(wanted.disks[disk].1, Source::Pool(_)) {
-        attempts.iter_mut().for_each(|attempt| {
-            attempt.then(|target| {
-                target.believe(disk, feed.changed());
-                target.check_room(&[(disk, feed)], wanted.reserve)
-            });
-        });
-        if let Some(base) = living(attempts).find_map(|target| target.plans[disk].base.as_ref()) {
+        attempts
+            .iter_mut()
+            .for_each(|attempt| attempt.in_repository(|target| target.believe(disk, feed, wanted.reserve)));
+        if let Some(base) = repositories(attempts).find_map(|target| target.plans[disk].base.as_ref()) {
             feed.spot_check(base.disk.as_ref(), taken)?;
         }
     }
-    attempts.iter_mut().for_each(|attempt| attempt.then(|target| target.create(disk)));
-    let lanes: Vec<Lane> = living(attempts).filter_map(|target| lane(target, disk)).collect();
-    if lanes.is_empty() {
+    attempts.iter_mut().for_each(|attempt| attempt.in_repository(|target| target.create(disk)));
+    let plans: Vec<&DiskPlan> = repositories(attempts).map(|target| &target.plans[disk]).collect();
+    let has_replicas = living(attempts).any(|target| target.repository().is_none());
+    let candidates = feed.candidates(&plans, has_replicas)?;
+    for attempt in attempts.iter_mut() {
+        let name = attempt.name.clone();
+        attempt.then(|target| {
+            let Target::Replica(target) = target else { return Ok(()) };
+            if let Some(why) = target.open(wanted, disk, feed, &candidates.replicated)? {
+                watch.say(&format!("{name}: disk {} is sent in full: {why}", wanted.disks[disk].0));
+            }
+            Ok(())
+        });
+    }
+    watch.check()?;
+    let mut lanes = Lanes::default();
+    for attempt in attempts.iter_mut() {
+        match &mut attempt.state {
+            Ok(Target::Repository(target)) => lanes.repositories.extend(target.lane(disk)),
+            Ok(Target::Replica(target)) => lanes.replicas.extend(target.lane()),
+            Err(_) => {}
+        }
+    }
+    if lanes.repositories.is_empty() && lanes.replicas.is_empty() {
         return Ok(());
     }
-    let size = copy::copy(feed, &lanes, stages, watch, taken)?;
-    drop(lanes);
+    let size = copy::copy(feed, &candidates, lanes, stages, watch, taken)?;
     each(attempts, |target| target.finish(disk, size));
     Ok(())
 }
 
-fn lane<'a>(target: &'a Target, disk: usize) -> Option<Lane<'a>> {
-    let sink = target.sink.as_deref()?;
-    let (plan, compared) = (&target.plans[disk], &target.compared[disk]);
-    Some(Lane { plan, compared, sink, failure: &target.failure, probe: &target.write })
+/// Returns the snapshot that all destinations have of a disk, if there is one, and its size in bytes.
+fn base_of_all(attempts: &[Attempt], disk: usize) -> Option<(Uuid, u64)> {
+    let bases: Vec<Option<(Uuid, u64)>> = living(attempts).map(|target| target.base(disk)).collect();
+    let snapshot = agreed(bases.iter().map(|base| base.map(|(snapshot, _)| snapshot)))?;
+    // What is behind the smallest differs from that.
+    Some((snapshot, bases.iter().flatten().map(|(_, size)| *size).min()?))
 }

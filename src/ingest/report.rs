@@ -6,7 +6,6 @@ use storage::Checksum;
 use uuid::Uuid;
 
 use super::error::Result;
-use super::plan;
 use super::probe::Reading;
 use super::run::Attempt;
 use super::wanted::Wanted;
@@ -64,46 +63,25 @@ pub struct Outcome {
 impl Outcome {
     /// Says what became of a destination, whose metadata file is `metadata`.
     pub(super) fn of(attempt: Attempt, wanted: &Wanted, job: &str, metadata: &str) -> Self {
-        let stored = attempt.state.and_then(|target| {
-            let disks = target.plans.iter().enumerate().zip(&target.written);
-            let disk = |((number, plan), written): ((usize, &plan::DiskPlan), &vhd::Written)| {
-                let (compared_by_digest, compared_by_bytes) = target.compared[number].counts();
-                Ok(StoredDisk {
-                    name: plan.name.clone(),
-                    vdi: plan.vdi,
-                    path: target.path(number)?,
-                    format: plan::shown(plan.format),
-                    is_key: plan.base.is_none(),
-                    why_full: plan.why_full.clone(),
-                    virtual_size: plan.layer.virtual_size(),
-                    blocks: written.blocks,
-                    stored_bytes: written.stored_bytes,
-                    compared_by_digest,
-                    compared_by_bytes,
-                })
-            };
-            Ok(Stored {
-                metadata: metadata.to_owned(),
-                job: job.to_owned(),
-                schedule: wanted.schedule.clone().unwrap_or_else(|| target.schedule.clone()),
-                disks: disks.map(disk).collect::<Result<_>>()?,
-                xva: target.xva.clone(),
-                stages: [
-                    ("write", target.write.reading()),
-                    ("sync", target.sync.reading()),
-                    ("publish", target.publish.reading()),
-                ],
-            })
-        });
+        let stored = attempt.state.and_then(|target| target.stored(wanted, job, metadata));
         Self { name: attempt.name, stored }
     }
+}
+
+/// Where a backup is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In a repository: its metadata file.
+    Repository(String),
+    /// In a replica: what that calls it.
+    Replica(String),
 }
 
 /// A backup that was stored.
 #[derive(Debug, Clone)]
 pub struct Stored {
-    /// Its metadata file.
-    pub metadata: String,
+    /// Where it is.
+    pub place: Place,
     /// Its job.
     pub job: String,
     /// Its schedule.
@@ -123,9 +101,9 @@ pub struct StoredDisk {
     pub name: String,
     /// The disk that was backed up.
     pub vdi: Uuid,
-    /// Where it lies, relative to the folder of the VM.
+    /// Where it lies, relative to the folder of the VM, or as a replica says it.
     pub path: String,
-    /// In words: `vhd`, `exploded, brotli`.
+    /// In words: `vhd`, `exploded, brotli`, `replica`.
     pub format: &'static str,
     /// Whether it is complete by itself.
     pub is_key: bool,
@@ -133,9 +111,9 @@ pub struct StoredDisk {
     pub why_full: Option<String>,
     /// In bytes.
     pub virtual_size: u64,
-    /// Blocks that were stored.
+    /// Blocks that were stored, or sent.
     pub blocks: u32,
-    /// Bytes that were stored.
+    /// Bytes that were stored; of a replica, that were sent.
     pub stored_bytes: u64,
     /// Blocks that were compared with the backup before by the digest of what it has there.
     pub compared_by_digest: u64,
@@ -146,7 +124,7 @@ pub struct StoredDisk {
 /// An XVA that was stored.
 #[derive(Debug, Clone)]
 pub struct StoredXva {
-    /// Where it lies, relative to the folder of the VM.
+    /// Where it lies, relative to the folder of the VM, or as a replica says it.
     pub path: String,
     /// In bytes, before it was encrypted.
     pub bytes: u64,

@@ -72,7 +72,10 @@ pub(super) struct Needs<'a>(Vec<(&'a Feed, &'a DiskPlan, Vec<u32>)>);
 
 impl<'a> Needs<'a> {
     pub fn of(disks: impl Iterator<Item = (&'a Feed, &'a DiskPlan)>) -> Result<Self> {
-        disks.map(|(feed, plan)| Ok((feed, plan, feed.candidates(&[plan])?))).collect::<Result<_>>().map(Self)
+        disks
+            .map(|(feed, plan)| Ok((feed, plan, feed.candidates(&[plan], false)?.all)))
+            .collect::<Result<_>>()
+            .map(Self)
     }
 
     /// What they will take if each block has to be stored, and none can be compressed.
@@ -104,7 +107,7 @@ impl<'a> Needs<'a> {
             let (mut looked, mut stored, mut bytes) = (0, 0, 0);
             for block in candidates.iter().step_by(usize::try_from(every).unwrap_or(usize::MAX)) {
                 looked += 1;
-                let base = plan.base.iter();
+                let base = Some(plan.base.iter());
                 let (probe, taken) = (Probe::default(), Taken::default());
                 let block = read_block(
                     disk.as_ref(),

@@ -18,6 +18,7 @@ use super::pool::Bases;
 use super::probe::Probe;
 use super::record::{DiskRecord, Record};
 use super::report::{Outcome, ReadDisk, Report};
+use super::repository_target::RepositoryTarget;
 use super::source::Source;
 use super::target::Target;
 use super::wanted::{Destination, JOB, Wanted, check, check_ids, resolve};
@@ -51,6 +52,14 @@ impl<'a> Attempt<'a> {
             self.state = Err(target.undo(error));
         }
     }
+
+    /// Goes on with a repository that has not failed; what fails is undone.
+    pub fn in_repository(&mut self, act: impl FnOnce(&mut RepositoryTarget<'a>) -> Result<()>) {
+        self.then(|target| match target {
+            Target::Repository(target) => act(target),
+            Target::Replica(_) => Ok(()),
+        });
+    }
 }
 
 /// Returns the destinations that have not failed.
@@ -58,7 +67,12 @@ pub(super) fn living<'b, 'a>(attempts: &'b [Attempt<'a>]) -> impl Iterator<Item 
     attempts.iter().filter_map(|attempt| attempt.state.as_ref().ok())
 }
 
-/// An ingest that holds the VM's lock in each destination that has not failed. Nothing is written yet; dropped, it lets go of
+/// Returns the repositories that have not failed.
+pub(super) fn repositories<'b, 'a>(attempts: &'b [Attempt<'a>]) -> impl Iterator<Item = &'b RepositoryTarget<'a>> {
+    living(attempts).filter_map(Target::repository)
+}
+
+/// An ingest that holds the VM's lock in each repository that has not failed. Nothing is written yet; dropped, it lets go of
 /// the locks.
 pub struct Begun<'a> {
     start: Instant,
@@ -78,7 +92,7 @@ pub fn run(wanted: &Wanted, destinations: &[Destination], watch: &Watch) -> Resu
     begin(wanted, destinations, watch)?.store(wanted)
 }
 
-/// Takes the lock of the VM in each destination, removes what a run left there that died, and looks at the backups. Of `wanted`
+/// Takes the lock of the VM in each repository, removes what a run left there that died, and looks at the backups. Of `wanted`
 /// only that counts which is no matter of what is stored: the VM, its name, the job, the patience.
 ///
 /// What is to be stored may be made now, like a snapshot: nobody else changes the backups until [`Begun::store`] is done.
@@ -93,13 +107,13 @@ pub fn begin<'a>(wanted: &Wanted, destinations: &'a [Destination], watch: &'a Wa
     let begin = |destination| Target::begin(destination, &vm, &job, wanted, watch);
     let attempts: Vec<Attempt> = destinations
         .iter()
-        .map(|destination| Attempt { name: destination.name.clone(), state: begin(destination) })
+        .map(|destination| Attempt { name: destination.name().to_owned(), state: begin(destination) })
         .collect();
     let mut begun = Begun { start, vm, job, attempts, watch };
     if begun.attempts.iter().all(|attempt| attempt.state.is_err()) {
         return match begun.attempts.drain(..).next().map(|attempt| attempt.state) {
             Some(Err(error)) => Err(error),
-            _ => Err(Error::new(ErrorKind::Usage, "no repository is named")),
+            _ => Err(Error::new(ErrorKind::Usage, "nothing is named to write to")),
         };
     }
     Ok(begun)
@@ -164,7 +178,7 @@ impl Begun<'_> {
             if let Some(Err(error)) = outcomes.into_iter().next().map(|outcome| outcome.stored) {
                 return Err(error);
             }
-            return Err(Error::new(ErrorKind::Usage, "no repository is named"));
+            return Err(Error::new(ErrorKind::Usage, "nothing is named to write to"));
         }
         let stages = [
             ("read", stages.read.reading()),
@@ -178,7 +192,7 @@ impl Begun<'_> {
     fn write(&mut self, wanted: &Wanted) -> Result<Written> {
         let Self { vm, job, attempts, watch, .. } = self;
         if wanted.origin.as_ref().is_some_and(Origin::is_mirror) {
-            attempts.iter_mut().for_each(|attempt| attempt.then(|target| follows(target, wanted, job)));
+            attempts.iter_mut().for_each(|attempt| attempt.in_repository(|target| follows(target, wanted, job)));
         }
         let timestamp = moment(wanted, attempts)?;
         let time = BackupTime::parse(&timestamp.strftime("%Y%m%dT%H%M%SZ").to_string())
@@ -206,7 +220,7 @@ struct Written {
 }
 
 /// Refuses to mirror a backup that is there, or that newer ones of the job would have to be put on, as those of disks are.
-fn follows(target: &Target, wanted: &Wanted, job: &str) -> Result<()> {
+fn follows(target: &RepositoryTarget, wanted: &Wanted, job: &str) -> Result<()> {
     let Some(time) = wanted.time else { return Ok(()) };
     if let Some(same) = target.backups.iter().find(|backup| backup.time.unix() == time.as_second()) {
         return Err(Error::new(ErrorKind::Present, format!("the backup of {} is there already", same.time)));
@@ -227,7 +241,7 @@ fn follows(target: &Target, wanted: &Wanted, job: &str) -> Result<()> {
 
 /// Returns the time of the backup: later, in whole seconds, than that of every other one of the VM.
 fn moment(wanted: &Wanted, attempts: &[Attempt]) -> Result<Timestamp> {
-    let newest = living(attempts).filter_map(|target| target.backups.last()).map(|backup| backup.time).max();
+    let newest = repositories(attempts).filter_map(|target| target.backups.last()).map(|backup| backup.time).max();
     let usage = |message: String| Error::new(ErrorKind::Usage, message);
     let now = wanted.time.unwrap_or_else(Timestamp::now);
     let newest = newest.filter(|_| !wanted.origin.as_ref().is_some_and(Origin::is_mirror));
@@ -245,7 +259,7 @@ fn moment(wanted: &Wanted, attempts: &[Attempt]) -> Result<Timestamp> {
 /// Decides what is written, sees whether there is room, and announces it.
 fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt], watch: &Watch) -> Result<()> {
     let names: Vec<String> = wanted.disks.iter().map(|(name, _)| name.clone()).collect();
-    let histories: Vec<_> = living(attempts).map(|target| target.backups.clone()).collect();
+    let histories: Vec<_> = repositories(attempts).map(|target| target.backups.clone()).collect();
     let all: Vec<&[Arc<repository::Backup>]> = histories.iter().map(|backups| backups.as_slice()).collect();
     let identities = match &wanted.origin {
         Some(origin) => origin.identities(),
@@ -262,6 +276,10 @@ fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt
     for attempt in attempts.iter_mut() {
         let name = attempt.name.clone();
         attempt.then(|target| {
+            let target = match target {
+                Target::Repository(target) => target,
+                Target::Replica(target) => return target.plan(wanted, &identities),
+            };
             if let Some(xva) = wanted.xva() {
                 return target.plan_xva(xva.expected_size(), time, wanted.reserve);
             }
@@ -278,20 +296,15 @@ fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt
         });
     }
     watch.check()?;
-    attempts.iter_mut().for_each(|attempt| attempt.then(Target::announce));
+    attempts.iter_mut().for_each(|attempt| attempt.in_repository(RepositoryTarget::announce));
     Ok(())
 }
 
 /// Stores the XVA of a full backup in all destinations that have not failed.
 fn copy_xva(xva: &Xva, attempts: &mut [Attempt], stages: &Stages, watch: &Watch) -> Result<()> {
-    attempts.iter_mut().for_each(|attempt| attempt.then(Target::create_xva));
-    let lanes: Vec<full::Lane> = attempts
-        .iter_mut()
-        .filter_map(|attempt| {
-            let Target { writing, failure, write, .. } = attempt.state.as_mut().ok()?;
-            Some(full::Lane { writing: writing.as_deref_mut()?, failure, probe: write })
-        })
-        .collect();
+    attempts.iter_mut().for_each(|attempt| attempt.then(|target| target.create_xva(xva.size())));
+    let targets = attempts.iter_mut().filter_map(|attempt| attempt.state.as_mut().ok());
+    let lanes: Vec<full::Lane> = targets.filter_map(Target::archive_lane).collect();
     if lanes.is_empty() {
         return Ok(());
     }
@@ -313,7 +326,7 @@ fn publish(
     let references: Vec<Uuid> = wanted.disks.iter().map(|_| fresh()).collect::<Result<_>>()?;
     let mut documents = Vec::with_capacity(attempts.len());
     for attempt in attempts.iter() {
-        let Ok(target) = &attempt.state else {
+        let Some(target) = attempt.state.as_ref().ok().and_then(Target::repository) else {
             documents.push(None);
             continue;
         };
@@ -344,7 +357,7 @@ fn publish(
         };
         // Where the VM is new, another destination may know it.
         let template =
-            target.template.as_ref().or_else(|| living(attempts).find_map(|target| target.template.as_ref()));
+            target.template.as_ref().or_else(|| repositories(attempts).find_map(|target| target.template.as_ref()));
         documents.push(Some(match &wanted.origin {
             Some(origin) => origin.to_document(&record),
             None => record.to_document(template),
@@ -352,8 +365,13 @@ fn publish(
     }
     thread::scope(|scope| {
         for (attempt, document) in attempts.iter_mut().zip(&documents) {
-            let Some(document) = document else { continue };
-            scope.spawn(move || attempt.then(|target| target.commit(time, document)));
+            scope.spawn(move || {
+                attempt.then(|target| match (target, document) {
+                    (Target::Repository(target), Some(document)) => target.commit(time, document),
+                    (Target::Repository(_), None) => Ok(()),
+                    (Target::Replica(target), _) => target.commit(time),
+                });
+            });
         }
     });
     Ok(())

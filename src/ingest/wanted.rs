@@ -12,6 +12,7 @@ use vhd::Filter;
 use super::changes::Changes;
 use super::error::{Error, ErrorKind, Result};
 use super::origin::Origin;
+use super::replica::Replica;
 use super::source::Source;
 use super::xva_source::Xva;
 use crate::repository::{self, Repository, VmId, is_device_name};
@@ -69,8 +70,36 @@ pub struct Wanted {
     pub origin: Option<Origin>,
 }
 
+/// What is written to.
+pub enum Destination {
+    /// A repository.
+    Repository(RepositoryDestination),
+    /// Anything else.
+    Replica(Arc<dyn Replica>),
+}
+
+impl Destination {
+    /// Returns its name as it was given.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Repository(repository) => &repository.name,
+            Self::Replica(replica) => replica.name(),
+        }
+    }
+
+    /// Returns the repository, if it is one.
+    #[must_use]
+    pub fn repository(&self) -> Option<&RepositoryDestination> {
+        match self {
+            Self::Repository(repository) => Some(repository),
+            Self::Replica(_) => None,
+        }
+    }
+}
+
 /// A repository that is written to.
-pub struct Destination {
+pub struct RepositoryDestination {
     /// As it was named; holds no secret.
     pub name: String,
     /// To read what is there.
@@ -140,11 +169,11 @@ pub(super) fn check_ids(wanted: &Wanted) -> Result<()> {
     Ok(())
 }
 
-/// Finds the VM: the same one in all destinations.
+/// Finds the VM: the same one in all repositories.
 pub(super) fn resolve(wanted: &Wanted, destinations: &[Destination]) -> Result<VmId> {
     let mut known = Vec::new();
     let mut unlisted = None;
-    for destination in destinations {
+    for destination in destinations.iter().filter_map(Destination::repository) {
         match destination.repository.vms() {
             Ok(vms) => known.extend(vms.iter().cloned()),
             Err(error) => unlisted = Some(error),

@@ -44,6 +44,14 @@ impl Xva {
         }
     }
 
+    /// Returns how many bytes it has, if that is known.
+    pub fn size(&self) -> Option<u64> {
+        match self {
+            Self::Stored(archive) => Some(archive.size),
+            Self::Exported(_) => None,
+        }
+    }
+
     /// Reads it from beginning to end; returns its size in bytes.
     ///
     /// # Errors

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use vhd::Filter;
 use xofs::ingest::{
     self, Access, Blocks, Destination, Error, ErrorKind, Export, Layout, Opened, Origin, Pass, PieceSet, PoolDisk,
-    PoolRecords, PoolVdi, PoolVm, Report, Source, Wanted, Watch,
+    PoolRecords, PoolVdi, PoolVm, Report, RepositoryDestination, Source, Wanted, Watch,
 };
 use xofs::repository::{self, Document, OpenOptions, Repository};
 pub const VM: &str = "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b";
@@ -263,11 +263,13 @@ pub fn open(storage: &Arc<dyn WritableStorage>) -> Arc<Repository> {
 }
 
 pub fn to(storages: &[&Arc<dyn WritableStorage>]) -> Vec<Destination> {
-    let named = |(number, storage): (usize, &&Arc<dyn WritableStorage>)| Destination {
-        name: format!("r{number}"),
-        repository: open(storage),
-        storage: (*storage).clone(),
-        quota: None,
+    let named = |(number, storage): (usize, &&Arc<dyn WritableStorage>)| {
+        Destination::Repository(RepositoryDestination {
+            name: format!("r{number}"),
+            repository: open(storage),
+            storage: (*storage).clone(),
+            quota: None,
+        })
     };
     storages.iter().enumerate().map(named).collect()
 }

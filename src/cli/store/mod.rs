@@ -17,7 +17,7 @@ use super::exit::Failure;
 use super::forget::RetentionArgs;
 use super::text::parse_size;
 use super::{Global, open};
-use crate::ingest::{Destination, Extent, Layout};
+use crate::ingest::{Destination, Extent, Layout, RepositoryDestination};
 use crate::repository::Rules;
 
 pub use progress::with_progress;
@@ -148,7 +148,8 @@ impl StoreArgs {
             let (repository, storage) = open::both(global, &place, open::SMALL_CACHE)?;
             let of_entry = place.entry.as_ref().map_or(Ok(None), Entry::quota)?;
             let quota = self.quota.or(of_entry);
-            destinations.push(Destination { name: place.name.clone(), repository, storage, quota });
+            let name = place.name.clone();
+            destinations.push(Destination::Repository(RepositoryDestination { name, repository, storage, quota }));
         }
         Ok(destinations)
     }

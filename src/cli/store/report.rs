@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Retention;
 use crate::cli::exit::Exit;
 use crate::cli::text::{Shown, count, size};
-use crate::ingest::{self, ErrorKind, Outcome, Pass, ReadDisk, Reading, Report, Stored};
+use crate::ingest::{self, ErrorKind, Outcome, Pass, Place, ReadDisk, Reading, Report, Stored};
 
 /// The stages that the same threads do, one after the other for each block.
 const OF_WORKERS: [&str; 3] = ["compare", "hash", "encode"];
@@ -122,7 +122,7 @@ pub fn to_json(report: &Report, retention: Option<&Retention>) -> Value {
         Ok(stored) => json!({
             "repository": outcome.name,
             "error": null,
-            "metadata": stored.metadata,
+            (place_of(stored).0): place_of(stored).1,
             "jobId": stored.job,
             "scheduleId": stored.schedule,
             "disks": disks_to_json(stored),
@@ -146,6 +146,14 @@ pub fn to_json(report: &Report, retention: Option<&Retention>) -> Value {
         "bottleneck": bottleneck(report),
         "repositories": report.outcomes.iter().enumerate().map(stored).collect::<Vec<_>>(),
     })
+}
+
+/// Says where a backup is: in a repository, or what a replica calls it.
+fn place_of(stored: &Stored) -> (&'static str, &str) {
+    match &stored.place {
+        Place::Repository(metadata) => ("metadata", metadata),
+        Place::Replica(name) => ("replica", name),
+    }
 }
 
 fn disks_to_json(stored: &Stored) -> Value {

@@ -28,7 +28,7 @@ impl Retention {
     ) -> Self {
         let vm = Vm { id: report.vm.clone(), name: name.to_owned() };
         let of_one = |(destination, outcome): (&Destination, &crate::ingest::Outcome)| {
-            let stored = outcome.stored.as_ref().ok()?;
+            let (destination, stored) = (destination.repository()?, outcome.stored.as_ref().ok()?);
             let expired = Expired {
                 vm: &vm,
                 job: &stored.job,
