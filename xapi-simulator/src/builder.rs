@@ -137,6 +137,8 @@ fn add_repository(state: &mut State, repository: &Repository) -> Reference {
             ("content_type", if is_image { "iso" } else { "user" }.into()),
             ("shared", is_shared.into()),
             ("physical_size", repository.size.into()),
+            ("sm_config", map(repository.storage.config().iter().copied())),
+            ("allowed_operations", repository.storage.operations().iter().copied().collect()),
         ],
     );
     if let Some(folder) = &repository.folder {
@@ -239,8 +241,8 @@ fn add_machine(
     }
     lifecycle::refresh(state, &vm);
     if machine.is_running {
-        let master = state.hosts.first().cloned().unwrap_or_else(Reference::null);
-        power::run(state, &vm, &master)?;
+        let host = power::place(state, &vm, None)?;
+        power::run(state, &vm, &host)?;
         let metrics = state.store.reference(Class::Vm, &vm, "guest_metrics")?;
         state.store.set(Class::GuestMetrics, &metrics, "PV_drivers_detected", true)?;
     }

@@ -270,6 +270,16 @@ impl State {
         Ok(self.store.text(Class::Sr, sr, "type")?.starts_with("lvm"))
     }
 
+    /// Returns whether new disks of an SR read as zeroes: not those in volumes without VHDs, as SRs made before XenServer 5.6 have them.
+    ///
+    /// Source: xen-api `ocaml/xapi/sm_fs_ops.ml`.
+    ///
+    /// # Errors
+    /// `HANDLE_INVALID`.
+    pub fn is_zeroed(&self, sr: &Reference) -> Outcome<bool> {
+        Ok(!self.is_thick(sr)? || self.store.entry(Class::Sr, sr, "sm_config", "use_vhd")? == Some("true"))
+    }
+
     /// Returns the bytes that still fit into an SR.
     ///
     /// # Errors

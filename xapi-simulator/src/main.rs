@@ -61,9 +61,9 @@ struct Options {
     /// Sends exports as slowly as real pools were seen to: 30 MiB/s, 20 each where there are several
     #[arg(long)]
     slow_exports: bool,
-    /// Has the garbage collector merge layers
-    #[arg(long, value_name = "SECONDS")]
-    coalesce_every: Option<u64>,
+    /// How often the garbage collector merges a pair of layers; 0 is never
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    coalesce_every: u64,
     /// VM.snapshot does not know which disks to leave out, as before XCP-ng 8.3
     #[arg(long)]
     old: bool,
@@ -127,7 +127,8 @@ fn scene(options: &Options, seed: u64, machines: Vec<Machine>) -> Scene {
             |settings| {
                 settings.has_ignore_vdis = !options.old;
                 settings.export_rate = options.slow_exports.then_some(Settings::MEASURED_EXPORT_RATE);
-                settings.coalesce_interval = options.coalesce_every.map(Duration::from_secs);
+                settings.coalesce_interval =
+                    Some(Duration::from_secs(options.coalesce_every)).filter(|interval| !interval.is_zero());
             },
         );
     for number in 1..=options.hosts.max(1) {

@@ -230,6 +230,38 @@ impl Storage {
             Storage::Iso => "iso",
         }
     }
+
+    /// Returns what its storage manager notes of it: that volumes hold VHDs, which only those of old SRs do not.
+    pub(crate) fn config(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Storage::Lvm => &[("allocation", "thick"), ("use_vhd", "true")],
+            Storage::Ext | Storage::Nfs | Storage::Iso => &[],
+        }
+    }
+
+    /// Returns what it allows while it is attached.
+    pub(crate) fn operations(self) -> &'static [&'static str] {
+        match self {
+            Storage::Iso => &["scan", "update", "plug", "unplug", "pbd_create"],
+            Storage::Ext | Storage::Nfs | Storage::Lvm => &[
+                "scan",
+                "update",
+                "plug",
+                "unplug",
+                "pbd_create",
+                "vdi_create",
+                "vdi_introduce",
+                "vdi_destroy",
+                "vdi_resize",
+                "vdi_clone",
+                "vdi_snapshot",
+                "vdi_enable_cbt",
+                "vdi_disable_cbt",
+                "vdi_data_destroy",
+                "vdi_list_changed_blocks",
+            ],
+        }
+    }
 }
 
 impl Repository {

@@ -350,3 +350,37 @@ fn interfaces_move_between_networks_also_of_a_machine_that_runs() {
     let error = client.call("VIF.move", &[vif, json!("OpaqueRef:x")]).unwrap_err();
     assert_eq!(error, ["HANDLE_INVALID", "network", "OpaqueRef:x"]);
 }
+
+#[test]
+fn pools_stand_side_by_side_and_a_machine_runs_where_its_disks_are() {
+    let scene = || {
+        let local = Repository::new("local", Storage::Ext).on(&[1]);
+        let vm = Machine::new("vm").disk(Disk::new("disk", 4 << 20).on("local"));
+        Scene::new(1).host("a").host("b").sr(Repository::new("shared", Storage::Nfs)).sr(local).vm(vm)
+    };
+    let pools = [Client::start(scene()), Client::start(scene())];
+    assert_ne!(pools[0].simulator.address(), pools[1].simulator.address());
+    assert_ne!(pools[0].simulator.fingerprint(), pools[1].simulator.fingerprint());
+    for client in &pools {
+        let vm = client.vm();
+        let served = client.call("VDI.get_nbd_info", &[client.disk()]).unwrap();
+        assert_eq!(served.as_array().unwrap().len(), 1);
+        assert_eq!(served[0]["address"], client.simulator.address_of(1).ip().to_string());
+        let host = |name: &str| json!(client.simulator.only(Class::Host, name).as_str());
+        let on_a = [vm.clone(), host("a"), json!(false), json!(false)];
+        let sr = client.simulator.only(Class::Sr, "local").to_string();
+        assert_eq!(client.call("VM.start_on", &on_a).unwrap_err(), ["VM_REQUIRES_SR", vm.as_str().unwrap(), &sr]);
+        start(client, &vm).unwrap();
+        assert_eq!(client.call("VM.get_resident_on", &[vm]), Ok(host("b")));
+    }
+    // Objects of one are nothing to the other.
+    assert_eq!(pools[0].code("VM.get_record", &[pools[1].vm()]), "HANDLE_INVALID");
+    let vdi = pools[0].disk();
+    pools[0].simulator.change(|state| {
+        let pbds: Vec<_> = state.store.all(Class::Pbd).map(|(pbd, _)| pbd.clone()).collect();
+        pbds.iter().for_each(|pbd| state.store.set(Class::Pbd, pbd, "currently_attached", false).unwrap());
+    });
+    pools[0].call("VM.hard_shutdown", &[pools[0].vm()]).unwrap();
+    assert_eq!(start(&pools[0], &pools[0].vm()).unwrap_err(), ["NO_HOSTS_AVAILABLE"]);
+    assert_eq!(pools[0].code("VDI.clone", &[vdi]), "SR_HAS_NO_PBDS");
+}

@@ -196,10 +196,15 @@ fn an_sr_that_is_full_ends_an_import() {
 }
 
 #[test]
-fn a_thick_sr_takes_raw_disks_and_no_vhds() {
+fn a_thick_sr_takes_vhds_unless_it_is_so_old_that_it_has_none() {
     let machine = Machine::new("vm").disk(Disk::new("disk", 4 << 20).filled(100));
     let client = Client::start(Scene::new(1).sr(Repository::new("sr", Storage::Lvm).size(9 << 20)).vm(machine));
     let copy = client.like(&client.disk());
+    let (stream, _) = client.export(&client.disk(), "format=vhd");
+    assert_eq!(client.import(&copy, "vhd", stream.body.len(), &stream.body)["status"], "success");
+    client.detached(&copy);
+    let sr = client.simulator.only(Class::Sr, "sr");
+    client.call("SR.remove_from_sm_config", &[json!(sr.as_str()), json!("use_vhd")]).unwrap();
     for (format, status) in [("vhd", "failure"), ("raw", "success")] {
         let (stream, _) = client.export(&client.disk(), &format!("format={format}"));
         let task = client.import(&copy, format, stream.body.len(), &stream.body);

@@ -73,6 +73,20 @@ const archive = await collect(
 )
 assert.equal(archive.subarray(0, 7).toString(), 'ova.xml')
 
+// Back to the snapshot: the same machine, halted, with another disk, which the snapshot's is of now.
+await xapi.call('VM.add_to_blocked_operations', vm.$ref, 'reverting', 'judged')
+await assert.rejects(xapi.callAsync('VM.revert', snapshotRef), { code: 'OPERATION_BLOCKED', params: [vm.$ref, 'judged'] })
+await xapi.call('VM.remove_from_blocked_operations', vm.$ref, 'reverting')
+await xapi.callAsync('VM.revert', snapshotRef)
+const reverted = await eventually('another disk', () =>
+  xapi.getObject(vm.$ref).$VBDs.find(vbd => vbd?.type === 'Disk' && vbd.VDI !== vdi.$ref)?.$VDI
+)
+await eventually('its halt', () => xapi.getObject(vm.$ref).power_state === 'Halted')
+await eventually('its snapshot', () => xapi.getObject(copy.$ref).snapshot_of === reverted.$ref)
+assert(xapi.getObject(vm.$ref).allowed_operations.includes('start'))
+await xapi.callAsync('VM.start', vm.$ref, false, false)
+await eventually('its start', () => xapi.getObject(vm.$ref).power_state === 'Running')
+
 // What is wrong is an error with its code.
 await assert.rejects(xapi.call('VDI.get_record', 'OpaqueRef:none'), { code: 'HANDLE_INVALID', params: ['VDI', 'OpaqueRef:none'] })
 await assert.rejects(xapi.call('VM.fly', vm.$ref), { code: 'MESSAGE_METHOD_UNKNOWN' })

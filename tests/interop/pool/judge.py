@@ -52,6 +52,23 @@ with urllib.request.urlopen(url + query, context=trust) as response:
         length += len(piece)
 assert length == size, (length, size)
 
+whole = api.VDI.copy(copy, api.VDI.get_SR(copy), "OpaqueRef:NULL", "OpaqueRef:NULL")
+assert int(api.VDI.get_virtual_size(whole)) == size
+assert "vhd-parent" not in api.VDI.get_sm_config(whole)
+api.VDI.destroy(whole)
+
+api.VM.suspend(vm)
+assert api.VDI.get_type(api.VM.get_suspend_VDI(vm)) == "suspend"
+try:
+    api.VM.start(vm, False, False)
+    raise SystemExit("a suspended machine was started")
+except XenAPI.Failure as failure:
+    assert failure.details == ["VM_BAD_POWER_STATE", vm, "halted", "suspended"], failure.details
+api.VM.resume(vm, False, False)
+assert "suspend" in api.VM.get_allowed_operations(vm)
+api.VM.set_bios_strings(vm, {"bios-vendor": "judge"})
+assert api.VM.get_bios_strings(vm)["system-product-name"] == "HVM domU"
+
 try:
     api.VDI.data_destroy(copy)
     raise SystemExit("data was destroyed without changed block tracking")

@@ -92,8 +92,8 @@ fn receive(
     length: u64,
 ) -> io::Result<()> {
     let _attached = attach(world, host, vdi, true).map_err(|failure| passage.fail(failure))?;
-    let is_thick = world.lock().is_thick(sr).map_err(|failure| passage.fail(failure))?;
-    if is_thick && format == Format::Vhd {
+    let is_zeroed = world.lock().is_zeroed(sr).map_err(|failure| passage.fail(failure))?;
+    if !is_zeroed && format == Format::Vhd {
         return Err(passage.fail(Failure::internal("unimplemented: prezeroed")));
     }
     let mut written = 0_u64;

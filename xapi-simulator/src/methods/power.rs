@@ -3,7 +3,7 @@
 use super::Method;
 use super::lifecycle;
 use super::snapshot::suspend_image;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::rpc::{Arguments, Call, argument};
 use crate::schema::Class;
 use crate::schema::Kind::{Bool, Reference};
@@ -38,7 +38,10 @@ pub(super) const METHODS: &[Method] = &[
     Method::new("VM.hard_shutdown", &[argument("vm", Reference)], |call, arguments| {
         stop(call, arguments, "hard_shutdown")
     }),
-    Method::new("VM.suspend", &[argument("vm", Reference)], suspend),
+    Method::new("VM.suspend", &[argument("vm", Reference)], |call, arguments| {
+        suspend(&mut call.world.lock(), &arguments.reference(0))?;
+        Ok(Value::void())
+    }),
     Method::new(
         "VM.resume",
         &[argument("vm", Reference), argument("start_paused", Bool), argument("force", Bool)],
@@ -46,14 +49,15 @@ pub(super) const METHODS: &[Method] = &[
     ),
 ];
 
-fn suspend(call: &Call, arguments: &Arguments) -> Outcome<Value> {
-    let vm = arguments.reference(0);
-    let mut access = call.world.lock();
-    lifecycle::check(&access, &vm, "suspend")?;
-    let image = suspend_image(&mut access, &vm)?;
-    access.store.set(Class::Vm, &vm, "suspend_VDI", &image)?;
-    lifecycle::rest(&mut access, &vm, "Suspended")?;
-    Ok(Value::void())
+/// Has a machine be suspended, its memory on a disk.
+///
+/// # Errors
+/// If it does not run, or there is no room.
+pub fn suspend(state: &mut State, vm: &value::Reference) -> Outcome<()> {
+    lifecycle::check(state, vm, "suspend")?;
+    let image = suspend_image(state, vm)?;
+    state.store.set(Class::Vm, vm, "suspend_VDI", &image)?;
+    lifecycle::rest(state, vm, "Suspended")
 }
 
 fn resume(call: &Call, arguments: &Arguments) -> Outcome<Value> {
@@ -63,7 +67,7 @@ fn resume(call: &Call, arguments: &Arguments) -> Outcome<Value> {
         lifecycle::check(&access, &vm, "resume")?;
         let image = access.store.reference(Class::Vm, &vm, "suspend_VDI")?;
         access.content(&image)?;
-        let host = access.master();
+        let host = place(&access, &vm, None)?;
         // What it had attached it has still.
         lifecycle::rest(&mut access, &vm, "Halted")?;
         run(&mut access, &vm, &host)?;
@@ -79,17 +83,36 @@ fn start(call: &Call, arguments: &Arguments, on: Option<value::Reference>) -> Ou
     {
         let mut access = call.world.lock();
         lifecycle::check(&access, &vm, if on.is_some() { "start_on" } else { "start" })?;
-        let host = match on {
-            Some(host) => {
-                access.store.object(Class::Host, &host)?;
-                host
-            }
-            None => access.master(),
-        };
+        let host = place(&access, &vm, on)?;
         run(&mut access, &vm, &host)?;
     }
     show_tools(call.world, &vm);
     Ok(Value::void())
+}
+
+/// Returns a host that sees all disks of a machine: the master, if it does, or the one that is asked for.
+///
+/// # Errors
+/// `VM_REQUIRES_SR` if that one does not see an SR, `NO_HOSTS_AVAILABLE` if no one sees all of them.
+pub fn place(state: &State, vm: &value::Reference, asked: Option<value::Reference>) -> Outcome<value::Reference> {
+    let mut repositories = Vec::new();
+    for vbd in state.store.references(Class::Vm, vm, "VBDs")? {
+        let vdi = state.store.reference(Class::Vbd, &vbd, "VDI")?;
+        if !vdi.is_null() {
+            repositories.push(state.store.reference(Class::Vdi, &vdi, "SR")?);
+        }
+    }
+    let missing = |host: &value::Reference| repositories.iter().find(|sr| !state.hosts_of(sr).contains(host));
+    if let Some(host) = asked {
+        state.store.object(Class::Host, &host)?;
+        return match missing(&host) {
+            Some(sr) => Err(Failure::new("VM_REQUIRES_SR", [vm.as_str(), sr.as_str()])),
+            None => Ok(host),
+        };
+    }
+    let all = std::iter::once(state.master()).chain(state.hosts.iter().cloned());
+    let none = || Failure::new("NO_HOSTS_AVAILABLE", Vec::<String>::new());
+    all.into_iter().find(|host| missing(host).is_none()).ok_or_else(none)
 }
 
 /// Makes a machine run: its disks and interfaces are attached.
