@@ -78,9 +78,11 @@ impl Error {
         let (kind, advice) = match code {
             "HANDLE_INVALID" | "UUID_INVALID" => (ErrorKind::Gone, "it does not exist (any more)"),
             "SESSION_AUTHENTICATION_FAILED" => (ErrorKind::Credentials, "check the user and the password"),
-            "RBAC_PERMISSION_DENIED" | "PERMISSION" | "LICENCE_RESTRICTION" | "LICENSE_RESTRICTION" => {
-                (ErrorKind::Denied, "the user needs another role, or the pool another licence")
-            }
+            "RBAC_PERMISSION_DENIED"
+            | "PERMISSION"
+            | "LICENCE_RESTRICTION"
+            | "LICENSE_RESTRICTION"
+            | "FEATURE_RESTRICTED" => (ErrorKind::Denied, "the user needs another role, or the pool another licence"),
             "MESSAGE_METHOD_UNKNOWN" | "MESSAGE_REMOVED" | "MESSAGE_PARAMETER_COUNT_MISMATCH" => {
                 (ErrorKind::Unsupported, "the pool is too old or too new for it")
             }
