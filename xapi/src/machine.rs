@@ -71,6 +71,15 @@ impl Pool {
         self.act("VM.update_allowed_operations", &[json!(vm)])
     }
 
+    /// Sets the memory of a machine (bytes), all of it at once.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn set_memory(&self, vm: &Ref<Vm>, fixed: (u64, u64), dynamic: (u64, u64)) -> Result<()> {
+        let limits = [json!(vm), fixed.0.into(), fixed.1.into(), dynamic.0.into(), dynamic.1.into()];
+        self.act("VM.set_memory_limits", &limits)
+    }
+
     /// Adds a tag to a machine.
     ///
     /// # Errors
@@ -109,6 +118,14 @@ impl Pool {
     /// As [`Pool::call`].
     pub fn create_vif(&self, fields: &Map<String, Value>) -> Result<Ref<Vif>> {
         self.call("VIF.create", &[json!(fields)])
+    }
+
+    /// Takes the connection to a network away. One that is gone is no error.
+    ///
+    /// # Errors
+    /// As [`Pool::call`].
+    pub fn destroy_vif(&self, vif: &Ref<Vif>) -> Result<()> {
+        unless_gone(vif, self.act("VIF.destroy", &[json!(vif)]))
     }
 
     /// Returns what a virtual TPM holds.

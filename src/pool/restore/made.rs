@@ -7,10 +7,10 @@
 //! | not marked | some are marked | while marks were taken away | takes the rest away |
 //! | none | marked, no VM has them | before a disk alone was whole | destroys them |
 
-use xapi::record::{Vbd, Vdi, Vm};
+use xapi::record::{Class, Texts, Vbd, Vdi, Vm};
 use xapi::{Pool, Record, Ref};
 
-use super::records::{PROVISIONAL, RESTORING};
+use super::records::{self, PROVISIONAL, RESTORING};
 use crate::pool::error::Result;
 
 /// What was made, until it is whole.
@@ -59,11 +59,11 @@ pub fn undo(pool: &Pool, mark: &str, vm: Option<&str>, disks: &[String]) -> Resu
 }
 
 /// Finds the objects of some names, provisional or not, that have a mark.
-fn marked<C: xapi::record::Class>(
+fn marked<C: Class>(
     pool: &Pool,
     mark: &str,
     names: &[&str],
-    other_config: impl Fn(&C) -> &xapi::record::Texts,
+    other_config: impl Fn(&C) -> &Texts,
 ) -> Result<Vec<Record<C>>> {
     let mut found: Vec<Record<C>> = Vec::new();
     for name in names.iter().flat_map(|name| [format!("{PROVISIONAL}{name}"), (*name).to_owned()]) {
@@ -78,8 +78,22 @@ fn marked<C: xapi::record::Class>(
     Ok(found)
 }
 
+/// Takes the entries of backups away, but for one: nobody is to take what was made of a backup for a snapshot or a replica.
+///
+/// # Errors
+/// What the pool says.
+pub fn forget_backups<C: Class>(pool: &Pool, object: &Ref<C>, entries: &Texts, kept: &str) -> Result<()> {
+    for key in entries.keys().filter(|key| records::is_of_backups(key) && *key != kept) {
+        pool.remove_entry(object, "other_config", key)?;
+    }
+    Ok(())
+}
+
 /// Whether a VM has the disk: one that is no control domain.
-fn is_of_a_machine(pool: &Pool, disk: &Vdi) -> Result<bool> {
+///
+/// # Errors
+/// What the pool says.
+pub fn is_of_a_machine(pool: &Pool, disk: &Vdi) -> Result<bool> {
     for vbd in pool.records_of::<Vbd>(&disk.vbds)? {
         match pool.field::<Vm, bool>(&vbd.vm, "is_control_domain") {
             Err(error) if error.is_gone() => {}

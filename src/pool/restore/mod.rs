@@ -12,16 +12,16 @@
 //! So whoever comes after a run that died knows what of it to remove, and nobody takes half a VM for a whole one.
 
 mod digests;
-mod document;
+pub(super) mod document;
 mod lineage;
-mod made;
-mod networks;
-mod places;
+pub(super) mod made;
+pub(super) mod networks;
+pub(super) mod places;
 mod plan;
-mod records;
+pub(super) mod records;
 mod run;
-mod target;
-mod transfer;
+pub(super) mod target;
+pub(super) mod transfer;
 
 pub use lineage::Base;
 pub use made::undo;

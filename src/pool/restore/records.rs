@@ -27,7 +27,7 @@ pub const BLOCKED_BECAUSE: &str = "its disks are being restored";
 /// Why XO blocks migration during a backup; so it stands in the backup (`_AbstractXapi.mjs`).
 const BLOCKED_BY_XO: &str = "VM migration is blocked during backup";
 /// From it XAPI makes the MACs of new interfaces.
-const MAC_SEED: &str = "mac_seed";
+pub const MAC_SEED: &str = "mac_seed";
 
 /// Prefixes of entries of `other_config` that belong to backups and replicas, not to what is restored of them.
 const OF_BACKUPS: [&str; 4] = ["xo:backup:", "xo:base_delta", "xo:copy_of", keys::PREFIX];
@@ -100,17 +100,7 @@ pub struct Mark {
 /// # Errors
 /// [`ErrorKind::Backup`] if the backup does not say what memory and how many processors it had.
 pub fn machine(vm: &Fields, name: &str, mark: &Mark, keeps_macs: bool) -> Result<Fields> {
-    let mut made = Fields::new();
-    for field in TEXTS {
-        copy(&mut made, field, text(vm, field).map(Value::from));
-    }
-    for field in NUMBERS {
-        copy(&mut made, field, number(vm, field).map(Value::from));
-    }
-    for field in MAPS {
-        copy(&mut made, field, texts(vm, field).map(Value::Object));
-    }
-    copy(&mut made, "has_vendor_device", flag(vm, "has_vendor_device").map(Value::from));
+    let mut made = settings(vm)?;
     let mut tags = list(vm, "tags").unwrap_or_default();
     if !tags.iter().any(|tag| tag == TAG) {
         tags.push(json!(TAG));
@@ -126,11 +116,30 @@ pub fn machine(vm: &Fields, name: &str, mark: &Mark, keeps_macs: bool) -> Result
         ("tags", Value::Array(tags)),
         ("blocked_operations", Value::Object(blocked)),
         ("other_config", Value::Object(other_config)),
-        ("affinity", json!(NULL)),
-        ("is_a_template", json!(false)),
     ] {
         made.insert(field.to_owned(), value);
     }
+    Ok(made)
+}
+
+/// Returns the record of a VM like another: all of it but its name, tags, entries, and what is blocked.
+///
+/// # Errors
+/// [`ErrorKind::Backup`] if nothing says what memory and how many processors it had.
+pub fn settings(vm: &Fields) -> Result<Fields> {
+    let mut made = Fields::new();
+    for field in TEXTS {
+        copy(&mut made, field, text(vm, field).map(Value::from));
+    }
+    for field in NUMBERS {
+        copy(&mut made, field, number(vm, field).map(Value::from));
+    }
+    for field in MAPS {
+        copy(&mut made, field, texts(vm, field).map(Value::Object));
+    }
+    copy(&mut made, "has_vendor_device", flag(vm, "has_vendor_device").map(Value::from));
+    made.insert("affinity".to_owned(), json!(NULL));
+    made.insert("is_a_template".to_owned(), json!(false));
     // A float, which servers misread without decimals: left out where it is what it is without.
     if let Some(multiplier) =
         vm.get("HVM_shadow_multiplier").and_then(Value::as_f64).filter(|value| value.fract() != 0.0)

@@ -202,10 +202,10 @@ impl<'a> Run<'a> {
         if record.is_a_template {
             pool.set(&vm, "is_a_template", false)?;
         }
-        self.forget_backups(&vm, &record.other_config)?;
+        made::forget_backups(pool, &vm, &record.other_config, RESTORING)?;
         for vdi in &made.disks {
             let entries: BTreeMap<String, String> = pool.field(vdi, "other_config")?;
-            self.forget_backups(vdi, &entries)?;
+            made::forget_backups(pool, vdi, &entries, RESTORING)?;
         }
         self.move_interfaces(&record, archive)?;
         pool.add_tag(&vm, TAG)?;
@@ -235,7 +235,7 @@ impl<'a> Run<'a> {
             // First of all that it is ours: until then it has what its snapshot says of itself.
             pool.set_entry(&vdi, "other_config", RESTORING, &mark.restoring)?;
             let entries: BTreeMap<String, String> = pool.field(&vdi, "other_config")?;
-            self.forget_backups(&vdi, &entries)?;
+            made::forget_backups(pool, &vdi, &entries, RESTORING)?;
             pool.set_entry(&vdi, "other_config", records::RESTORED_FROM, &mark.from)?;
         }
         pool.set(&vdi, "name_label", named)?;
@@ -390,18 +390,6 @@ impl<'a> Run<'a> {
             self.pool.set_entry(vm, "blocked_operations", operation, reason)?;
         }
         Ok(self.pool.update_allowed_operations(vm)?)
-    }
-
-    /// Takes the entries of backups away: nobody is to take what was restored for a snapshot or a replica.
-    fn forget_backups<C: xapi::record::Class>(
-        &self,
-        object: &Ref<C>,
-        entries: &BTreeMap<String, String>,
-    ) -> Result<()> {
-        for key in entries.keys().filter(|key| records::is_of_backups(key) && *key != RESTORING) {
-            self.pool.remove_entry(object, "other_config", key)?;
-        }
-        Ok(())
     }
 
     /// Moves the interfaces that the pool made of an XVA to the networks that were asked for.

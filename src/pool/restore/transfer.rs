@@ -134,7 +134,7 @@ pub fn read_back(pool: &Pool, vdi: &Ref<Vdi>, size: u64, watch: &Watch) -> Resul
 }
 
 /// Waits until the control domain, which wrote to a disk, has let it go: that may be after the transfer's task has ended.
-fn wait_until_free(pool: &Pool, vdi: &Ref<Vdi>) -> Result<()> {
+pub(in crate::pool) fn wait_until_free(pool: &Pool, vdi: &Ref<Vdi>) -> Result<()> {
     let begun = Instant::now();
     while !pool.control_domain_vbds(vdi)?.is_empty() && begun.elapsed() < MOST_HELD {
         pool.cancel().sleep(PAUSE, "wait until a disk is free")?;
@@ -216,7 +216,7 @@ fn block_at(offset: u64) -> Result<BlockIndex> {
 }
 
 /// Returns the error of the pool that a writer has wrapped.
-fn of_io(error: io::Error) -> Error {
+pub(in crate::pool) fn of_io(error: io::Error) -> Error {
     match error.downcast::<xapi::Error>() {
         Ok(error) => error.into(),
         Err(error) => Error::new(ErrorKind::Pool(xapi::ErrorKind::Unreachable), error.to_string()),
