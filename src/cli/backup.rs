@@ -1,4 +1,4 @@
-//! `xofs backup`: VMs of a pool, into one or several repositories.
+//! `xofs backup`: VMs of a pool, into repositories and onto SRs.
 
 mod explain;
 
@@ -19,7 +19,7 @@ use super::store::{self, Retention, StoreArgs, say_failures, with_progress};
 use super::text::Shown;
 use super::{Global, print, signals};
 use crate::ingest::{Destination, Wanted, Watch};
-use crate::pool::{self, Done, Mode, Options, Run};
+use crate::pool::{self, Done, Mode, Options, ReplicaWish, Run};
 use crate::repository::Rules;
 
 const EXAMPLES: &str = "\
@@ -29,10 +29,15 @@ Examples:
   xofs backup --pool lab --vm web01 --to main --explain
   xofs backup --pool lab --vm web01 --to main --cbt --purge-snapshot-data
   xofs backup --pool lab --vm web01 --to main --mode full
+  xofs backup --pool lab --vm web01 --to main --to-sr spare --to-sr dr=fast --keep-replicas 7
 
 A snapshot of the VM is taken and read; only what changed since the backup before is transferred and stored. It is kept for the \
-next backup, one for each VM and job, and replaced only once the new one is stored in every repository. Disks with [NOBAK] \
+next backup, one for each VM and job, and replaced only once the new one is stored in every repository and replica. Disks with [NOBAK] \
 in their name and VMs with the tag xo:no-bak are left out. --explain says beforehand what will be read of each disk, and why.
+
+--to-sr keeps a replica of each VM on an SR, with or without repositories: a VM that cannot be started, with a snapshot for each \
+run. 'spare' is an SR of the same pool, 'dr=fast' one of the pool 'dr' of the configuration, or of the pool at an address \
+('10.0.0.7=fast', 'https://host:8443=fast'); what is before the first '=' is the pool. With --mode full it is a VM for each run.
 
 A disk is read in the first of these ways that works: the files of its SR (--sr-path), NBD with changed block tracking, NBD with \
 the block list of an export, a stream of VHD. The last line says which stage the others waited for.
@@ -40,7 +45,7 @@ the block list of an export, a stream of VHD. The last line says which stage the
 The certificate of a pool is shown when it is first seen; --fingerprint names the right one, --trust-first accepts it. The \
 password comes from --pool-password-file, --pool-password-command, XOFS_POOL_PASSWORD, the configuration, or is asked for.
 
-Ends with 3 if some of several VMs or repositories failed, 4 if the backup is there but what expired could not be forgotten, 11 \
+Ends with 3 if some of several VMs, repositories or SRs failed, 4 if the backup is there but what expired could not be forgotten, 11 \
 if another program works on the VM, 12 if the password is wrong, 130 if it was interrupted.";
 
 /// Kinds of backups.
@@ -69,9 +74,15 @@ pub struct BackupArgs {
     /// A VM: its name, or its uuid; may be repeated
     #[arg(long = "vm", value_name = "NAME|UUID", required = true)]
     vms: Vec<String>,
-    /// A repository to write to; of several, all get it in the same pass [default: XOFS_REPOSITORY]
+    /// A repository to write to; of several, all get it in the same pass [default: XOFS_REPOSITORY, unless an SR is named]
     #[arg(long, value_name = "REPO")]
     to: Vec<OsString>,
+    /// An SR that replicas of the VMs are kept on, by name or uuid; in another pool: its name or address, '=', the SR
+    #[arg(long, value_name = "[POOL=]SR")]
+    to_sr: Vec<String>,
+    /// How many states of a VM are kept in each replica
+    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    keep_replicas: u32,
     /// What kind of backup is made
     #[arg(long, value_enum, default_value_t = Kind::Incremental)]
     mode: Kind,
@@ -167,16 +178,15 @@ pub fn run(global: &Global, arguments: &BackupArgs) -> Result<Exit> {
     let stopping = stop.clone();
     signals::handle(move || stopping.stop()).context("take the signals that end a program")?;
     let mut addresses: Vec<Option<&OsStr>> = arguments.to.iter().map(|to| Some(to.as_os_str())).collect();
-    if addresses.is_empty() {
+    if addresses.is_empty() && arguments.to_sr.is_empty() {
         addresses.push(None);
     }
     let destinations = arguments.store.destinations(global, &addresses, None)?;
     let say = |sentence: &str| eprintln!("xofs: {}", Shown(sentence));
-    let pool = pool::connect(&named.login, &named.state, &stop.cancel, |unknown| {
-        named.accepts(unknown).map_err(|error| pool::Error::new(pool::ErrorKind::Untrusted, format!("{error:#}")))
-    })?;
+    let pool = named.connect(&stop.cancel)?;
+    let replicas = replicas(arguments, &stop.cancel)?;
     let options = options(arguments, named.sr_paths.clone());
-    let run = Run::begin(pool, &named.state, &options, &destinations, &say)?;
+    let run = Run::begin(pool, &named.state, &options, &destinations, replicas, &say)?;
     let mut results = Vec::with_capacity(arguments.vms.len());
     for vm in &arguments.vms {
         if stop.is_stopped() {
@@ -197,6 +207,21 @@ pub fn run(global: &Global, arguments: &BackupArgs) -> Result<Exit> {
         print::json(&json!({ "vms": vms }))?;
     }
     finish(results, stop.is_stopped())
+}
+
+/// Finds where replicas are to be kept, and logs in to the pools that these are in, to each once. One that does not answer keeps no
+/// other destination from its backup.
+fn replicas(arguments: &BackupArgs, cancel: &xapi::Cancel) -> Result<Vec<ReplicaWish>> {
+    let mut pools: BTreeMap<&str, pool::Result<xapi::Pool>> = BTreeMap::new();
+    let mut wished = Vec::with_capacity(arguments.to_sr.len());
+    for name in &arguments.to_sr {
+        let (pool, sr) = name.split_once('=').unwrap_or(("", name));
+        if !pool.is_empty() && !pools.contains_key(pool) {
+            pools.insert(pool, arguments.pool.another(pool)?.connect(cancel));
+        }
+        wished.push(ReplicaWish { name: name.clone(), pool: pools.get(pool).cloned(), sr: sr.to_owned() });
+    }
+    Ok(wished)
 }
 
 /// What became of a VM.
@@ -226,6 +251,7 @@ fn options(arguments: &BackupArgs, mut sr_paths: BTreeMap<String, PathBuf>) -> O
         sr_paths,
         chain_patience: (!arguments.ignore_chain).then(|| Duration::from_secs(arguments.chain_wait)),
         patience: arguments.store.patience(),
+        replicas_kept: usize::try_from(arguments.keep_replicas).unwrap_or(usize::MAX),
     }
 }
 

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use xapi::{Cancel, Pool};
 use zeroize::Zeroizing;
 
 use super::config::{Config, PoolEntry};
 use super::exit::{Exit, Failure};
 use super::password::{self, OF_POOL, Source};
 use super::text::Shown;
-use crate::pool::{Login, State, Unknown};
+use crate::pool::{self, Login, State, Unknown};
 
 /// The user that every pool has.
 const ROOT: &str = "root";
@@ -64,48 +65,102 @@ impl PoolArgs {
     /// # Errors
     /// `Usage` if something named cannot be read; `Key` if there is no password.
     pub fn named(&self) -> Result<Named> {
-        let mut config = Config::load()?;
-        let entry = config.pools.remove(&self.pool);
-        let is_named = entry.is_some();
-        let entry = entry.unwrap_or_else(|| PoolEntry { address: self.pool.clone(), ..PoolEntry::default() });
+        let (entry, is_named) = entry(&self.pool)?;
+        let ca = self.ca.as_ref().or(entry.authority.as_ref().filter(|_| self.fingerprint.is_none()));
+        let authority = ca.map(|path| certificates(path)).transpose()?;
+        let fingerprint = self.fingerprint.clone().or(entry.fingerprint.clone().filter(|_| ca.is_none()));
+        let user = self.user.clone().or(entry.user.clone()).unwrap_or_else(|| ROOT.to_owned());
+        let shown = if is_named { &self.pool } else { &entry.address };
+        let password = password(&entry, &user, shown, self.password_places(), |name| std::env::var(name).ok())?;
+        self.of(entry, user, password, fingerprint, authority)
+    }
+
+    /// Finds another pool, by its name in the configuration or its address. What the configuration does not say of it is as for the
+    /// first, but for the certificate.
+    ///
+    /// # Errors
+    /// As [`PoolArgs::named`].
+    pub fn another(&self, name: &str) -> Result<Named> {
+        let (entry, _) = entry(name)?;
+        let authority = entry.authority.as_ref().map(|path| certificates(path)).transpose()?;
+        let fingerprint = entry.fingerprint.clone();
+        let is_own = entry.password() != (None, None);
+        let user = entry.user.clone().or(self.user.clone().filter(|_| !is_own)).unwrap_or_else(|| ROOT.to_owned());
+        let command_line = if is_own { (None, None) } else { self.password_places() };
+        let environment = |name: &str| std::env::var(name).ok().filter(|_| !is_own);
+        let password = password(&entry, &user, name, command_line, environment)?;
+        self.of(entry, user, password, fingerprint, authority)
+    }
+
+    fn password_places(&self) -> (Option<&Path>, Option<&str>) {
+        (self.pool_password_file.as_deref(), self.pool_password_command.as_deref())
+    }
+
+    fn of(
+        &self,
+        entry: PoolEntry,
+        user: String,
+        password: Zeroizing<String>,
+        fingerprint: Option<String>,
+        authority: Option<String>,
+    ) -> Result<Named> {
         let folder = self.state_dir.clone().or_else(State::default_folder);
         let folder = folder.ok_or_else(|| Failure::usage("this user has no folder of its own: give --state-dir"))?;
         let state = State::open(&folder)?;
-        let ca = self.ca.as_ref().or(entry.authority.as_ref().filter(|_| self.fingerprint.is_none()));
-        let authority = ca.map(|path| {
-            let act = || format!("read the certificates in '{}'", path.display());
-            fs::read_to_string(path).map_err(|error| Failure::usage(format!("{}: {error}", act())))
-        });
-        let fingerprint = self.fingerprint.clone().or(entry.fingerprint.clone().filter(|_| ca.is_none()));
-        let user = self.user.clone().or(entry.user.clone()).unwrap_or_else(|| ROOT.to_owned());
-        let password = self.password(&entry, &user, is_named)?;
-        let login = Login { address: entry.address, user, password, fingerprint, authority: authority.transpose()? };
+        let login = Login { address: entry.address, user, password, fingerprint, authority };
         Ok(Named { login, sr_paths: entry.sr_paths, state, trusts_first: self.trust_first })
     }
+}
 
-    fn password(&self, entry: &PoolEntry, user: &str, is_named: bool) -> Result<Zeroizing<String>> {
-        let command_line = (self.pool_password_file.as_deref(), self.pool_password_command.as_deref());
-        let environment = |name: &str| std::env::var(name).ok();
-        if let Some(source) = Source::choose(&OF_POOL, command_line, environment, entry.password()) {
-            return source.line();
-        }
-        let shown = Shown(if is_named { &self.pool } else { &entry.address });
-        match password::ask_text(&format!("Password of {} at {shown}: ", Shown(user)))? {
-            Some(password) => Ok(password),
-            None => Err(Failure::new(
-                Exit::Key,
-                format!(
-                    "no password is given for {} at {shown}: give --pool-password-file, --pool-password-command, \
-                     XOFS_POOL_PASSWORD, or one in the configuration",
-                    Shown(user)
-                ),
-            )
-            .into()),
-        }
+/// Finds a pool in the configuration; one that is not there is an address. Returns whether it is.
+fn entry(name: &str) -> Result<(PoolEntry, bool)> {
+    let entry = Config::load()?.pools.remove(name);
+    let is_named = entry.is_some();
+    Ok((entry.unwrap_or_else(|| PoolEntry { address: name.to_owned(), ..PoolEntry::default() }), is_named))
+}
+
+/// Reads who signed the certificate of a pool.
+fn certificates(path: &Path) -> Result<String> {
+    let act = || format!("read the certificates in '{}'", path.display());
+    fs::read_to_string(path).map_err(|error| Failure::usage(format!("{}: {error}", act())).into())
+}
+
+/// Finds the password of a user of a pool, which a person calls `shown`.
+fn password(
+    entry: &PoolEntry,
+    user: &str,
+    shown: &str,
+    command_line: (Option<&Path>, Option<&str>),
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Zeroizing<String>> {
+    if let Some(source) = Source::choose(&OF_POOL, command_line, environment, entry.password()) {
+        return source.line();
+    }
+    let (user, shown) = (Shown(user), Shown(shown));
+    match password::ask_text(&format!("Password of {user} at {shown}: "))? {
+        Some(password) => Ok(password),
+        None => Err(Failure::new(
+            Exit::Key,
+            format!(
+                "no password is given for {user} at {shown}: give --pool-password-file, --pool-password-command, \
+                 XOFS_POOL_PASSWORD, or one in the configuration"
+            ),
+        )
+        .into()),
     }
 }
 
 impl Named {
+    /// Logs in.
+    ///
+    /// # Errors
+    /// What [`pool::connect`] says.
+    pub fn connect(&self, cancel: &Cancel) -> pool::Result<Pool> {
+        pool::connect(&self.login, &self.state, cancel, |unknown| {
+            self.accepts(unknown).map_err(|error| pool::Error::new(pool::ErrorKind::Untrusted, format!("{error:#}")))
+        })
+    }
+
     /// Decides about a certificate that nobody vouched for yet: accepts it if that was asked for, or a person says so.
     ///
     /// # Errors

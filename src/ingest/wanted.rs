@@ -99,6 +99,7 @@ impl Destination {
 }
 
 /// A repository that is written to.
+#[derive(Clone)]
 pub struct RepositoryDestination {
     /// As it was named; holds no secret.
     pub name: String,

@@ -1,8 +1,8 @@
 //! One backup of one VM, from its locks to its last trace.
 //!
 //! ```text
-//! lock of this machine ─► survey ─► what dead runs left ─► chains are fit ─► locks of the repositories, what they have
-//!    ─► base of each disk ─► snapshot ─► transfer, ingest ─┬► stored in each repository: it is the base now, the one before goes
+//! lock of this machine ─► survey ─► what dead runs left ─► chains are fit ─► replicas ─► locks of the repositories, what they have
+//!    ─► base of each disk ─► snapshot ─► transfer, ingest ─┬► stored in each of them: it is the base now, the one before goes
 //!                                                          └► else: it goes, the one before stays
 //! ```
 
@@ -18,9 +18,10 @@ use xapi::{Budget, Pool, Record};
 
 use super::base::{self, Base, Stored};
 use super::error::{Error, ErrorKind, Result};
-use super::explain::{ExplainedDisk, Explanation, Fate, Room};
+use super::explain::{ExplainedDisk, ExplainedReplica, Explanation, Fate, Room};
 use super::journal::Journal;
 use super::keys;
+use super::replica::{self, Absent, Kind, Place, Replication, Wish as ReplicaWish};
 use super::snapshot::{self, Taken};
 use super::state::State;
 use super::survey::{self, LiveDisk, Survey};
@@ -61,6 +62,8 @@ pub struct Options {
     pub chain_patience: Option<Duration>,
     /// How long others are waited for that work on the same VM.
     pub patience: Duration,
+    /// How many states of a VM are kept in each replica, at least one.
+    pub replicas_kept: usize,
 }
 
 /// What became of a VM.
@@ -77,26 +80,57 @@ pub enum Done {
 pub struct Run<'a> {
     pool: Pool,
     state: &'a State,
-    journal: Journal,
+    journal: Arc<Journal>,
     options: &'a Options,
-    destinations: &'a [Destination],
+    repositories: &'a [Destination],
+    /// Where replicas are kept, by name; or why they cannot be.
+    places: Vec<(String, Result<Arc<Place>>)>,
     say: &'a (dyn Fn(&str) + Sync),
 }
 
+/// A replica, or what takes its place where it cannot be reached.
+type Sought = std::result::Result<Arc<Replication>, Arc<Absent>>;
+
 impl<'a> Run<'a> {
-    /// Begins a run, and undoes what earlier ones left that died.
+    /// Begins a run, and undoes what earlier ones left that died, in the pool and in those that replicas are `wished` in.
     ///
     /// # Errors
-    /// What the pool says; if the journal cannot be written.
+    /// What a pool says; if a journal cannot be written; [`ErrorKind::Usage`] if an SR is not there, or named twice.
     pub fn begin(
         pool: Pool,
         state: &'a State,
         options: &'a Options,
-        destinations: &'a [Destination],
+        repositories: &'a [Destination],
+        wished: Vec<ReplicaWish>,
         say: &'a (dyn Fn(&str) + Sync),
     ) -> Result<Self> {
         let (pool, journal) = sweep::begin(pool, state, say)?;
-        Ok(Self { pool, state, journal, options, destinations, say })
+        let journal = Arc::new(journal);
+        let mut places: Vec<(String, Result<Arc<Place>>)> = Vec::with_capacity(wished.len());
+        for ReplicaWish { name, pool: other, sr } in wished {
+            let find = || -> Result<Place> {
+                let (pool, journal) = match other {
+                    None => (pool.clone(), journal.clone()),
+                    Some(other) => sweep::begin(other?, state, say).map(|(pool, journal)| (pool, Arc::new(journal)))?,
+                };
+                let mark = keys::mark(journal.run(), &state.keeper());
+                Place::find(name.clone(), &sr, pool, journal, mark, options.replicas_kept)
+            };
+            let place = match find() {
+                // What was asked for is wrong, or somebody has enough of it.
+                Err(error) if matches!(error.kind(), ErrorKind::Usage | ErrorKind::Interrupted) => return Err(error),
+                place => place.map(Arc::new),
+            };
+            let is_same = |other: &Place| place.as_ref().is_ok_and(|place| place.sr.uuid == other.sr.uuid);
+            if places.iter().any(|(_, other)| other.as_ref().is_ok_and(|other| is_same(other))) {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    format!("the SR of '{}' is named twice", name.escape_debug()),
+                ));
+            }
+            places.push((name, place));
+        }
+        Ok(Self { pool, state, journal, options, repositories, places, say })
     }
 
     /// Finds a VM.
@@ -138,17 +172,27 @@ impl<'a> Run<'a> {
             patience: self.options.patience,
             ..wanted
         };
-        let mut begun = ingest::begin(&wanted, self.destinations, watch)?;
+        let replicas = self.replicas(&survey)?;
+        let destinations: Vec<Destination> = self
+            .repositories
+            .iter()
+            .filter_map(|named| Some(Destination::Repository(named.repository()?.clone())))
+            .chain(replicas.iter().map(|replica| match replica {
+                Ok(replica) => Destination::Replica(replica.clone()),
+                Err(absent) => Destination::Replica(absent.clone()),
+            }))
+            .collect();
+        let mut begun = ingest::begin(&wanted, &destinations, watch)?;
         let bases = self.bases(&survey, &disks, &mut begun, &wanted)?;
         if only_explains {
-            return Ok(Done::Explained(Box::new(self.explain(&survey, &disks, &bases)?)));
+            return Ok(Done::Explained(Box::new(self.explain(&survey, &disks, &bases, &replicas)?)));
         }
         self.track_changes(&disks);
         let now = Timestamp::now();
         let keys = snapshot::new_keys(self.job(), &survey.vm.uuid, self.journal.run(), &self.state.keeper(), now);
         let taken = snapshot::take(&self.pool, &self.journal, &survey, &keys, self.say)?;
         let sources = self.sources(&survey, &taken, &disks, bases);
-        let stored = self.describe(&survey, &taken, &disks, &mut wanted).and_then(|()| {
+        let stored = self.describe(&survey, &taken, &disks, &mut wanted, &replicas).and_then(|()| {
             wanted.disks = disks
                 .iter()
                 .zip(&sources)
@@ -159,6 +203,7 @@ impl<'a> Run<'a> {
                 .collect();
             Ok(begun.store(&wanted)?)
         });
+        replicas.iter().flatten().flat_map(|replica| replica.remarks()).for_each(|remark| (self.say)(&remark));
         // What reads from the pool ends before its disks are destroyed.
         drop(wanted);
         let uses_tracking =
@@ -268,9 +313,34 @@ impl<'a> Run<'a> {
         disks.iter().zip(bases).filter_map(source).collect()
     }
 
-    /// Says in `wanted` what the pool says of the VM and its snapshot.
-    fn describe(&self, survey: &Survey, taken: &Taken, disks: &[&LiveDisk], wanted: &mut Wanted) -> Result<()> {
+    /// Looks at the replicas of the VM that there are. One that cannot be looked at is a destination that has failed.
+    fn replicas(&self, survey: &Survey) -> Result<Vec<Sought>> {
+        let kept: BTreeSet<Uuid> = survey.disk_snapshots(self.job())?.iter().map(|snapshot| snapshot.uuid).collect();
+        let kind = match self.options.mode {
+            Mode::Incremental => Kind::Increments,
+            Mode::Full(_) => Kind::Full,
+        };
+        let replica = |(name, place): &(String, Result<Arc<Place>>)| {
+            let begin = |place: Arc<Place>| Replication::begin(place, &survey.vm.uuid, self.job(), kind, kept.clone());
+            let begun = place.clone().and_then(begin);
+            begun.map(Arc::new).map_err(|error| Arc::new(Absent { name: name.clone(), error }))
+        };
+        Ok(self.places.iter().map(replica).collect())
+    }
+
+    /// Says in `wanted`, and to the replicas, what the pool says of the VM and its snapshot.
+    fn describe(
+        &self,
+        survey: &Survey,
+        taken: &Taken,
+        disks: &[&LiveDisk],
+        wanted: &mut Wanted,
+        replicas: &[Sought],
+    ) -> Result<()> {
         let records = records::of(&self.pool, survey, taken, disks)?;
+        for replica in replicas.iter().flatten() {
+            replica.describe(replica::Source::of(&self.pool, survey, taken, disks, &records.vtpms)?);
+        }
         wanted.origin = Some(match self.options.mode {
             Mode::Incremental => Origin::of_pool(records),
             Mode::Full(compression) => {
@@ -283,7 +353,7 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Decides about the snapshots: the new one takes the place of the one before if it is stored in each repository.
+    /// Decides about the snapshots: the new one takes the place of the one before if it is stored in each repository and replica.
     fn settle(&self, survey: &Survey, taken: Taken, report: Option<&Report>, uses_tracking: bool) -> Result<()> {
         // Whatever ended the run.
         let pool = self.pool.with(&super::cleanup());
@@ -309,7 +379,13 @@ impl<'a> Run<'a> {
     }
 
     /// Says what would be made.
-    fn explain(&self, survey: &Survey, disks: &[&LiveDisk], bases: &[Base]) -> Result<Explanation> {
+    fn explain(
+        &self,
+        survey: &Survey,
+        disks: &[&LiveDisk],
+        bases: &[Base],
+        replicas: &[Sought],
+    ) -> Result<Explanation> {
         let of_disk = |disk: &LiveDisk| {
             let base = disks.iter().zip(bases).find(|(other, _)| other.uuid == disk.uuid);
             let fate = match base {
@@ -344,6 +420,13 @@ impl<'a> Run<'a> {
             disks: survey.disks.iter().map(of_disk).collect(),
             room,
             chain_problem: survey::chain_problem(&self.pool, survey)?,
+            replicas: replicas
+                .iter()
+                .map(|replica| match replica {
+                    Ok(replica) => replica.explain(survey, disks),
+                    Err(absent) => Ok(ExplainedReplica::absent(&absent.name, &absent.error)),
+                })
+                .collect::<Result<_>>()?,
             remarks: remarks.into_iter().map(str::to_owned).collect(),
         })
     }

@@ -47,6 +47,11 @@ pub enum Act {
         /// The names of the disks.
         disks: Vec<String>,
     },
+    /// A replica is brought up to date on an SR. What is not whole has an entry with the run and that SR in it.
+    Replica {
+        /// The uuid of the SR.
+        sr: String,
+    },
     /// Disks are taken from a halted VM for the moment of its snapshot.
     Detached {
         /// The uuid of the VM.

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
+use super::replica::is_of_replica;
+
 /// What all names of entries of ours begin with.
 pub const PREFIX: &str = "xofs:";
 const JOB: &str = "xofs:job";
@@ -73,9 +75,10 @@ impl Keys {
     }
 }
 
-/// Returns the names of the entries of ours: a live object has some after somebody went back to a snapshot of ours.
+/// Returns the names of the entries of ours, but for those of replicas: a live object has some after somebody went back to a
+/// snapshot of ours.
 pub fn ours(other_config: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
-    other_config.keys().map(String::as_str).filter(|name| name.starts_with(PREFIX))
+    other_config.keys().map(String::as_str).filter(|name| name.starts_with(PREFIX) && !is_of_replica(name))
 }
 
 /// Whether Xen Orchestra made a snapshot for a backup of its own.

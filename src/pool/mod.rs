@@ -6,6 +6,7 @@
 //! base, way     what each disk is read relative to, and how        ─► file_sr, nbd, whole
 //! snapshot      announced, taken, kept or destroyed                ─► journal, keys
 //! backup        all of it, for one VM, in order                    ─► records, explain
+//! replica       a machine on an SR that takes what a backup reads   ─► journal, restore
 //! restore       the other way: a backup becomes a VM or a disk      ─► journal, room
 //! sweep         what runs left that died                           ─► journal, snapshot
 //! state         what is remembered between runs: known pools, journals, locks
@@ -24,6 +25,7 @@ mod journal;
 mod keys;
 mod nbd;
 mod records;
+mod replica;
 pub mod restore;
 mod room;
 mod session;
@@ -39,7 +41,8 @@ use std::time::Duration;
 pub use backup::{Done, Mode, Options, Run};
 pub use base::Base;
 pub use error::{Error, ErrorKind, Result};
-pub use explain::{ExplainedDisk, Explanation, Fate, Room};
+pub use explain::{ExplainedDisk, ExplainedReplica, Explanation, Fate, Room};
+pub use replica::Wish as ReplicaWish;
 pub use session::{Login, Unknown, connect};
 pub use state::State;
 pub use way::Way;

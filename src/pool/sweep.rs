@@ -11,7 +11,7 @@ use super::journal::{self, Act, Journal, Left};
 use super::snapshot::{attach_again, destroy_named, destroy_ours};
 use super::state::State;
 use super::survey::Survey;
-use super::{keys, restore};
+use super::{keys, replica, restore};
 
 /// Begins a run: undoes what earlier ones left that died, and returns a handle whose tasks are told by this run, and its journal.
 ///
@@ -64,6 +64,7 @@ fn undo(pool: &Pool, state: &State, left: &Left, act: &Act) -> Result<()> {
         Act::Restore { vm, disks } => {
             restore::undo(pool, &keys::mark(left.run, &state.keeper()), vm.as_deref(), disks)?;
         }
+        Act::Replica { sr } => replica::settle(pool, &replica::mark(&keys::mark(left.run, &state.keeper()), sr))?,
         Act::Detached { vm, devices } => {
             let Some(vm) = live(pool, vm)? else { return Ok(()) };
             attach_again(pool, &vm.reference, devices)?;

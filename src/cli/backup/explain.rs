@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::cli::text::{Shown, size};
-use crate::pool::{Base, ExplainedDisk, Explanation, Fate};
+use crate::pool::{Base, ExplainedDisk, ExplainedReplica, Explanation, Fate};
 
 /// Says it for people.
 pub fn to_text(explanation: &Explanation) -> String {
@@ -31,6 +31,24 @@ pub fn to_text(explanation: &Explanation) -> String {
     if explanation.room.is_empty() {
         let _ = writeln!(text, "  the snapshot takes next to no room");
     }
+    for replica in &explanation.replicas {
+        let _ = writeln!(text, "{}:", Shown(&replica.name));
+        let _ = match &replica.machine {
+            Ok((name, uuid)) => {
+                writeln!(text, "  onto '{}' ({}), which has {} states", Shown(name), Shown(uuid), replica.states)
+            }
+            Err(why) => writeln!(text, "  onto a new VM: {}", Shown(why)),
+        };
+        for (disk, base) in &replica.disks {
+            let _ = match base {
+                Ok(time) => writeln!(text, "  {disk}  what changed since {}", Shown(time)),
+                Err(why) => writeln!(text, "  {disk}  whole: {}", Shown(why)),
+            };
+        }
+        let is_short = if replica.takes > replica.free { ": it may not fit" } else { "" };
+        let (takes, free) = (size(replica.takes), size(replica.free));
+        let _ = writeln!(text, "  what is sent as a whole takes up to {takes}, and {free} are free there{is_short}");
+    }
     for remark in explanation.chain_problem.iter().chain(&explanation.remarks) {
         let _ = writeln!(text, "  {}", Shown(remark));
     }
@@ -52,8 +70,22 @@ pub fn to_json(explanation: &Explanation) -> Value {
         "room": explanation.room.iter().map(|room| {
             json!({ "storage": room.storage, "takes": room.takes, "free": room.free })
         }).collect::<Vec<_>>(),
+        "replicas": explanation.replicas.iter().map(replica_to_json).collect::<Vec<_>>(),
         "chainProblem": explanation.chain_problem,
         "remarks": explanation.remarks,
+    })
+}
+
+fn replica_to_json(replica: &ExplainedReplica) -> Value {
+    let disk = |(name, base): &(String, Result<String, String>)| json!({ "name": name, "since": base.as_ref().ok(), "whyWhole": base.as_ref().err() });
+    json!({
+        "name": replica.name,
+        "vm": replica.machine.as_ref().ok().map(|(name, uuid)| json!({ "name": name, "uuid": uuid })),
+        "whyNew": replica.machine.as_ref().err(),
+        "states": replica.states,
+        "disks": replica.disks.iter().map(disk).collect::<Vec<_>>(),
+        "takes": replica.takes,
+        "free": replica.free,
     })
 }
 

@@ -17,8 +17,8 @@ use super::store::with_progress;
 use super::text::Shown;
 use super::{Global, open, print, signals};
 use crate::ingest::Watch;
+use crate::pool;
 use crate::pool::restore::{self, Macs, Options, Plan, Planner, Run, Target, Wish};
-use crate::pool::{self, ErrorKind};
 use crate::repository::{Backup, Mode, Repository, Selection, Vm};
 
 const EXAMPLES: &str = "\
@@ -193,9 +193,7 @@ pub fn run(global: &Global, arguments: &RestoreArgs) -> Result<Exit> {
         return Err(Failure::usage("--attach-to is for one disk: name it with --disk, or as VM/BACKUP/DISK").into());
     }
     let options = options(arguments);
-    let pool = pool::connect(&named.login, &named.state, &stop.cancel, |unknown| {
-        named.accepts(unknown).map_err(|error| pool::Error::new(ErrorKind::Untrusted, format!("{error:#}")))
-    })?;
+    let pool = named.connect(&stop.cancel)?;
     let target = Target::of(&pool)?;
     let mut planner = Planner { pool: &pool, repository: &repository, options: &options, target };
     let mut plans = Vec::new();

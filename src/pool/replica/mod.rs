@@ -1,0 +1,77 @@
+//! Replicas: machines on an SR, in this pool or another, that hold what the snapshots of a backup held, and cannot be started.
+//!
+//! ```text
+//! marks        how they are known
+//! found        what there is of one                            ─► what a disk is put on; whether anybody changed it
+//! source       what it is made after
+//! replication  one run: what an ingest asks of it              ─► machine; sending, archive: the bytes
+//! settle       what was begun becomes whole, or goes           whoever ended it
+//! ```
+//!
+//! Invariants: nothing of a whole state is written to, and none is destroyed before the next one is whole; nothing is destroyed that
+//! does not say itself to be ours, by its own uuid; a machine that somebody started or changed is left to him.
+
+mod archive;
+mod found;
+mod machine;
+mod marks;
+mod replication;
+mod sending;
+mod settle;
+mod source;
+
+use std::sync::Arc;
+
+use xapi::record::Sr;
+use xapi::{Pool, Record};
+
+pub use marks::{Kind, is_of_replica};
+pub use replication::{Absent, Replication};
+pub use settle::settle;
+pub use source::Source;
+
+use super::error::Result;
+use super::journal::Journal;
+use super::restore::target::Target;
+
+/// A storage that replicas are kept on.
+pub struct Place {
+    /// As it was named.
+    pub name: String,
+    /// Its pool, whose token stops what waits.
+    pub pool: Pool,
+    /// The journal of what is made there.
+    pub journal: Arc<Journal>,
+    /// What the names of what is made begin with, until it is whole.
+    pub mark: String,
+    /// The storage.
+    pub sr: Record<Sr>,
+    /// How many states are kept of each machine, at least one.
+    pub keep: usize,
+}
+
+/// Where replicas are to be kept.
+pub struct Wish {
+    /// As it was named; holds no secret.
+    pub name: String,
+    /// The pool, if it is another than that of the machines; or why it cannot be used.
+    pub pool: Option<Result<Pool>>,
+    /// The SR: its name or uuid.
+    pub sr: String,
+}
+
+impl Place {
+    /// Finds the storage that is meant.
+    ///
+    /// # Errors
+    /// [`super::ErrorKind::Usage`] if there is none; what the pool says.
+    pub fn find(name: String, sr: &str, pool: Pool, journal: Arc<Journal>, mark: String, keep: usize) -> Result<Self> {
+        let sr = Target::of(&pool)?.storage(Some(sr))?.clone();
+        Ok(Self { name, pool, journal, mark, sr, keep })
+    }
+}
+
+/// Returns what marks what a run has begun on an SR, of its own mark and the uuid of the SR.
+pub fn mark(of_run: &str, sr: &str) -> String {
+    format!("{of_run} on {sr}")
+}
