@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::error;
 use crate::file_layout::{BITMAP_BYTES, FULL_BLOCK_BYTES, FileLayout, bytes};
-use crate::geometry::{BlockIndex, BlockSize};
+use crate::geometry::BlockSize;
 
 const BLOCK: BlockSize = BlockSize::DEFAULT;
 
@@ -91,13 +91,6 @@ impl VhdView {
     #[must_use]
     pub fn payload(&self) -> u64 {
         self.layout.payload()
-    }
-
-    /// Returns where in the file the data of each present block begins, with the number of the block: both ascending.
-    pub fn places(&self) -> impl Iterator<Item = (u64, BlockIndex)> + '_ {
-        let start = self.layout.blocks().start + BITMAP_BYTES;
-        let places = (0..).map(move |slot: u64| start + slot * FULL_BLOCK_BYTES);
-        places.zip(self.layout.present().iter().map(|block| BlockIndex(*block)))
     }
 
     /// Fills as much of `buffer` as lies in the same part of the file as `offset`, and returns how much that was.
@@ -229,6 +222,7 @@ mod tests {
 
     use super::*;
     use crate::footer::{DiskType, Footer};
+    use crate::geometry::BlockIndex;
     use crate::geometry::tests::Random;
     use crate::header::Header;
 
@@ -391,9 +385,9 @@ mod tests {
         assert_eq!((header.max_table_entries, header.parent_uuid), (6, Some(parent)));
         let table = [ABSENT, [0, 0, 0, 4], ABSENT, [0, 0, 0x10, 5], ABSENT, [0, 0, 0x20, 6]].concat();
         assert_eq!(file[1536..1560], table);
-        let places: Vec<_> = view.places().collect();
+        assert_eq!(view.layout().present(), [1, 3, 5]);
         let full = FULL_BLOCK_BYTES;
-        assert_eq!(places, [(2560, BlockIndex(1)), (2560 + full, BlockIndex(3)), (2560 + 2 * full, BlockIndex(5))]);
+        let places = [(2560, BlockIndex(1)), (2560 + full, BlockIndex(3)), (2560 + 2 * full, BlockIndex(5))];
         assert_eq!((view.payload(), bytes(file.len())), (6 * MIB, 2048 + 3 * full + 512));
         for (at, block) in places {
             let at = usize::try_from(at).unwrap();
@@ -404,7 +398,7 @@ mod tests {
             assert!(file[at..at + (2 << 20)] == expected, "{block:?}");
         }
         let nothing = VhdView::difference(disk, &[], uuid(), parent, 0).unwrap();
-        assert_eq!((nothing.size(), nothing.places().count()), (2560, 0));
+        assert_eq!((nothing.size(), nothing.layout().present()), (2560, &[][..]));
     }
 
     #[test]

@@ -13,9 +13,9 @@ use std::time::{Duration, Instant};
 use crossbeam::channel;
 use disk::Disk;
 use storage::Summing;
-use vhd::{BlockIndex, BlockSize, ChainDigests, StreamReader, VhdView};
+use vhd::{BlockIndex, BlockSize, ChainDigests, StreamReader, StreamWriter, VhdView};
 use xapi::record::{Sr, Vdi, Vm};
-use xapi::{ExportOptions, Format, Import, Pool, Ref};
+use xapi::{ExportOptions, Format, Pool, Ref};
 
 use super::digests::Digests;
 use crate::ahead;
@@ -25,8 +25,6 @@ use crate::pool::error::{Error, ErrorKind, Result};
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
 const BLOCK_LEN: usize = 2 << 20;
-/// What a short last block is filled with.
-static ZEROES: [u8; BLOCK_LEN] = [0; BLOCK_LEN];
 /// How long a control domain is waited for that still holds a disk; then it is used nevertheless.
 const MOST_HELD: Duration = Duration::from_secs(120);
 /// How often that is looked at.
@@ -51,31 +49,29 @@ pub struct Content<'a> {
 /// [`ErrorKind::Damaged`] if a block is not what was written once, or cannot be read; what the pool says.
 pub fn send(pool: &Pool, vdi: &Ref<Vdi>, content: &Content, watch: &Watch) -> Result<Digests> {
     let Content { disk, image, known } = content;
-    let mut import = Sending { import: pool.import_vdi(vdi, Format::Vhd, image.size())?, sent: 0 };
-    let places: Vec<(u64, BlockIndex)> = image.places().collect();
-    let ranges = places.iter().map(|(_, block)| Ok(range_of(*block, disk.size())));
-    let (mut digests, mut next) = (Digests::default(), places.iter());
+    let layout = image.layout();
+    let import = pool.import_vdi(vdi, Format::Vhd, layout.file_size())?;
+    let mut vhd = StreamWriter::begin(layout.clone(), import).map_err(of_io)?;
+    let ranges = layout.present().iter().map(|block| Ok(range_of(BlockIndex(*block), disk.size())));
+    let (mut digests, mut next) = (Digests::default(), layout.present().iter());
     ahead::read::<Error>(disk, ranges, |offset, bytes, times| {
         pool.cancel().check("the transfer of a disk")?;
-        let (place, block) = next.next().expect("each piece is one of the blocks");
-        let digest = digests.add(*block, bytes);
+        let block = BlockIndex(*next.next().expect("each piece is one of the blocks"));
+        let digest = digests.add(block, bytes);
         let expected = known.filter(|known| known.block_size() == BlockSize::DEFAULT);
-        if expected.and_then(|known| known.of_read(*block)).is_some_and(|expected| expected != digest) {
+        if expected.and_then(|known| known.of_read(block)).is_some_and(|expected| expected != digest) {
             let message = format!(
                 "the block at byte {offset} is not what was written when it was backed up: the repository is damaged there. \
                  'xofs check --data' says what else is, and 'xofs export' gives the disk as it is"
             );
             return Err(Error::new(ErrorKind::Damaged, message));
         }
-        import.up_to(image, *place)?;
-        import.write(bytes)?;
-        import.write(&ZEROES[..BLOCK_LEN - bytes.len()])?;
+        vhd.write(block, bytes, std::slice::from_ref(&(0..bytes.len()))).map_err(of_io)?;
         watch.advance(BLOCK);
         watch.sees(times.reading > times.writing, times.writing > times.reading);
         Ok(())
     })?;
-    import.up_to(image, image.size())?;
-    import.import.conclude()?;
+    vhd.finish().map_err(of_io)?.conclude()?;
     wait_until_free(pool, vdi)?;
     Ok(digests)
 }
@@ -148,7 +144,7 @@ pub(in crate::pool) fn wait_until_free(pool: &Pool, vdi: &Ref<Vdi>) -> Result<()
 /// # Errors
 /// If it cannot be read, or is not whole; what the pool says.
 pub fn send_archive(pool: &Pool, sr: &Ref<Sr>, archive: &StoredArchive, watch: &Watch) -> Result<(Ref<Vm>, String)> {
-    let mut import = Sending { import: pool.import_vm(sr, Some(archive.size()))?, sent: 0 };
+    let mut import = pool.import_vm(sr, Some(archive.size()))?;
     let mut summing = Summing::default();
     let (give, take) = channel::bounded::<Vec<u8>>(DEPTH);
     let (cancel, has_failed) = (pool.cancel(), &AtomicBool::new(false));
@@ -166,42 +162,17 @@ pub fn send_archive(pool: &Pool, sr: &Ref<Sr>, archive: &StoredArchive, watch: &
             summing.add(&piece);
             watch.advance(piece.len() as u64);
             if let Some(before) = last.replace(piece) {
-                import.write(&before).inspect_err(|_| has_failed.store(true, Ordering::Release))?;
+                import.write_all(&before).map_err(of_io).inspect_err(|_| has_failed.store(true, Ordering::Release))?;
             }
         }
         let ended = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         cancel.check("the transfer of an XVA")?;
         let checksum = summing.finish();
         ended.and_then(|()| archive.check_sum(checksum)).map_err(of_backup)?;
-        import.write(&last.unwrap_or_default())?;
+        import.write_all(&last.unwrap_or_default()).map_err(of_io)?;
         Ok(checksum.to_string())
     })?;
-    Ok((import.import.conclude()?.reference()?, checksum))
-}
-
-/// An import, and how many bytes of it were sent.
-struct Sending {
-    import: Import,
-    sent: u64,
-}
-
-impl Sending {
-    /// Sends what the image has from where it is up to `place`: what is around the blocks.
-    fn up_to(&mut self, image: &VhdView, place: u64) -> Result<()> {
-        let mut buffer = [0; 4096];
-        while self.sent < place {
-            let len = usize::try_from(place - self.sent).unwrap_or(usize::MAX).min(buffer.len());
-            image.read_at(self.sent, &mut buffer[..len])?;
-            self.write(&buffer[..len])?;
-        }
-        Ok(())
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.import.write_all(bytes).map_err(of_io)?;
-        self.sent += bytes.len() as u64;
-        Ok(())
-    }
+    Ok((import.conclude()?.reference()?, checksum))
 }
 
 /// Returns where a block is in a disk of `size` bytes.
