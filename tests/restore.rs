@@ -7,7 +7,7 @@ mod pool;
 mod support;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use pool::{Lab, MIB, World, wait_for};
@@ -380,4 +380,179 @@ fn what_a_killed_run_left_is_removed_by_the_next_and_nothing_else() {
     assert!(said["vm"].is_null());
     let after = lab.count();
     assert_eq!((after.0, after.1), (before.0, before.1 + 1));
+}
+
+/// The devices of a machine in one of its lists.
+fn members(lab: &Lab, vm: &Reference, list: &str) -> Vec<Reference> {
+    lab.simulator.look(|store| store.references(Class::Vm, vm, list).expect("it is there"))
+}
+
+#[test]
+fn a_tpm_and_what_the_firmware_tells_come_back_unless_the_pool_allows_no_tpm() {
+    let contents = "c3RhdGUgb2YgYSB0cG0=";
+    let machine =
+        Machine::new("web01").tpm(contents).bios_string("bios-vendor", "Maker").bios_string("oem-1", "kept out");
+    let world = World::new(|scene| scene.vm(machine.disk(Disk::new("system", 4 * MIB).filled(100))));
+    world.back_up(&[]);
+    let contents_of = |lab: &Lab, vm: &Reference| {
+        let vtpms = members(lab, vm, "VTPMs");
+        lab.simulator.change(|state| vtpms.iter().map(|vtpm| state.tpms[vtpm].clone()).collect::<Vec<_>>())
+    };
+    let other = world.other("other", |scene| scene);
+    for lab in [&world.lab, &other] {
+        let said = lab.restored(&world.repository, &["web01", "--start"]);
+        let vm = lab.by_uuid(Class::Vm, &said["vm"]);
+        assert_eq!(contents_of(lab, &vm), [contents]);
+        let strings = lab.field(Class::Vm, &vm, "bios_strings");
+        assert_eq!((&strings["bios-vendor"], &strings["system-product-name"]), (&json!("Maker"), &json!("HVM domU")));
+        assert_ne!(strings["oem-1"], "kept out");
+        assert_eq!(lab.field(Class::Vm, &vm, "power_state"), json!("Running"));
+        let told = lab.simulator.log().requests();
+        assert!(!told.iter().any(|request| request.arguments.iter().any(|argument| argument.contains(contents))));
+        lab.is_at_rest();
+    }
+    let without = world.other("without", |scene| scene);
+    without
+        .simulator
+        .change(|state| {
+            let pool = state.pool();
+            state.store.set(Class::Pool, &pool, "restrictions", xapi_simulator::value::map([("restrict_vtpm", "true")]))
+        })
+        .expect("there is a pool");
+    let (code, out, err) = run(&mut without.restore(&world.repository, &["web01"]));
+    assert_eq!(code, 0, "{out}\n{err}");
+    assert!(err.contains("the virtual TPM is left out"), "{err}");
+    assert_eq!(members(&without, &without.simulator.only(Class::Vm, "web01"), "VTPMs"), []);
+    without.is_at_rest();
+}
+
+#[test]
+fn disks_lie_where_each_is_wanted_on_thick_storage_too_and_the_machine_starts() {
+    let world = with_one_machine();
+    world.back_up(&[]);
+    let held = world.lab.held(&world.machine());
+    let other = world.other("new", |scene| {
+        let (thin, thick) = (Sr::new("thin", Storage::Nfs), Sr::new("thick", Storage::Lvm));
+        scene.sr(Sr::new("first", Storage::Ext)).sr(thin).sr(thick)
+    });
+    let to = ["web01", "--sr", "thin", "--sr-of", "xvdb=thick", "--start", "--verify"];
+    let said = other.restored(&world.repository, &to);
+    let vm = other.by_uuid(Class::Vm, &said["vm"]);
+    assert_eq!(other.field(Class::Vm, &vm, "power_state"), json!("Running"));
+    assert_eq!(other.held(&vm), held);
+    let names: Vec<Value> = other
+        .simulator
+        .disks_of(&vm)
+        .expect("it has disks")
+        .iter()
+        .map(|vdi| {
+            let sr = other.simulator.look(|store| store.reference(Class::Vdi, vdi, "SR")).expect("it has one");
+            other.field(Class::Sr, &sr, "name_label")
+        })
+        .collect();
+    assert_eq!(names, [json!("thin"), json!("thick")]);
+    other.is_at_rest();
+    let err = other.fails(&world.repository, &["web01", "--sr-of", "xvdz=thick"], 2);
+    assert!(err.contains("it has xvda, xvdb"), "{err}");
+}
+
+#[test]
+fn a_machine_that_was_suspended_comes_back_halted_and_starts() {
+    let world = with_one_machine();
+    let lab = &world.lab;
+    let vm = world.machine();
+    lab.simulator.change(|state| xapi_simulator::methods::power::suspend(state, &vm)).expect("it runs");
+    let (code, out, err) =
+        run(lab.command("backup", &["--vm", "web01", "--explain"]).arg("--to").arg(&world.repository));
+    assert_eq!(code, 0, "{out}\n{err}");
+    assert!(out.contains("its memory is not part of the backup"), "{out}");
+    world.back_up(&[]);
+    let held = lab.held(&world.machine());
+    assert_eq!(lab.field(Class::Vm, &world.machine(), "power_state"), json!("Suspended"));
+    let other = world.other("new", |scene| scene);
+    let said = other.restored(&world.repository, &["web01"]);
+    let vm = other.by_uuid(Class::Vm, &said["vm"]);
+    assert_eq!(other.field(Class::Vm, &vm, "power_state"), json!("Halted"));
+    assert_eq!(other.field(Class::Vm, &vm, "suspend_VDI"), json!("OpaqueRef:NULL"));
+    assert_eq!(other.held(&vm), held);
+    let said = other.restored(&world.repository, &["web01", "--name", "again", "--start"]);
+    assert_eq!(other.field(Class::Vm, &other.by_uuid(Class::Vm, &said["vm"]), "power_state"), json!("Running"));
+}
+
+#[test]
+fn memory_in_a_backup_is_refused_or_left_out() {
+    let world = with_one_machine();
+    world.back_up(&[]);
+    // Another program backs memory up as one more disk.
+    let find = |folder: &Path, is_it: fn(&str) -> bool| -> PathBuf {
+        let mut entries = fs::read_dir(folder).expect("listed").map(|entry| entry.expect("listed").path());
+        entries.find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_it)).expect("it is there")
+    };
+    let vm = find(&world.repository.join("xo-vm-backups"), |name| name.len() == 36);
+    let metadata = find(&vm, |name| name.ends_with("Z.json"));
+    let mut document: Value = serde_json::from_slice(&fs::read(&metadata).expect("read")).expect("JSON");
+    let data = document["vdis"].as_object_mut().expect("disks").values_mut();
+    data.filter(|vdi| vdi["name_label"] == "data").for_each(|vdi| vdi["type"] = json!("suspend"));
+    fs::write(&metadata, document.to_string()).expect("a short file fits");
+    let _gone = fs::remove_file(vm.join("cache.json.gz"));
+    let lab = &world.lab;
+    let err = lab.fails(&world.repository, &["web01"], 2);
+    assert!(err.contains("--without-memory"), "{err}");
+    let said = lab.restored(&world.repository, &["web01", "--without-memory", "--start"]);
+    assert!(said["remarks"].to_string().contains("as after a power failure"), "{said}");
+    let vm = lab.by_uuid(Class::Vm, &said["vm"]);
+    assert_eq!(lab.held(&vm).into_keys().collect::<Vec<_>>(), ["xvda"]);
+    lab.is_at_rest();
+}
+
+#[test]
+fn a_disk_larger_than_any_vhd_is_refused_before_anything_is_made() {
+    let world = World::new(|scene| scene);
+    let image = world.folder.path().join("large.raw");
+    let length = (2040 << 30) + 2 * MIB;
+    fs::File::create(&image).and_then(|file| file.set_len(length)).expect("a sparse file");
+    let disk = format!("xvda={}", image.display());
+    let vm = ["--vm", "1e2d3c4b-5a69-4788-9655-443322110fed", "--name", "web01", "--format", "exploded"];
+    support::succeed(support::xofs().arg("ingest").arg(&world.repository).args(vm).args(["--disk", &disk]));
+    let before = world.lab.count();
+    for more in [&[][..], &["--explain"]] {
+        let err = world.lab.fails(&world.repository, &[&["web01/latest/xvda"], more].concat(), 1);
+        for part in [&*format!("xvda has {length} bytes"), "at most 2190433320960", "xofs export"] {
+            assert!(err.contains(part), "{part}: {err}");
+        }
+    }
+    assert_eq!(world.lab.count(), before);
+}
+
+#[test]
+fn interfaces_of_a_full_backup_are_moved_to_the_networks_that_were_asked_for() {
+    let world = World::new(|scene| {
+        let scene = scene.network("lan", &[]).network("wan", &[]);
+        scene.vm(Machine::new("web01").disk(Disk::new("system", 4 * MIB)))
+    });
+    world.back_up(&["--mode", "full", "--xva-compression", "none"]);
+    let lab = &world.lab;
+    for (wish, expected) in [("lan=wan", "wan"), ("wan", "wan"), ("wan=lan", "lan")] {
+        let said = lab.restored(&world.repository, &["web01", "--network", wish, "--start"]);
+        let vm = lab.by_uuid(Class::Vm, &said["vm"]);
+        let vif = members(lab, &vm, "VIFs")[0].clone();
+        let network = lab.simulator.look(|store| store.reference(Class::Vif, &vif, "network")).expect("it has one");
+        assert_eq!(lab.field(Class::Network, &network, "name_label"), json!(expected), "{wish}");
+        assert_eq!(lab.field(Class::Vm, &vm, "power_state"), json!("Running"));
+    }
+    let err = lab.fails(&world.repository, &["web01", "--network", "nowhere"], 2);
+    assert!(err.contains("it has 'lan', 'wan'"), "{err}");
+    lab.is_at_rest();
+}
+
+#[test]
+fn an_sr_that_fills_midway_ends_it_and_nothing_is_left() {
+    let world = with_one_machine();
+    world.back_up(&[]);
+    let (before, lab) = (world.lab.count(), &world.lab);
+    lab.simulator.fault("import after 6MiB fill".parse::<Fault>().expect("a fault"));
+    let err = lab.fails(&world.repository, &["web01", "--jobs", "1"], 1);
+    assert!(err.contains("restore web01/"), "{err}");
+    assert_eq!((lab.count(), lab.simulator.faults_left()), (before, 0), "{err}");
+    lab.is_at_rest();
 }
