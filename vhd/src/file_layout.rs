@@ -28,8 +28,11 @@ pub(crate) const BITMAP_BYTES: u64 = 512;
 /// Bytes of a block with its bitmap.
 pub(crate) const FULL_BLOCK_BYTES: u64 = BITMAP_BYTES + (2 << 20);
 
-/// "More than this geometry can say": what tools write, and understand, where the size is not to be taken from it.
-const NO_GEOMETRY: Chs = Chs { cylinders: 65_535, heads: 16, sectors: 255 };
+/// What qemu writes where the size is the footer's and not the geometry's. So all its versions since 2.6 read such a file, and
+/// vhd-lib, libvhdi and tapdisk do for any creator; of one that they do not know versions before 10 take the geometry.
+///
+/// Source: qemu, `block/vpc.c`.
+const CREATOR: [u8; 4] = *b"qem2";
 
 /// A dynamic or differencing VHD file but for what is in its blocks.
 #[derive(Debug)]
@@ -79,15 +82,12 @@ impl FileLayout {
             features: 2,
             data_offset: HEADER_AT,
             timestamp,
-            // Unknown to qemu-img, which is right: 10.0.2 takes the size from the geometry for 'vpc ' and 'qemu' only;
-            // older versions do for any creator they do not know, but not if the geometry is the largest there is.
-            // Vhd-lib, libvhdi and tapdisk take the size from the footer in any case.
-            creator: *b"xofs",
+            creator: CREATOR,
             creator_version: 0x0001_0000,
             creator_host_os: *b"Wi2k",
             original_size: size,
             current_size: size,
-            chs: NO_GEOMETRY,
+            chs: Chs::within(size),
             disk_type: if parent.is_some() { DiskType::Differencing } else { DiskType::Dynamic },
             uuid,
         }

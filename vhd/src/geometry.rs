@@ -163,6 +163,33 @@ impl Chs {
         }
     }
 
+    /// Returns the largest usual geometry that `size` bytes cover, as the specification has it; the largest there is from about
+    /// 127.5 GiB on.
+    ///
+    /// Storage managers take a file for damaged that says more than that (blktap, `vhd-util-check.c`).
+    /// Source: VHD specification 1.0, appendix "CHS Calculation".
+    #[must_use]
+    pub fn within(size: u64) -> Self {
+        const CYLINDERS: u64 = 65_535;
+        let total = size.div_ceil(SECTOR).min(CYLINDERS * 16 * 255);
+        let (mut sectors, mut heads, mut tracks) = (255, 16, total / 255);
+        if total < CYLINDERS * 16 * 63 {
+            (sectors, tracks) = (17, total / 17);
+            heads = tracks.div_ceil(1024).max(4);
+            if tracks >= heads * 1024 || heads > 16 {
+                (sectors, heads, tracks) = (31, 16, total / 31);
+            }
+            if tracks >= heads * 1024 {
+                (sectors, heads, tracks) = (63, 16, total / 63);
+            }
+        }
+        Self {
+            cylinders: u16::try_from(tracks / heads).expect("sectors are limited to 65535 cylinders"),
+            heads: u8::try_from(heads).expect("at most 16 heads"),
+            sectors: u8::try_from(sectors).expect("at most 255 sectors per track"),
+        }
+    }
+
     /// Returns the number of bytes the geometry covers.
     #[must_use]
     pub fn bytes(self) -> u64 {
@@ -221,6 +248,34 @@ pub(crate) mod tests {
             assert_eq!(chs.bytes(), covered, "{size}");
         }
         assert_eq!(Chs::of_size(0).bytes(), 0);
+    }
+
+    #[test]
+    fn the_geometry_within_a_size_is_that_of_storage_managers() {
+        const MIB: u64 = 1 << 20;
+        const GIB: u64 = 1 << 30;
+        // Written by `vhd-util create` of blktap.
+        let table = [
+            (2 * MIB, (60, 4, 17)),
+            (10 * MIB, (301, 4, 17)),
+            (32 * MIB, (963, 4, 17)),
+            (136 * MIB, (561, 16, 31)),
+            (504 * MIB, (1024, 16, 63)),
+            (GIB, (2080, 16, 63)),
+            (10 * GIB, (20_805, 16, 63)),
+            (50 * GIB, (25_700, 16, 255)),
+            (128 * GIB, (65_535, 16, 255)),
+            (2040 * GIB, (65_535, 16, 255)),
+        ];
+        for (size, (cylinders, heads, sectors)) in table {
+            assert_eq!(Chs::within(size), Chs { cylinders, heads, sectors }, "{size}");
+        }
+        let mut random = Random(0x51ed_270b_4a2f_9c11);
+        for round in 0..100_000 {
+            let size = random.below(1 << (10 + round % 32));
+            assert!(Chs::within(size).bytes() <= size.next_multiple_of(SECTOR), "{size}");
+        }
+        assert_eq!((Chs::within(0).bytes(), Chs::within(u64::MAX).bytes()), (0, 136_899_993_600));
     }
 
     #[test]

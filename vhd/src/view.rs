@@ -479,8 +479,7 @@ mod tests {
             let vhd = write(directory.path(), "disk.vhd", &whole(&view(disk.clone())));
             let (raw, vhd) = (raw.to_str().unwrap(), vhd.to_str().unwrap());
             assert_eq!(qemu_img(&["compare", "-f", "raw", "-F", "vpc", raw, vhd]), "Images are identical.\n");
-            // As older versions decide for creators they do not know.
-            for calculation in ["", ",force_size_calc=chs", ",force_size_calc=current_size"] {
+            for calculation in ["", ",force_size_calc=current_size"] {
                 let options = format!("driver=vpc{calculation},file.driver=file,file.filename={vhd}");
                 let info = qemu_img(&["info", "--output=json", "--image-opts", &options]);
                 let size = format!("\"virtual-size\": {}", disk.size());
