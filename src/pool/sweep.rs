@@ -3,6 +3,7 @@
 //! Only what this machine and folder of the state made is touched, only of runs whose process is gone, and of snapshots only those
 //! that no backup is known to rest on. Objects of Xen Orchestra and of anybody else say nothing of the kind.
 
+use uuid::Uuid;
 use xapi::record::{PoolObject, TaskObject, Vm};
 use xapi::{Pool, Record};
 
@@ -33,18 +34,27 @@ pub fn begin(pool: Pool, state: &State, say: &dyn Fn(&str)) -> Result<(Pool, Jou
 /// # Errors
 /// If the journals or the tasks cannot be listed.
 fn runs(pool: &Pool, state: &State, uuid: &str, say: &dyn Fn(&str)) -> Result<()> {
-    let keeper = state.keeper();
-    for task in pool.records::<TaskObject>()? {
-        let is_dead = |run| !journal::is_alive(state, run);
-        if keys::run_of(&task.name_label, &keeper).is_some_and(is_dead) {
-            pool.destroy_task(&task.reference)?;
-        }
-    }
+    destroy_tasks(pool, state, |run| !journal::is_alive(state, run))?;
     for left in Left::find(state, uuid, say)? {
         let undone = left.acts.iter().rev().try_for_each(|act| undo(pool, state, &left, act));
         match undone.and_then(|()| left.undone()) {
             Ok(()) => {}
             Err(error) => say(&format!("what a run left that was ended cannot be removed yet: {error}")),
+        }
+    }
+    Ok(())
+}
+
+/// Ends the tasks of some runs, by what their names say: also those of which nobody knows, because the answer to who made them did
+/// not come any more.
+///
+/// # Errors
+/// If the tasks cannot be listed, or one cannot be ended.
+pub fn destroy_tasks(pool: &Pool, state: &State, is_meant: impl Fn(Uuid) -> bool) -> Result<()> {
+    let keeper = state.keeper();
+    for task in pool.records::<TaskObject>()? {
+        if keys::run_of(&task.name_label, &keeper).is_some_and(&is_meant) {
+            pool.destroy_task(&task.reference)?;
         }
     }
     Ok(())
