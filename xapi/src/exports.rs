@@ -48,7 +48,7 @@ pub struct NbdOptions {
     pub patience: Duration,
     /// How often a read is tried, if nothing else can be read either.
     pub tries: u32,
-    /// How long is paused before a read is tried again; twice as long each time.
+    /// How long is paused before a read is tried again: an eighth of it first, twice as long each time.
     pub pause: Duration,
     /// Whether the network is one without encryption (`insecure_nbd`) and may be used all the same.
     pub is_plain: bool,
@@ -64,7 +64,7 @@ impl NbdOptions {
             connect: Duration::from_secs(10),
             timeout: Duration::from_secs(60),
             patience: Duration::from_secs(120),
-            tries: 5,
+            tries: 8,
             pause: Duration::from_secs(1),
             is_plain: false,
         }
@@ -277,7 +277,7 @@ impl NbdExport {
                 return Err(failed);
             }
             tracing::debug!(error = %failed, tried, "a read by NBD is tried again");
-            shared.cancel.sleep(shared.options.pause * (1 << in_vain.min(6)), &shared.shown)?;
+            shared.cancel.sleep(shared.options.pause * (1 << in_vain.min(7)) / 8, &shared.shown)?;
         }
     }
 }

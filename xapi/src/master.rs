@@ -34,6 +34,7 @@ impl Core {
         };
         let master = master.unwrap_or_else(|| unreachable!("a pool begins with an address"));
         let is_known = !hosts.is_empty();
+        let mut tried = 0;
         loop {
             let error = match self.ask(&master, generation, &cancel.part(PROBE)) {
                 Ok(login) => return Ok(login),
@@ -55,7 +56,8 @@ impl Core {
             if !is_waited_for || begun.elapsed() >= self.settings.outage {
                 return Err(error);
             }
-            cancel.sleep(self.settings.pause, &master.address)?;
+            cancel.sleep(self.settings.pause_after(tried), &master.address)?;
+            tried += 1;
         }
     }
 

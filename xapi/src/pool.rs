@@ -31,7 +31,7 @@ pub struct Settings {
     pub silence: Duration,
     /// How long a pool that is not there, or starts, is waited for once it was logged into.
     pub outage: Duration,
-    /// How long is paused before something is tried again.
+    /// How long at most is paused before something is tried again.
     pub pause: Duration,
     /// From which age on the progress of a task is kept moving: XAPI drops tasks that are a day old and do not move.
     pub keepalive: Duration,
@@ -53,6 +53,11 @@ impl Settings {
             pause: Duration::from_secs(5),
             keepalive: Duration::from_secs(23 * 3600),
         }
+    }
+
+    /// Returns how long is paused before something is tried again that was tried again `tried` times: much passes soon.
+    pub(crate) fn pause_after(&self, tried: u32) -> Duration {
+        (self.pause / 50 * (1 << tried.min(6))).min(self.pause)
     }
 }
 

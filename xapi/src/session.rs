@@ -26,8 +26,8 @@ use crate::rpc::{self, Arguments};
 use crate::wire::Patience;
 use crate::{Cancel, Error, ErrorKind, Fingerprint, Result, Settings};
 
-/// How often a call is repeated at the same host before the others are asked, a second apart.
-const DIRECT: usize = 10;
+/// How often a call is repeated at the same host before the others are asked, ten seconds in all.
+const DIRECT: u32 = 13;
 /// How long a farewell may take.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -71,7 +71,7 @@ struct Failures {
     begun: Instant,
     sessions: usize,
     pending: usize,
-    direct: usize,
+    direct: u32,
 }
 
 impl Core {
@@ -246,7 +246,7 @@ impl Core {
             self.lose(login.generation, true);
             return Ok(());
         }
-        cancel.sleep(self.settings.pause / 5, subject())
+        cancel.sleep(self.settings.pause_after(failures.direct).min(self.settings.pause / 5), subject())
     }
 
     /// Forgets a session that a transfer was refused with.

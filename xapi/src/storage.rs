@@ -1,14 +1,16 @@
 //! What is done with disks and where they lie: creating, snapshots, changed block tracking, destroying; hosts of an SR.
 
+use std::time::Instant;
+
 use serde_json::{Map, Value, json};
 
 use crate::record::{Class, Host, Pbd, Sr, Vbd, Vdi, Vm};
 use crate::{ErrorKind, Pool, Ref, Result};
 
-/// How often a disk that is in use is tried again to be destroyed.
-const IN_USE: usize = 24;
-/// After how many of these what the control domain holds is taken from it: most often it lets go by itself.
-const PATIENT: usize = 2;
+/// For how many pauses a disk that is in use is tried again to be destroyed.
+const IN_USE: u32 = 24;
+/// After how many of these what the control domain holds is taken from it: most often it lets go by itself, soon.
+const PATIENT: u32 = 2;
 
 impl Pool {
     /// Makes a disk of the fields that XAPI has for it. The SR may make it larger than was asked for.
@@ -114,7 +116,8 @@ impl Pool {
     /// After an end of which nobody knows the outcome it is simply done again: who finds nothing has what he wanted.
     pub(crate) fn destroy<C: Class>(&self, object: &Ref<C>, way: &str, free: impl Fn() -> Result<()>) -> Result<()> {
         let method = format!("{}.{way}", C::NAME);
-        let mut tried = 0;
+        let pause = self.core.settings.pause;
+        let (begun, mut tried) = (Instant::now(), 0);
         loop {
             let error = match unless_gone(object, self.run(&method, &[json!(object)]).map(|_| ())) {
                 Ok(()) => return Ok(()),
@@ -123,13 +126,13 @@ impl Pool {
             // What is gone is something else, which held it.
             let may_pass = matches!(error.code(), "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" | "HANDLE_INVALID")
                 || error.kind() == ErrorKind::Unknown;
-            if !may_pass || tried >= IN_USE {
+            if !may_pass || begun.elapsed() >= pause * IN_USE {
                 return Err(error);
             }
-            tried += 1;
             tracing::debug!(%error, "tried again");
-            self.cancel.sleep(self.core.settings.pause, self.subject(&method))?;
-            if tried > PATIENT
+            self.cancel.sleep(self.core.settings.pause_after(tried), self.subject(&method))?;
+            tried += 1;
+            if begun.elapsed() >= pause * PATIENT
                 && let Err(error) = unless_gone(object, free())
             {
                 tracing::debug!(%error, "a control domain does not let a disk go");

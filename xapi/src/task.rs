@@ -13,8 +13,8 @@ use crate::record::TaskObject;
 use crate::storage::unless_gone;
 use crate::{Cancel, Error, ErrorKind, Pool, Record, Ref, Result};
 
-/// How long one look at events waits for one.
-const LOOK: Duration = Duration::from_secs(30);
+/// How long one look at events waits for one: by then one is noticed that vanished without a word.
+const LOOK: Duration = Duration::from_secs(5);
 /// How long what has to be done with a task whatever else is cancelled may take.
 const CLEANUP: Duration = Duration::from_secs(10);
 /// Most parts of a result: references, one for each object made.
