@@ -95,31 +95,42 @@ impl Fault {
     }
 }
 
-/// The faults that have not struck yet.
+/// The faults that have not struck yet, and how often others did.
 #[derive(Debug, Default)]
-pub struct Faults(Mutex<Vec<Fault>>);
+pub struct Faults(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: Vec<Fault>,
+    struck: u64,
+}
 
 impl Faults {
     /// Adds one; the older ones strike first.
     pub fn add(&self, fault: Fault) {
-        self.waiting().push(fault);
+        self.state().waiting.push(fault);
     }
 
     /// Removes all.
     pub fn clear(&self) {
-        self.waiting().clear();
+        self.state().waiting.clear();
     }
 
     /// Returns how many have not struck as often as they should.
     pub fn count(&self) -> usize {
-        self.waiting().len()
+        self.state().waiting.len()
+    }
+
+    /// Returns how often any has struck.
+    pub fn struck(&self) -> u64 {
+        self.state().struck
     }
 
     /// Returns what strikes a call that has `names` in its arguments.
     pub fn at_call(&self, method: &str, names: &[&str]) -> Option<Act> {
-        let mut waiting = self.waiting();
-        for position in 0..waiting.len() {
-            let fault = &mut waiting[position];
+        let mut state = self.state();
+        for position in 0..state.waiting.len() {
+            let fault = &mut state.waiting[position];
             let Site::Call(site) = &fault.site else { continue };
             if (site != "*" && site != method) || !is_of(fault, names) {
                 continue;
@@ -128,36 +139,39 @@ impl Faults {
                 fault.after -= 1;
                 continue;
             }
-            return take(&mut waiting, position);
+            return state.take(position);
         }
         None
     }
 
     /// Returns what strikes a transfer of what has `names`, after `done` bytes.
     pub fn at_transfer(&self, site: &Site, names: &[&str], done: u64) -> Option<Act> {
-        let mut waiting = self.waiting();
-        let position =
-            waiting.iter().position(|fault| fault.site == *site && fault.after <= done && is_of(fault, names))?;
-        take(&mut waiting, position)
+        let mut state = self.state();
+        let is_due = |fault: &Fault| fault.site == *site && fault.after <= done && is_of(fault, names);
+        let position = state.waiting.iter().position(is_due)?;
+        state.take(position)
     }
 
-    fn waiting(&self) -> std::sync::MutexGuard<'_, Vec<Fault>> {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take(&mut self, position: usize) -> Option<Act> {
+        let fault = self.waiting.get_mut(position)?;
+        let act = fault.act.clone();
+        fault.times = fault.times.saturating_sub(1);
+        if fault.times == 0 {
+            self.waiting.remove(position);
+        }
+        self.struck += 1;
+        Some(act)
     }
 }
 
 fn is_of(fault: &Fault, names: &[&str]) -> bool {
     fault.of.as_deref().is_none_or(|of| names.contains(&of))
-}
-
-fn take(waiting: &mut Vec<Fault>, position: usize) -> Option<Act> {
-    let fault = waiting.get_mut(position)?;
-    let act = fault.act.clone();
-    fault.times = fault.times.saturating_sub(1);
-    if fault.times == 0 {
-        waiting.remove(position);
-    }
-    Some(act)
 }
 
 impl FromStr for Fault {
@@ -278,7 +292,7 @@ mod tests {
         assert_eq!(faults.at_transfer(&Site::Nbd, &["a"], 99), None);
         assert_eq!(faults.at_transfer(&Site::Nbd, &["a"], 100), Some(Act::Cut));
         assert_eq!(faults.at_transfer(&Site::Nbd, &["a"], 100), Some(Act::Cut));
-        assert_eq!(faults.count(), 0);
+        assert_eq!((faults.count(), faults.struck()), (0, 2));
         faults.add(Fault::call("*", Act::Cut).after(1));
         assert_eq!(faults.at_call("VM.start", &[]), None);
         assert_eq!(faults.at_call("VM.start", &[]), Some(Act::Cut));

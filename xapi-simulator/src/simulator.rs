@@ -119,6 +119,11 @@ impl Simulator {
         self.world.faults.count()
     }
 
+    /// Returns how often faults have struck since the pool was started.
+    pub fn faults_struck(&self) -> u64 {
+        self.world.faults.struck()
+    }
+
     /// Removes all faults.
     pub fn clear_faults(&self) {
         self.world.faults.clear();
