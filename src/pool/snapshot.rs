@@ -10,6 +10,7 @@
 //! is never part of a snapshot for longer than the pool forces it to be.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -36,6 +37,11 @@ const OF_DEVICE: [&str; 12] = [
     "qos_algorithm_params",
     "device",
 ];
+
+/// How long a snapshot of which nobody knows whose it will be is waited for.
+const LONGEST: Duration = Duration::from_secs(120);
+/// How often that is looked at.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// A snapshot that was taken in this run.
 pub struct Taken {
@@ -140,11 +146,13 @@ pub fn destroy_ours(pool: &Pool, snapshot: &OurSnapshot) -> Result<()> {
     destroy(pool, snapshot.vm.as_ref(), &disks)
 }
 
-/// Destroys the snapshots of a VM that have a name with a run in it: nobody has told yet whose they are.
+/// Destroys the snapshots of a VM that have a name with a run in it: nobody has told yet whose they are. One that is being
+/// taken is waited for.
 ///
 /// # Errors
-/// What the pool says.
+/// What the pool says; [`ErrorKind::Pool`] if a snapshot of the VM is still being taken after some minutes.
 pub fn destroy_named(pool: &Pool, vm: &Record<Vm>, name: &str) -> Result<()> {
+    wait_for_snapshots(pool, vm)?;
     let found = pool.by_name::<Vm>(name)?;
     for snapshot in pool.records_of::<Vm>(&found)? {
         if !snapshot.is_a_snapshot || snapshot.snapshot_of != vm.reference || snapshot.name_label != name {
@@ -155,10 +163,31 @@ pub fn destroy_named(pool: &Pool, vm: &Record<Vm>, name: &str) -> Result<()> {
             devices.iter().filter(|device| is_disk(device)).map(|device| device.vdi.clone()).collect();
         // Only snapshots: the disks of the VM itself are never in question.
         let disks = pool.records_of::<Vdi>(&disks)?.into_iter().filter(|vdi| vdi.is_a_snapshot);
+        // The name is all that tells whose it is, so it goes last.
         let disks: Vec<Ref<Vdi>> = disks.map(|vdi| vdi.reference).collect();
-        destroy(pool, Some(&snapshot.reference), &disks)?;
+        destroy(pool, None, &disks)?;
+        destroy(pool, Some(&snapshot.reference), &[])?;
     }
     Ok(())
+}
+
+/// Waits until no snapshot of a VM is being taken: one that a run asked for which did not hear of it, or died, comes in the end.
+fn wait_for_snapshots(pool: &Pool, vm: &Record<Vm>) -> Result<()> {
+    let begun = Instant::now();
+    loop {
+        let operations: BTreeMap<String, String> = match pool.field(&vm.reference, "current_operations") {
+            Err(error) if error.is_gone() => return Ok(()),
+            operations => operations?,
+        };
+        if !operations.values().any(|operation| operation == "snapshot") {
+            return Ok(());
+        }
+        if begun.elapsed() >= LONGEST {
+            let message = format!("a snapshot is being taken of the VM since more than {} s", LONGEST.as_secs());
+            return Err(Error::new(ErrorKind::Pool(xapi::ErrorKind::TimedOut), message));
+        }
+        pool.cancel().sleep(PAUSE, "wait for a snapshot")?;
+    }
 }
 
 fn destroy(pool: &Pool, vm: Option<&Ref<Vm>>, disks: &[Ref<Vdi>]) -> Result<()> {

@@ -32,8 +32,9 @@ impl Pool {
             let Some(reference) = vbd.vdi.known() else { continue };
             let vdi = self.record(reference)?;
             if vdi.is_a_snapshot && unwanted.contains(&&vdi.snapshot_of) {
-                self.destroy_vbd(&vbd.reference)?;
+                // First the disk: nothing would lead to it from the snapshot any more.
                 self.destroy_vdi(reference)?;
+                self.destroy_vbd(&vbd.reference)?;
             }
         }
         Ok(())
