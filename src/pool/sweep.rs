@@ -46,14 +46,19 @@ fn runs(pool: &Pool, state: &State, uuid: &str, say: &dyn Fn(&str)) -> Result<()
 }
 
 /// Ends the tasks of some runs, by what their names say: also those of which nobody knows, because the answer to who made them did
-/// not come any more.
+/// not come any more. What an import of an XVA made goes with it.
 ///
 /// # Errors
 /// If the tasks cannot be listed, or one cannot be ended.
 pub fn destroy_tasks(pool: &Pool, state: &State, is_meant: impl Fn(Uuid) -> bool) -> Result<()> {
     let keeper = state.keeper();
     for task in pool.records::<TaskObject>()? {
-        if keys::run_of(&task.name_label, &keeper).is_some_and(&is_meant) {
+        if !keys::run_of(&task.name_label, &keeper).is_some_and(&is_meant) {
+            continue;
+        }
+        if task.name_label.ends_with(xapi::IMPORT_OF_A_MACHINE) {
+            restore::undo_import(pool, &pool.watch(&task.reference, xapi::IMPORT_OF_A_MACHINE))?;
+        } else {
             pool.destroy_task(&task.reference)?;
         }
     }

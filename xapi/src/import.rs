@@ -10,6 +10,8 @@ use crate::{Error, ErrorKind, Outcome, Pool, Ref, Result, Task};
 
 /// What is said of a length that nobody knows (bytes): no stream is that long, and the pool reads an XVA until its end.
 const UNKNOWN: u64 = 1 << 50;
+/// What the name of the task ends with that makes a machine of an XVA.
+pub const IMPORT_OF_A_MACHINE: &str = "import of a machine";
 /// How often the task is looked at while the pool takes nothing.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -53,7 +55,7 @@ impl Pool {
     /// # Errors
     /// As [`Pool::import_vdi`].
     pub fn import_vm(&self, sr: &Ref<Sr>, length: Option<u64>) -> Result<Import> {
-        self.import("import of a machine", "/import/", vec![("sr_id", value_of(sr))], sr, length)
+        self.import(IMPORT_OF_A_MACHINE, "/import/", vec![("sr_id", value_of(sr))], sr, length)
     }
 
     fn import(
@@ -85,7 +87,15 @@ impl Import {
     /// # Errors
     /// [`ErrorKind::OutOfRange`] if fewer bytes were sent than were said; what the task failed with;
     /// [`ErrorKind::TimedOut`] if it does not end.
-    pub fn conclude(mut self) -> Result<Outcome> {
+    pub fn conclude(self) -> Result<Outcome> {
+        self.conclude_held().map(|(outcome, _)| outcome)
+    }
+
+    /// The same; the task goes only when it is dropped, and says until then what was made.
+    ///
+    /// # Errors
+    /// As [`Import::conclude`].
+    pub fn conclude_held(mut self) -> Result<(Outcome, Task)> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
@@ -100,12 +110,13 @@ impl Import {
         if self.length.is_none() {
             match outcome(&self.task, &self.subject, &self.patience.cancel, LOOK) {
                 Err(error) if error.kind() == ErrorKind::TimedOut => {}
-                ended => return ended,
+                ended => return Ok((ended?, self.task)),
             }
             // What decompresses waits for the end of the connection.
             self.wire.close();
         }
-        outcome(&self.task, &self.subject, &self.patience.cancel, self.end)
+        let ended = outcome(&self.task, &self.subject, &self.patience.cancel, self.end)?;
+        Ok((ended, self.task))
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<usize> {

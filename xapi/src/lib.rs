@@ -47,7 +47,7 @@ pub use error::{Error, ErrorKind, Result};
 pub use event::{Event, Operation};
 pub use export::{Compression, Export, ExportOptions};
 pub use exports::{NbdExport, NbdOptions, NbdPlace};
-pub use import::Import;
+pub use import::{IMPORT_OF_A_MACHINE, Import};
 pub use listen::{Events, Listener, Subject};
 pub use pool::{Pool, Settings};
 pub use record::{Class, Record};

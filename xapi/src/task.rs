@@ -73,6 +73,12 @@ impl Pool {
         Ok(Task::new(self, reference, label, false))
     }
 
+    /// Takes a task of ours that a transfer of a run that died was to end.
+    #[must_use]
+    pub fn watch(&self, task: &Ref<TaskObject>, label: &str) -> Task {
+        Task::new(self, task.clone(), label, false)
+    }
+
     /// Destroys a task of ours that nobody ends any more, such as one of a run that died. One that is gone is no error.
     ///
     /// # Errors

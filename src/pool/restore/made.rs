@@ -4,14 +4,21 @@
 //! |---|---|---|---|
 //! | marked, halted | marked | before the VM was whole | destroys all |
 //! | marked, running | marked | the moment after it could be started, and somebody did | takes the marks away |
-//! | not marked | some are marked | while marks were taken away | takes the rest away |
+//! | not marked | some are marked | while marks were taken away | takes the rest away, and gives them their names |
 //! | none | marked, no VM has them | before a disk alone was whole | destroys them |
+//! | of an XVA, which has no mark | none has | before it says what it was restored from | destroys all that the import's task names |
+
+use std::time::Duration;
 
 use xapi::record::{Class, Texts, Vbd, Vdi, Vm};
-use xapi::{Pool, Record, Ref};
+use xapi::{Pool, Record, Ref, Task};
 
-use super::records::{self, PROVISIONAL, RESTORING};
+use super::records::{self, PROVISIONAL, RESTORED_FROM, RESTORING};
 use crate::pool::error::Result;
+use crate::pool::survey;
+
+/// How long the pool may take to end the import of a run that died.
+const ENDING: Duration = Duration::from_secs(10);
 
 /// What was made, until it is whole.
 #[derive(Debug, Default)]
@@ -50,10 +57,36 @@ pub fn undo(pool: &Pool, mark: &str, vm: Option<&str>, disks: &[String]) -> Resu
     let names: Vec<&str> = disks.iter().map(String::as_str).collect();
     for disk in marked::<Vdi>(pool, mark, &names, |vdi| &vdi.other_config)? {
         if is_of_a_machine(pool, &disk)? {
+            if let Some(name) = disk.name_label.strip_prefix(PROVISIONAL) {
+                pool.set(&disk.reference, "name_label", name)?;
+            }
             pool.remove_entry(&disk.reference, "other_config", RESTORING)?;
         } else {
             pool.destroy_vdi(&disk.reference)?;
         }
+    }
+    Ok(())
+}
+
+/// Undoes what a run made of an XVA and died: the task of its import tells which VM that is. One that says what it was restored
+/// from is whole, and stays.
+///
+/// # Errors
+/// What the pool says.
+pub fn undo_import(pool: &Pool, import: &Task) -> Result<()> {
+    // What is cut off fails, and what failed the pool has removed itself.
+    let Ok(outcome) = import.wait(&pool.cancel().part(ENDING)) else { return Ok(()) };
+    for vm in outcome.values() {
+        let vm: Record<Vm> = match pool.record(&Ref::new(vm.as_str())) {
+            Err(error) if error.is_gone() => continue,
+            vm => vm?,
+        };
+        if vm.power_state != "Halted" || vm.other_config.contains_key(RESTORED_FROM) {
+            continue;
+        }
+        let vbds = pool.records_of::<Vbd>(&vm.vbds)?;
+        let disks = vbds.iter().filter(|vbd| survey::is_disk(vbd)).map(|vbd| vbd.vdi.clone()).collect();
+        Made { vm: Some(vm.reference), disks }.undo(pool)?;
     }
     Ok(())
 }

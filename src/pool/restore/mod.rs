@@ -24,7 +24,7 @@ pub(super) mod target;
 pub(super) mod transfer;
 
 pub use lineage::Base;
-pub use made::undo;
+pub use made::{undo, undo_import};
 pub use networks::{Interface, Macs, Network, Wish};
 pub use places::Room;
 pub use plan::{Archive, Machine, Options, Plan, PlannedDisk, Planner, What, room};

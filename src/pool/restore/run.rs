@@ -164,7 +164,9 @@ impl<'a> Run<'a> {
         pool.remove_entry(&vm, "other_config", RESTORING)?;
         *made = Made::default();
         for (disk, vdi) in &disks {
-            self.finish_disk(disk, &disk.label, &vdi.reference)?;
+            let finished = self.finish_disk(disk, &disk.label, &vdi.reference);
+            finished
+                .map_err(|error| error.while_doing(&format!("finish the VM {}, which is restored", vm_record.uuid)))?;
         }
         self.start(&vm, &vm_record.uuid)?;
         Ok(Restored { vm: Some(vm_record.uuid.clone()), name: plan.name.clone(), disks: restored, archive: None })
@@ -193,7 +195,8 @@ impl<'a> Run<'a> {
 
     fn archive(&self, plan: &Plan, archive: &Archive, mark: &Mark, made: &mut Made, watch: &Watch) -> Result<Restored> {
         let pool = &self.pool;
-        let (vm, checksum) = transfer::send_archive(pool, &archive.storage.reference, &archive.xva, watch)?;
+        // Until the VM says what it was restored from, the task alone tells who comes after a run that died.
+        let (vm, task, checksum) = transfer::send_archive(pool, &archive.storage.reference, &archive.xva, watch)?;
         made.vm = Some(vm.clone());
         let record: Record<Vm> = pool.record(&vm)?;
         for vbd in pool.records_of::<Vbd>(&record.vbds)?.iter().filter(|vbd| survey::is_disk(vbd)) {
@@ -210,8 +213,9 @@ impl<'a> Run<'a> {
         }
         self.move_interfaces(&record, archive)?;
         pool.add_tag(&vm, TAG)?;
-        pool.set_entry(&vm, "other_config", records::RESTORED_FROM, &mark.from)?;
         pool.set(&vm, "name_label", plan.name.as_str())?;
+        pool.set_entry(&vm, "other_config", records::RESTORED_FROM, &mark.from)?;
+        drop(task);
         *made = Made::default();
         self.start(&vm, &record.uuid)?;
         let archive = Some((checksum, archive.xva.size()));

@@ -15,7 +15,7 @@ use disk::Disk;
 use storage::Summing;
 use vhd::{BlockIndex, BlockSize, ChainDigests, StreamReader, StreamWriter, VhdView};
 use xapi::record::{Sr, Vdi, Vm};
-use xapi::{ExportOptions, Format, Pool, Ref};
+use xapi::{ExportOptions, Format, Pool, Ref, Task};
 
 use super::digests::Digests;
 use crate::ahead;
@@ -138,12 +138,17 @@ pub(in crate::pool) fn wait_until_free(pool: &Pool, vdi: &Ref<Vdi>) -> Result<()
     Ok(())
 }
 
-/// Sends an XVA; returns the VM that the pool made of it, and the checksum. Its bytes are compared with the checksum beside it before the pool is told
+/// Sends an XVA; returns the VM that the pool made of it, the task that says so, and the checksum. Its bytes are compared with the checksum beside it before the pool is told
 /// of their end.
 ///
 /// # Errors
 /// If it cannot be read, or is not whole; what the pool says.
-pub fn send_archive(pool: &Pool, sr: &Ref<Sr>, archive: &StoredArchive, watch: &Watch) -> Result<(Ref<Vm>, String)> {
+pub fn send_archive(
+    pool: &Pool,
+    sr: &Ref<Sr>,
+    archive: &StoredArchive,
+    watch: &Watch,
+) -> Result<(Ref<Vm>, Task, String)> {
     let mut import = pool.import_vm(sr, Some(archive.size()))?;
     let mut summing = Summing::default();
     let (give, take) = channel::bounded::<Vec<u8>>(DEPTH);
@@ -172,7 +177,8 @@ pub fn send_archive(pool: &Pool, sr: &Ref<Sr>, archive: &StoredArchive, watch: &
         import.write_all(&last.unwrap_or_default()).map_err(of_io)?;
         Ok(checksum.to_string())
     })?;
-    Ok((import.conclude()?.reference()?, checksum))
+    let (outcome, task) = import.conclude_held()?;
+    Ok((outcome.reference()?, task, checksum))
 }
 
 /// Returns where a block is in a disk of `size` bytes.
