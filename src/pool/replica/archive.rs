@@ -33,9 +33,11 @@ impl ArchiveSending {
 
     fn end(self) -> Result<String> {
         let Self { pool, import, mark, progress } = self;
-        let vm: Ref<Vm> = import.conclude()?.reference()?;
-        // First of all that it is ours.
+        let (outcome, task) = import.conclude_held()?;
+        let vm: Ref<Vm> = outcome.reference()?;
+        // First of all that it is ours: until it says so, the task does to the run that comes after one that died.
         pool.set_entry(&vm, "other_config", REPLICATING, &mark)?;
+        drop(task);
         let record: Record<Vm> = pool.record(&vm)?;
         block_start(&pool, &vm)?;
         if record.is_a_template {
