@@ -21,7 +21,7 @@
 //! - [`guest`]: seeded writes to a disk, out of [`random`]
 //! - [`vhd`] and [`raw`]: a disk as a stream, out and in
 //! - [`archive`]: a VM as an XVA, out and in
-//! - [`nbd`]: the server that disks are read from at random
+//! - [`nbd`]: the server that disks are read from at random; [`line`]: a long way to it
 //! - [`transfer`]: what a transfer tells on its way
 //!
 //! ```text
@@ -47,6 +47,7 @@ pub mod guest;
 pub mod http;
 pub mod keeper;
 pub mod layer;
+pub mod line;
 pub mod log;
 pub mod methods;
 pub mod nbd;

@@ -49,6 +49,9 @@ struct Options {
     /// Has machines write to their disks
     #[arg(long, value_name = "SECONDS")]
     write_every: Option<u64>,
+    /// Has them write whenever a line comes on the standard input, and ends with it
+    #[arg(long, conflicts_with = "write_every")]
+    write_on_line: bool,
     /// How many pieces of up to 256 KiB each disk gets then
     #[arg(long, value_name = "NUMBER", default_value_t = 20)]
     writes: u64,
@@ -61,6 +64,9 @@ struct Options {
     /// Sends exports as slowly as real pools were seen to: 30 MiB/s, 20 each where there are several
     #[arg(long)]
     slow_exports: bool,
+    /// How long bytes take to the NBD servers and back, however many at once
+    #[arg(long, value_name = "MILLISECONDS")]
+    nbd_round_trip: Option<u64>,
     /// How often the garbage collector merges a pair of layers; 0 is never
     #[arg(long, value_name = "SECONDS", default_value_t = 10)]
     coalesce_every: u64,
@@ -101,7 +107,13 @@ fn run(options: Options) -> Result<(), Box<dyn std::error::Error>> {
     out.flush()?;
     let mut round = 0_u64;
     loop {
-        std::thread::sleep(options.write_every.map_or(Duration::MAX, Duration::from_secs));
+        if options.write_on_line {
+            if std::io::stdin().read_line(&mut String::new())? == 0 {
+                return Ok(());
+            }
+        } else {
+            std::thread::sleep(options.write_every.map_or(Duration::MAX, Duration::from_secs));
+        }
         round += 1;
         for name in &names {
             let vm = simulator.only(Class::Vm, name);
@@ -131,6 +143,9 @@ fn scene(options: &Options, seed: u64, machines: Vec<Machine>) -> Scene {
                     Some(Duration::from_secs(options.coalesce_every)).filter(|interval| !interval.is_zero());
             },
         );
+    if let Some(milliseconds) = options.nbd_round_trip {
+        scene = scene.nbd_round_trip(Duration::from_millis(milliseconds));
+    }
     for number in 1..=options.hosts.max(1) {
         scene = scene.host(&format!("host{number}"));
     }

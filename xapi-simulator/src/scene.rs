@@ -17,6 +17,7 @@ pub struct Scene {
     pub(crate) repositories: Vec<Repository>,
     pub(crate) machines: Vec<Machine>,
     pub(crate) settings: Settings,
+    pub(crate) nbd_round_trip: Option<Duration>,
     pub(crate) faults: Vec<Fault>,
 }
 
@@ -147,6 +148,7 @@ impl Scene {
             repositories: Vec::new(),
             machines: Vec::new(),
             settings: Settings::default(),
+            nbd_round_trip: None,
             faults: Vec::new(),
         }
     }
@@ -192,6 +194,12 @@ impl Scene {
     /// Changes what the pool is like.
     pub fn settings(mut self, change: impl FnOnce(&mut Settings)) -> Scene {
         change(&mut self.settings);
+        self
+    }
+
+    /// Has bytes to the NBD servers and back take so long.
+    pub fn nbd_round_trip(mut self, round_trip: Duration) -> Scene {
+        self.nbd_round_trip = Some(round_trip);
         self
     }
 

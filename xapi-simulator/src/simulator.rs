@@ -8,6 +8,7 @@ use crate::fault::Fault;
 use crate::guest::Guest;
 use crate::http;
 use crate::keeper;
+use crate::line::Line;
 use crate::log::Log;
 use crate::nbd::Server;
 use crate::node::{Door, Nodes, Service};
@@ -20,7 +21,7 @@ use crate::value::{Reference, Value};
 use crate::world::{State, World};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -47,7 +48,15 @@ impl Simulator {
             match door.service {
                 Service::Nbd => {
                     let disks = Arc::new(Disks::new(&simulator.world, door.host));
-                    simulator.world.add_server(Server::start(door.listener, disks)?);
+                    let (listener, line) = match scene.nbd_round_trip {
+                        None => (door.listener, None),
+                        Some(round_trip) => {
+                            let behind = TcpListener::bind((door.listener.local_addr()?.ip(), 0))?;
+                            let there = behind.local_addr()?;
+                            (behind, Some(Line::start(door.listener, there, round_trip)?))
+                        }
+                    };
+                    simulator.world.add_server(Server::start(listener, disks)?, line);
                 }
                 Service::Http | Service::Https => simulator.world.spawn(move |world| listen(world, &door)),
             }

@@ -10,6 +10,7 @@ use crate::event;
 use crate::failure::{Failure, Outcome};
 use crate::fault::Faults;
 use crate::file_sr::FileSr;
+use crate::line::Line;
 use crate::log::Log;
 use crate::nbd;
 use crate::node::Nodes;
@@ -63,7 +64,7 @@ pub struct World {
     pub log: Log,
     /// The hosts as machines with addresses.
     pub nodes: Nodes,
-    servers: Mutex<Vec<nbd::Server>>,
+    servers: Mutex<Vec<(nbd::Server, Option<Line>)>>,
     is_stopping: AtomicBool,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -153,14 +154,14 @@ impl World {
         threads.push(thread);
     }
 
-    /// Adds the NBD server of the next host.
-    pub fn add_server(&self, server: nbd::Server) {
-        self.servers.lock().unwrap_or_else(PoisonError::into_inner).push(server);
+    /// Adds the NBD server of the next host, and the line to it, if it is a long one.
+    pub fn add_server(&self, server: nbd::Server, line: Option<Line>) {
+        self.servers.lock().unwrap_or_else(PoisonError::into_inner).push((server, line));
     }
 
     /// Cuts the NBD connections of a host.
     pub fn cut_disks(&self, host: usize) {
-        if let Some(server) = self.servers.lock().unwrap_or_else(PoisonError::into_inner).get(host) {
+        if let Some((server, _)) = self.servers.lock().unwrap_or_else(PoisonError::into_inner).get(host) {
             server.cut();
         }
     }
