@@ -11,6 +11,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use extent::{Extent, data_ranges, seek_data, seek_for, seek_hole};
 pub use readahead::Readahead;
 
+/// Reads under way that keep busy what is near: a disk of this machine, a file server.
+const READS_AT_ONCE: usize = 4;
+
 /// Something of which every byte can be read at an offset.
 ///
 /// Implementations are shared between threads and take no lock that is held across I/O.
@@ -26,6 +29,20 @@ pub trait Disk: Send + Sync {
     /// [`ErrorKind::OutOfRange`] if the range does not lie within [`Disk::size`]; any other kind if the bytes cannot
     /// be had: a read never invents.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
+
+    /// Does the same as [`Disk::read_at`], and may give another buffer of the same length for the one it got: what comes in memory
+    /// of its own need not be copied. After an error it has any length.
+    ///
+    /// # Errors
+    /// As for [`Disk::read_at`].
+    fn read_into(&self, offset: u64, buffer: &mut Vec<u8>) -> Result<()> {
+        self.read_at(offset, buffer)
+    }
+
+    /// Returns how many large reads it pays to have under way at once, for who reads all of it.
+    fn reads_at_once(&self) -> usize {
+        READS_AT_ONCE
+    }
 
     /// Returns the extent that starts at `offset`: what kind of bytes stand there, and for how long at least.
     ///

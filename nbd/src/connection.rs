@@ -167,6 +167,25 @@ impl Connection {
         Ok(())
     }
 
+    /// Does the same as [`Connection::read`]; the buffer itself is filled by who receives, or another of the same length given for
+    /// it, so nothing is copied once more. After an error it has any length.
+    ///
+    /// # Errors
+    /// As for [`Connection::read`].
+    pub fn read_into(&self, offset: u64, buffer: &mut Vec<u8>) -> Result<()> {
+        let end = self.end(offset, buffer.len() as u64)?;
+        let minimum = u64::from(self.export.minimum);
+        let is_one = (1..=u64::from(PIECE.min(self.export.maximum))).contains(&(end - offset));
+        if !is_one || offset % minimum != 0 || (end % minimum != 0 && end != self.export.size) {
+            return self.read(offset, buffer);
+        }
+        let done = self.wait(&self.send(wire::COMMAND_READ, Pending::read(offset, std::mem::take(buffer)))?)?;
+        if let Kind::Read { buffer: bytes, .. } = done.kind {
+            *buffer = bytes;
+        }
+        Ok(())
+    }
+
     /// Returns what the context `name` says of the bytes from `offset` on, as far as the server tells at once, at least of
     /// one; `None` if it has no such context. What lies past the export is cut off.
     ///

@@ -379,6 +379,34 @@ fn a_range_is_asked_for_in_whole_blocks_of_the_server_and_holes_are_zeroes() {
 }
 
 #[test]
+fn a_buffer_that_is_given_away_comes_back_as_long_with_what_was_asked_for_in_it() {
+    let (connection, serving) = connect(Box::new(|it| {
+        it.agree(true, 4096);
+        for expected in [(8192, 8192), (SIZE - 4096, 4096), (4096, 8192)] {
+            let (_, cookie, offset, len) = it.request().unwrap();
+            assert_eq!((offset, len), expected);
+            it.chunk(true, 1, cookie, &[&offset.to_be_bytes(), &content(offset, len)]);
+        }
+        let (_, cookie, ..) = it.request().unwrap();
+        it.chunk(true, 0x8001, cookie, &[&5_u32.to_be_bytes(), &[0, 0]]);
+        assert_eq!(it.request(), None);
+    }));
+    let connection = connection.unwrap();
+    // What is no whole blocks is read as ever.
+    for (offset, len) in [(8192, 8192), (SIZE - 4096, 4096), (8000, 400)] {
+        let mut buffer = vec![0xee; usize::try_from(len).unwrap()];
+        connection.read_into(offset, &mut buffer).unwrap();
+        assert!(buffer == content(offset, len), "{len} at {offset}");
+    }
+    let error = connection.read_into(0, &mut vec![0; 4096]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Failed, "{error}");
+    let error = connection.read_into(SIZE, &mut vec![0; 1]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutOfRange, "{error}");
+    drop(connection);
+    serving.join().unwrap();
+}
+
+#[test]
 fn what_is_allocated_and_dirty_is_told_from_the_byte_asked_for_to_the_end() {
     let extents = |parts: &[(u32, u32)]| -> Vec<u8> {
         parts.iter().flat_map(|(len, flags)| [len.to_be_bytes(), flags.to_be_bytes()].concat()).collect()

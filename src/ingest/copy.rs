@@ -9,7 +9,7 @@
 //! The slowest destination that lives sets the pace. One that failed takes no more blocks, and the others go on. In repositories
 //! blocks are stored in no order; each is there once.
 //!
-//! Memory: with R readers, N workers (one for each core), F formats and D repositories, at most
+//! Memory: with R readers (4, or 16 of a disk behind NBD), N workers (one for each core), F formats and D repositories, at most
 //! R + N + N × (2 + F) + D × ([`DEPTH`] + 2 × [`WRITERS`]) blocks of 2 MiB, and with replicas [`WINDOW`] more; besides the caches
 //! and digests of the bases.
 
@@ -30,8 +30,6 @@ use super::probe::Probe;
 use super::run::Stages;
 use super::watch::Watch;
 
-/// Threads that read a disk, enough to keep a disk or a network busy.
-const READERS: usize = 4;
 /// Threads that write to one destination; a file is made for each block, which waits more than it works.
 const WRITERS: usize = 4;
 /// Blocks that wait for the writers of a destination.
@@ -111,7 +109,7 @@ pub(super) fn copy(
     let failures: Vec<&Failure> = of_repositories.chain(replicas.iter().map(|lane| lane.failure)).collect();
     let order = Order::new(&candidates.replicated, replicas.len(), WINDOW);
     let (give_block, take_block) = channel::bounded::<Block>(workers);
-    let (give_spare, take_spare) = channel::bounded::<Vec<u8>>(READERS + 2 * workers);
+    let (give_spare, take_spare) = channel::bounded::<Vec<u8>>(feed.readers() + 2 * workers);
     let is_over = || watch.is_cancelled() || broken.is_failed() || failures.iter().all(|failure| failure.is_failed());
     let live = || repositories.iter().filter(|lane| !lane.failure.is_failed());
     let bases = || live().filter_map(|lane| lane.plan.base.as_ref()).filter(|base| base.changed.is_some());
@@ -140,7 +138,7 @@ pub(super) fn copy(
             move || told(broken, || work(&take_block, &outputs, stages, watch))
         })?;
         drop((take_block, outputs));
-        start(scope, feed.readers(READERS), || {
+        start(scope, feed.readers(), || {
             let (give, spare) = (give_block.clone(), take_spare.clone());
             let intake = Intake { give, spare, is_over, order, probe: &stages.read, taken };
             let (next, bases, size) = (&next, &bases, &size);

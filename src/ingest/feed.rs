@@ -24,6 +24,9 @@ use super::plan::DiskPlan;
 use super::pool::{Access, Blocks, PoolDisk};
 use super::source::Source;
 
+/// Threads that read a disk, whatever it asks for; each holds a block.
+const MOST_READERS: usize = 16;
+
 /// A disk that is read once, for all destinations.
 pub(super) enum Feed {
     /// At any offset.
@@ -154,9 +157,12 @@ impl Feed {
         }
     }
 
-    /// Returns how many threads read it with profit, of `most`.
-    pub fn readers(&self, most: usize) -> usize {
-        if matches!(self, Self::Random { .. }) { most } else { 1 }
+    /// Returns how many threads read it with profit.
+    pub fn readers(&self) -> usize {
+        match self {
+            Self::Random { disk, .. } => disk.reads_at_once().clamp(1, MOST_READERS),
+            Self::Listed { .. } | Self::Stream(_) => 1,
+        }
     }
 }
 

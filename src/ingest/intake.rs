@@ -210,13 +210,16 @@ pub(super) fn read_block<'b>(
         if is_part {
             data.fill(0);
         } else if is_whole || !bases.is_some_and(|bases| take_base(index, bases, &mut data)) {
-            ranges = vec![whole];
+            ranges = vec![whole.clone()];
         }
         let mut read = 0;
         for range in &ranges {
             read += range.len();
             let at = offset + range.start as u64;
-            disk.read_at(at, &mut data[range.clone()]).map_err(|error| of_source(&error))?;
+            let is_all = *range == whole;
+            let done =
+                if is_all { disk.read_into(at, &mut data) } else { disk.read_at(at, &mut data[range.clone()]) };
+            done.map_err(|error| of_source(&error))?;
         }
         probe.add(read);
         taken.add_source(read);

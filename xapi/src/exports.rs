@@ -237,6 +237,20 @@ impl NbdExport {
         self.with_connection(|connection| connection.read(offset, buffer))
     }
 
+    /// Does the same as [`NbdExport::read_at`], and may give another buffer of the same length for the one it got, which saves to
+    /// copy the bytes. After an error it has any length.
+    ///
+    /// # Errors
+    /// As [`NbdExport::read_at`].
+    pub fn read_into(&self, offset: u64, buffer: &mut Vec<u8>) -> Result<()> {
+        let len = buffer.len();
+        self.with_connection(|connection| {
+            // One that failed took it along.
+            buffer.resize(len, 0);
+            connection.read_into(offset, buffer)
+        })
+    }
+
     /// Returns what is said of the bytes from `offset` on ([`nbd::ALLOCATION`]), at least of one; `None` from a server that
     /// does not tell, as that of XAPI up to now.
     ///
