@@ -1,6 +1,7 @@
 """Measures reading mounted backups and writing them, beside other ways to do the same. See docs/performance.md.
 
-usage: bench.py PROGRAMS FOLDER [GROUP...] [--rounds N] [--seconds N] [--ingest GIB] [--json FILE]
+usage: bench.py PROGRAMS FOLDER [GROUP...] [--rounds N] [--seconds N] [--ingest GIB] [--pool GIB]
+                [--json FILE]
 
 PROGRAMS is the folder of the release binaries; FOLDER keeps the disks that are read.
 """
@@ -8,7 +9,7 @@ import argparse, hashlib, os, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import big, disk, guest, reading, repository, writing
+import big, disk, guest, pool, reading, repository, writing
 from reading import drop, use_memory, warm
 from report import Report
 from targets import Work, plain
@@ -27,7 +28,7 @@ def size_name(size):
 class Bench:
     def __init__(self, args, work):
         self.args, self.work, self.report = args, work, Report()
-        self.disks, self.writing, self.guests = args.folder, None, None
+        self.disks, self.writing, self.guests, self.pools = args.folder, None, None, None
 
     def add(self, group, test, unit, target, value, is_speed=True):
         self.report.add(group, test, unit, target, value, is_speed)
@@ -352,6 +353,11 @@ class Bench:
         self.guests = guest.Guest(self)
         self.guests.run()
 
+    def pool(self):
+        """backups of a simulated pool, near and far, beside nbdcopy, and the ways to read a disk"""
+        self.pools = pool.Pools(self)
+        self.pools.run()
+
     # What they share
 
     @contextmanager
@@ -411,7 +417,7 @@ class Bench:
         slow = f'Sequential, 1 MiB, {DELAY_MS} ms per operation, exploded plain'
         goals.append((f'{DELAY_MS} ms per operation, exploded plain, of one at a time', 8,
                       ratio('slow', slow, 'xofs', 'one at a time')))
-        return goals + [goal for part in (self.writing, self.guests) if part for goal in part.goals()]
+        return goals + [goal for part in (self.writing, self.guests, self.pools) if part for goal in part.goals()]
 
 
 def digest(target):
@@ -425,7 +431,7 @@ def check(truth, targets):
         sys.exit(f'bench: {", ".join(wrong)} reads other bytes than the plain file: nothing to compare')
 
 
-GROUPS = ['read', 'sizes', 'formats', 'tools', 'open', 'list', 'memory', 'slow', 'big', 'write', 'guest']
+GROUPS = ['read', 'sizes', 'formats', 'tools', 'open', 'list', 'memory', 'slow', 'big', 'write', 'guest', 'pool']
 
 
 def interrupted(*_):
@@ -445,6 +451,7 @@ def main():
     parser.add_argument('--rounds', type=int, default=3)
     parser.add_argument('--seconds', type=float, default=1, help='of each random measurement (default: 1)')
     parser.add_argument('--ingest', type=int, default=1, metavar='GIB', help='size of the image of `write` (default: 1)')
+    parser.add_argument('--pool', type=int, default=3, metavar='GIB', help='size of the disk of `pool` (default: 3)')
     parser.add_argument('--json', type=Path, help='also write all figures to this file')
     args = parser.parse_args()
     args.folder = args.folder.resolve()

@@ -21,10 +21,19 @@ class Report:
         ours, theirs = self.median(group, test, target), self.median(group, base_test or test, base)
         return ours / theirs if ours is not None and theirs else None
 
+    def pairs(self, group, test, target, base):
+        """The ratio of each round: of what drifts, two that follow each other have the same."""
+        values = self.tests.get((group, test), {'targets': {}})['targets']
+        return [ours / theirs for ours, theirs in zip(values.get(target, []), values.get(base, []))]
+
+    def paired(self, group, test, target, base):
+        pairs = self.pairs(group, test, target, base)
+        return statistics.median(pairs) if pairs else None
+
     def print_test(self, group, test):
         entry = self.tests[group, test]
         targets, unit = entry['targets'], entry['unit']
-        bases = [base for base in ('plain', 'qemu') if base in targets and len(targets) > 1]
+        bases = [base for base in ('plain', 'qemu', 'nbdcopy') if base in targets and len(targets) > 1]
         rounds = max(len(values) for values in targets.values())
         print(f'\n### {test}\n\n{unit}, median of {rounds} (lowest to highest)'
               + ('; ratios are of speed' if bases and not entry['is_speed'] else '') + '\n')
@@ -39,6 +48,10 @@ class Report:
                     ratio = 1 / ratio
                 line += f' {ratio:.2f} |' if ratio is not None else ' |'
             print(line, flush=True)
+
+    def print_pairs(self, group, test, target, base):
+        pairs = self.pairs(group, test, target, base)
+        print(f'\n{target} of {base}, round by round: {statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})', flush=True)
 
     def print_goals(self, goals):
         """Goals are (what, least, ratio or None); those not measured are left out."""

@@ -53,8 +53,8 @@ class SlowPath(Target):
 
 def start(command, **options):
     # Ctrl-C is for us alone: we end what we started, in the right order. Of xofs's log, tables have no use.
-    return subprocess.Popen(command, start_new_session=True, stdin=subprocess.DEVNULL,
-                            env={**os.environ, 'XOFS_LOG': 'warn'}, **options)
+    options = {'stdin': subprocess.DEVNULL, **options}
+    return subprocess.Popen(command, start_new_session=True, env={**os.environ, 'XOFS_LOG': 'warn'}, **options)
 
 
 def wait_for(ready, what, server=None, seconds=60):
