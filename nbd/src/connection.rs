@@ -176,7 +176,7 @@ impl Connection {
         let end = self.end(offset, buffer.len() as u64)?;
         let minimum = u64::from(self.export.minimum);
         let is_one = (1..=u64::from(PIECE.min(self.export.maximum))).contains(&(end - offset));
-        if !is_one || offset % minimum != 0 || (end % minimum != 0 && end != self.export.size) {
+        if !is_one || !offset.is_multiple_of(minimum) || (!end.is_multiple_of(minimum) && end != self.export.size) {
             return self.read(offset, buffer);
         }
         let done = self.wait(&self.send(wire::COMMAND_READ, Pending::read(offset, std::mem::take(buffer)))?)?;

@@ -217,8 +217,7 @@ pub(super) fn read_block<'b>(
             read += range.len();
             let at = offset + range.start as u64;
             let is_all = *range == whole;
-            let done =
-                if is_all { disk.read_into(at, &mut data) } else { disk.read_at(at, &mut data[range.clone()]) };
+            let done = if is_all { disk.read_into(at, &mut data) } else { disk.read_at(at, &mut data[range.clone()]) };
             done.map_err(|error| of_source(&error))?;
         }
         probe.add(read);
