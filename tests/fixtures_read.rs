@@ -288,7 +288,8 @@ fn found(root: &Path) -> Listing {
 /// A guest filesystem mounted by the kernel through a loop device, which is gone when this is dropped.
 struct LoopMount {
     mountpoint: tempfile::TempDir,
-    kind: String,
+    /// The loop device of a btrfs.
+    btrfs: Option<String>,
 }
 
 impl LoopMount {
@@ -302,7 +303,9 @@ impl LoopMount {
         };
         let options = format!("ro,loop,offset={},sizelimit={},{recovery}", filesystem.start, filesystem.size);
         succeed(Command::new("mount").args(["-t", filesystem.kind, "-o", &options]).arg(image).arg(mountpoint.path()));
-        Self { mountpoint, kind: filesystem.kind.to_owned() }
+        let device = || succeed(Command::new("findmnt").args(["-n", "-o", "SOURCE"]).arg(mountpoint.path()));
+        let btrfs = (filesystem.kind == "btrfs").then(|| device().trim().to_owned());
+        Self { mountpoint, btrfs }
     }
 }
 
@@ -310,9 +313,10 @@ impl Drop for LoopMount {
     fn drop(&mut self) {
         let output = Command::new("umount").arg(self.mountpoint.path()).output();
         let unmounted = output.is_ok_and(|output| output.status.success());
-        if self.kind == "btrfs" {
-            // The kernel remembers the devices of a btrfs by its id, and the same disk of the next backup has the same.
-            let _ = Command::new("btrfs").args(["device", "scan", "--forget"]).output();
+        if let Some(device) = &self.btrfs {
+            // The kernel remembers the devices of a btrfs by its id, and the same disk of the next backup has the same. Others,
+            // which another test may be about to mount, are left alone.
+            let _ = Command::new("btrfs").args(["device", "scan", "--forget", device]).output();
         }
         if !unmounted && !std::thread::panicking() {
             panic!("cannot unmount the guest filesystem at {}", self.mountpoint.path().display());

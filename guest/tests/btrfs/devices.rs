@@ -1,18 +1,25 @@
 //! Filesystems on several devices: in any order, with some missing, damaged or left behind, and found by a survey.
 
+use std::sync::{Mutex, PoisonError};
+
 use guest::{Content, Mapped, Source, Stack, Survey, Volume, survey};
 
 use super::*;
 use compare::image::Loop;
 
+/// Held from when the kernel forgets the devices of all tests until it has mounted those of one.
+static FORGETTING: Mutex<()> = Mutex::new(());
+
 /// Mounts a filesystem of several devices for as long as something is done with it.
 fn mounted<T>(images: &[PathBuf], options: &str, act: impl FnOnce(&Path) -> T) -> T {
     let devices: Vec<_> = images.iter().map(|image| Loop::new(image)).collect();
     // The kernel remembers devices that were mounted before, and takes one that is not gone yet.
+    let others = FORGETTING.lock().unwrap_or_else(PoisonError::into_inner);
     succeed(Command::new("btrfs").args(["device", "scan", "--forget"]));
     let names = devices.iter().map(|device| format!("device={}", device.path().display()));
     let options = names.chain([format!("{OPTIONS},{options}")]).collect::<Vec<_>>().join(",");
     let mount = Mount::of_device(devices[0].path(), "btrfs", &options);
+    drop(others);
     act(mount.path())
 }
 
