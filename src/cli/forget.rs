@@ -34,6 +34,7 @@ Examples:
   xofs forget /srv/backups --all --keep-last 7 --keep-weekly 4 --keep-monthly 12
   xofs forget main --all --keep-last 7 --apply
   xofs forget main --vm web01 --keep-daily 14 --timezone Europe/Paris --keep-tag keep
+  xofs forget main --job nightly --schedule night --keep-last 7
   xofs forget main --schedule 3f1c --keep-last 3 --json | jq -r '.vms[].backups[] | select(.decision == \"forget\").time'
 
 Each VM, mode and schedule is judged by itself. Whatever the rules say, a backup is kept that is the newest of its chain, \
@@ -46,7 +47,7 @@ Ends with 3 if something could not be listed or forgotten, with 11 if the VM is 
 
 /// Says which backups the rules keep and which may be forgotten, and forgets them
 #[derive(Debug, Args)]
-#[command(after_help = EXAMPLES, group(ArgGroup::new("scope").args(["vm", "job", "schedule", "all"])))]
+#[command(after_help = EXAMPLES, group(ArgGroup::new("scope").args(["vm", "job", "all"])))]
 pub struct ForgetArgs {
     /// The repository [default: XOFS_REPOSITORY]
     #[arg(value_name = "REPO")]
@@ -59,8 +60,8 @@ pub struct ForgetArgs {
     /// Only the backups of this job: its id or the beginning of it
     #[arg(long, value_name = "ID")]
     job: Option<String>,
-    /// Only the backups of this schedule: its id or the beginning of it
-    #[arg(long, value_name = "ID")]
+    /// Only the backups of this schedule, of the job if one is named: its id or the beginning of it
+    #[arg(long, value_name = "ID", conflicts_with_all = ["vm", "all"])]
     schedule: Option<String>,
     /// The backups of all VMs, jobs and schedules
     #[arg(long)]
@@ -114,7 +115,7 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
             }
             let storage = open::writable(global, &place)?;
             let choose = |backups: &Backups| {
-                let decided = decide(backups, &rules, &protection, named.as_ref());
+                let decided = decide(backups, &rules, &protection, &named);
                 decided.into_iter().filter(|row| !row.decision.is_keep()).map(|row| row.backup).collect()
             };
             let jobs = Jobs::new(arguments.jobs.or((!is_side_by_side(&judged)).then_some(1)), &*storage);
@@ -185,7 +186,7 @@ fn judge(
     arguments: &ForgetArgs,
     rules: &Rules,
     protection: &Protection,
-) -> Result<(Vec<Judged>, Option<Named>)> {
+) -> Result<(Vec<Judged>, Vec<Named>)> {
     let mut vms = match &arguments.vm {
         Some(name) => match repository.select(name)? {
             Selection::Vm(vm) => vec![(vm.clone(), repository.backups(&vm.id))],
@@ -195,31 +196,29 @@ fn judge(
     };
     let of_job = |backup: &Backup| backup.job_id.clone();
     let of_schedule = |backup: &Backup| backup.schedule_id.clone();
-    let named = match (&arguments.job, &arguments.schedule) {
-        (Some(id), _) => Some(Named::find("job", id, of_job, &vms)?),
-        (None, Some(id)) => Some(Named::find("schedule", id, of_schedule, &vms)?),
-        (None, None) => None,
-    };
+    let job = arguments.job.iter().map(|id| Named::find("job", id, of_job, &vms));
+    let schedule = arguments.schedule.iter().map(|id| Named::find("schedule", id, of_schedule, &vms));
+    let named = job.chain(schedule).collect::<Result<Vec<_>>>()?;
     let judged = vms.drain(..).map(|(vm, backups)| {
         let rows = backups.map(|backups| {
             let mut groups: BTreeMap<_, Vec<Row>> = BTreeMap::new();
-            for row in decide(&backups, rules, protection, named.as_ref()) {
+            for row in decide(&backups, rules, protection, &named) {
                 groups.entry((mode_of(&row.backup), row.backup.schedule_id.clone())).or_default().push(row);
             }
             groups
         });
         Judged { vm, rows }
     });
-    let is_meant = |vm: &Judged| named.is_none() || vm.rows.as_ref().map_or(true, |rows| !rows.is_empty());
+    let is_meant = |vm: &Judged| named.is_empty() || vm.rows.as_ref().map_or(true, |rows| !rows.is_empty());
     Ok((judged.filter(is_meant).collect(), named))
 }
 
-/// Decides about those of a VM's backups that were named.
-fn decide(backups: &Backups, rules: &Rules, protection: &Protection, named: Option<&Named>) -> Vec<Row> {
+/// Decides about those of a VM's backups that were named: all that they have to be of.
+fn decide(backups: &Backups, rules: &Rules, protection: &Protection, named: &[Named]) -> Vec<Row> {
     // Of all the VM's backups, named or not: they decide about each other.
     let decisions = rules.decide(backups, protection);
     let rows = backups.iter().zip(decisions).map(|(backup, decision)| Row { backup: backup.clone(), decision });
-    rows.filter(|row| named.is_none_or(|named| (named.of)(&row.backup) == named.id)).collect()
+    rows.filter(|row| named.iter().all(|named| (named.of)(&row.backup) == named.id)).collect()
 }
 
 /// The job or schedule that was named.

@@ -45,9 +45,9 @@ pub fn forget_expired(
         immutability: repository.immutability().context("find out which backups are immutable")?,
         now: Timestamp::now(),
     };
-    let named = Named { id: expired.job.to_owned(), of: |backup: &Backup| backup.job_id.clone() };
+    let named = [Named { id: expired.job.to_owned(), of: |backup: &Backup| backup.job_id.clone() }];
     let choose = |backups: &Backups| {
-        let decided = decide(backups, expired.rules, &protection, Some(&named));
+        let decided = decide(backups, expired.rules, &protection, &named);
         decided.into_iter().filter(|row| !row.decision.is_keep()).map(|row| row.backup).collect()
     };
     // Of one VM there is little to be merged at a time.
