@@ -4,7 +4,7 @@
 //! cli ─┬► mount ──► tree ─┬► worker ──► guest
 //!      │                  ├► repository ──► vhd, xva, storage, disk
 //!      ├► doctor ─► ingest (nbd), merge ──┤
-//!      └► pool ─► ingest, xapi ───────────┘      ahead: disks read by several threads, in order
+//!      └► pool, job ─► ingest, xapi ──────┘      ahead: disks read by several threads, in order
 //! ```
 //!
 //! Each module uses only those to its right.
@@ -13,6 +13,7 @@ mod ahead;
 pub mod cli;
 pub mod doctor;
 pub mod ingest;
+pub mod job;
 pub mod merge;
 pub mod mount;
 pub mod pool;

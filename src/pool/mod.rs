@@ -45,6 +45,7 @@ pub use explain::{ExplainedDisk, ExplainedReplica, Explanation, Fate, Room};
 pub use replica::Wish as ReplicaWish;
 pub use session::{Login, Unknown, connect};
 pub use state::State;
+pub use survey::all as all_vms;
 pub use way::Way;
 
 /// How long what has to be undone may take, whatever ended a run.

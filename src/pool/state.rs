@@ -4,6 +4,7 @@
 //! known-pools        address and fingerprint of each pool that a person has accepted, one a line
 //! runs/<run>         the journal of a run: see `journal`
 //! locks/<name>       held while a run works on a VM, and for each connection by NBD
+//! jobs/<job>/        the lock and the log of a job: see `job`
 //! ```
 //!
 //! Only its owner reads it. Whether a run lives is told by the lock that its process holds on its file, which the system takes
@@ -63,6 +64,12 @@ impl State {
             return Some(PathBuf::from("/var/lib/xofs"));
         }
         Some(folder("HOME")?.join(".local/state/xofs"))
+    }
+
+    /// Returns the folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Names this machine and folder: who made an object in a pool says it there.

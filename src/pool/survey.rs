@@ -89,6 +89,16 @@ pub fn find(pool: &Pool, named: &str) -> Result<Record<Vm>> {
     }
 }
 
+/// Returns all that can be backed up.
+///
+/// # Errors
+/// What the pool says.
+pub fn all(pool: &Pool) -> Result<Vec<Record<Vm>>> {
+    let mut found = pool.records::<Vm>()?;
+    found.retain(|vm| kind_of(vm).is_none());
+    Ok(found)
+}
+
 /// Says what it is that is no VM to be backed up.
 fn kind_of(vm: &Vm) -> Option<&'static str> {
     match (vm.is_a_snapshot, vm.is_control_domain, vm.is_a_template) {

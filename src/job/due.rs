@@ -1,0 +1,154 @@
+//! What schedules are to do now. Pure, but for the file that says since when a schedule is known.
+//!
+//! A schedule is due when it has a time between its last run and now. The last run is known from the log, where each says its schedule
+//! and when it began; a schedule without one counts from when it was first seen as it is now. So a run is neither lost nor made
+//! twice, whoever asks, how often, and after whatever crash; many times that were missed are one run.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::file::Timed;
+use super::log::History;
+
+/// Where nothing that was missed is made up for, a run may be as late as this all the same: the machine was busy, or just started.
+const GRACE: Duration = Duration::from_secs(300);
+/// The file, in the folder of a job.
+const FILE: &str = "schedules.json";
+
+/// Since when the schedules of a job are known, as they are now.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Seen(BTreeMap<String, Since>);
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Since {
+    cron: String,
+    timezone: Option<String>,
+    since: Timestamp,
+}
+
+impl Seen {
+    /// Reads what is known, and adds what is new. It is written before anything relies on it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn update(folder: &Path, schedules: &[Timed], now: Timestamp) -> io::Result<Self> {
+        let path = folder.join(FILE);
+        let before: Self = match fs::read(&path) {
+            // What cannot be understood is as if nothing were known: what was missed until now is not made up for.
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
+            Err(error) => return Err(error),
+        };
+        let of = |timed: &Timed| {
+            let (cron, timezone) = (timed.calendar.pattern().to_owned(), timed.timezone.clone());
+            let is_same = |known: &&Since| (&known.cron, &known.timezone) == (&cron, &timezone);
+            let since = before.0.get(&timed.name).filter(is_same).map_or(now, |known| known.since);
+            (timed.name.clone(), Since { cron, timezone, since })
+        };
+        let seen = Self(schedules.iter().map(of).collect());
+        if seen != before {
+            let fresh = folder.join(".schedules.new");
+            let mut file = File::create(&fresh)?;
+            file.write_all(&serde_json::to_vec(&seen)?)?;
+            file.sync_all()?;
+            fs::rename(&fresh, &path)?;
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(seen)
+    }
+
+    /// Returns when a schedule is due: a time that has passed, if it is due now. `None` if never.
+    #[must_use]
+    pub fn due(&self, timed: &Timed, history: &History, now: Timestamp) -> Option<Timestamp> {
+        let since = self.0.get(&timed.name).map_or(now, |known| known.since);
+        let last = history.last_start(&timed.name).map_or(since, |last| last.max(since));
+        let from = match now.checked_sub(GRACE) {
+            Ok(earliest) if !timed.makes_up => last.max(earliest),
+            _ => last,
+        };
+        timed.calendar.after(from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::tz::TimeZone;
+    use uuid::Uuid;
+
+    use super::super::log::{Event, Record, Run, RunStatus};
+    use super::super::schedule::Calendar;
+    use super::*;
+
+    fn time(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    fn timed(cron: &str, makes_up: bool) -> Timed {
+        Timed {
+            name: "night".into(),
+            calendar: Calendar::new(cron, TimeZone::UTC).expect("a pattern"),
+            timezone: None,
+            makes_up,
+            is_full: false,
+            keep: None,
+        }
+    }
+
+    /// A history with a run of the schedule that began then.
+    fn began(at: &str) -> History {
+        let event = Event::RunStart {
+            job: "job".into(),
+            schedule: Some("night".into()),
+            due: None,
+            host: String::new(),
+            process: 1,
+        };
+        let record = Record { version: 1, time: time(at), run: Uuid::nil(), event };
+        History { runs: vec![Run { id: Uuid::nil(), status: RunStatus::Done, records: vec![record] }], unread: 0 }
+    }
+
+    #[test]
+    fn what_was_missed_is_one_run_or_none() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let nightly = timed("0 2 * * *", true);
+        let seen =
+            Seen::update(folder.path(), std::slice::from_ref(&nightly), time("2026-11-01T12:00:00Z")).expect("written");
+        let nothing = History::default();
+        for (makes_up, history, now, expected) in [
+            // Known since noon: the first run is the next night's, and waits for it.
+            (true, &nothing, "2026-11-01T12:00:01Z", "2026-11-02T02:00:00Z"),
+            (true, &nothing, "2026-11-02T02:00:00Z", "2026-11-02T02:00:00Z"),
+            // Three nights off.
+            (true, &nothing, "2026-11-04T09:00:00Z", "2026-11-02T02:00:00Z"),
+            (false, &nothing, "2026-11-04T09:00:00Z", "2026-11-05T02:00:00Z"),
+            (false, &nothing, "2026-11-04T02:04:59Z", "2026-11-04T02:00:00Z"),
+            // A run is for all times before it.
+            (true, &began("2026-11-04T09:00:00Z"), "2026-11-04T09:00:01Z", "2026-11-05T02:00:00Z"),
+            // The clock was put back, by hand.
+            (true, &began("2026-11-04T02:00:00Z"), "2026-11-03T02:30:00Z", "2026-11-05T02:00:00Z"),
+        ] {
+            let timed = timed("0 2 * * *", makes_up);
+            assert_eq!(seen.due(&timed, history, time(now)), Some(time(expected)), "{makes_up} {now}");
+        }
+    }
+
+    #[test]
+    fn a_schedule_counts_from_when_it_was_first_seen_as_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (old, new) = ([timed("0 2 * * *", true)], [timed("0 3 * * *", true)]);
+        let first = time("2026-11-01T12:00:00Z");
+        let update = |schedules: &[Timed], now| Seen::update(folder.path(), schedules, now).expect("written");
+        update(&old, first);
+        let later = time("2026-11-09T12:00:00Z");
+        assert_eq!(update(&old, later).due(&old[0], &History::default(), later), Some(time("2026-11-02T02:00:00Z")));
+        assert_eq!(update(&new, later).due(&new[0], &History::default(), later), Some(time("2026-11-10T03:00:00Z")));
+        fs::write(folder.path().join(FILE), "{").expect("written");
+        assert_eq!(update(&new, later).due(&new[0], &History::default(), later), Some(time("2026-11-10T03:00:00Z")));
+    }
+}

@@ -1,0 +1,491 @@
+//! The log of a job: what its runs did, one JSON object a line, only ever appended to.
+//!
+//! ```text
+//! <state>/jobs/<job>/log.jsonl       and log.1.jsonl to log.4.jsonl, older ones
+//! <state>/jobs/<job>/lock            see `lock`
+//! ```
+//!
+//! Only who holds the job's lock writes. A line is whole or not there: what was cut off by a crash is closed by whoever writes next,
+//! and passed over by whoever reads; a line that does not fit any more is taken back, and written with the next one that fits. Room
+//! for how a run ends is set aside when it begins. The schema is docs/job-log.schema.json.
+//!
+//! How a run stands is computed: one without an end is running as long as a process holds the lock of its job, else interrupted.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+use rustix::fs::{FallocateFlags, fallocate};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use uuid::Uuid;
+
+/// The version of the schema.
+pub const VERSION: u32 = 1;
+/// A log that is longer when a run begins becomes an older one (bytes).
+const LONGEST: u64 = 8 << 20;
+/// Older logs that are kept.
+const OLDER: usize = 4;
+/// No line is longer (bytes); one that is was not written by us.
+const LONGEST_LINE: u64 = 4 << 20;
+/// What is set aside for the end of a run (bytes).
+const RESERVE: u64 = 256 << 10;
+/// Lines that wait for room (bytes); of more, only the newest are kept.
+const WAITING: usize = 1 << 20;
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// The version of the schema.
+    pub version: u32,
+    /// When.
+    pub time: Timestamp,
+    /// In which run.
+    pub run: Uuid,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+impl Record {
+    /// Makes the line of what happens now.
+    #[must_use]
+    pub fn now(run: Uuid, event: Event) -> Self {
+        Self { version: VERSION, time: Timestamp::now(), run, event }
+    }
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum Event {
+    /// A run begins.
+    RunStart {
+        /// The job.
+        job: String,
+        /// The schedule, if it is of one.
+        schedule: Option<String>,
+        /// Since when it was due, if a schedule started it.
+        due: Option<Timestamp>,
+        /// The machine.
+        host: String,
+        /// The process.
+        process: u32,
+    },
+    /// A machine is begun with.
+    VmStart {
+        /// Its uuid.
+        vm: String,
+        /// Its name.
+        name: String,
+        /// Its pool, as the configuration calls it.
+        pool: String,
+        /// Which try it is, from 1.
+        attempt: u32,
+    },
+    /// A machine is done with, for this try.
+    VmEnd {
+        /// Its uuid; empty if it was not found.
+        vm: String,
+        /// Its name.
+        name: String,
+        /// Its pool.
+        pool: String,
+        /// Which try it was; 0 if it never was its turn.
+        attempt: u32,
+        /// How it ended.
+        status: VmStatus,
+        /// Why, unless it is good.
+        reason: Option<String>,
+        /// What happens next, unless it is good.
+        next: Option<String>,
+        /// How long it took.
+        seconds: f64,
+        /// What was made, as `xofs backup --json` says it.
+        backup: Option<Value>,
+    },
+    /// What expired begins to be forgotten, and merged.
+    MergeStart {
+        /// Where.
+        repository: String,
+    },
+    /// That is over.
+    MergeEnd {
+        /// Where.
+        repository: String,
+        /// Whether all of it was done.
+        is_done: bool,
+        /// Why not.
+        reason: Option<String>,
+        /// What happens next, if not.
+        next: Option<String>,
+        /// How long it took.
+        seconds: f64,
+        /// What was done, as `xofs forget --json` says it.
+        result: Option<Value>,
+    },
+    /// The run is over.
+    RunEnd {
+        /// How it ended.
+        status: RunStatus,
+        /// Why, unless it is good.
+        reason: Option<String>,
+        /// How long it took.
+        seconds: f64,
+    },
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum VmStatus {
+    /// There is a new backup in each repository.
+    Done,
+    /// There is one in some of them.
+    Partial,
+    /// There is none.
+    Failed,
+    /// A tag of it says that there is to be none.
+    LeftOut,
+    /// The run was stopped.
+    Interrupted,
+}
+
+/// How a run stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum RunStatus {
+    /// It has not ended, and its process lives. Never written.
+    Running,
+    /// All was done.
+    Done,
+    /// All backups were made, but what expired is not all forgotten.
+    MergePending,
+    /// Some of the machines or repositories have no new backup.
+    Partial,
+    /// None has.
+    Failed,
+    /// It was stopped, or its process died.
+    Interrupted,
+}
+
+/// A log that is written to. The lock of the job must be held as long.
+pub struct Log {
+    path: PathBuf,
+    file: File,
+    /// Where the last whole line ends.
+    end: u64,
+    /// Lines that did not fit.
+    waiting: Vec<u8>,
+}
+
+/// One run, as its lines tell it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// Which.
+    pub id: Uuid,
+    /// How it stands.
+    pub status: RunStatus,
+    /// All its lines, as they were written.
+    pub records: Vec<Record>,
+}
+
+/// What a log holds.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct History {
+    /// The runs, oldest first.
+    pub runs: Vec<Run>,
+    /// Lines that could not be understood: cut off by a crash, or of another version.
+    pub unread: usize,
+}
+
+/// Returns the folder of a job below that of the state, and makes it.
+///
+/// # Errors
+/// What the system says.
+pub fn folder(state: &Path, job: &str) -> io::Result<PathBuf> {
+    let folder = state.join("jobs").join(job);
+    DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+    Ok(folder)
+}
+
+impl Log {
+    /// Opens the log in a job's folder for a run, and puts it aside if it has become long.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn open(folder: &Path) -> io::Result<Self> {
+        let path = folder.join("log.jsonl");
+        if fs::metadata(&path).is_ok_and(|metadata| metadata.len() > LONGEST) {
+            rotate(folder)?;
+        }
+        let mut file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
+        let end = file.seek(SeekFrom::End(0))?;
+        let mut log = Self { path, file, end, waiting: Vec::new() };
+        if !log.ends_with_line()? {
+            // What is left of a line stands alone, and is passed over.
+            log.waiting.push(b'\n');
+        }
+        // Not every filesystem can do that; then a full one shows a run that ended as interrupted.
+        let _ = fallocate(&log.file, FallocateFlags::KEEP_SIZE, log.end, RESERVE);
+        Ok(log)
+    }
+
+    fn ends_with_line(&mut self) -> io::Result<bool> {
+        let Some(last) = self.end.checked_sub(1) else { return Ok(true) };
+        let mut byte = [0];
+        self.file.seek(SeekFrom::Start(last))?;
+        self.file.read_exact(&mut byte)?;
+        Ok(byte == *b"\n")
+    }
+
+    /// Appends a line, and everything that found no room before.
+    ///
+    /// # Errors
+    /// What the system says; then it is written with the next line that fits.
+    pub fn append(&mut self, record: &Record) -> io::Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        if self.waiting.len() + line.len() > WAITING {
+            self.waiting.clear();
+        }
+        self.waiting.extend_from_slice(&line);
+        self.file.seek(SeekFrom::Start(self.end))?;
+        if let Err(error) = self.file.write_all(&self.waiting).and_then(|()| self.file.sync_data()) {
+            // A part of a line may be there.
+            self.file.set_len(self.end)?;
+            let shown = self.path.display();
+            return Err(io::Error::new(error.kind(), format!("write the log '{shown}': {error}")));
+        }
+        self.end += self.waiting.len() as u64;
+        self.waiting.clear();
+        Ok(())
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        // Gives back what was set aside.
+        let _ = self.file.set_len(self.end);
+    }
+}
+
+/// Returns the path of an older log.
+fn older(folder: &Path, number: usize) -> PathBuf {
+    folder.join(format!("log.{number}.jsonl"))
+}
+
+/// Puts the log aside; the oldest one goes.
+fn rotate(folder: &Path) -> io::Result<()> {
+    for number in (1..OLDER).rev() {
+        match fs::rename(older(folder, number), older(folder, number + 1)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    fs::rename(folder.join("log.jsonl"), older(folder, 1))?;
+    File::open(folder)?.sync_all()
+}
+
+impl History {
+    /// Reads the logs in a job's folder. `is_held`: whether a process holds the job's lock; asked before.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn read(folder: &Path, is_held: bool) -> io::Result<Self> {
+        let mut history = Self::default();
+        let paths = (1..=OLDER).rev().map(|number| older(folder, number)).chain([folder.join("log.jsonl")]);
+        for path in paths {
+            match File::open(&path) {
+                Ok(file) => history.add(BufReader::new(file))?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        for (number, run) in history.runs.iter_mut().rev().enumerate() {
+            // Only the last one can be running: it has the lock.
+            run.status = status(&run.records, is_held && number == 0);
+        }
+        Ok(history)
+    }
+
+    fn add(&mut self, mut file: impl BufRead) -> io::Result<()> {
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            if file.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+                return Ok(());
+            }
+            if line == b"\n" {
+                continue;
+            }
+            match serde_json::from_slice::<Record>(&line) {
+                Ok(record) if record.version == VERSION => self.add_record(record),
+                _ => self.unread += 1,
+            }
+        }
+    }
+
+    fn add_record(&mut self, record: Record) {
+        match self.runs.iter_mut().rev().find(|run| run.id == record.run) {
+            Some(run) => run.records.push(record),
+            None => self.runs.push(Run { id: record.run, status: RunStatus::Interrupted, records: vec![record] }),
+        }
+    }
+
+    /// Returns when a run of a schedule was begun last.
+    #[must_use]
+    pub fn last_start(&self, schedule: &str) -> Option<Timestamp> {
+        let of_schedule =
+            |record: &&Record| matches!(&record.event, Event::RunStart { schedule: Some(of), .. } if of == schedule);
+        self.runs.iter().flat_map(|run| &run.records).filter(of_schedule).map(|record| record.time).max()
+    }
+
+    /// Returns how many backups of a machine were made since its last key; `None` if there is none.
+    #[must_use]
+    pub fn since_key(&self, vm: &str) -> Option<u32> {
+        let mut since = None;
+        for record in self.runs.iter().flat_map(|run| &run.records) {
+            let Event::VmEnd { vm: of, backup: Some(backup), status: VmStatus::Done | VmStatus::Partial, .. } =
+                &record.event
+            else {
+                continue;
+            };
+            if of != vm {
+                continue;
+            }
+            let repositories = backup["repositories"].as_array().into_iter().flatten();
+            let disks = repositories.flat_map(|repository| repository["disks"].as_array().into_iter().flatten());
+            let mut keys = disks.map(|disk| disk["isKey"] == true).peekable();
+            let is_key = keys.peek().is_some() && keys.all(|is_key| is_key);
+            since = if is_key { Some(0) } else { since.map(|count: u32| count.saturating_add(1)) };
+        }
+        since
+    }
+}
+
+/// Says how a run stands, by its lines.
+fn status(records: &[Record], is_held: bool) -> RunStatus {
+    let end = records.iter().rev().find_map(|record| match &record.event {
+        Event::RunEnd { status, .. } => Some(*status),
+        _ => None,
+    });
+    match end {
+        Some(status) => status,
+        None if is_held => RunStatus::Running,
+        None => RunStatus::Interrupted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start() -> Event {
+        Event::RunStart {
+            job: "nightly".into(),
+            schedule: Some("night".into()),
+            due: None,
+            host: "here".into(),
+            process: 7,
+        }
+    }
+
+    fn end(status: RunStatus) -> Event {
+        Event::RunEnd { status, reason: None, seconds: 1.5 }
+    }
+
+    fn vm(vm: &str, is_key: bool) -> Event {
+        let backup = serde_json::json!({ "repositories": [{ "disks": [{ "isKey": is_key }, { "isKey": is_key }] }] });
+        Event::VmEnd {
+            vm: vm.into(),
+            name: "web01".into(),
+            pool: "lab".into(),
+            attempt: 1,
+            status: VmStatus::Done,
+            reason: None,
+            next: None,
+            seconds: 2.0,
+            backup: Some(backup),
+        }
+    }
+
+    fn write(folder: &Path, run: u128, events: &[Event]) {
+        let mut log = Log::open(folder).expect("opens");
+        let record = |event: &Event| Record::now(Uuid::from_u128(run), event.clone());
+        events.iter().for_each(|event| log.append(&record(event)).expect("fits"));
+    }
+
+    fn statuses(folder: &Path, is_held: bool) -> Vec<RunStatus> {
+        History::read(folder, is_held).expect("read").runs.iter().map(|run| run.status).collect()
+    }
+
+    #[test]
+    fn a_run_without_an_end_runs_as_long_as_the_lock_is_held_and_only_the_last_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        assert_eq!(statuses(folder.path(), false), []);
+        write(folder.path(), 1, &[start(), end(RunStatus::Partial)]);
+        write(folder.path(), 2, &[start(), vm("a", true)]);
+        write(folder.path(), 3, &[start()]);
+        assert_eq!(statuses(folder.path(), true), [RunStatus::Partial, RunStatus::Interrupted, RunStatus::Running]);
+        assert_eq!(
+            statuses(folder.path(), false),
+            [RunStatus::Partial, RunStatus::Interrupted, RunStatus::Interrupted]
+        );
+    }
+
+    #[test]
+    fn a_line_that_was_cut_off_anywhere_costs_only_itself() {
+        let folder = tempfile::tempdir().expect("a folder");
+        write(folder.path(), 1, &[start(), end(RunStatus::Done)]);
+        let path = folder.path().join("log.jsonl");
+        let whole = fs::read(&path).expect("read");
+        let first = whole.iter().position(|byte| *byte == b'\n').expect("a line") + 1;
+        for cut in first..=whole.len() {
+            fs::write(&path, &whole[..cut]).expect("written");
+            // The end of a line that lacks only its line feed is whole.
+            let is_whole = cut + 1 >= whole.len();
+            let expected = if is_whole { RunStatus::Done } else { RunStatus::Interrupted };
+            assert_eq!(statuses(folder.path(), false), [expected], "{cut}");
+            write(folder.path(), 2, &[start(), end(RunStatus::Failed)]);
+            let history = History::read(folder.path(), false).expect("read");
+            let found: Vec<RunStatus> = history.runs.iter().map(|run| run.status).collect();
+            assert_eq!(found, [expected, RunStatus::Failed], "{cut}");
+            assert_eq!(history.unread, usize::from(!is_whole && cut > first), "{cut}");
+        }
+    }
+
+    #[test]
+    fn a_long_log_becomes_an_older_one_and_the_oldest_goes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("log.jsonl");
+        for run in 0..7 {
+            write(folder.path(), run, &[start(), end(RunStatus::Done)]);
+            let mut text = fs::read(&path).expect("read");
+            text.resize(usize::try_from(LONGEST).expect("small") + 1, b' ');
+            fs::write(&path, text).expect("written");
+        }
+        let history = History::read(folder.path(), false).expect("read");
+        let runs: Vec<u128> = history.runs.iter().map(|run| run.id.as_u128()).collect();
+        assert_eq!(runs, [2, 3, 4, 5, 6]);
+        assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 5);
+    }
+
+    #[test]
+    fn what_a_log_tells_of_schedules_and_keys_is_found() {
+        let folder = tempfile::tempdir().expect("a folder");
+        write(folder.path(), 1, &[start(), vm("a", false), vm("b", true)]);
+        write(
+            folder.path(),
+            2,
+            &[start(), vm("a", true), vm("a", false), vm("a", false), vm("b", true), vm("b", false)],
+        );
+        let history = History::read(folder.path(), false).expect("read");
+        assert_eq!(history.last_start("night"), Some(history.runs[1].records[0].time));
+        assert_eq!(history.last_start("other"), None);
+        assert_eq!(["a", "b", "c"].map(|vm| history.since_key(vm)), [Some(2), Some(1), None]);
+    }
+}

@@ -1,0 +1,29 @@
+//! What runs unattended: which machines are backed up, how, where to, and when.
+//!
+//! ```text
+//! file       a job as a person wrote it, every mistake named by its line     ─► table, schedule
+//! schedule   when it runs next: cron and a time zone; pure
+//! select     which machines of its pools it means; pure
+//! lock       one run at a time, and who has it
+//! log        what its runs did; how they stand is computed from it and the lock
+//! due        what schedules are to do now, by log and calendar
+//! ```
+//!
+//! Invariants: no job file holds a secret; a job that is not whole is not run; no run is ever shown as running that is not. This never
+//! prints.
+
+mod due;
+mod file;
+pub mod lock;
+pub mod log;
+mod schedule;
+mod select;
+mod table;
+
+pub use due::Seen;
+pub use file::{
+    Full, Incremental, Job, Keep, Kind, Known, Limits, PowerState, Reporting, Retries, Timed, Timeouts, Which, is_id,
+};
+pub use schedule::Calendar;
+pub use select::{Machine, Missing, select};
+pub use table::{Fault, Faults};
