@@ -1,7 +1,7 @@
 //! The commands of `xofs`: one file each, and the only place that prints.
 //!
 //! ```text
-//! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · backup · restore · repository · completions (and man)
+//! main ─► mount · unmount · list · info · export · check · repair · forget · ingest · backup · restore · job · repository · completions (and man)
 //!      │  guest: ls · cat · cp · tar · loop
 //!           └─► open ─► address, config, password        what is named, to an open repository
 //!           └► pool, store                       a pool and its password; what those share that write backups
@@ -20,6 +20,7 @@ mod forget;
 mod guest;
 mod info;
 mod ingest;
+mod job;
 mod list;
 mod logging;
 mod mount;
@@ -119,6 +120,7 @@ enum Command {
     Ingest(Box<ingest::IngestArgs>),
     Backup(Box<backup::BackupArgs>),
     Restore(Box<restore::RestoreArgs>),
+    Job(job::JobArgs),
     Repository(repository::RepositoryArgs),
     Completions(completions::CompletionsArgs),
     Man(completions::ManArgs),
@@ -164,6 +166,7 @@ pub fn main() -> ExitCode {
         Command::Ingest(arguments) => ingest::run(global, &arguments),
         Command::Backup(arguments) => backup::run(global, &arguments),
         Command::Restore(arguments) => restore::run(global, &arguments),
+        Command::Job(arguments) => job::run(global, &arguments),
         Command::Repository(arguments) => repository::run(global, &arguments),
         Command::Completions(arguments) => completions::completions(Cli::command(), &arguments),
         Command::Man(arguments) => completions::man(Cli::command(), &arguments),

@@ -60,6 +60,20 @@ pub struct Named {
 }
 
 impl PoolArgs {
+    /// Names a pool of which the configuration says everything.
+    pub fn configured(name: &str, state_dir: Option<PathBuf>) -> Self {
+        Self {
+            pool: name.to_owned(),
+            user: None,
+            pool_password_file: None,
+            pool_password_command: None,
+            fingerprint: None,
+            ca: None,
+            trust_first: false,
+            state_dir,
+        }
+    }
+
     /// Finds the pool in the configuration, and its password.
     ///
     /// # Errors

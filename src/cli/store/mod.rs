@@ -125,32 +125,45 @@ impl StoreArgs {
         Ok(if self.retention.is_given() { Some(self.retention.rules()?.0) } else { None })
     }
 
-    /// Opens the repositories that are written to, the default one where none is named; `source` is read meanwhile.
+    /// As [`destinations`], with the quota that is given.
     ///
     /// # Errors
-    /// `Usage` if one is named twice; what keeps one from being opened.
+    /// As [`destinations`].
     pub fn destinations(
         &self,
         global: &Global,
         addresses: &[Option<&OsStr>],
         source: Option<&OsStr>,
     ) -> Result<Vec<Destination>> {
-        let mut known = BTreeSet::new();
-        if let Some(source) = source {
-            known.extend(open::place(global, Some(source))?.path.canonicalize());
-        }
-        let mut destinations = Vec::with_capacity(addresses.len());
-        for address in addresses {
-            let place = open::place(global, *address)?;
-            if !known.insert(place.path.canonicalize().unwrap_or_else(|_| place.path.clone())) {
-                return Err(Failure::usage(format!("the repository '{}' is named twice", place.name)).into());
-            }
-            let (repository, storage) = open::both(global, &place, open::SMALL_CACHE)?;
-            let of_entry = place.entry.as_ref().map_or(Ok(None), Entry::quota)?;
-            let quota = self.quota.or(of_entry);
-            let name = place.name.clone();
-            destinations.push(Destination::Repository(RepositoryDestination { name, repository, storage, quota }));
-        }
-        Ok(destinations)
+        destinations(global, addresses, source, self.quota)
     }
+}
+
+/// Opens the repositories that are written to, the default one where none is named; `source` is read meanwhile. `quota` is said of
+/// each, whatever the configuration says.
+///
+/// # Errors
+/// `Usage` if one is named twice; what keeps one from being opened.
+pub fn destinations(
+    global: &Global,
+    addresses: &[Option<&OsStr>],
+    source: Option<&OsStr>,
+    quota: Option<u64>,
+) -> Result<Vec<Destination>> {
+    let mut known = BTreeSet::new();
+    if let Some(source) = source {
+        known.extend(open::place(global, Some(source))?.path.canonicalize());
+    }
+    let mut destinations = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        let place = open::place(global, *address)?;
+        if !known.insert(place.path.canonicalize().unwrap_or_else(|_| place.path.clone())) {
+            return Err(Failure::usage(format!("the repository '{}' is named twice", place.name)).into());
+        }
+        let (repository, storage) = open::both(global, &place, open::SMALL_CACHE)?;
+        let of_entry = place.entry.as_ref().map_or(Ok(None), Entry::quota)?;
+        let (name, quota) = (place.name.clone(), quota.or(of_entry));
+        destinations.push(Destination::Repository(RepositoryDestination { name, repository, storage, quota }));
+    }
+    Ok(destinations)
 }

@@ -1,0 +1,182 @@
+//! `xofs job daemon`: runs jobs by their schedules, each in a process of its own.
+//!
+//! ```text
+//! every few seconds: files of the jobs ─► what is due, by log and calendar ─► 'xofs job run', one for each job
+//! ```
+//!
+//! It keeps nothing in memory that matters: killed at any time and started again, it finds out from the logs what was run. A run goes on
+//! without it.
+
+use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use jiff::Timestamp;
+use xapi::Cancel;
+
+use super::files::{Files, FolderArgs, Loaded};
+use super::list::history;
+use super::state::StateArgs;
+use crate::cli::exit::Exit;
+use crate::cli::text::Shown;
+use crate::cli::{Global, daemon, signals};
+use crate::job::log::{self, History, RunStatus};
+use crate::job::{Job, Seen, Timed};
+use crate::pool::State;
+
+const EXAMPLES: &str = "\
+It reads the files of the jobs again and again, so it need not be told of changes. Runs go on when it ends. Started by systemd, as by \
+the example xofs-jobs.service, it says when it is ready.
+
+Examples:
+  xofs job daemon
+  systemctl enable --now xofs-jobs";
+
+/// How often files and processes are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How long a job is left alone whose process ended without having begun.
+const PAUSE: Duration = Duration::from_secs(300);
+
+/// Runs jobs by their schedules
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
+pub struct DaemonArgs {
+    #[command(flatten)]
+    folder: FolderArgs,
+    #[command(flatten)]
+    state: StateArgs,
+}
+
+/// A process that runs a job.
+struct Running {
+    child: Child,
+    begun: Timestamp,
+    schedule: String,
+}
+
+struct Daemon<'a> {
+    global: &'a Global,
+    files: Files,
+    state: State,
+    running: BTreeMap<String, Running>,
+    /// Jobs that are left alone.
+    paused: BTreeMap<String, Instant>,
+    /// What is wrong with files, as it was said.
+    said: String,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If another one runs with the same state, or the configuration is wrong.
+pub fn run(global: &Global, arguments: &DaemonArgs) -> Result<Exit> {
+    // Before other threads are started.
+    let cancel = Cancel::new();
+    let stopping = cancel.clone();
+    signals::handle(move || stopping.cancel()).context("take the signals that end a program")?;
+    let files = arguments.folder.files()?;
+    let state = arguments.state.open()?;
+    let _only = state.lock("job-daemon", Duration::ZERO, || false).context("begin to run jobs by their schedules")?;
+    let (running, paused, said) = (BTreeMap::new(), BTreeMap::new(), String::new());
+    let mut jobs = Daemon { global, files, state, running, paused, said };
+    daemon::notify();
+    while !cancel.is_cancelled() {
+        if let Err(error) = jobs.look() {
+            jobs.say(format!("{error:#}"));
+        }
+        // What is stopped meanwhile is seen above.
+        let _ = cancel.sleep(TICK, "wait for what is due");
+    }
+    Ok(Exit::Done)
+}
+
+impl Daemon<'_> {
+    /// Says what is wrong, once.
+    fn say(&mut self, wrong: String) {
+        if wrong != self.said {
+            wrong.lines().for_each(|line| eprintln!("xofs: {}", Shown(line)));
+            self.said = wrong;
+        }
+    }
+
+    /// Looks at everything once, and starts what is due.
+    fn look(&mut self) -> Result<()> {
+        self.reap();
+        let mut wrong = Vec::new();
+        for Loaded { path, job } in self.files.all()? {
+            match job {
+                Ok(job) => {
+                    if let Err(error) = self.look_at(&path.to_string_lossy(), &job) {
+                        wrong.push(format!("{}: {error:#}", job.id));
+                    }
+                }
+                Err(faults) => wrong.push(faults.to_string()),
+            }
+        }
+        self.say(wrong.join("\n"));
+        Ok(())
+    }
+
+    fn look_at(&mut self, path: &str, job: &Job) -> Result<()> {
+        let is_paused = self.paused.get(&job.id).is_some_and(|until| Instant::now() < *until);
+        if job.schedules.is_empty() || is_paused || self.running.contains_key(&job.id) {
+            return Ok(());
+        }
+        let now = Timestamp::now();
+        let folder = log::folder(self.state.folder(), &job.id).context("make the folder of its log")?;
+        let seen = Seen::update(&folder, &job.schedules, now).context("note its schedules")?;
+        let history = history(self.state.folder(), &job.id)?;
+        let due = |timed: &Timed| Some((seen.due(timed, &history, now).filter(|due| *due <= now)?, timed.name.clone()));
+        let Some((due, schedule)) = job.schedules.iter().filter_map(due).min() else { return Ok(()) };
+        if is_running(&history) {
+            // Somebody else runs it; it is still due afterwards.
+            return Ok(());
+        }
+        let child = self.start(path, &schedule, due)?;
+        self.running.insert(job.id.clone(), Running { child, begun: now, schedule });
+        Ok(())
+    }
+
+    fn start(&self, path: &str, schedule: &str, due: Timestamp) -> Result<Child> {
+        // Not by a name: the program may have been exchanged meanwhile.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg0("xofs").args(["job", "run", "--schedule", schedule, "--due", &due.to_string()]);
+        command.arg("--state-dir").arg(self.state.folder());
+        if let Some(file) = &self.global.password_file {
+            command.arg("--password-file").arg(file);
+        }
+        if let Some(password) = &self.global.password_command {
+            command.arg("--password-command").arg(password);
+        }
+        // Ctrl-C is for this one; runs go on.
+        command.arg("--").arg(path).stdin(Stdio::null()).process_group(0);
+        command.spawn().context("start 'xofs job run'")
+    }
+
+    /// Lets go of the processes that have ended.
+    fn reap(&mut self) {
+        let mut ended = Vec::new();
+        for (id, running) in &mut self.running {
+            // What cannot be waited for is no child any more.
+            if !matches!(running.child.try_wait(), Ok(None)) {
+                ended.push(id.clone());
+            }
+        }
+        for id in ended {
+            let Some(running) = self.running.remove(&id) else { continue };
+            let history = history(self.state.folder(), &id).unwrap_or_default();
+            let has_begun = history.last_start(&running.schedule).is_some_and(|last| last >= running.begun);
+            if !has_begun {
+                // It said why.
+                self.paused.insert(id, Instant::now() + PAUSE);
+            }
+        }
+    }
+}
+
+fn is_running(history: &History) -> bool {
+    history.runs.last().is_some_and(|run| run.status == RunStatus::Running)
+}

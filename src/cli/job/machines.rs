@@ -1,0 +1,340 @@
+//! The machines of a run: found in their pools, backed up a few at a time, and tried again where that may help.
+//!
+//! ```text
+//! pools ─► machines that are meant ─► round 1: all, a few at a time ─► round 2: those that failed ─► ...
+//! ```
+//!
+//! Each try is a run of its own in the pool: with its own journal there, and a token that stops nothing but it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use xapi::{Cancel, Pool};
+
+use super::recorder::Recorder;
+use crate::cli::exit::Exit;
+use crate::cli::pool::{Named, PoolArgs};
+use crate::cli::store;
+use crate::cli::text::Shown;
+use crate::ingest::{Destination, Extent, Report, Wanted, Watch};
+use crate::job::log::{Event, History, VmStatus};
+use crate::job::{Job, Kind, Machine, Timed, select};
+use crate::pool::{self, Done, Mode, Options, Run, State};
+
+/// How often it is looked whether something is to be stopped.
+const TICK: Duration = Duration::from_millis(100);
+/// The schedule of what a person started, where no other is meant.
+const BY_HAND: &str = "by-hand";
+
+/// What a run is made of.
+pub struct Machines<'a> {
+    pub job: &'a Job,
+    pub timed: Option<&'a Timed>,
+    pub is_full: bool,
+    pub state: &'a State,
+    pub state_dir: Option<PathBuf>,
+    pub destinations: &'a [Destination],
+    pub history: &'a History,
+    pub recorder: &'a Recorder,
+    /// Stops all.
+    pub cancel: &'a Cancel,
+}
+
+/// A pool that is logged in to.
+struct Connected {
+    pool: Pool,
+    options: Options,
+}
+
+/// Why a try was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// The run was stopped.
+    Stopped,
+    /// It took as long as a machine may.
+    VmTimeout,
+    /// The run took as long as it may.
+    JobTimeout,
+}
+
+/// What became of a try.
+struct Tried {
+    status: VmStatus,
+    reason: Option<String>,
+    backup: Option<serde_json::Value>,
+    is_worth_another: bool,
+}
+
+/// Backs up all that is meant. Returns why nothing could be, if that is so.
+pub fn back_up(run: &Machines) -> Option<String> {
+    let deadline = run.job.timeouts.job.and_then(|limit| Instant::now().checked_add(limit));
+    let (mut pools, mut all, mut are_all_there) = (BTreeMap::new(), Vec::new(), true);
+    for name in &run.job.pools {
+        match connect(run, name) {
+            Ok((connected, machines)) => {
+                pools.insert(name.as_str(), connected);
+                all.extend(machines);
+            }
+            Err(error) => {
+                are_all_there = false;
+                run.recorder.never_tried(&format!("pool {name}"), name, &format!("{error:#}"));
+            }
+        }
+    }
+    let (machines, missing) = select(&run.job.vms, &all);
+    // It may be in the pool that could not be asked.
+    for missing in missing.iter().filter(|_| are_all_there) {
+        run.recorder.never_tried(&missing.name, "", &missing.reason);
+    }
+    if machines.is_empty() && are_all_there && missing.is_empty() {
+        return Some("no VM of the pools is one that the job means".to_owned());
+    }
+    let mut left: VecDeque<Machine> = machines.into();
+    for attempt in 1..=run.job.retries.vm.saturating_add(1) {
+        let is_over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        if left.is_empty() || run.cancel.is_cancelled() || is_over {
+            break;
+        }
+        // What is stopped meanwhile ends below.
+        let pause = if attempt > 1 { run.job.retries.pause } else { Duration::ZERO };
+        let until_deadline = deadline.map_or(pause, |deadline| deadline.saturating_duration_since(Instant::now()));
+        let _ = run.cancel.sleep(pause.min(until_deadline), "wait before the next try");
+        left = round(run, &pools, left, attempt, deadline);
+    }
+    None
+}
+
+/// Logs in to a pool, and lists what can be backed up there.
+fn connect(run: &Machines, name: &str) -> anyhow::Result<(Connected, Vec<Machine>)> {
+    let named = PoolArgs::configured(name, run.state_dir.clone()).named()?;
+    let mut tried = 0;
+    let pool = loop {
+        match named.connect(run.cancel) {
+            Err(error) if is_worth_another(&error) && tried < run.job.retries.vm && !run.cancel.is_cancelled() => {
+                tried += 1;
+                eprintln!("xofs: {}: {}; it is tried again", Shown(name), Shown(&error.to_string()));
+                run.cancel.sleep(run.job.retries.pause, "wait before the next try")?;
+            }
+            connected => break connected?,
+        }
+    };
+    let machine = |vm: xapi::Record<xapi::record::Vm>| Machine {
+        pool: name.to_owned(),
+        uuid: vm.uuid.clone(),
+        name: vm.name_label.clone(),
+        tags: vm.tags.clone(),
+        power_state: vm.power_state.clone(),
+    };
+    let machines = pool::all_vms(&pool)?.into_iter().map(machine).collect();
+    Ok((Connected { pool, options: options(run.job, &named) }, machines))
+}
+
+fn options(job: &Job, named: &Named) -> Options {
+    let (mode, incremental) = match &job.kind {
+        Kind::Full(full) => (Mode::Full(full.compression), None),
+        Kind::Incremental(incremental) => (Mode::Incremental, Some(incremental)),
+    };
+    Options {
+        mode,
+        job: Some(job.id.clone()),
+        keeps_base: incremental.is_none_or(|how| how.keeps_base),
+        tracks_changes: incremental.is_some_and(|how| how.tracks_changes),
+        purges_data: incremental.is_some_and(|how| how.purges_data),
+        uses_nbd: incremental.is_none_or(|how| how.uses_nbd),
+        sr_paths: named.sr_paths.clone(),
+        chain_patience: job.timeouts.chain,
+        patience: job.timeouts.lock,
+        // There are none.
+        replicas_kept: 1,
+    }
+}
+
+/// Tries each machine once, a few at a time. Returns those that are worth another try.
+fn round(
+    run: &Machines,
+    pools: &BTreeMap<&str, Connected>,
+    machines: VecDeque<Machine>,
+    attempt: u32,
+    deadline: Option<Instant>,
+) -> VecDeque<Machine> {
+    let at_once = usize::try_from(run.job.limits.vms).unwrap_or(usize::MAX).min(machines.len());
+    let (waiting, again) = (Mutex::new(machines), Mutex::new(VecDeque::new()));
+    let work = || {
+        loop {
+            let machine = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(machine) = machine else { return };
+            let Some(connected) = pools.get(machine.pool.as_str()) else { continue };
+            if attempt_one(run, connected, &machine, attempt, deadline) {
+                again.lock().unwrap_or_else(PoisonError::into_inner).push_back(machine);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 1..at_once {
+            // Where the system refuses another thread, there are fewer.
+            if thread::Builder::new().name("job-vm".to_owned()).spawn_scoped(scope, work).is_err() {
+                break;
+            }
+        }
+        work();
+    });
+    again.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tries a machine, and notes what became of it. Returns whether it is tried again.
+fn attempt_one(
+    run: &Machines,
+    connected: &Connected,
+    machine: &Machine,
+    attempt: u32,
+    deadline: Option<Instant>,
+) -> bool {
+    if run.cancel.is_cancelled() {
+        return false;
+    }
+    let (vm, name, pool) = (machine.uuid.clone(), machine.name.clone(), machine.pool.clone());
+    run.recorder.note(Event::VmStart { vm: vm.clone(), name: name.clone(), pool: pool.clone(), attempt });
+    let begun = Instant::now();
+    let tried = tried(run, connected, machine, deadline);
+    let is_last = attempt > run.job.retries.vm || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+    let is_again = tried.is_worth_another && !is_last && !run.cancel.is_cancelled();
+    let next = match tried.status {
+        VmStatus::Done | VmStatus::LeftOut => None,
+        _ if is_again => Some(format!("it is tried again after the others, in {} s", run.job.retries.pause.as_secs())),
+        VmStatus::Partial => Some("the next run stores in all repositories what they need".to_owned()),
+        VmStatus::Failed | VmStatus::Interrupted => {
+            Some("its backups of before are as they were; the next run tries again".to_owned())
+        }
+    };
+    if let Some(reason) = tried.reason.as_ref().filter(|_| tried.status != VmStatus::LeftOut) {
+        eprintln!("xofs: {}: {}; {}", Shown(&name), Shown(reason), next.as_deref().unwrap_or_default());
+    }
+    let seconds = begun.elapsed().as_secs_f64();
+    let Tried { status, reason, backup, .. } = tried;
+    run.recorder.note(Event::VmEnd { vm, name, pool, attempt, status, reason, next, seconds, backup });
+    is_again
+}
+
+fn tried(run: &Machines, connected: &Connected, machine: &Machine, deadline: Option<Instant>) -> Tried {
+    let own = run.cancel.part(Duration::MAX);
+    let of = machine.name.clone();
+    let watch = Arc::new(Watch::new(move |sentence| eprintln!("xofs: {}: {}", Shown(&of), Shown(sentence))));
+    let of_vm = run.job.timeouts.vm.and_then(|limit| Instant::now().checked_add(limit));
+    let act = || back_up_one(run, connected, machine, &own, &watch);
+    let (done, ended) =
+        watched(run.cancel, [(of_vm, Ended::VmTimeout), (deadline, Ended::JobTimeout)], &own, &watch, act);
+    let failed = |reason: String, status, is_worth_another| Tried {
+        status,
+        reason: Some(reason),
+        backup: None,
+        is_worth_another,
+    };
+    match (done, ended) {
+        (Ok(Done::Made(report)), _) => of_report(&report),
+        (Ok(Done::LeftOut(reason)), _) => {
+            Tried { status: VmStatus::LeftOut, reason: Some(reason), backup: None, is_worth_another: false }
+        }
+        // It is asked to be explained nowhere here.
+        (Ok(Done::Explained(_)), _) => failed("it was only explained".to_owned(), VmStatus::Failed, false),
+        (Err(_), Some(Ended::Stopped)) => failed("the run was stopped".to_owned(), VmStatus::Interrupted, false),
+        (Err(_), Some(Ended::VmTimeout)) => failed(late("a VM", run.job.timeouts.vm), VmStatus::Failed, true),
+        (Err(_), Some(Ended::JobTimeout)) => failed(late("the job", run.job.timeouts.job), VmStatus::Failed, false),
+        (Err(error), None) => {
+            let is_worth_another = is_worth_another(&error);
+            failed(error.to_string(), VmStatus::Failed, is_worth_another)
+        }
+    }
+}
+
+fn late(what: &str, limit: Option<Duration>) -> String {
+    let seconds = limit.unwrap_or_default().as_secs();
+    format!("it was ended: {what} may take {seconds} s by the job's timeouts")
+}
+
+/// Whether another try may end otherwise.
+fn is_worth_another(error: &pool::Error) -> bool {
+    use pool::ErrorKind::{Pool, Untrusted, Usage};
+    !matches!(error.kind(), Usage | Untrusted | Pool(xapi::ErrorKind::Credentials | xapi::ErrorKind::Untrusted))
+}
+
+fn back_up_one(
+    run: &Machines,
+    connected: &Connected,
+    machine: &Machine,
+    own: &Cancel,
+    watch: &Watch,
+) -> pool::Result<Done> {
+    let of = &machine.name;
+    let say = |sentence: &str| eprintln!("xofs: {}: {}", Shown(of), Shown(sentence));
+    let pool = connected.pool.with(own);
+    let in_pool = Run::begin(pool, run.state, &connected.options, run.destinations, Vec::new(), &say)?;
+    let vm = in_pool.find(&machine.uuid)?;
+    let layout = match &run.job.kind {
+        Kind::Incremental(how) => how.layout,
+        Kind::Full(_) => None,
+    };
+    let wanted = Wanted {
+        extent: extent(run, machine),
+        layout,
+        schedule: Some(run.timed.map_or(BY_HAND, |timed| timed.name.as_str()).to_owned()),
+        ..Wanted::default()
+    };
+    in_pool.back_up(vm, wanted, watch, false)
+}
+
+/// Decides whether all blocks are stored: where it is asked for, or as many backups were made since the last key as the job says.
+fn extent(run: &Machines, machine: &Machine) -> Option<Extent> {
+    let Kind::Incremental(how) = &run.job.kind else { return None };
+    let since_key = run.history.since_key(&machine.uuid);
+    let is_due = how.key_every.zip(since_key).is_some_and(|(every, since)| since.saturating_add(1) >= every);
+    (run.is_full || run.timed.is_some_and(|timed| timed.is_full) || is_due).then_some(Extent::Full)
+}
+
+fn of_report(report: &Report) -> Tried {
+    let failures: Vec<String> = report
+        .outcomes
+        .iter()
+        .filter_map(|outcome| Some(format!("{}: {}", outcome.name, outcome.stored.as_ref().err()?)))
+        .collect();
+    let status = match (store::exit(report, None), failures.len() == report.outcomes.len()) {
+        (Exit::Done, _) => VmStatus::Done,
+        (_, true) => VmStatus::Failed,
+        _ => VmStatus::Partial,
+    };
+    let reason = (!failures.is_empty()).then(|| failures.join("; "));
+    let is_worth_another = status == VmStatus::Failed;
+    Tried { status, reason, backup: Some(store::to_json(report, None)), is_worth_another }
+}
+
+/// Does something that is ended when the run is stopped, or a time is over. Returns what ended it, if anything.
+fn watched<T>(
+    run: &Cancel,
+    limits: [(Option<Instant>, Ended); 2],
+    own: &Cancel,
+    watch: &Watch,
+    act: impl FnOnce() -> T,
+) -> (T, Option<Ended>) {
+    let (done, is_done) = mpsc::channel::<()>();
+    thread::scope(|scope| {
+        let watcher = scope.spawn(move || {
+            while let Err(RecvTimeoutError::Timeout) = is_done.recv_timeout(TICK) {
+                let is_over = |limit: &(Option<Instant>, Ended)| limit.0.is_some_and(|limit| Instant::now() >= limit);
+                let late = limits.iter().find(|limit| is_over(limit)).map(|(_, ended)| *ended);
+                let ended = if run.is_cancelled() { Some(Ended::Stopped) } else { late };
+                if ended.is_some() {
+                    own.cancel();
+                    watch.cancel();
+                    return ended;
+                }
+            }
+            None
+        });
+        let result = act();
+        drop(done);
+        (result, watcher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+    })
+}

@@ -1,0 +1,203 @@
+//! What is told of a run: for people, as JSON, and to the program that the job names.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::cli::text::{Shown, count};
+use crate::job::log::{Event, Record, Run, RunStatus, VmStatus};
+use crate::job::{Job, Reporting};
+
+/// How long the program may take that reads a report.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How the last try of a machine ended.
+#[derive(Debug)]
+pub struct VmEnd<'a> {
+    pub vm: &'a str,
+    pub name: &'a str,
+    pub pool: &'a str,
+    pub attempt: u32,
+    pub status: VmStatus,
+    pub reason: Option<&'a str>,
+    pub next: Option<&'a str>,
+    pub seconds: f64,
+}
+
+/// Returns how the last try of each machine ended, in the order in which they were begun with.
+pub fn last_tries(records: &[Record]) -> Vec<VmEnd<'_>> {
+    let mut ends: Vec<VmEnd> = Vec::new();
+    for record in records {
+        let Event::VmEnd { vm, name, pool, attempt, status, reason, next, seconds, .. } = &record.event else {
+            continue;
+        };
+        let end = VmEnd {
+            vm,
+            name,
+            pool,
+            attempt: *attempt,
+            status: *status,
+            reason: reason.as_deref(),
+            next: next.as_deref(),
+            seconds: *seconds,
+        };
+        match ends.iter_mut().find(|known| !vm.is_empty() && known.vm == vm) {
+            Some(known) => *known = end,
+            None => ends.push(end),
+        }
+    }
+    ends
+}
+
+/// Says in a word how a run stands.
+pub fn status_name(status: RunStatus) -> &'static str {
+    match status {
+        RunStatus::Running => "running",
+        RunStatus::Done => "done",
+        RunStatus::MergePending => "done, merge pending",
+        RunStatus::Partial => "partly failed",
+        RunStatus::Failed => "failed",
+        RunStatus::Interrupted => "interrupted",
+    }
+}
+
+fn vm_status_name(status: VmStatus) -> &'static str {
+    match status {
+        VmStatus::Done => "done",
+        VmStatus::Partial => "partly failed",
+        VmStatus::Failed => "failed",
+        VmStatus::LeftOut => "left out",
+        VmStatus::Interrupted => "interrupted",
+    }
+}
+
+/// Returns the job, the schedule and the reason that a run's lines tell.
+fn head(run: &Run) -> (&str, Option<&str>, Option<&str>, Option<f64>) {
+    let mut head = ("", None, None, None);
+    for record in &run.records {
+        match &record.event {
+            Event::RunStart { job, schedule, .. } => (head.0, head.1) = (job, schedule.as_deref()),
+            Event::RunEnd { reason, seconds, .. } => (head.2, head.3) = (reason.as_deref(), Some(*seconds)),
+            _ => {}
+        }
+    }
+    head
+}
+
+/// Says what became of a run, for people.
+pub fn to_text(run: &Run) -> String {
+    let (job, schedule, reason, seconds) = head(run);
+    let ends = last_tries(&run.records);
+    let time = run.records.first().map(|record| format!("{:.0}", record.time)).unwrap_or_default();
+    let schedule = schedule.map(|name| format!(" ({name})")).unwrap_or_default();
+    let took = seconds.map(|seconds| format!(" in {seconds:.1} s")).unwrap_or_default();
+    let mut text = format!("{time}  {job}{schedule}: {}, {}{took}\n", status_name(run.status), count(ends.len(), "VM"));
+    // Writing to a String cannot fail.
+    let mut explain = |reason: Option<&str>, next: Option<&str>, line: String| {
+        let _ = write!(text, "  {line}");
+        let why: Vec<&str> = [reason, next].into_iter().flatten().filter(|part| !part.is_empty()).collect();
+        let colon = if why.is_empty() { "" } else { ": " };
+        let _ = writeln!(text, "{colon}{}", Shown(&why.join("; ")));
+    };
+    if reason.is_some() {
+        explain(reason, None, "all".to_owned());
+    }
+    for end in &ends {
+        let tries = if end.attempt > 1 { format!(", try {}", end.attempt) } else { String::new() };
+        let line = format!("{}  {}{tries}, {:.1} s", Shown(end.name), vm_status_name(end.status), end.seconds);
+        explain(end.reason, end.next, line);
+    }
+    for record in &run.records {
+        let Event::MergeEnd { repository, is_done, reason, next, seconds, .. } = &record.event else { continue };
+        let status = if *is_done { "merged" } else { "merge pending" };
+        explain(reason.as_deref(), next.as_deref(), format!("{}  {status}, {seconds:.1} s", Shown(repository)));
+    }
+    text
+}
+
+/// Says the same as JSON.
+pub fn to_json(run: &Run) -> Value {
+    let (job, schedule, reason, seconds) = head(run);
+    let vm = |end: &VmEnd| {
+        json!({
+            "vm": end.vm,
+            "name": end.name,
+            "pool": end.pool,
+            "attempt": end.attempt,
+            "status": end.status,
+            "reason": end.reason,
+            "next": end.next,
+            "seconds": end.seconds,
+        })
+    };
+    let merge = |record: &Record| match &record.event {
+        Event::MergeEnd { repository, is_done, reason, next, seconds, .. } => Some(json!({
+            "repository": repository,
+            "isDone": is_done,
+            "reason": reason,
+            "next": next,
+            "seconds": seconds,
+        })),
+        _ => None,
+    };
+    json!({
+        "job": job,
+        "schedule": schedule,
+        "run": run.id,
+        "time": run.records.first().map(|record| record.time),
+        "status": run.status,
+        "reason": reason,
+        "seconds": seconds,
+        "vms": last_tries(&run.records).iter().map(vm).collect::<Vec<_>>(),
+        "merges": run.records.iter().filter_map(merge).collect::<Vec<_>>(),
+    })
+}
+
+/// Tells the program that the job names, if it is to be told. That it cannot be told is said, and changes nothing.
+pub fn tell(job: &Job, run: &Run) {
+    let Some(reporting) = job.report.as_ref().filter(|reporting| reporting.always || run.status != RunStatus::Done)
+    else {
+        return;
+    };
+    let text = if reporting.is_json { format!("{:#}\n", to_json(run)) } else { mail(job, reporting, run) };
+    if let Err(error) = hand_over(&reporting.command, &text) {
+        eprintln!("xofs: nobody was told of the run: {}", Shown(&format!("{error:#}")));
+    }
+}
+
+fn mail(job: &Job, reporting: &Reporting, run: &Run) -> String {
+    let to = reporting.to.as_deref().unwrap_or_default();
+    let status = status_name(run.status);
+    let head = format!("To: {to}\nSubject: xofs: {}: {status}\nMIME-Version: 1.0\n", job.id);
+    format!("{head}Content-Type: text/plain; charset=utf-8\n\n{}", to_text(run))
+}
+
+/// Runs a program that reads a text.
+fn hand_over(command: &[String], text: &str) -> Result<()> {
+    let [program, arguments @ ..] = command else { return Ok(()) };
+    let act = || format!("run '{program}'");
+    let mut child =
+        Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().with_context(act)?;
+    let pipe = child.stdin.take();
+    thread::scope(|scope| {
+        // It may end without reading all of it.
+        scope.spawn(move || pipe.map(|mut pipe| pipe.write_all(text.as_bytes())));
+        let begun = Instant::now();
+        loop {
+            match child.try_wait().with_context(act)? {
+                Some(status) if status.success() => return Ok(()),
+                Some(status) => bail!("'{program}' ended with {status}"),
+                None if begun.elapsed() > PATIENCE => {
+                    child.kill().and_then(|()| child.wait()).with_context(act)?;
+                    bail!("'{program}' was ended: it took more than {} s", PATIENCE.as_secs());
+                }
+                None => thread::sleep(Duration::from_millis(50)),
+            }
+        }
+    })
+}

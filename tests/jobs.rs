@@ -1,0 +1,598 @@
+//! Jobs by the built binary: their files are checked and made; their runs against a simulated pool do what they say, and what they say is
+//! true, whatever ends them.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::{init, run, scratch, succeed, xofs};
+use tempfile::TempDir;
+use xapi_simulator::failure::Failure;
+use xapi_simulator::scene::{Disk, Machine};
+use xapi_simulator::value::Reference;
+use xapi_simulator::{Act, Class, Fault, Scene, Simulator, Site};
+
+const MIB: u64 = 1 << 20;
+/// How long something may take that happens by itself. Generous: slow machines are not wrong.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// A configuration, and a folder for jobs.
+struct World {
+    folder: TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("jobs-").tempdir_in(scratch()).expect("a folder");
+        let world = Self { folder };
+        fs::create_dir_all(world.path("config/xofs")).expect("made");
+        fs::create_dir(world.path("jobs")).expect("made");
+        let config = "[pools.lab]\naddress = 'pool.example.org'\n[repositories.main]\npath = '/srv/main'\n";
+        fs::write(world.path("config/xofs/config.toml"), config).expect("written");
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `xofs job` with this folder of jobs.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = xofs();
+        command.arg("job").args(arguments).arg("--jobs").arg(self.path("jobs"));
+        command.env("XDG_CONFIG_HOME", self.path("config")).env("HOME", self.folder.path());
+        command
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path("jobs").join(name), text).expect("written");
+    }
+}
+
+const RIGHT: &str = "\
+pools = ['lab']
+vms.tags = ['backup']
+to.repositories = ['main']
+
+[[schedules]]
+name = 'night'
+cron = '0 2 * * *'
+timezone = 'UTC'
+";
+
+#[test]
+fn check_names_each_mistake_of_each_file_and_says_when_the_others_run() {
+    let world = World::new();
+    assert_eq!(run(&mut world.command(&["check"])).0, 0);
+    world.write("right.toml", RIGHT);
+    world.write("wrong.toml", &RIGHT.replace("'lab'", "'lob'").replace("cron", "corn"));
+    let (code, out, err) = run(&mut world.command(&["check"]));
+    assert_eq!(code, 2, "{out}{err}");
+    let file = world.path("jobs/wrong.toml");
+    let file = file.display();
+    let expected = [
+        format!(
+            "{file}:1: 'lob' is no pool of the configuration; did you mean 'lab'?; it needs an entry [pools.NAME] there"
+        ),
+        format!("{file}:5: cron is missing: it says when, like cron = \"0 2 * * *\" for two o'clock each night"),
+        format!("{file}:7: 'corn' is no key of [[schedules]]; did you mean 'cron'?"),
+    ];
+    assert_eq!(err.lines().collect::<Vec<_>>(), expected);
+    assert!(out.starts_with("right: right, 1 schedule\n  night  0 2 * * *  next 20"), "{out}");
+    assert!(out.trim_end().ends_with(" 02:00 UTC"), "{out}");
+    assert_eq!(run(&mut world.command(&["check", "right"])).0, 0);
+    let (code, out, _) = run(&mut world.command(&["check", "wrong", "--json"]));
+    let said: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!((code, &said["jobs"][0]["faults"][2]["line"]), (2, &Value::from(7)), "{out}");
+    let (code, _, err) = run(&mut world.command(&["check", "absent"]));
+    assert_eq!(code, 2, "{err}");
+    assert!(err.contains("jobs/absent.toml': No such file"), "{err}");
+}
+
+#[test]
+fn two_jobs_with_one_id_are_refused_both() {
+    let world = World::new();
+    world.write("one.toml", RIGHT);
+    world.write("two.toml", &format!("id = 'one'\n{RIGHT}"));
+    let (code, _, err) = run(&mut world.command(&["check"]));
+    assert_eq!((code, err.matches("has the same id, 'one'").count()), (2, 2), "{err}");
+}
+
+#[test]
+fn new_writes_a_job_that_is_right_and_never_over_another() {
+    let world = World::new();
+    let arguments = [
+        "new",
+        "nightly",
+        "--pool",
+        "lab",
+        "--vm",
+        "web \"01\"",
+        "--tag",
+        "backup",
+        "--to",
+        "main",
+        "--to",
+        "/srv/other",
+        "--cron",
+        "30 1 * * mon-fri",
+        "--timezone",
+        "Europe/Paris",
+        "--keep-last",
+        "7",
+        "--keep-weekly",
+        "4",
+    ];
+    let (code, out, err) = run(&mut world.command(&arguments));
+    assert_eq!(code, 0, "{out}{err}");
+    let text = fs::read_to_string(world.path("jobs/nightly.toml")).expect("written");
+    for line in [
+        "pools = [\"lab\"]",
+        "names = ['web \"01\"']",
+        "tags = [\"backup\"]",
+        "repositories = [\"main\", \"/srv/other\"]",
+        "cron = \"30 1 * * mon-fri\"",
+        "keep = { last = 7, weekly = 4 }",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    let (code, out, err) = run(&mut world.command(&["check", "nightly"]));
+    assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    let (code, _, err) = run(&mut world.command(&arguments));
+    assert_eq!(code, 2);
+    assert!(err.contains("is there already: it is never written over"), "{err}");
+    assert_eq!(fs::read_to_string(world.path("jobs/nightly.toml")).expect("there"), text);
+}
+
+#[test]
+fn new_says_without_a_terminal_what_it_would_ask_for_and_writes_nothing_that_is_wrong() {
+    let world = World::new();
+    let (code, _, err) = run(&mut world.command(&["new", "nightly", "--pool", "lab"]));
+    assert_eq!(code, 2);
+    assert_eq!(err, "xofs: there is no terminal to ask on: give --vm, --tag or --all, --to, --cron or --no-schedule\n");
+    let wrong = ["new", "nightly", "--pool", "lab", "--all", "--to", "mian", "--cron", "0 2 30 2 *"];
+    let (code, _, err) = run(&mut world.command(&wrong));
+    assert_eq!(code, 2);
+    assert!(
+        err.contains("nothing was written: 'mian' is no repository of the configuration; did you mean 'main'?"),
+        "{err}"
+    );
+    assert!(err.contains("there is no such day"), "{err}");
+    assert_eq!(fs::read_dir(world.path("jobs")).expect("listed").count(), 0);
+}
+
+/// A pool of three machines, of which two are to be backed up, and two repositories.
+struct Pool {
+    world: World,
+    simulator: Simulator,
+}
+
+impl Pool {
+    fn new() -> Self {
+        let world = World::new();
+        let machine = |name| Machine::new(name).running().disk(Disk::new("system", 8 * MIB).filled(50));
+        let scene = Scene::new(1)
+            .settings(|settings| settings.coalesce_interval = Some(Duration::from_millis(50)))
+            .vm(machine("web01"))
+            .vm(machine("web02"))
+            .vm(machine("db01"));
+        let simulator = Simulator::start(scene).expect("a pool starts");
+        let folder = world.folder.path();
+        fs::write(folder.join("password"), format!("{}\n", simulator.password())).expect("written");
+        let config = format!(
+            "[pools.lab]\naddress = '{}'\nfingerprint = '{}'\npassword_file = '{}'\n\
+             [repositories.main]\npath = '{}'\n[repositories.other]\npath = '{}'\n",
+            simulator.address(),
+            simulator.fingerprint(),
+            folder.join("password").display(),
+            init(folder, "main", &[]).display(),
+            init(folder, "other", &[]).display(),
+        );
+        fs::write(folder.join("config/xofs/config.toml"), config).expect("written");
+        Self { world, simulator }
+    }
+
+    /// Writes a job of the two machines, with more of it.
+    fn job(&self, more: &str) {
+        let text = format!(
+            "pools = ['lab']\nvms.names = ['web01', 'web02']\nto.repositories = ['main', 'other']\n\
+             incremental.compression = 'none'\nretries.pause = '0s'\n{more}"
+        );
+        self.world.write("nightly.toml", &text);
+    }
+
+    /// `xofs job` with this state.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.world.command(arguments);
+        command.arg("--state-dir").arg(self.state());
+        command
+    }
+
+    fn state(&self) -> PathBuf {
+        self.world.path("state")
+    }
+
+    /// Runs the job, which must end with this code; returns its report.
+    fn run(&self, arguments: &[&str], expected: i32) -> Value {
+        let (code, out, err) = run(self.command(&["run", "nightly", "--json"]).args(arguments));
+        assert_eq!(code, expected, "{out}\n{err}");
+        serde_json::from_str(&out).expect("JSON")
+    }
+
+    /// Begins to run the job.
+    fn start(&self) -> Child {
+        let mut command = self.command(&["run", "nightly"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts")
+    }
+
+    /// How the last run stands, by `xofs job list`.
+    fn status(&self) -> String {
+        let (code, out, err) = run(&mut self.command(&["list", "--json"]));
+        assert_eq!(code, 0, "{out}{err}");
+        let said: Value = serde_json::from_str(&out).expect("JSON");
+        said["jobs"][0]["last"]["status"].as_str().unwrap_or("none").to_owned()
+    }
+
+    /// How many backups of each machine a repository has, by `xofs list`.
+    fn backups(&self, repository: &str) -> Vec<(String, usize)> {
+        let out = succeed(xofs().arg("list").arg(self.world.path(repository)).arg("--json"));
+        let said: Value = serde_json::from_str(&out).expect("JSON");
+        let of = |vm: &Value| {
+            let backups = vm["backups"].as_array().expect("a list").len();
+            (vm["name"].as_str().expect("a name").to_owned(), backups)
+        };
+        let mut found: Vec<_> = said["vms"].as_array().expect("a list").iter().map(of).collect();
+        found.sort();
+        found
+    }
+
+    /// Checks that nothing of a run is left in the pool but so many snapshots.
+    fn is_at_rest(&self, snapshots: usize) {
+        let found = self.simulator.look(|store| {
+            let is_snapshot = |vm: &Reference| store.flag(Class::Vm, vm, "is_a_snapshot").unwrap_or(false);
+            store.all(Class::Vm).filter(|(vm, _)| is_snapshot(vm)).count()
+        });
+        assert_eq!(found, snapshots, "snapshots");
+        wait_for("the end of tasks and devices of control domains", || self.tasks_and_devices() == (0, 0));
+        assert_eq!(fs::read_dir(self.state().join("runs")).expect("listed").count(), 0, "journals");
+    }
+
+    fn tasks_and_devices(&self) -> (usize, usize) {
+        self.simulator.look(|store| {
+            let is_of_one = |vbd: &Reference| {
+                let vm = store.reference(Class::Vbd, vbd, "VM");
+                vm.and_then(|vm| store.flag(Class::Vm, &vm, "is_control_domain")).unwrap_or(false)
+            };
+            (store.count(Class::Task), store.all(Class::Vbd).filter(|(vbd, _)| is_of_one(vbd)).count())
+        })
+    }
+
+    /// All lines of the log, each as the schema has it.
+    fn log(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.state().join("jobs/nightly/log.jsonl")).expect("there");
+        let schema: Value = serde_json::from_str(include_str!("../docs/job-log.schema.json")).expect("JSON");
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        for line in &lines {
+            assert_eq!(mismatch(&schema, &schema, line), None, "{line:#}");
+        }
+        lines
+    }
+}
+
+fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE, "{what}: waited in vain");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Says where a value is not as a schema has it, as far as the words go that the schema of the log uses.
+fn mismatch(root: &Value, schema: &Value, value: &Value) -> Option<String> {
+    if let Some(reference) = schema["$ref"].as_str() {
+        let name = reference.strip_prefix("#/$defs/").expect("one of its own");
+        assert!(root["$defs"][name].is_object(), "{name}");
+        return mismatch(root, &root["$defs"][name], value);
+    }
+    if let Some(all) = schema["oneOf"].as_array() {
+        let reasons: Vec<_> = all.iter().map(|one| mismatch(root, one, value)).collect();
+        let is_one = reasons.iter().filter(|reason| reason.is_none()).count() == 1;
+        return (!is_one).then(|| format!("not one of those: {reasons:?}"));
+    }
+    let is_listed = |list: &Value, found: &Value| list.as_array().is_none_or(|list| list.contains(found));
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_u64() => "integer",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let has_kind = |wanted: &str| wanted == kind || (wanted, kind) == ("number", "integer");
+    let is_kind = match &schema["type"] {
+        Value::Null => true,
+        Value::String(one) => has_kind(one),
+        several => several.as_array().expect("a list").iter().any(|one| has_kind(one.as_str().expect("a word"))),
+    };
+    let is_const = schema.get("const").is_none_or(|wanted| wanted == value);
+    if !is_kind || !is_const || !is_listed(&schema["enum"], value) {
+        return Some(format!("{value} is not {schema}"));
+    }
+    let properties = schema["properties"].as_object()?;
+    let found = value.as_object().expect("an object");
+    let missing = schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|key| !found.contains_key(key.as_str().expect("a word")));
+    if let Some(missing) = missing {
+        return Some(format!("{missing} is missing"));
+    }
+    found.iter().find_map(|(key, value)| match properties.get(key) {
+        Some(schema) => mismatch(root, schema, value).map(|reason| format!("{key}: {reason}")),
+        None => (schema["additionalProperties"] == json!(false)).then(|| format!("{key} is not known")),
+    })
+}
+
+fn words(report: &Value, key: &str) -> Vec<String> {
+    let vms = report["vms"].as_array().expect("a list");
+    let mut all: Vec<String> = vms.iter().map(|vm| format!("{} {}", vm["name"].as_str().unwrap(), vm[key])).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn a_run_backs_up_what_is_meant_and_forgets_what_expired() {
+    let pool = Pool::new();
+    pool.job("[[schedules]]\nname = 'night'\ncron = '0 2 * * *'\nkeep.last = 2\n");
+    for round in 1..=3 {
+        let report = pool.run(&[], 0);
+        assert_eq!((&report["status"], &report["schedule"]), (&json!("done"), &json!("night")), "{report:#}");
+        assert_eq!(words(&report, "status"), ["web01 \"done\"", "web02 \"done\""], "{report:#}");
+        let merges: Vec<_> =
+            report["merges"].as_array().expect("a list").iter().map(|merge| merge["isDone"].clone()).collect();
+        assert_eq!(merges, [json!(true), json!(true)], "{report:#}");
+        for repository in ["main", "other"] {
+            let expected = [("web01".to_owned(), round.min(2)), ("web02".to_owned(), round.min(2))];
+            assert_eq!(pool.backups(repository), expected);
+        }
+        pool.is_at_rest(2);
+    }
+    assert_eq!(pool.status(), "done");
+    let lines = pool.log();
+    let events: Vec<&str> = lines.iter().filter_map(|line| line["event"].as_str()).collect();
+    assert_eq!((events[0], events[events.len() - 1], events.len()), ("runStart", "runEnd", 3 * 10));
+    let (code, out, err) = run(&mut pool.command(&["log", "nightly", "--last", "1"]));
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("nightly (night): done, 2 VMs in ") && out.contains("\n  web01  done, "), "{out}");
+}
+
+#[test]
+fn a_machine_that_fails_is_tried_again_after_the_others_and_stops_none_of_them() {
+    let pool = Pool::new();
+    pool.job("limits.vms = 1\n");
+    pool.simulator.fault(Fault::call("VM.snapshot", Act::Fail(Failure::internal("no"))));
+    let report = pool.run(&[], 0);
+    assert_eq!(words(&report, "attempt"), ["web01 2", "web02 1"], "{report:#}");
+    let ends: Vec<_> = pool.log().into_iter().filter(|line| line["event"] == "vmEnd").collect();
+    let tries: Vec<_> =
+        ends.iter().map(|end| (end["name"].as_str().unwrap(), end["status"].as_str().unwrap())).collect();
+    assert_eq!(tries, [("web01", "failed"), ("web02", "done"), ("web01", "done")]);
+    assert_eq!(ends[0]["next"], "it is tried again after the others, in 0 s");
+
+    pool.simulator.fault(Fault::call("VM.snapshot", Act::Fail(Failure::internal("no"))).times(2));
+    pool.job("limits.vms = 1\nretries.vm = 0\n");
+    let report = pool.run(&[], 1);
+    assert_eq!(words(&report, "status"), ["web01 \"failed\"", "web02 \"failed\""], "{report:#}");
+    pool.simulator.fault(Fault::call("VM.snapshot", Act::Fail(Failure::internal("no"))));
+    let report = pool.run(&[], 3);
+    assert_eq!(words(&report, "status"), ["web01 \"failed\"", "web02 \"done\""], "{report:#}");
+    assert!(report["vms"][0]["reason"].as_str().expect("words").contains("no"), "{report:#}");
+    assert!(report["vms"][0]["next"].as_str().expect("words").contains("the next run tries again"), "{report:#}");
+    assert_eq!(pool.status(), "partial");
+    pool.is_at_rest(2);
+}
+
+#[test]
+fn what_is_named_in_vain_is_told_and_the_rest_is_backed_up() {
+    let pool = Pool::new();
+    pool.job("vms.uuids = ['00000000-0000-0000-0000-000000000001']\n");
+    let report = pool.run(&[], 3);
+    assert_eq!(
+        words(&report, "status"),
+        ["00000000-0000-0000-0000-000000000001 \"failed\"", "web01 \"done\"", "web02 \"done\""]
+    );
+    let text = fs::read_to_string(pool.world.path("jobs/nightly.toml")).expect("there");
+    pool.world.write(
+        "nightly.toml",
+        &text.replace("vms.names = ['web01', 'web02']", "vms.tags = ['none']").replace("vms.uuids", "vms.exclude"),
+    );
+    let report = pool.run(&[], 1);
+    assert_eq!(report["reason"], "no VM of the pools is one that the job means");
+}
+
+#[test]
+fn a_repository_that_cannot_be_written_or_opened_leaves_the_other_with_its_backups() {
+    let pool = Pool::new();
+    pool.job("retries.vm = 0\n");
+    let web01 = pool.simulator.only(Class::Vm, "web01");
+    let uuid =
+        pool.simulator.look(|store| store.text(Class::Vm, &web01, "uuid").map(str::to_owned)).expect("it has one");
+    // What is to be a folder is a file there.
+    fs::create_dir_all(pool.world.path("other/xo-vm-backups")).expect("made");
+    fs::write(pool.world.path("other/xo-vm-backups").join(uuid), "").expect("written");
+    let report = pool.run(&[], 3);
+    assert_eq!(words(&report, "status"), ["web01 \"partial\"", "web02 \"done\""], "{report:#}");
+    assert!(report["vms"].to_string().contains("other: "), "{report:#}");
+    assert_eq!(pool.backups("main"), [("web01".to_owned(), 1), ("web02".to_owned(), 1)]);
+    pool.is_at_rest(1);
+    fs::rename(pool.world.path("other"), pool.world.path("away")).expect("moved");
+    let report = pool.run(&[], 3);
+    let expected = ["repository other \"failed\"", "web01 \"done\"", "web02 \"done\""];
+    assert_eq!(words(&report, "status"), expected, "{report:#}");
+    assert_eq!(pool.backups("main"), [("web01".to_owned(), 2), ("web02".to_owned(), 2)]);
+}
+
+#[test]
+fn a_timeout_ends_a_stalled_transfer_and_leaves_nothing() {
+    let pool = Pool::new();
+    for (site, uses_nbd) in [(Site::Export, false), (Site::Nbd, true)] {
+        pool.job(&format!(
+            "retries.vm = 0\nvms.exclude = ['web02']\nincremental.nbd = {uses_nbd}\ntimeouts.vm = '10s'\n"
+        ));
+        pool.simulator.fault(Fault::new(site.clone(), Act::Delay(PATIENCE)).after(MIB));
+        let report = pool.run(&[], 1);
+        let reason = &report["vms"][0]["reason"];
+        assert_eq!(*reason, "it was ended: a VM may take 10 s by the job's timeouts", "{report:#}");
+        let seconds = report["vms"][0]["seconds"].as_f64().expect("a number");
+        // Five at most where nothing else runs; far from what the transfer would have waited for.
+        println!("{site:?}: over {:.1} s after the timeout", seconds - 10.0);
+        assert!((10.0..60.0).contains(&seconds), "{site:?}: {seconds} s");
+        pool.is_at_rest(0);
+    }
+}
+
+#[test]
+fn stop_ends_a_run_which_removes_what_it_made() {
+    let pool = Pool::new();
+    pool.job("limits.vms = 1\nincremental.nbd = false\n");
+    let (code, out, _) = run(&mut pool.command(&["stop", "nightly"]));
+    assert_eq!((code, out.as_str()), (0, "nightly: does not run\n"));
+    pool.simulator.fault(Fault::new(Site::Export, Act::Delay(PATIENCE)).after(MIB));
+    let mut child = pool.start();
+    wait_for("the export", || pool.simulator.faults_left() == 0);
+    assert_eq!(pool.status(), "running");
+    let (code, _, err) = run(&mut pool.command(&["run", "nightly"]));
+    assert_eq!(code, 11, "{err}");
+    let (code, out, err) = run(&mut pool.command(&["stop", "nightly"]));
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(out.starts_with("nightly: stopped, after "), "{out}");
+    assert_eq!(child.wait().expect("it is our child").code(), Some(130));
+    assert_eq!(pool.status(), "interrupted");
+    pool.is_at_rest(0);
+    let lines = pool.log();
+    assert_eq!(lines[lines.len() - 1]["status"], "interrupted");
+}
+
+#[test]
+fn a_run_that_was_killed_is_interrupted_for_whoever_looks_and_the_next_one_removes_what_it_left() {
+    let pool = Pool::new();
+    pool.job("limits.vms = 1\nincremental.nbd = false\n");
+    pool.simulator.fault(Fault::new(Site::Export, Act::Delay(PATIENCE)).after(MIB));
+    let mut child = pool.start();
+    wait_for("the export", || pool.simulator.faults_left() == 0);
+    child.kill().expect("it is our child");
+    child.wait().expect("it is our child");
+    assert_eq!(pool.status(), "interrupted");
+    let (_, out, _) = run(&mut pool.command(&["log"]));
+    assert!(out.contains("nightly: interrupted, 0 VMs"), "{out}");
+    let report = pool.run(&[], 0);
+    assert_eq!(words(&report, "status"), ["web01 \"done\"", "web02 \"done\""]);
+    assert_eq!(pool.status(), "done");
+    pool.is_at_rest(2);
+}
+
+#[test]
+fn a_merge_that_fails_leaves_good_backups_and_the_next_run_goes_on_with_it() {
+    let pool = Pool::new();
+    pool.job("timeouts.lock = '1s'\n[[schedules]]\nname = 'night'\ncron = '0 2 * * *'\nkeep.last = 1\n");
+    pool.run(&[], 0);
+    // A merge needs what the folder's owner may not do any more: nothing is forgotten in 'other'.
+    let stop = pool.world.path("other/immutability.json");
+    fs::write(&stop, "{").expect("written");
+    let report = pool.run(&[], 4);
+    assert_eq!(report["status"], "mergePending", "{report:#}");
+    let merges = report["merges"].as_array().expect("a list");
+    assert_eq!((&merges[0]["isDone"], &merges[1]["isDone"]), (&json!(true), &json!(false)), "{report:#}");
+    assert_eq!(merges[1]["next"], "the new backups are good; the next run goes on with it");
+    assert_eq!(pool.backups("other"), [("web01".to_owned(), 2), ("web02".to_owned(), 2)]);
+    fs::remove_file(&stop).expect("there");
+    pool.run(&[], 0);
+    assert_eq!(pool.backups("other"), [("web01".to_owned(), 1), ("web02".to_owned(), 1)]);
+}
+
+#[test]
+fn keys_are_made_as_often_as_the_job_says() {
+    let pool = Pool::new();
+    pool.job("incremental.key_every = 3\n");
+    let mut keys = Vec::new();
+    for arguments in [&[] as &[&str], &[], &[], &[], &["--full"], &[]] {
+        pool.run(arguments, 0);
+        let lines = pool.log();
+        let last = lines.iter().rev().find(|line| line["event"] == "vmEnd" && line["name"] == "web01").expect("it ran");
+        keys.push(last["backup"]["repositories"][1]["disks"][0]["isKey"] == true);
+    }
+    assert_eq!(keys, [true, false, false, true, true, false]);
+}
+
+#[test]
+fn a_program_is_told_of_runs_that_failed() {
+    let pool = Pool::new();
+    let told = pool.world.path("told");
+    let report = format!("[report]\ncommand = ['sh', '-c', 'cat > {}']\nto = 'backup@example.org'\n", told.display());
+    pool.job(&format!("retries.vm = 0\n{report}"));
+    pool.run(&[], 0);
+    assert!(!told.exists());
+    pool.simulator.fault(Fault::call("VM.snapshot", Act::Fail(Failure::internal("no"))));
+    pool.run(&[], 3);
+    let mail = fs::read_to_string(&told).expect("told");
+    assert!(mail.starts_with("To: backup@example.org\nSubject: xofs: nightly: partly failed\n"), "{mail}");
+    assert!(mail.contains("; its backups of before are as they were; the next run tries again\n"), "{mail}");
+    pool.job(&format!("{}format = 'json'\nwhen = 'always'\n", report.replace("to = 'backup@example.org'\n", "")));
+    pool.run(&[], 0);
+    assert_eq!(json_of(&told)["status"], "done");
+}
+
+fn json_of(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).expect("there")).expect("JSON")
+}
+
+/// `xofs job daemon`; killed when it is dropped.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn what_a_schedule_missed_is_run_once_however_often_the_daemon_is_killed() {
+    let pool = Pool::new();
+    pool.job("incremental.nbd = false\n[[schedules]]\nname = 'year'\ncron = '0 0 1 1 *'\ntimezone = 'UTC'\n");
+    fs::create_dir_all(pool.state().join("jobs/nightly")).expect("made");
+    let known = json!({ "year": { "cron": "0 0 1 1 *", "timezone": "UTC", "since": "2020-06-01T00:00:00Z" } });
+    fs::write(pool.state().join("jobs/nightly/schedules.json"), known.to_string()).expect("written");
+    let daemon = || {
+        Daemon(
+            pool.command(&["daemon"])
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .expect("it starts"),
+        )
+    };
+    pool.simulator.fault(Fault::new(Site::Export, Act::Delay(Duration::from_secs(5))).after(MIB));
+    let first = daemon();
+    wait_for("the export", || pool.simulator.faults_left() == 0);
+    assert_eq!(pool.status(), "running");
+    let (code, _, err) = run(&mut pool.command(&["daemon"]));
+    assert_eq!(code, 11, "{err}");
+    drop(first);
+    let mut second = daemon();
+    wait_for("the end of the run", || pool.status() == "done");
+    // Several looks at what is due.
+    std::thread::sleep(Duration::from_secs(3));
+    let begun = pool.log().iter().filter(|line| line["event"] == "runStart").count();
+    assert_eq!(begun, 1);
+    pool.is_at_rest(2);
+    succeed(Command::new("kill").args(["-TERM", &second.0.id().to_string()]));
+    assert_eq!(second.0.wait().expect("it is our child").code(), Some(0));
+}
