@@ -180,9 +180,8 @@ impl Connection {
             return self.read(offset, buffer);
         }
         let done = self.wait(&self.send(wire::COMMAND_READ, Pending::read(offset, std::mem::take(buffer)))?)?;
-        if let Kind::Read { buffer: bytes, .. } = done.kind {
-            *buffer = bytes;
-        }
+        let Kind::Read { buffer: bytes, .. } = done.kind else { unreachable!("a read stays one") };
+        *buffer = bytes;
         Ok(())
     }
 
