@@ -130,8 +130,9 @@ pub fn named<'a>(networks: &'a [Network], wanted: &str) -> Result<&'a Network> {
     match found.as_slice() {
         [one] => Ok(one),
         [] => {
-            let names: Vec<String> =
+            let mut names: Vec<String> =
                 networks.iter().map(|network| format!("'{}'", network.name.escape_debug())).collect();
+            names.sort();
             let message = format!("the pool has no network '{shown}': it has {}", names.join(", "));
             Err(Error::new(ErrorKind::Usage, message))
         }
@@ -218,7 +219,7 @@ mod tests {
         let (networks, vifs) =
             ([network(1, "lan", -1), network(2, "a", 1), network(3, "a", 2)], [vif("0", 9, "old", -1)]);
         for (wish, part) in [
-            (wish(None, "wan"), "it has 'lan', 'a', 'a'"),
+            (wish(None, "wan"), "it has 'a', 'a', 'lan'"),
             (wish(None, "a"), "say which by its uuid"),
             (wish(Some("other"), "lan"), "the VM of the backup has 'old'"),
         ] {
