@@ -21,7 +21,7 @@
 //! - [`guest`]: seeded writes to a disk, out of [`random`]
 //! - [`vhd`] and [`raw`]: a disk as a stream, out and in
 //! - [`archive`]: a VM as an XVA, out and in
-//! - [`nbd`]: the server that disks are read from at random; [`line`]: a long way to it
+//! - [`nbd`]: the server that disks are read from at random; [`mod@line`]: a long way to it
 //! - [`transfer`]: what a transfer tells on its way
 //!
 //! ```text
