@@ -129,7 +129,9 @@ fn connect(run: &Machines, name: &str) -> anyhow::Result<(Connected, Vec<Machine
         tags: vm.tags.clone(),
         power_state: vm.power_state.clone(),
     };
-    let machines = pool::all_vms(&pool)?.into_iter().map(machine).collect();
+    let mut machines: Vec<Machine> = pool::all_vms(&pool)?.into_iter().map(machine).collect();
+    // A pool lists them in no order.
+    machines.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
     Ok((Connected { pool, options: options(run.job, &named) }, machines))
 }
 
