@@ -71,6 +71,7 @@ pub struct Wanted {
 }
 
 /// What is written to.
+#[derive(Clone)]
 pub enum Destination {
     /// A repository.
     Repository(RepositoryDestination),

@@ -176,7 +176,7 @@ impl<'a> Run<'a> {
         let destinations: Vec<Destination> = self
             .repositories
             .iter()
-            .filter_map(|named| Some(Destination::Repository(named.repository()?.clone())))
+            .cloned()
             .chain(replicas.iter().map(|replica| match replica {
                 Ok(replica) => Destination::Replica(replica.clone()),
                 Err(absent) => Destination::Replica(absent.clone()),
