@@ -4,7 +4,7 @@
 //! cli ─┬► mount ──► tree ─┬► worker ──► guest
 //!      │                  ├► repository ──► vhd, xva, storage, disk
 //!      ├► doctor ─► ingest (nbd), merge ──┤
-//!      └► pool, job ─► ingest, xapi ──────┘      ahead: disks read by several threads, in order
+//!      └► pool, job ─► ingest, xapi ──────┘      ahead: disks read by several threads, in order; size: sizes as people write them
 //! ```
 //!
 //! Each module uses only those to its right.
@@ -18,5 +18,6 @@ pub mod merge;
 pub mod mount;
 pub mod pool;
 pub mod repository;
+mod size;
 pub mod tree;
 pub mod worker;

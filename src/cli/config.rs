@@ -23,7 +23,7 @@ use serde::Deserialize;
 
 use super::exit::Failure;
 use super::password::Places;
-use super::text::parse_size;
+use crate::size::parse_size;
 
 /// What the configuration files say.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]

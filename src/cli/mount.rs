@@ -9,8 +9,9 @@ use clap::{Args, ValueEnum};
 
 use super::exit::{Exit, Failure};
 use super::serve::Serving;
-use super::{Global, daemon, open, text};
+use super::{Global, daemon, open};
 use crate::mount::{self, MountOptions};
+use crate::size;
 use crate::worker::{WORKERS, Workers};
 
 const EXAMPLES: &str = "\
@@ -54,7 +55,7 @@ pub struct MountArgs {
     #[arg(long)]
     inert_symlinks: bool,
     /// Memory for decoded blocks
-    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = text::parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = size::parse_size)]
     cache: u64,
     /// Seconds that a read or a listing may wait for the repository before it fails; 0 waits for ever
     /// [default: 30]
@@ -183,7 +184,7 @@ impl MountArgs {
         }
         if let Some(cache) = given.cache {
             self.cache =
-                text::parse_size(&cache).map_err(|reason| Failure::usage(format!("option 'cache': {reason}")))?;
+                size::parse_size(&cache).map_err(|reason| Failure::usage(format!("option 'cache': {reason}")))?;
         }
         if global.password_file.is_none() && global.password_command.is_none() {
             global.password_file = given.password_file.map(PathBuf::from);

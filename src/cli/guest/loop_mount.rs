@@ -13,9 +13,10 @@ use super::find::{Files, Raw};
 use super::path::GuestPath;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::serve::Serving;
-use crate::cli::text::{Shown, parse_size, size};
+use crate::cli::text::{Shown, size};
 use crate::cli::{Global, daemon, mount as mount_command, open};
 use crate::mount::{self, LoopMount, LoopOptions, Looped};
+use crate::size::parse_size;
 
 const EXAMPLES: &str = "\
 WHAT is VM/BACKUP/VOLUME, or VM/BACKUP/DISK, of which with --device the partitions become devices, too. What is written, as the \

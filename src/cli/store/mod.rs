@@ -15,10 +15,10 @@ use vhd::Filter;
 use super::config::Entry;
 use super::exit::Failure;
 use super::forget::RetentionArgs;
-use super::text::parse_size;
 use super::{Global, open};
 use crate::ingest::{Destination, Extent, Layout, RepositoryDestination};
 use crate::repository::Rules;
+use crate::size::parse_size;
 
 pub use progress::with_progress;
 pub use report::{exit, reads_to_text, say_failures, to_json, to_text};
