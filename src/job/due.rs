@@ -97,6 +97,7 @@ mod tests {
             makes_up,
             is_full: false,
             keep: None,
+            replicas: 1,
         }
     }
 

@@ -12,6 +12,8 @@ use jiff::SignedDuration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use crate::size::parse_rate;
+
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -200,6 +202,16 @@ impl<'a> Section<'a> {
             self.expected(key, value, "a time like \"90s\", \"30m\" or \"6h\"");
         }
         duration
+    }
+
+    /// Reads a rate that is not less than `least` (bytes a second).
+    pub fn rate(&self, key: &'static str, least: u64) -> Option<u64> {
+        let value = self.value(key)?;
+        let rate = as_text(value).and_then(|text| parse_rate(&text.value).ok()).filter(|rate| *rate >= least);
+        if rate.is_none() {
+            self.expected(key, value, &format!("a rate like \"100 MiB/s\", of {} KiB/s or more", least / 1024));
+        }
+        rate
     }
 
     /// Reads one of several words.

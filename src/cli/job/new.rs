@@ -295,6 +295,7 @@ fn to_toml(arguments: &NewArgs, answers: &Answers) -> String {
     }
     line("# power_states = [\"running\"]          # only in these states".to_owned());
     line(format!("\n[to]\nrepositories = {}", list(&answers.to)));
+    line("# srs = [\"SR\", \"POOL=SR\"]            # replicas, too".to_owned());
     if answers.mode == Mode::Incremental {
         line(
             "\n# [incremental]\n# key_every = 30                      # each 30th backup stores all blocks".to_owned(),
@@ -319,7 +320,14 @@ fn to_toml(arguments: &NewArgs, answers: &Answers) -> String {
             }
         }
     }
+    line("\n# [limits]                            # but for vms, over all jobs together".to_owned());
+    line("# vms = 2\n# exports = 12                        # disks of a pool at once".to_owned());
+    line("# bandwidth = \"100 MiB/s\"".to_owned());
     line("\n# [timeouts]\n# vm = \"6h\"\n# job = \"12h\"".to_owned());
+    line(
+        "\n# [retries]\n# vm = 1\n# disk = 1                            # a disk, at once, from the same snapshot"
+            .to_owned(),
+    );
     line("\n# [report]                            # who is told of runs that failed\n# command = [\"/usr/sbin/sendmail\", \"-t\"]\n# to = \"NAME@example.org\"".to_owned());
     text
 }

@@ -20,6 +20,8 @@ mod sending;
 mod settle;
 mod source;
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use xapi::record::Sr;
@@ -48,6 +50,35 @@ pub struct Place {
     pub sr: Record<Sr>,
     /// How many states are kept of each machine, at least one.
     pub keep: usize,
+}
+
+/// An SR as a person names it: `SR`, or `POOL=SR` in another pool than that of the machines. Each is a name, or an address or a uuid; a
+/// name of a pool has no `=`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SrAddress {
+    /// The pool, if it is another.
+    pub pool: Option<String>,
+    /// The SR.
+    pub sr: String,
+}
+
+impl FromStr for SrAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let (pool, sr) = text.split_once('=').map_or((None, text), |(pool, sr)| (Some(pool), sr));
+        if sr.is_empty() || pool.is_some_and(str::is_empty) {
+            return Err(format!("'{}' names no SR: SR or POOL=SR was expected", text.escape_debug()));
+        }
+        Ok(Self { pool: pool.map(str::to_owned), sr: sr.to_owned() })
+    }
+}
+
+impl fmt::Display for SrAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pool = self.pool.iter().flat_map(|pool| [pool.as_str(), "="]).collect::<String>();
+        write!(f, "{pool}{}", self.sr)
+    }
 }
 
 /// Where replicas are to be kept.
