@@ -21,6 +21,13 @@ pub trait Stream: Read + Write + Send + Sync {
     /// What the system says.
     fn set_timeout(&self, timeout: Duration) -> io::Result<()>;
 
+    /// Sets whether reads and writes wait at all; else they fail at once with [`io::ErrorKind::WouldBlock`]. It is so for all
+    /// handles.
+    ///
+    /// # Errors
+    /// What the system says.
+    fn set_waiting(&self, waits: bool) -> io::Result<()>;
+
     /// Ends it, so that whoever reads from any handle sees its end.
     fn close(&self);
 }
@@ -44,6 +51,10 @@ macro_rules! socket {
             fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
                 self.set_read_timeout(Some(timeout))?;
                 self.set_write_timeout(Some(timeout))
+            }
+
+            fn set_waiting(&self, waits: bool) -> io::Result<()> {
+                self.set_nonblocking(!waits)
             }
 
             fn close(&self) {

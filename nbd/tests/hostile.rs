@@ -506,6 +506,10 @@ impl Stream for Turned {
         self.0.set_timeout(timeout)
     }
 
+    fn set_waiting(&self, waits: bool) -> io::Result<()> {
+        self.0.set_waiting(waits)
+    }
+
     fn close(&self) {
         self.0.close();
     }

@@ -262,6 +262,10 @@ impl Stream for Patient {
         Stream::set_timeout(&self.stream, timeout)
     }
 
+    fn set_waiting(&self, waits: bool) -> io::Result<()> {
+        self.stream.set_waiting(waits)
+    }
+
     fn close(&self) {
         // It may be closed already.
         let _ = self.stream.shutdown(Shutdown::Both);

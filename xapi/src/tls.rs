@@ -194,6 +194,10 @@ impl Stream for TlsStream {
         self.shared.socket.set_timeout(timeout)
     }
 
+    fn set_waiting(&self, waits: bool) -> io::Result<()> {
+        self.shared.socket.set_waiting(waits)
+    }
+
     fn close(&self) {
         self.shared.close();
     }

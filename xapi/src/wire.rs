@@ -86,11 +86,12 @@ impl Wire {
 
     /// Whether the server left the connection open, and said nothing unasked.
     pub fn is_usable(&mut self) -> bool {
-        if self.taken < self.ahead.len() || self.stream.set_timeout(Duration::from_millis(1)).is_err() {
+        // A timeout, however short, would last some ticks of the system's clock, and this is asked before each call.
+        if self.taken < self.ahead.len() || self.stream.set_waiting(false).is_err() {
             return false;
         }
         let is_quiet = matches!(self.stream.read(&mut [0]), Err(error) if is_timeout(&error));
-        is_quiet && self.stream.set_timeout(TICK).is_ok()
+        is_quiet && self.stream.set_waiting(true).is_ok()
     }
 
     /// Sends all of `bytes`; after an error, not all of them reached the server.
