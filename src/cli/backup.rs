@@ -15,11 +15,12 @@ use serde_json::{Value, json};
 
 use super::exit::{self, Exit, Failure};
 use super::pool::PoolArgs;
+use super::replicas::ReplicaPools;
 use super::store::{self, Retention, StoreArgs, say_failures, with_progress};
 use super::text::Shown;
 use super::{Global, print, signals};
 use crate::ingest::{Destination, Wanted, Watch};
-use crate::pool::{self, Done, Mode, Options, ReplicaWish, Run};
+use crate::pool::{Done, MOST_REPLICAS, Mode, Options, Run, SrAddress, USUAL_REPLICAS};
 use crate::repository::Rules;
 
 const EXAMPLES: &str = "\
@@ -79,9 +80,10 @@ pub struct BackupArgs {
     to: Vec<OsString>,
     /// An SR that replicas of the VMs are kept on, by name or uuid; in another pool: its name or address, '=', the SR
     #[arg(long, value_name = "[POOL=]SR")]
-    to_sr: Vec<String>,
-    /// How many states of a VM are kept in each replica
-    #[arg(long, value_name = "COUNT", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    to_sr: Vec<SrAddress>,
+    /// How many states of a VM are kept in each replica; of one schedule, where --schedule names several
+    #[arg(long, value_name = "COUNT", default_value_t = USUAL_REPLICAS,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_REPLICAS)))]
     keep_replicas: u32,
     /// What kind of backup is made
     #[arg(long, value_enum, default_value_t = Kind::Incremental)]
@@ -184,9 +186,12 @@ pub fn run(global: &Global, arguments: &BackupArgs) -> Result<Exit> {
     let destinations = arguments.store.destinations(global, &addresses, None)?;
     let say = |sentence: &str| eprintln!("xofs: {}", Shown(sentence));
     let pool = named.connect(&stop.cancel)?;
-    let replicas = replicas(arguments, &stop.cancel)?;
+    let mut pools = ReplicaPools::default();
+    pools.connect(&arguments.to_sr, |pool| Ok(arguments.pool.another(pool)?.connect(&stop.cancel)))?;
+    let replicas = pools.wishes(&arguments.to_sr, "", &stop.cancel);
     let options = options(arguments, named.sr_paths.clone());
     let run = Run::begin(pool, &named.state, &options, &destinations, replicas, &say)?;
+    run.check_places()?;
     let mut results = Vec::with_capacity(arguments.vms.len());
     for vm in &arguments.vms {
         if stop.is_stopped() {
@@ -207,21 +212,6 @@ pub fn run(global: &Global, arguments: &BackupArgs) -> Result<Exit> {
         print::json(&json!({ "vms": vms }))?;
     }
     finish(results, stop.is_stopped())
-}
-
-/// Finds where replicas are to be kept, and logs in to the pools that these are in, to each once. One that does not answer keeps no
-/// other destination from its backup.
-fn replicas(arguments: &BackupArgs, cancel: &xapi::Cancel) -> Result<Vec<ReplicaWish>> {
-    let mut pools: BTreeMap<&str, pool::Result<xapi::Pool>> = BTreeMap::new();
-    let mut wished = Vec::with_capacity(arguments.to_sr.len());
-    for name in &arguments.to_sr {
-        let (pool, sr) = name.split_once('=').unwrap_or(("", name));
-        if !pool.is_empty() && !pools.contains_key(pool) {
-            pools.insert(pool, arguments.pool.another(pool)?.connect(cancel));
-        }
-        wished.push(ReplicaWish { name: name.clone(), pool: pools.get(pool).cloned(), sr: sr.to_owned() });
-    }
-    Ok(wished)
 }
 
 /// What became of a VM.

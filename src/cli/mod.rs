@@ -29,6 +29,7 @@ mod password;
 mod pool;
 mod print;
 mod repair;
+mod replicas;
 mod repository;
 mod restore;
 mod serve;

@@ -141,7 +141,7 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum VmStatus {
-    /// There is a new backup in each repository.
+    /// There is a new backup in each repository, and on each SR.
     Done,
     /// There is one in some of them.
     Partial,

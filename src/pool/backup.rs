@@ -21,7 +21,7 @@ use super::error::{Error, ErrorKind, Result};
 use super::explain::{ExplainedDisk, ExplainedReplica, Explanation, Fate, Room};
 use super::journal::Journal;
 use super::keys;
-use super::replica::{self, Absent, Kind, Place, Replication, Wish as ReplicaWish};
+use super::replica::{self, Absent, Identity, Kind, Place, Replication, Wish as ReplicaWish};
 use super::snapshot::{self, Taken};
 use super::state::State;
 use super::survey::{self, LiveDisk, Survey};
@@ -62,7 +62,7 @@ pub struct Options {
     pub chain_patience: Option<Duration>,
     /// How long others are waited for that work on the same VM.
     pub patience: Duration,
-    /// How many states of a VM are kept in each replica, at least one.
+    /// How many states of a VM and schedule are kept in each replica, at least one.
     pub replicas_kept: usize,
 }
 
@@ -94,8 +94,10 @@ type Sought = std::result::Result<Arc<Replication>, Arc<Absent>>;
 impl<'a> Run<'a> {
     /// Begins a run, and undoes what earlier ones left that died, in the pool and in those that replicas are `wished` in.
     ///
+    /// An SR that is not there, or named twice, is a destination that fails: see [`Run::check_places`].
+    ///
     /// # Errors
-    /// What a pool says; if a journal cannot be written; [`ErrorKind::Usage`] if an SR is not there, or named twice.
+    /// What a pool says; if a journal cannot be written.
     pub fn begin(
         pool: Pool,
         state: &'a State,
@@ -116,21 +118,27 @@ impl<'a> Run<'a> {
                 let mark = keys::mark(journal.run(), &state.keeper());
                 Place::find(name.clone(), &sr, pool, journal, mark, options.replicas_kept)
             };
-            let place = match find() {
-                // What was asked for is wrong, or somebody has enough of it.
-                Err(error) if matches!(error.kind(), ErrorKind::Usage | ErrorKind::Interrupted) => return Err(error),
+            let mut place = match find() {
+                Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
                 place => place.map(Arc::new),
             };
             let is_same = |other: &Place| place.as_ref().is_ok_and(|place| place.sr.uuid == other.sr.uuid);
             if places.iter().any(|(_, other)| other.as_ref().is_ok_and(|other| is_same(other))) {
-                return Err(Error::new(
-                    ErrorKind::Usage,
-                    format!("the SR of '{}' is named twice", name.escape_debug()),
-                ));
+                let message = format!("the SR of '{}' is named twice", name.escape_debug());
+                place = Err(Error::new(ErrorKind::Usage, message));
             }
             places.push((name, place));
         }
         Ok(Self { pool, state, journal, options, repositories, places, say })
+    }
+
+    /// Refuses SRs that are wished for and are not there, or are named twice.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`].
+    pub fn check_places(&self) -> Result<()> {
+        let errors = self.places.iter().filter_map(|(_, place)| place.as_ref().err());
+        errors.filter(|error| error.kind() == ErrorKind::Usage).try_for_each(|error| Err(error.clone()))
     }
 
     /// Finds a VM.
@@ -172,7 +180,8 @@ impl<'a> Run<'a> {
             patience: self.options.patience,
             ..wanted
         };
-        let replicas = self.replicas(&survey)?;
+        let schedule = wanted.schedule.as_deref().unwrap_or(ingest::SCHEDULE);
+        let replicas = self.replicas(&survey, schedule)?;
         let destinations: Vec<Destination> = self
             .repositories
             .iter()
@@ -314,14 +323,23 @@ impl<'a> Run<'a> {
     }
 
     /// Looks at the replicas of the VM that there are. One that cannot be looked at is a destination that has failed.
-    fn replicas(&self, survey: &Survey) -> Result<Vec<Sought>> {
+    fn replicas(&self, survey: &Survey, schedule: &str) -> Result<Vec<Sought>> {
         let kept: BTreeSet<Uuid> = survey.disk_snapshots(self.job())?.iter().map(|snapshot| snapshot.uuid).collect();
         let kind = match self.options.mode {
             Mode::Incremental => Kind::Increments,
             Mode::Full(_) => Kind::Full,
         };
         let replica = |(name, place): &(String, Result<Arc<Place>>)| {
-            let begin = |place: Arc<Place>| Replication::begin(place, &survey.vm.uuid, self.job(), kind, kept.clone());
+            let identity = |place: &Place| Identity {
+                of: survey.vm.uuid.clone(),
+                job: self.job().to_owned(),
+                sr: place.sr.uuid.clone(),
+                kind,
+            };
+            let begin = |place: Arc<Place>| {
+                let identity = identity(&place);
+                Replication::begin(place, identity, schedule, kept.clone())
+            };
             let begun = place.clone().and_then(begin);
             begun.map(Arc::new).map_err(|error| Arc::new(Absent { name: name.clone(), error }))
         };

@@ -42,7 +42,7 @@ pub use backup::{Done, Mode, Options, Run};
 pub use base::Base;
 pub use error::{Error, ErrorKind, Result};
 pub use explain::{ExplainedDisk, ExplainedReplica, Explanation, Fate, Room};
-pub use replica::{SrAddress, Wish as ReplicaWish};
+pub use replica::{MOST_KEPT as MOST_REPLICAS, SrAddress, USUAL_KEPT as USUAL_REPLICAS, Wish as ReplicaWish};
 pub use session::{Login, Unknown, connect};
 pub use state::State;
 pub use survey::all as all_vms;

@@ -7,11 +7,7 @@ use jiff::tz::TimeZone;
 use super::{is_id, values};
 use crate::job::schedule::Calendar;
 use crate::job::table::Section;
-
-/// States that are kept in a replica: each is a snapshot, and a host reads through all of them.
-const MOST_REPLICAS: u32 = 100;
-/// States that are kept where nothing is said.
-pub(super) const USUAL_REPLICAS: u32 = 1;
+use crate::pool::{MOST_REPLICAS, USUAL_REPLICAS};
 
 /// When it runs, and what is kept of these runs.
 #[derive(Debug, Clone, PartialEq)]

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use vhd::Filter;
 
-use super::schedules::USUAL_REPLICAS;
 use super::*;
 use crate::ingest::Layout;
 
@@ -148,7 +147,9 @@ fn a_job_may_have_only_srs() {
     let text = "pools=['lab']\nvms.all=true\nto.srs=['spare']\n[[schedules]]\nname='night'\ncron='@daily'\n";
     let job = parse(text).expect("right");
     assert!(job.repositories.is_empty());
-    assert_eq!(job.schedules[0].replicas, USUAL_REPLICAS);
+    assert_eq!(job.schedules[0].replicas, 3);
+    let said = parse(&text.replace("spare", "dr=fast")).expect_err("there is no such pool");
+    assert!(said.contains("web.toml:3: 'dr' is no pool of the configuration, which has lab, production"), "{said}");
     let said = parse(&format!("{text}keep.last = 7\n")).expect_err("there is nothing to be kept");
     assert!(said.contains("web.toml:4: keep is for repositories, and the job has none"), "{said}");
 }

@@ -5,7 +5,7 @@
 //! | `xofs:replica` | machine, version, disk | the uuid of the object itself |
 //! | `xofs:replica-of`, `-job`, `-sr` | all | the machine that it is a replica of, the job, the storage |
 //! | `xofs:replica-kind` | machine, version | `increments`, or `full` |
-//! | `xofs:replica-number`, `-time`, `-run` | version | which one it is, when it was made, and by which run |
+//! | `xofs:replica-number`, `-time`, `-schedule`, `-run` | version | which one it is, when it was made, by which schedule and run |
 //! | `xofs:replica-disk`, `-content`, `-size` | disk | whose replica it is, the snapshot of that which it holds, the size of this in bytes |
 //! | `xofs:replicating` | what is not finished | by which run: it is undone after that died |
 //! | `xofs:replica-cloning` | a disk of a version, and its clone until that has entries of its own | by which run |
@@ -16,6 +16,7 @@
 use uuid::Uuid;
 use xapi::record::{Texts, Vdi, Vm};
 
+use crate::ingest;
 use crate::pool::keys::PREFIX;
 
 pub const SELF: &str = "xofs:replica";
@@ -25,6 +26,7 @@ const SR: &str = "xofs:replica-sr";
 const KIND: &str = "xofs:replica-kind";
 pub const NUMBER: &str = "xofs:replica-number";
 pub const TIME: &str = "xofs:replica-time";
+pub const SCHEDULE: &str = "xofs:replica-schedule";
 pub const RUN: &str = "xofs:replica-run";
 pub const DISK: &str = "xofs:replica-disk";
 pub const CONTENT: &str = "xofs:replica-content";
@@ -103,6 +105,11 @@ pub fn number_of(vm: &Vm) -> Option<u64> {
     vm.other_config.get(NUMBER).filter(|_| is_whole)?.parse().ok()
 }
 
+/// Returns the schedule that a whole state is of.
+pub fn schedule_of(vm: &Vm) -> &str {
+    vm.other_config.get(SCHEDULE).map_or(ingest::SCHEDULE, String::as_str)
+}
+
 /// Whether an object with this uuid is the one that its entries were given to.
 pub fn is_itself(uuid: &str, entries: &Texts) -> bool {
     entries.get(SELF).is_some_and(|itself| itself == uuid)
@@ -161,7 +168,8 @@ mod tests {
 
     #[test]
     fn only_entries_of_replicas_are_taken_for_such() {
-        let all = [SELF, OF, JOB, SR, KIND, NUMBER, TIME, RUN, DISK, CONTENT, SIZE, CLONING, REPLICATING, REPLACED];
+        let all =
+            [SELF, OF, JOB, SR, KIND, NUMBER, TIME, SCHEDULE, RUN, DISK, CONTENT, SIZE, CLONING, REPLICATING, REPLACED];
         assert!(all.iter().all(|name| is_of_replica(name)));
         assert!(!is_of_replica("xofs:job") && !is_of_replica("xofs:restored-from") && !is_of_replica("mac_seed"));
     }

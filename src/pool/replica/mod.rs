@@ -27,7 +27,7 @@ use std::sync::Arc;
 use xapi::record::Sr;
 use xapi::{Pool, Record};
 
-pub use marks::{Kind, is_of_replica};
+pub use marks::{Identity, Kind, is_of_replica};
 pub use replication::{Absent, Replication};
 pub use settle::settle;
 pub use source::Source;
@@ -35,6 +35,11 @@ pub use source::Source;
 use super::error::Result;
 use super::journal::Journal;
 use super::restore::target::Target;
+
+/// States that are kept of a machine on an SR, where nothing else is said: one that a run failed after is still an increment's base.
+pub const USUAL_KEPT: u32 = 3;
+/// Most of them: each is a snapshot, and a host reads through all of them.
+pub const MOST_KEPT: u32 = 100;
 
 /// A storage that replicas are kept on.
 pub struct Place {
@@ -48,7 +53,7 @@ pub struct Place {
     pub mark: String,
     /// The storage.
     pub sr: Record<Sr>,
-    /// How many states are kept of each machine, at least one.
+    /// How many states are kept of each machine and schedule, at least one.
     pub keep: usize,
 }
 

@@ -17,10 +17,11 @@ use xapi::record::{Sr, Vbd, Vdi, Vm};
 use xapi::{Pool, Record, Ref};
 
 use super::archive::ArchiveSending;
-use super::found::{Found, VersionDisk};
+use super::found::{Found, Version, VersionDisk};
 use super::machine::{self, name_of, set_itself};
 use super::marks::{
-    self, BLOCKED, CLONING, CONTENT, Identity, Kind, NUMBER, REPLACED, REPLICATING, RUN, SELF, SIZE, TIME,
+    self, BLOCKED, CLONING, CONTENT, Identity, Kind, NUMBER, REPLACED, REPLICATING, RUN, SCHEDULE, SELF, SIZE, TIME,
+    schedule_of,
 };
 use super::sending::DiskSending;
 use super::settle::{destroy_with_disks, settle};
@@ -41,6 +42,8 @@ const BLOCK: u64 = 2 << 20;
 pub struct Replication {
     place: Arc<Place>,
     identity: Identity,
+    /// The schedule of what is made.
+    schedule: String,
     found: Found,
     /// The snapshots that the disks of the machine can be read relative to.
     kept: BTreeSet<Uuid>,
@@ -66,10 +69,17 @@ impl Replication {
     ///
     /// # Errors
     /// What the pool says.
-    pub fn begin(place: Arc<Place>, of: &str, job: &str, kind: Kind, kept: BTreeSet<Uuid>) -> Result<Self> {
-        let identity = Identity { of: of.to_owned(), job: job.to_owned(), sr: place.sr.uuid.clone(), kind };
+    pub fn begin(place: Arc<Place>, identity: Identity, schedule: &str, kept: BTreeSet<Uuid>) -> Result<Self> {
         let found = Found::of(&place.pool, &identity)?;
-        Ok(Self { place, identity, found, kept, source: OnceLock::new(), progress: Arc::default() })
+        Ok(Self {
+            place,
+            identity,
+            schedule: schedule.to_owned(),
+            found,
+            kept,
+            source: OnceLock::new(),
+            progress: Arc::default(),
+        })
     }
 
     /// Tells what the machine is, once its snapshot was taken.
@@ -280,7 +290,12 @@ impl Replication {
     fn seal(&self, version: &Ref<Vm>, name: &str, time: &str) -> Result<()> {
         let pool = &self.place.pool;
         let number = self.found.versions.first().map_or(0, |newest| newest.number).saturating_add(1);
-        for (entry, value) in [(NUMBER, number.to_string()), (TIME, time.to_owned()), (RUN, self.mark())] {
+        for (entry, value) in [
+            (NUMBER, number.to_string()),
+            (TIME, time.to_owned()),
+            (SCHEDULE, self.schedule.clone()),
+            (RUN, self.mark()),
+        ] {
             pool.set_entry(version, "other_config", entry, &value)?;
         }
         set_itself(pool, version)?;
@@ -288,9 +303,10 @@ impl Replication {
         Ok(pool.remove_entry(version, "other_config", REPLICATING)?)
     }
 
-    /// Destroys the oldest states that are too many. What somebody uses is left alone, and said.
+    /// Destroys the oldest states that are too many of this schedule. What somebody uses is left alone, and said.
     fn forget(&self, pool: &Pool) {
-        for version in self.found.versions.iter().skip(self.place.keep.saturating_sub(1)) {
+        let of_schedule = |version: &&Version| schedule_of(&version.vm) == self.schedule;
+        for version in self.found.versions.iter().filter(of_schedule).skip(self.place.keep.saturating_sub(1)) {
             if let Err(error) = self.forget_one(pool, &version.vm) {
                 let shown = version.vm.name_label.escape_debug();
                 self.say(&format!("the old state '{shown}' stays: {error}"));
