@@ -1,57 +1,19 @@
 //! Jobs by the built binary: their files are checked and made; their runs against a simulated pool do what they say, and what they say is
 //! true, whatever ends them.
 
+mod job;
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use job::{MIB, PATIENCE, Pool, World, wait_for, words};
 use serde_json::{Value, json};
-use support::{init, run, scratch, succeed, xofs};
-use tempfile::TempDir;
+use support::{run, succeed};
 use xapi_simulator::failure::Failure;
-use xapi_simulator::scene::{Disk, Machine};
-use xapi_simulator::value::Reference;
-use xapi_simulator::{Act, Class, Fault, Scene, Simulator, Site};
-
-const MIB: u64 = 1 << 20;
-/// How long something may take that happens by itself. Generous: slow machines are not wrong.
-const PATIENCE: Duration = Duration::from_secs(240);
-
-/// A configuration, and a folder for jobs.
-struct World {
-    folder: TempDir,
-}
-
-impl World {
-    fn new() -> Self {
-        let folder = tempfile::Builder::new().prefix("jobs-").tempdir_in(scratch()).expect("a folder");
-        let world = Self { folder };
-        fs::create_dir_all(world.path("config/xofs")).expect("made");
-        fs::create_dir(world.path("jobs")).expect("made");
-        let config = "[pools.lab]\naddress = 'pool.example.org'\n[repositories.main]\npath = '/srv/main'\n";
-        fs::write(world.path("config/xofs/config.toml"), config).expect("written");
-        world
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// `xofs job` with this folder of jobs.
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = xofs();
-        command.arg("job").args(arguments).arg("--jobs").arg(self.path("jobs"));
-        command.env("XDG_CONFIG_HOME", self.path("config")).env("HOME", self.folder.path());
-        command
-    }
-
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.path("jobs").join(name), text).expect("written");
-    }
-}
+use xapi_simulator::{Act, Class, Fault, Site};
 
 const RIGHT: &str = "\
 pools = ['lab']
@@ -142,6 +104,12 @@ fn new_writes_a_job_that_is_right_and_never_over_another() {
     }
     let (code, out, err) = run(&mut world.command(&["check", "nightly"]));
     assert_eq!((code, err.as_str()), (0, ""), "{out}");
+    // Of a job that has only SRs.
+    let arguments_of = ["new", "replicas", "--pool", "lab", "--all", "--to-sr", "spare", "--to-sr", "lab=fast"];
+    succeed(world.command(&arguments_of).args(["--cron", "@daily", "--keep-last", "5"]));
+    let of = fs::read_to_string(world.path("jobs/replicas.toml")).expect("written");
+    assert!(of.contains("\n# repositories = [\"NAME\"]\nsrs = [\"spare\", \"lab=fast\"]\n"), "{of}");
+    assert!(of.contains("\nreplicas = 5\n") && !of.contains("keep ="), "{of}");
     let (code, _, err) = run(&mut world.command(&arguments));
     assert_eq!(code, 2);
     assert!(err.contains("is there already: it is never written over"), "{err}");
@@ -153,7 +121,10 @@ fn new_says_without_a_terminal_what_it_would_ask_for_and_writes_nothing_that_is_
     let world = World::new();
     let (code, _, err) = run(&mut world.command(&["new", "nightly", "--pool", "lab"]));
     assert_eq!(code, 2);
-    assert_eq!(err, "xofs: there is no terminal to ask on: give --vm, --tag or --all, --to, --cron or --no-schedule\n");
+    assert_eq!(
+        err,
+        "xofs: there is no terminal to ask on: give --vm, --tag or --all, --to or --to-sr, --cron or --no-schedule\n"
+    );
     let wrong = ["new", "nightly", "--pool", "lab", "--all", "--to", "mian", "--cron", "0 2 30 2 *"];
     let (code, _, err) = run(&mut world.command(&wrong));
     assert_eq!(code, 2);
@@ -163,187 +134,6 @@ fn new_says_without_a_terminal_what_it_would_ask_for_and_writes_nothing_that_is_
     );
     assert!(err.contains("there is no such day"), "{err}");
     assert_eq!(fs::read_dir(world.path("jobs")).expect("listed").count(), 0);
-}
-
-/// A pool of three machines, of which two are to be backed up, and two repositories.
-struct Pool {
-    world: World,
-    simulator: Simulator,
-}
-
-impl Pool {
-    fn new() -> Self {
-        let world = World::new();
-        let machine = |name| Machine::new(name).running().disk(Disk::new("system", 8 * MIB).filled(50));
-        let scene = Scene::new(1)
-            .settings(|settings| settings.coalesce_interval = Some(Duration::from_millis(50)))
-            .vm(machine("web01"))
-            .vm(machine("web02"))
-            .vm(machine("db01"));
-        let simulator = Simulator::start(scene).expect("a pool starts");
-        let folder = world.folder.path();
-        fs::write(folder.join("password"), format!("{}\n", simulator.password())).expect("written");
-        let config = format!(
-            "[pools.lab]\naddress = '{}'\nfingerprint = '{}'\npassword_file = '{}'\n\
-             [repositories.main]\npath = '{}'\n[repositories.other]\npath = '{}'\n",
-            simulator.address(),
-            simulator.fingerprint(),
-            folder.join("password").display(),
-            init(folder, "main", &[]).display(),
-            init(folder, "other", &[]).display(),
-        );
-        fs::write(folder.join("config/xofs/config.toml"), config).expect("written");
-        Self { world, simulator }
-    }
-
-    /// Writes a job of the two machines, with more of it.
-    fn job(&self, more: &str) {
-        let text = format!(
-            "pools = ['lab']\nvms.names = ['web01', 'web02']\nto.repositories = ['main', 'other']\n\
-             incremental.compression = 'none'\nretries.pause = '0s'\n{more}"
-        );
-        self.world.write("nightly.toml", &text);
-    }
-
-    /// `xofs job` with this state.
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.world.command(arguments);
-        command.arg("--state-dir").arg(self.state());
-        command
-    }
-
-    fn state(&self) -> PathBuf {
-        self.world.path("state")
-    }
-
-    /// Runs the job, which must end with this code; returns its report.
-    fn run(&self, arguments: &[&str], expected: i32) -> Value {
-        let (code, out, err) = run(self.command(&["run", "nightly", "--json"]).args(arguments));
-        assert_eq!(code, expected, "{out}\n{err}");
-        serde_json::from_str(&out).expect("JSON")
-    }
-
-    /// Begins to run the job.
-    fn start(&self) -> Child {
-        let mut command = self.command(&["run", "nightly"]);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts")
-    }
-
-    /// How the last run stands, by `xofs job list`.
-    fn status(&self) -> String {
-        let (code, out, err) = run(&mut self.command(&["list", "--json"]));
-        assert_eq!(code, 0, "{out}{err}");
-        let said: Value = serde_json::from_str(&out).expect("JSON");
-        said["jobs"][0]["last"]["status"].as_str().unwrap_or("none").to_owned()
-    }
-
-    /// How many backups of each machine a repository has, by `xofs list`.
-    fn backups(&self, repository: &str) -> Vec<(String, usize)> {
-        let out = succeed(xofs().arg("list").arg(self.world.path(repository)).arg("--json"));
-        let said: Value = serde_json::from_str(&out).expect("JSON");
-        let of = |vm: &Value| {
-            let backups = vm["backups"].as_array().expect("a list").len();
-            (vm["name"].as_str().expect("a name").to_owned(), backups)
-        };
-        let mut found: Vec<_> = said["vms"].as_array().expect("a list").iter().map(of).collect();
-        found.sort();
-        found
-    }
-
-    /// Checks that nothing of a run is left in the pool but so many snapshots.
-    fn is_at_rest(&self, snapshots: usize) {
-        let found = self.simulator.look(|store| {
-            let is_snapshot = |vm: &Reference| store.flag(Class::Vm, vm, "is_a_snapshot").unwrap_or(false);
-            store.all(Class::Vm).filter(|(vm, _)| is_snapshot(vm)).count()
-        });
-        assert_eq!(found, snapshots, "snapshots");
-        wait_for("the end of tasks and devices of control domains", || self.tasks_and_devices() == (0, 0));
-        assert_eq!(fs::read_dir(self.state().join("runs")).expect("listed").count(), 0, "journals");
-    }
-
-    fn tasks_and_devices(&self) -> (usize, usize) {
-        self.simulator.look(|store| {
-            let is_of_one = |vbd: &Reference| {
-                let vm = store.reference(Class::Vbd, vbd, "VM");
-                vm.and_then(|vm| store.flag(Class::Vm, &vm, "is_control_domain")).unwrap_or(false)
-            };
-            (store.count(Class::Task), store.all(Class::Vbd).filter(|(vbd, _)| is_of_one(vbd)).count())
-        })
-    }
-
-    /// All lines of the log, each as the schema has it.
-    fn log(&self) -> Vec<Value> {
-        let text = fs::read_to_string(self.state().join("jobs/nightly/log.jsonl")).expect("there");
-        let schema: Value = serde_json::from_str(include_str!("../docs/job-log.schema.json")).expect("JSON");
-        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        for line in &lines {
-            assert_eq!(mismatch(&schema, &schema, line), None, "{line:#}");
-        }
-        lines
-    }
-}
-
-fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < PATIENCE, "{what}: waited in vain");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Says where a value is not as a schema has it, as far as the words go that the schema of the log uses.
-fn mismatch(root: &Value, schema: &Value, value: &Value) -> Option<String> {
-    if let Some(reference) = schema["$ref"].as_str() {
-        let name = reference.strip_prefix("#/$defs/").expect("one of its own");
-        assert!(root["$defs"][name].is_object(), "{name}");
-        return mismatch(root, &root["$defs"][name], value);
-    }
-    if let Some(all) = schema["oneOf"].as_array() {
-        let reasons: Vec<_> = all.iter().map(|one| mismatch(root, one, value)).collect();
-        let is_one = reasons.iter().filter(|reason| reason.is_none()).count() == 1;
-        return (!is_one).then(|| format!("not one of those: {reasons:?}"));
-    }
-    let is_listed = |list: &Value, found: &Value| list.as_array().is_none_or(|list| list.contains(found));
-    let kind = match value {
-        Value::Null => "null",
-        Value::Bool(_) => "boolean",
-        Value::Number(number) if number.is_u64() => "integer",
-        Value::Number(_) => "number",
-        Value::String(_) => "string",
-        Value::Array(_) => "array",
-        Value::Object(_) => "object",
-    };
-    let has_kind = |wanted: &str| wanted == kind || (wanted, kind) == ("number", "integer");
-    let is_kind = match &schema["type"] {
-        Value::Null => true,
-        Value::String(one) => has_kind(one),
-        several => several.as_array().expect("a list").iter().any(|one| has_kind(one.as_str().expect("a word"))),
-    };
-    let is_const = schema.get("const").is_none_or(|wanted| wanted == value);
-    if !is_kind || !is_const || !is_listed(&schema["enum"], value) {
-        return Some(format!("{value} is not {schema}"));
-    }
-    let properties = schema["properties"].as_object()?;
-    let found = value.as_object().expect("an object");
-    let missing = schema["required"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|key| !found.contains_key(key.as_str().expect("a word")));
-    if let Some(missing) = missing {
-        return Some(format!("{missing} is missing"));
-    }
-    found.iter().find_map(|(key, value)| match properties.get(key) {
-        Some(schema) => mismatch(root, schema, value).map(|reason| format!("{key}: {reason}")),
-        None => (schema["additionalProperties"] == json!(false)).then(|| format!("{key} is not known")),
-    })
-}
-
-fn words(report: &Value, key: &str) -> Vec<String> {
-    let vms = report["vms"].as_array().expect("a list");
-    let mut all: Vec<String> = vms.iter().map(|vm| format!("{} {}", vm["name"].as_str().unwrap(), vm[key])).collect();
-    all.sort();
-    all
 }
 
 #[test]
