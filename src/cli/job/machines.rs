@@ -18,12 +18,13 @@ use xapi::{Cancel, Pool};
 use super::recorder::Recorder;
 use crate::cli::exit::Exit;
 use crate::cli::pool::{Named, PoolArgs};
+use crate::cli::replicas::ReplicaPools;
 use crate::cli::store;
 use crate::cli::text::Shown;
 use crate::ingest::{Destination, Extent, Report, Wanted, Watch};
 use crate::job::log::{Event, History, VmStatus};
 use crate::job::{Job, Kind, Machine, Timed, select};
-use crate::pool::{self, Done, Mode, Options, Run, State};
+use crate::pool::{self, Done, Mode, Options, Run, State, USUAL_REPLICAS};
 
 /// How often it is looked whether something is to be stopped.
 const TICK: Duration = Duration::from_millis(100);
@@ -93,6 +94,7 @@ pub fn back_up(run: &Machines) -> Option<String> {
     if machines.is_empty() && are_all_there && missing.is_empty() {
         return Some("no VM of the pools is one that the job means".to_owned());
     }
+    let mut replicas = ReplicaPools::default();
     let mut left: VecDeque<Machine> = machines.into();
     for attempt in 1..=run.job.retries.vm.saturating_add(1) {
         let is_over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
@@ -103,7 +105,9 @@ pub fn back_up(run: &Machines) -> Option<String> {
         let pause = if attempt > 1 { run.job.retries.pause } else { Duration::ZERO };
         let until_deadline = deadline.map_or(pause, |deadline| deadline.saturating_duration_since(Instant::now()));
         let _ = run.cancel.sleep(pause.min(until_deadline), "wait before the next try");
-        left = round(run, &pools, left, attempt, deadline);
+        // What cannot be used is said of each machine, as its destination.
+        let _ = replicas.connect(&run.job.srs, |name| Ok(connect_replicas(run, name)));
+        left = round(run, &pools, &replicas, left, attempt, deadline);
     }
     None
 }
@@ -132,10 +136,19 @@ fn connect(run: &Machines, name: &str) -> anyhow::Result<(Connected, Vec<Machine
     let mut machines: Vec<Machine> = pool::all_vms(&pool)?.into_iter().map(machine).collect();
     // A pool lists them in no order.
     machines.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
-    Ok((Connected { pool, options: options(run.job, &named) }, machines))
+    Ok((Connected { pool, options: options(run, &named) }, machines))
 }
 
-fn options(job: &Job, named: &Named) -> Options {
+/// Logs in to a pool that replicas are kept in.
+fn connect_replicas(run: &Machines, name: &str) -> pool::Result<Pool> {
+    let named = PoolArgs::configured(name, run.state_dir.clone()).named();
+    let named = named.map_err(|error| pool::Error::new(pool::ErrorKind::Usage, format!("{error:#}")))?;
+    named.connect(run.cancel)
+}
+
+fn options(run: &Machines, named: &Named) -> Options {
+    let job = run.job;
+    let replicas_kept = run.timed.map_or(USUAL_REPLICAS, |timed| timed.replicas);
     let (mode, incremental) = match &job.kind {
         Kind::Full(full) => (Mode::Full(full.compression), None),
         Kind::Incremental(incremental) => (Mode::Incremental, Some(incremental)),
@@ -150,8 +163,7 @@ fn options(job: &Job, named: &Named) -> Options {
         sr_paths: named.sr_paths.clone(),
         chain_patience: job.timeouts.chain,
         patience: job.timeouts.lock,
-        // There are none.
-        replicas_kept: 1,
+        replicas_kept: usize::try_from(replicas_kept).unwrap_or(usize::MAX),
     }
 }
 
@@ -159,6 +171,7 @@ fn options(job: &Job, named: &Named) -> Options {
 fn round(
     run: &Machines,
     pools: &BTreeMap<&str, Connected>,
+    replicas: &ReplicaPools,
     machines: VecDeque<Machine>,
     attempt: u32,
     deadline: Option<Instant>,
@@ -170,7 +183,7 @@ fn round(
             let machine = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
             let Some(machine) = machine else { return };
             let Some(connected) = pools.get(machine.pool.as_str()) else { continue };
-            if attempt_one(run, connected, &machine, attempt, deadline) {
+            if attempt_one(run, connected, replicas, &machine, attempt, deadline) {
                 again.lock().unwrap_or_else(PoisonError::into_inner).push_back(machine);
             }
         }
@@ -191,6 +204,7 @@ fn round(
 fn attempt_one(
     run: &Machines,
     connected: &Connected,
+    replicas: &ReplicaPools,
     machine: &Machine,
     attempt: u32,
     deadline: Option<Instant>,
@@ -201,13 +215,13 @@ fn attempt_one(
     let (vm, name, pool) = (machine.uuid.clone(), machine.name.clone(), machine.pool.clone());
     run.recorder.note(Event::VmStart { vm: vm.clone(), name: name.clone(), pool: pool.clone(), attempt });
     let begun = Instant::now();
-    let tried = tried(run, connected, machine, deadline);
+    let tried = tried(run, connected, replicas, machine, deadline);
     let is_last = attempt > run.job.retries.vm || deadline.is_some_and(|deadline| Instant::now() >= deadline);
     let is_again = tried.is_worth_another && !is_last && !run.cancel.is_cancelled();
     let next = match tried.status {
         VmStatus::Done | VmStatus::LeftOut => None,
         _ if is_again => Some(format!("it is tried again after the others, in {} s", run.job.retries.pause.as_secs())),
-        VmStatus::Partial => Some("the next run stores in all repositories what they need".to_owned()),
+        VmStatus::Partial => Some("the next run stores in each repository and SR what it needs".to_owned()),
         VmStatus::Failed | VmStatus::Interrupted => {
             Some("its backups of before are as they were; the next run tries again".to_owned())
         }
@@ -221,12 +235,18 @@ fn attempt_one(
     is_again
 }
 
-fn tried(run: &Machines, connected: &Connected, machine: &Machine, deadline: Option<Instant>) -> Tried {
+fn tried(
+    run: &Machines,
+    connected: &Connected,
+    replicas: &ReplicaPools,
+    machine: &Machine,
+    deadline: Option<Instant>,
+) -> Tried {
     let own = run.cancel.part(Duration::MAX);
     let of = machine.name.clone();
     let watch = Arc::new(Watch::new(move |sentence| eprintln!("xofs: {}: {}", Shown(&of), Shown(sentence))));
     let of_vm = run.job.timeouts.vm.and_then(|limit| Instant::now().checked_add(limit));
-    let act = || back_up_one(run, connected, machine, &own, &watch);
+    let act = || back_up_one(run, connected, replicas, machine, &own, &watch);
     let (done, ended) =
         watched(run.cancel, [(of_vm, Ended::VmTimeout), (deadline, Ended::JobTimeout)], &own, &watch, act);
     let failed = |reason: String, status, is_worth_another| Tried {
@@ -266,6 +286,7 @@ fn is_worth_another(error: &pool::Error) -> bool {
 fn back_up_one(
     run: &Machines,
     connected: &Connected,
+    replicas: &ReplicaPools,
     machine: &Machine,
     own: &Cancel,
     watch: &Watch,
@@ -273,7 +294,8 @@ fn back_up_one(
     let of = &machine.name;
     let say = |sentence: &str| eprintln!("xofs: {}: {}", Shown(of), Shown(sentence));
     let pool = connected.pool.with(own);
-    let in_pool = Run::begin(pool, run.state, &connected.options, run.destinations, Vec::new(), &say)?;
+    let wishes = replicas.wishes(&run.job.srs, &machine.pool, own);
+    let in_pool = Run::begin(pool, run.state, &connected.options, run.destinations, wishes, &say)?;
     let vm = in_pool.find(&machine.uuid)?;
     let layout = match &run.job.kind {
         Kind::Incremental(how) => how.layout,

@@ -60,6 +60,9 @@ pub struct NewArgs {
     /// A repository; may be repeated
     #[arg(long, value_name = "REPO")]
     to: Vec<String>,
+    /// An SR that replicas are kept on; in another pool: its name, '=', the SR; may be repeated
+    #[arg(long, value_name = "[POOL=]SR")]
+    to_sr: Vec<String>,
     /// What kind of backup is made
     #[arg(long, value_enum)]
     mode: Option<Mode>,
@@ -94,6 +97,7 @@ struct Answers {
     pools: Vec<String>,
     vms: Vms,
     to: Vec<String>,
+    to_sr: Vec<String>,
     mode: Mode,
     cron: Option<String>,
     keep: Vec<(&'static str, u32)>,
@@ -174,11 +178,12 @@ fn answers(arguments: &NewArgs, known: &Known) -> Result<Answers> {
         (false, false) => Some(Vms::Named(arguments.vms.clone(), arguments.tags.clone())),
         (false, true) => None,
     };
+    let has_destination = !(arguments.to.is_empty() && arguments.to_sr.is_empty());
     let is_scheduled = arguments.cron.is_some() || arguments.no_schedule;
     let missing: Vec<&str> = [
         (arguments.pools.is_empty(), "--pool"),
         (vms.is_none(), "--vm, --tag or --all"),
-        (arguments.to.is_empty(), "--to"),
+        (!has_destination, "--to or --to-sr"),
         (!is_scheduled, "--cron or --no-schedule"),
     ]
     .into_iter()
@@ -195,9 +200,11 @@ fn answers(arguments: &NewArgs, known: &Known) -> Result<Answers> {
         pools => pools.to_vec(),
     };
     let vms = vms.map_or_else(|| Ok(vms_of(&ask("VMs: names or uuids, tag:NAME, or all")?)), Ok::<_, anyhow::Error>)?;
-    let to = match arguments.to.as_slice() {
-        [] => words(&ask(&format!("Repositories: paths, or of {}", list(&mut known.repositories.iter())))?),
-        to => to.to_vec(),
+    let (to, to_sr) = if has_destination {
+        (arguments.to.clone(), arguments.to_sr.clone())
+    } else {
+        let to = words(&ask(&format!("Repositories: paths, or of {}", list(&mut known.repositories.iter())))?);
+        (to, words(&ask("SRs for replicas: SR, or POOL=SR; nothing for none")?))
     };
     let asks = !missing.is_empty();
     let mode = match arguments.mode {
@@ -219,7 +226,7 @@ fn answers(arguments: &NewArgs, known: &Known) -> Result<Answers> {
     } else {
         keep
     };
-    Ok(Answers { pools, vms, to, mode, cron, keep })
+    Ok(Answers { pools, vms, to, to_sr, mode, cron, keep })
 }
 
 /// Asks on the terminal.
@@ -294,8 +301,15 @@ fn to_toml(arguments: &NewArgs, answers: &Answers) -> String {
         exclude => line(format!("exclude = {}", list(exclude))),
     }
     line("# power_states = [\"running\"]          # only in these states".to_owned());
-    line(format!("\n[to]\nrepositories = {}", list(&answers.to)));
-    line("# srs = [\"SR\", \"POOL=SR\"]            # replicas, too".to_owned());
+    line("\n[to]".to_owned());
+    match answers.to.as_slice() {
+        [] => line("# repositories = [\"NAME\"]".to_owned()),
+        to => line(format!("repositories = {}", list(to))),
+    }
+    match answers.to_sr.as_slice() {
+        [] => line("# srs = [\"SR\", \"POOL=SR\"]            # replicas, with or without repositories".to_owned()),
+        srs => line(format!("srs = {}", list(srs))),
+    }
     if answers.mode == Mode::Incremental {
         line(
             "\n# [incremental]\n# key_every = 30                      # each 30th backup stores all blocks".to_owned(),
@@ -312,11 +326,18 @@ fn to_toml(arguments: &NewArgs, answers: &Answers) -> String {
                 None => line("# timezone = \"Europe/Paris\"          # that of this machine, if nothing is said".to_owned()),
             }
             line("# missed = \"skip\"                     # what the machine slept through is made up for once, unless".to_owned());
-            if answers.keep.is_empty() {
-                line("# keep = { last = 7, weekly = 4 }     # all are kept, if nothing is said".to_owned());
-            } else {
-                let rules: Vec<String> = answers.keep.iter().map(|(rule, count)| format!("{rule} = {count}")).collect();
-                line(format!("keep = {{ {} }}", rules.join(", ")));
+            let replicas = "# replicas = 3                        # states that each SR keeps";
+            match (answers.to.is_empty(), answers.keep.as_slice()) {
+                (false, []) => line("# keep = { last = 7, weekly = 4 }     # all are kept, if nothing is said".to_owned()),
+                (true, []) => line(replicas.to_owned()),
+                (true, [("last", count)]) => line(format!("replicas = {count}")),
+                (_, rules) => {
+                    let rules: Vec<String> = rules.iter().map(|(rule, count)| format!("{rule} = {count}")).collect();
+                    line(format!("keep = {{ {} }}", rules.join(", ")));
+                }
+            }
+            if !answers.to.is_empty() && !answers.to_sr.is_empty() {
+                line(replicas.to_owned());
             }
         }
     }

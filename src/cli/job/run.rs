@@ -113,7 +113,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
         recorder: &recorder,
         cancel: &cancel,
     };
-    let reason = if destinations.is_empty() {
+    let reason = if destinations.is_empty() && job.srs.is_empty() {
         Some("no repository can be opened".to_owned())
     } else {
         machines::back_up(&machines)
@@ -177,13 +177,13 @@ fn destinations(global: &Global, job: &Job, recorder: &Recorder) -> Vec<Destinat
     destinations
 }
 
-/// Returns the repositories that have new backups.
+/// Returns the repositories that have new backups, which SRs are not.
 fn stored(recorder: &Recorder) -> BTreeSet<String> {
     let mut stored = BTreeSet::new();
     for record in recorder.records() {
         let Event::VmEnd { backup: Some(backup), .. } = record.event else { continue };
         for repository in backup["repositories"].as_array().into_iter().flatten() {
-            let name = repository["repository"].as_str().filter(|_| repository["error"].is_null());
+            let name = repository["repository"].as_str().filter(|_| repository["metadata"].is_string());
             stored.extend(name.map(str::to_owned));
         }
     }
