@@ -153,7 +153,7 @@ class Pools:
                     if name == 'xofs':
                         self.expect(found, 'NBD + block list')
                         self.add(test, 'MB/s', 'xofs, without login and snapshot', self.megabytes / found['seconds'])
-                        stages.append(found['bottleneck'].split()[0])
+                        stages.append(found['transfer']['bottleneck']['stage'] or 'none')
         self.bench.report.print_test('pool', test)
         self.bench.report.print_pairs('pool', test, 'xofs', 'nbdcopy')
         print(f'\nbottleneck, as `--json` says: {", ".join(stages)}', flush=True)

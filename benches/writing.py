@@ -145,7 +145,7 @@ class Writing:
                                        f'xvda={image}', '--compression', name, '--full', '--json'])
                 self.add(test, 'MB/s', 'xofs', megabytes / (time.perf_counter() - start))
                 self.add(PEAK, 'MiB', name, peak, is_speed=False)
-                said.setdefault(name, []).append(json.loads(found)['bottleneck'].split()[0])
+                said.setdefault(name, []).append(json.loads(found)['transfer']['bottleneck']['stage'] or 'none')
                 sizes = [path.stat().st_size for path in repository.glob('**/blocks/*/*')]
             finally:
                 shutil.rmtree(repository)

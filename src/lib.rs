@@ -4,7 +4,8 @@
 //! cli ─┬► mount ──► tree ─┬► worker ──► guest
 //!      │                  ├► repository ──► vhd, xva, storage, disk
 //!      ├► doctor ─► ingest (nbd), merge ──┤
-//!      └► pool, job ─► ingest, xapi ──────┘      ahead: disks read by several threads, in order; size: sizes as people write them
+//!      └► pool, job ─► ingest, xapi ──────┘      ahead: disks read by several threads, in order
+//!                                           probe: where time goes; size: sizes as people write them
 //! ```
 //!
 //! Each module uses only those to its right.
@@ -17,6 +18,7 @@ pub mod job;
 pub mod merge;
 pub mod mount;
 pub mod pool;
+pub mod probe;
 pub mod repository;
 mod size;
 pub mod tree;

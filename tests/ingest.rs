@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use disk::{Disk, Extent};
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 use storage::{
     EncryptedStorage, EncryptionKey, Fault, FaultyStorage, LocalStorage, Loss, MemoryStorage, ObjectPath, Operation,
     Storage, WritableStorage,
@@ -625,7 +625,14 @@ fn the_command_stores_a_key_and_increments_and_tells_what_it_did() {
         let image = write_image(folder.path(), state);
         let told = succeed(ingest(&one, &image).arg("--to").arg(&two).arg("--json"));
         let told: Value = serde_json::from_str(&told).unwrap();
-        assert!(told["stages"]["read"]["busySeconds"].as_f64().unwrap() > 0.0, "{told}");
+        let stages = told["transfer"]["stages"].as_array().unwrap();
+        let read = stages.iter().find(|stage| stage["stage"] == "read").unwrap();
+        assert!(read["busySeconds"].as_f64().unwrap() > 0.0, "{told}");
+        let written: Vec<&Value> =
+            stages.iter().filter(|stage| stage["stage"] == "write").map(|stage| &stage["of"]).collect();
+        let of = |place: &Path| json!({ "kind": "repository", "name": place.to_str().unwrap() });
+        assert_eq!(written, [&of(&one), &of(&two)], "{told}");
+        assert!(told["transfer"]["bottleneck"]["line"].is_string(), "{told}");
         for repository in told["repositories"].as_array().unwrap() {
             let disk = &repository["disks"][0];
             assert_eq!((&disk["isKey"], &disk["blocks"]), (&(number == 0).into(), &STORED[number].into()), "{told}");

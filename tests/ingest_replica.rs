@@ -33,6 +33,7 @@ use xofs::ingest::{
     self, Access, Destination, Error, ErrorKind, Extent as Stored, Opened, Origin, Place, PoolDisk, Replica,
     ReplicaArchive, ReplicaBase, ReplicaBlock, ReplicaDisk, ReplicaSink, Report, Source, Wanted, Watch,
 };
+use xofs::probe::{self, Subject};
 use xofs::repository::BackupTime;
 
 /// How long a run may take that does not hang.
@@ -509,8 +510,13 @@ impl PoolDisk for Whole {
         self.0.size()
     }
 
+    fn source(&self) -> Subject {
+        Subject::machine()
+    }
+
     fn open(&self, _: Option<Uuid>) -> ingest::Result<Opened> {
-        Ok(Opened { way: "as a whole".to_owned(), access: Access::Random { disk: self.0.clone(), changed: None } })
+        let access = Access::Random { disk: self.0.clone(), changed: None };
+        Ok(Opened { way: "as a whole".to_owned(), by: probe::Way::Only, access })
     }
 }
 

@@ -156,6 +156,12 @@ fn told(command: &mut Command) -> Value {
     serde_json::from_str(&succeed(command)).unwrap()
 }
 
+/// How many bytes of its source an ingest read.
+fn bytes_read(told: &Value) -> u64 {
+    let stages = told["transfer"]["stages"].as_array().unwrap();
+    stages.iter().filter(|stage| stage["stage"] == "read").map(|stage| stage["bytes"].as_u64().unwrap()).sum()
+}
+
 /// What the newest backup reads as.
 fn newest(place: &Path) -> Vec<u8> {
     let repository = open(place, false);
@@ -200,7 +206,7 @@ fn images_of_qemu_are_stored_as_what_qemu_reads() {
         let disk = &first["repositories"][0]["disks"][0];
         assert_eq!((&disk["blocks"], &disk["virtualSize"]), (&json!(4), &json!(40 * MIB)), "{format}: {first}");
         let read = if has_holes { 8 * MIB } else { 40 * MIB };
-        assert_eq!(first["stages"]["read"]["bytes"], json!(read), "{format}");
+        assert_eq!(bytes_read(&first), read, "{format}");
         assert!(newest(&place) == raw_of(format, &image), "{format}");
         qemu_io(format, &image, &["write -P 1 10M 1k", "write -P 2 30M 1k", "write -z 0 1M"]);
         let second = told(&mut ingest(&place, image.to_str().unwrap()));
@@ -347,7 +353,7 @@ fn exports_of_a_socket_and_of_a_port_are_read() {
         let place = init(folder.path(), &format!("place{number}"), &[]);
         let told = told(&mut ingest(&place, address));
         assert_eq!(told["repositories"][0]["disks"][0]["blocks"], 3, "{told}");
-        assert_eq!(told["stages"]["read"]["bytes"], json!(6 * MIB), "{told}");
+        assert_eq!(bytes_read(&told), 6 * MIB, "{told}");
         assert!(newest(&place) == expected, "{address}");
     }
     let place = init(folder.path(), "place", &[]);

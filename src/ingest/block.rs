@@ -8,8 +8,8 @@ use vhd::{BlockIndex, BlockSize, Digest, EncodedBlock};
 
 use super::error::{Error, ErrorKind, Result};
 use super::plan::DiskPlan;
-use super::probe::Probe;
 use super::run::Stages;
+use crate::probe::Probe;
 
 /// Bytes of a block, the size that Xen Orchestra writes.
 pub(super) const BLOCK: usize = 2 << 20;
@@ -97,7 +97,6 @@ pub(super) fn is_needed(
         return Ok(digest != block.digest(&stages.hash));
     }
     compared.by_bytes.fetch_add(1, Ordering::Relaxed);
-    stages.compare.add(block.len);
     stages.compare.work(|| {
         let (offset, there) = place(block.index, base.disk.size());
         let there = there.min(block.len);

@@ -26,9 +26,9 @@ use super::feed::{Candidates, Feed};
 use super::intake::{Intake, Taken};
 use super::ordered::{self, Order, Queued, ReplicaLane, WINDOW};
 use super::plan::DiskPlan;
-use super::probe::Probe;
 use super::run::Stages;
 use super::watch::Watch;
+use crate::probe::Probe;
 
 /// Threads that write to one destination; a file is made for each block, which waits more than it works.
 const WRITERS: usize = 4;

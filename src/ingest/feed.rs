@@ -23,6 +23,7 @@ use super::intake::Taken;
 use super::plan::DiskPlan;
 use super::pool::{Access, Blocks, PoolDisk};
 use super::source::Source;
+use crate::probe::Way;
 
 /// Threads that read a disk, whatever it asks for; each holds a block.
 const MOST_READERS: usize = 16;
@@ -51,20 +52,23 @@ pub(super) enum Feed {
 }
 
 impl Feed {
-    /// Begins to read a source, relative to `base`, a snapshot and its size in bytes, if that can be; returns also how, in words.
+    /// Begins to read a source, relative to `base`, a snapshot and its size in bytes, if that can be; returns also how, in words, and as who
+    /// asks what would be faster sees it.
     ///
     /// # Errors
     /// What a disk of a pool says; [`ErrorKind::Source`] if it is not what was asked for, or [`ErrorKind::Difference`] if only
     /// what it says of the base is not.
-    pub fn open(source: &Source, base: Option<(Uuid, u64)>) -> Result<(Self, String)> {
+    pub fn open(source: &Source, base: Option<(Uuid, u64)>) -> Result<(Self, String, Way)> {
         match source {
-            Source::Disk(disk) => Ok((Self::Random { disk: disk.clone(), changed: None }, "image".to_owned())),
-            Source::Stream(stream) => Ok((Self::Stream(stream.clone()), "stream".to_owned())),
+            Source::Disk(disk) => {
+                Ok((Self::Random { disk: disk.clone(), changed: None }, "image".to_owned(), Way::Only))
+            }
+            Source::Stream(stream) => Ok((Self::Stream(stream.clone()), "stream".to_owned(), Way::Only)),
             Source::Pool(disk) => Self::open_pool(disk.as_ref(), base),
         }
     }
 
-    fn open_pool(disk: &dyn PoolDisk, base: Option<(Uuid, u64)>) -> Result<(Self, String)> {
+    fn open_pool(disk: &dyn PoolDisk, base: Option<(Uuid, u64)>) -> Result<(Self, String, Way)> {
         let (base, base_size) = base.map_or((None, 0), |(uuid, size)| (Some(uuid), size));
         let (size, opened) = (disk.size(), disk.open(base)?);
         let kind = if base.is_some() { ErrorKind::Difference } else { ErrorKind::Source };
@@ -102,7 +106,7 @@ impl Feed {
                 Self::Listed { blocks: Mutex::new(Some(blocks)), listed, changed, size }
             }
         };
-        Ok((feed, opened.way))
+        Ok((feed, opened.way, opened.by))
     }
 
     /// Returns the size of the disk in bytes; `None` if it is known only at the end.

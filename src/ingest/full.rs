@@ -21,11 +21,11 @@ use storage::{Checksum, Summing, WritableStream};
 
 use super::copy::{Failure, start_one};
 use super::error::Result;
-use super::probe::Probe;
 use super::replica::ReplicaArchive;
 use super::run::Stages;
 use super::watch::Watch;
 use super::xva_source::Xva;
+use crate::probe::Probe;
 
 /// Pieces that wait for the sum, and for the writer of each destination.
 const DEPTH: usize = 4;

@@ -20,8 +20,8 @@ use super::feed::{Feed, of_source};
 use super::ordered::Order;
 use super::plan::{Base, STREAM_SIZE};
 use super::pool::Blocks;
-use super::probe::Probe;
 use super::source::refuse_foreign;
+use crate::probe::Probe;
 
 /// Bytes that blocks were made of.
 #[derive(Debug, Default)]

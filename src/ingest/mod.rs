@@ -8,7 +8,7 @@
 //!               ─► plan      a key or an increment of each disk, and in which layout
 //!               ─► room      whether it fits, before anything is written
 //!               ─► pass      one disk: opened once, again as a whole if what changed cannot be had
-//!                  └► copy   one pass over it: read, compare, encode, write  (block)         ◄─ intake ◄─ feed; probe, watch
+//!                  └► copy   one pass over it: read, compare, encode, write  (block)         ◄─ intake ◄─ feed; watch
 //!                     └► ordered   blocks for replicas, in the order of the disk
 //!               ─► full      one pass over the XVA of a full backup           (xva_source)   ─► archive
 //!     source ─► qemu ─► nbd  images that are neither raw nor VHD; what is known of their changes: changes
@@ -39,7 +39,6 @@ mod pass;
 mod plan;
 mod pool;
 mod pool_record;
-mod probe;
 mod qemu;
 mod record;
 mod replica;
@@ -60,7 +59,6 @@ pub use nbd::NbdDisk;
 pub use origin::Origin;
 pub use pool::{Access, Bases, Blocks, Export, Opened, PoolDisk, PoolVm};
 pub use pool_record::{PoolRecords, PoolVdi, PoolVif};
-pub use probe::{Probe, Reading};
 pub use replica::{Replica, ReplicaArchive, ReplicaBase, ReplicaBlock, ReplicaDisk, ReplicaSink};
 pub use report::{Outcome, Pass, Place, ReadDisk, Report, Stored, StoredDisk, StoredXva};
 pub use run::{Begun, begin, run};

@@ -25,8 +25,8 @@ use vhd::BlockIndex;
 
 use super::block::Block;
 use super::copy::Failure;
-use super::probe::Probe;
 use super::replica::{ReplicaBlock, ReplicaSink};
+use crate::probe::Probe;
 
 /// How many blocks are read before the slowest replica has written the first of them: 64 MiB.
 pub(super) const WINDOW: usize = 32;
@@ -140,6 +140,7 @@ mod tests {
 
     use super::*;
     use crate::ingest::error::{Error, ErrorKind, Result};
+    use crate::ingest::run::Stages;
 
     const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -225,8 +226,9 @@ mod tests {
                 let (give, take) = channel::bounded(window);
                 outputs.push((failure, give));
                 scope.spawn(move || {
-                    let (mut sent, probe) = (Sent::default(), Probe::default());
-                    let lane = ReplicaLane { sink, sent: &mut sent, failure, probe: &probe };
+                    let mut sent = Sent::default();
+                    let probe = &Stages::unseen().read;
+                    let lane = ReplicaLane { sink, sent: &mut sent, failure, probe };
                     write(lane, number, order, &take, is_over, &drop);
                 });
             }

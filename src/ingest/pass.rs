@@ -17,29 +17,32 @@ use super::source::Source;
 use super::target::Target;
 use super::wanted::Wanted;
 use super::watch::Watch;
+use crate::probe::{Stage, Way};
 
 /// Stores a disk in all destinations that have not failed.
 ///
 /// # Errors
 /// What the source says, if it can be read in no way.
-pub(super) fn copy_disk(
-    wanted: &Wanted,
-    disk: usize,
-    attempts: &mut [Attempt],
-    stages: &Stages,
-    watch: &Watch,
-) -> Result<ReadDisk> {
+pub(super) fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], watch: &Watch) -> Result<ReadDisk> {
     let (name, source) = &wanted.disks[disk];
     // An image has no snapshots.
     let mut base = match source {
         Source::Pool(_) => base_of_all(attempts, disk),
         Source::Disk(_) | Source::Stream(_) => None,
     };
-    let mut passes = Vec::new();
+    let (transfer, mut passes) = (watch.transfer(), Vec::new());
+    let from = match source {
+        Source::Pool(disk) => disk.source(),
+        Source::Disk(_) | Source::Stream(_) => wanted.source(),
+    };
     while living(attempts).next().is_some() {
         let taken = Taken::default();
-        let (result, way) = match Feed::open(source, base) {
-            Ok((feed, way)) => (copy_once(wanted, disk, &feed, attempts, stages, watch, &taken), way),
+        let opening = transfer.step(Stage::Open, &from);
+        let (result, way) = match opening.work(|| Feed::open(source, base)) {
+            Ok((feed, way, by)) => {
+                let stages = Stages::of(transfer, &from, by, encoded(attempts, disk));
+                (copy_once(wanted, disk, &feed, attempts, &stages, watch, &taken), way)
+            }
             Err(error) => (Err(error), String::new()),
         };
         let mut pass = Pass {
@@ -115,6 +118,13 @@ fn copy_once(
     let size = copy::copy(feed, &candidates, lanes, stages, watch, taken)?;
     each(attempts, |target| target.finish(disk, size));
     Ok(())
+}
+
+/// Returns what the blocks of a disk are encoded by: of several, what takes longest.
+fn encoded(attempts: &[Attempt], disk: usize) -> Way {
+    let ways = || repositories(attempts).map(|target| target.encoded(disk));
+    let longest = |is_it: fn(&Way) -> bool| ways().find(is_it);
+    longest(|way| matches!(way, Way::Brotli)).or_else(|| longest(|way| matches!(way, Way::Gzip))).unwrap_or(Way::Only)
 }
 
 /// Returns the snapshot that all destinations have of a disk, if there is one, and its size in bytes.

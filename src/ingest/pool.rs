@@ -21,11 +21,15 @@ use uuid::Uuid;
 
 use super::changes::PieceSet;
 use super::error::Result;
+use crate::probe::{Subject, Way};
 
 /// A disk of a snapshot.
 pub trait PoolDisk: Send + Sync {
     /// Returns its size in bytes, always the same.
     fn size(&self) -> u64;
+
+    /// Returns what it is read from, as people call it.
+    fn source(&self) -> Subject;
 
     /// Begins to read it: what may differ from `base`, a snapshot of it, or the whole. Called when its turn comes, and a second
     /// time, without a base, if the first way ends with [`ErrorKind::Difference`](super::ErrorKind::Difference).
@@ -40,6 +44,8 @@ pub trait PoolDisk: Send + Sync {
 pub struct Opened {
     /// How, and why so, in words for the report.
     pub way: String,
+    /// The same for who asks what would be faster.
+    pub by: Way,
     /// The bytes.
     pub access: Access,
 }

@@ -17,6 +17,7 @@ use std::ops::Range;
 use uuid::Uuid;
 
 use super::error::Result;
+use crate::probe::{Kind, Subject};
 use crate::repository::BackupTime;
 
 /// A destination that is no repository.
@@ -26,6 +27,11 @@ use crate::repository::BackupTime;
 pub trait Replica: Send + Sync {
     /// Returns its name as it was given; holds no secret.
     fn name(&self) -> &str;
+
+    /// Returns what it is kept in, for who asks where the time goes.
+    fn subject(&self) -> Subject {
+        Subject::new(Kind::Sr, self.name())
+    }
 
     /// Returns what it has of a disk, which has `size` bytes now, so that a difference from it can be put on that; or why
     /// nothing can be. Asked once before anything is written, and perhaps before that.

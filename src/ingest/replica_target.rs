@@ -6,6 +6,8 @@
 //! commit
 //! ```
 
+use std::sync::Arc;
+
 use storage::Checksum;
 use uuid::Uuid;
 
@@ -14,10 +16,10 @@ use super::error::{Error, ErrorKind, Result};
 use super::feed::Feed;
 use super::full;
 use super::ordered::{ReplicaLane, Sent};
-use super::probe::Probe;
 use super::replica::{Replica, ReplicaArchive, ReplicaBase, ReplicaDisk, ReplicaSink};
 use super::report::{Place, Stored, StoredDisk, StoredXva};
 use super::wanted::{Extent, SCHEDULE, Wanted};
+use crate::probe::{Crew, Probe, Stage, Subject, Transfer, Way};
 use crate::repository::BackupTime;
 
 /// How a disk lies in a replica, in words.
@@ -35,9 +37,10 @@ pub(super) struct ReplicaTarget<'a> {
     /// What it is called, once it is there.
     place: String,
     failure: Failure,
-    write: Probe,
-    finish: Probe,
-    publish: Probe,
+    prepare: Arc<Probe>,
+    import: Arc<Probe>,
+    sync: Arc<Probe>,
+    publish: Arc<Probe>,
 }
 
 /// One disk, as it is to come.
@@ -55,7 +58,8 @@ struct Plan {
 }
 
 impl<'a> ReplicaTarget<'a> {
-    pub fn new(replica: &'a dyn Replica) -> Self {
+    pub fn new(replica: &'a dyn Replica, transfer: &Transfer) -> Self {
+        let of = replica.subject();
         Self {
             replica,
             plans: Vec::new(),
@@ -66,10 +70,16 @@ impl<'a> ReplicaTarget<'a> {
             xva: None,
             place: String::new(),
             failure: Failure::default(),
-            write: Probe::default(),
-            finish: Probe::default(),
-            publish: Probe::default(),
+            prepare: transfer.step(Stage::Prepare, &of),
+            import: transfer.stage(Stage::Import, &of, Crew::Own, Way::Only),
+            sync: transfer.step(Stage::Sync, &of),
+            publish: transfer.step(Stage::Publish, &of),
         }
+    }
+
+    /// Returns what it is kept in.
+    pub fn subject(&self) -> Subject {
+        self.replica.subject()
     }
 
     /// Returns what the replica has of a disk of `size` bytes, or why nothing can be put on it.
@@ -119,14 +129,14 @@ impl<'a> ReplicaTarget<'a> {
         let Plan { name, vdi, snapshot, size, .. } = plan;
         let disk = ReplicaDisk { name, vdi: *vdi, snapshot: *snapshot, size: *size, base, blocks };
         self.sent = Sent::default();
-        self.sink = Some(self.publish.work(|| self.replica.open(&disk))?);
+        self.sink = Some(self.prepare.work(|| self.replica.open(&disk))?);
         Ok(plan.why_full.as_deref())
     }
 
     /// Returns what takes the blocks of the disk that was begun.
     pub fn lane(&mut self) -> Option<ReplicaLane<'_>> {
         let sink = self.sink.as_deref_mut()?;
-        Some(ReplicaLane { sink, sent: &mut self.sent, failure: &self.failure, probe: &self.write })
+        Some(ReplicaLane { sink, sent: &mut self.sent, failure: &self.failure, probe: &self.import })
     }
 
     /// Takes back what was written of a disk that comes once more.
@@ -146,7 +156,7 @@ impl<'a> ReplicaTarget<'a> {
             let message = format!("of disk {} {} of {} blocks came", plan.name, self.sent.blocks, plan.blocks);
             return Err(Error::new(ErrorKind::Source, message));
         }
-        let path = self.finish.work(|| sink.finish())?;
+        let path = self.sync.work(|| sink.finish())?;
         self.disks.push(StoredDisk {
             name: plan.name.clone(),
             vdi: plan.vdi,
@@ -165,14 +175,14 @@ impl<'a> ReplicaTarget<'a> {
 
     /// Begins an XVA, of that many bytes if it is known.
     pub fn create_xva(&mut self, size: Option<u64>) -> Result<()> {
-        self.archive = Some(self.publish.work(|| self.replica.open_archive(size))?);
+        self.archive = Some(self.prepare.work(|| self.replica.open_archive(size))?);
         Ok(())
     }
 
     /// Returns what takes the bytes of the XVA that was begun.
     pub fn archive_lane(&mut self) -> Option<full::Lane<'_>> {
         let output = full::Output::Replica(self.archive.as_deref_mut()?);
-        Some(full::Lane { output, failure: &self.failure, probe: &self.write })
+        Some(full::Lane { output, failure: &self.failure, probe: &self.import })
     }
 
     /// Ends the XVA.
@@ -181,7 +191,7 @@ impl<'a> ReplicaTarget<'a> {
             return Err(error);
         }
         let Some(archive) = self.archive.take() else { return Ok(()) };
-        let path = self.finish.work(|| archive.finish())?;
+        let path = self.sync.work(|| archive.finish())?;
         self.xva = Some(StoredXva { path, bytes: size, checksum });
         Ok(())
     }
@@ -210,11 +220,6 @@ impl<'a> ReplicaTarget<'a> {
             schedule: wanted.schedule.clone().unwrap_or_else(|| SCHEDULE.to_owned()),
             disks: self.disks,
             xva: self.xva,
-            stages: [
-                ("write", self.write.reading()),
-                ("sync", self.finish.reading()),
-                ("publish", self.publish.reading()),
-            ],
         }
     }
 }

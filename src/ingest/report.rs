@@ -6,9 +6,9 @@ use storage::Checksum;
 use uuid::Uuid;
 
 use super::error::Result;
-use super::probe::Reading;
 use super::run::Attempt;
 use super::wanted::Wanted;
+use crate::probe::Reading;
 use crate::repository::{BackupTime, VmId};
 
 /// What was done.
@@ -17,9 +17,8 @@ pub struct Report {
     pub vm: VmId,
     /// The time of the backup.
     pub time: BackupTime,
-    /// Reading the sources; comparing with bases, whose bytes are counted; making digests; encoding. The last three are done by
-    /// the same threads: what these wait for is counted as the input of the first and the output of the last.
-    pub stages: [(&'static str, Reading); 4],
+    /// Where the time went, since the watch was made.
+    pub transfer: Reading,
     /// How each disk was read, in their order; none of a full backup.
     pub disks: Vec<ReadDisk>,
     /// What became of each destination, in their order.
@@ -90,8 +89,6 @@ pub struct Stored {
     pub disks: Vec<StoredDisk>,
     /// Its XVA, if it is a full one.
     pub xva: Option<StoredXva>,
-    /// Writing blocks, syncing, publishing.
-    pub stages: [(&'static str, Reading); 3],
 }
 
 /// A disk that was stored.

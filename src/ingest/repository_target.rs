@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use storage::{Checksum, ObjectPath, Storage, WritableStream};
 use uuid::Uuid;
-use vhd::{BlockCache, BlockSink, Context, Format, NewLayer, Written, create_layer, write_alias};
+use vhd::{BlockCache, BlockSink, Context, Filter, Format, NewLayer, Written, create_layer, write_alias};
 
 use super::archive::{self, Archive};
 use super::block::Compared;
@@ -26,13 +26,13 @@ use super::feed::Feed;
 use super::full;
 use super::intent;
 use super::plan::{self, DiskPlan, History};
-use super::probe::Probe;
 use super::record::Template;
 use super::report::{Place, Stored, StoredDisk, StoredXva};
 use super::room::{self, Estimate, Needs, Quota};
 use super::source::Source;
 use super::wanted::{RepositoryDestination, SCHEDULE, Wanted};
 use super::watch::Watch;
+use crate::probe::{Counted, Crew, Probe, Stage, Subject, Way};
 use crate::repository::{self, Backup, BackupTime, Document, Mode, VmFolder, VmId, VmLock};
 
 /// A repository that is written to.
@@ -53,9 +53,10 @@ pub(super) struct RepositoryTarget<'a> {
     writing: Option<Box<dyn WritableStream>>,
     pub xva: Option<StoredXva>,
     failure: Failure,
-    write: Probe,
-    sync: Probe,
-    publish: Probe,
+    base: Arc<Probe>,
+    write: Arc<Probe>,
+    sync: Arc<Probe>,
+    publish: Arc<Probe>,
     quota: Option<Quota>,
     /// How many of the plans may have left something, and whether the archive may.
     announced: usize,
@@ -73,20 +74,25 @@ impl<'a> RepositoryTarget<'a> {
         watch: &Watch,
     ) -> Result<Self> {
         let name = &destination.name;
-        let lock = take_lock(destination, vm, wanted.patience, watch)?;
+        let (transfer, of) = (watch.transfer(), Subject::repository(name));
+        let waited = transfer.step(Stage::Lock, &of);
+        let lock = waited.take(|| take_lock(destination, vm, wanted.patience, watch))?;
+        let survey = transfer.step(Stage::Survey, &of);
         let folder = ObjectPath::new("xo-vm-backups")?.join(vm.as_str())?;
-        let backups = match destination.repository.backups(vm) {
+        let backups = match survey.work(|| destination.repository.backups(vm)) {
             Err(error) if error.kind() == repository::ErrorKind::NotFound => Arc::default(),
             listed => listed?,
         };
-        let left_alone = [intent::recover(&lock, &folder, &backups)?, archive::recover(&lock, &folder)?];
+        let recover =
+            || Ok::<_, Error>([intent::recover(&lock, &folder, &backups)?, archive::recover(&lock, &folder)?]);
+        let left_alone = survey.work(recover)?;
         for left in left_alone.concat() {
             watch.say(&format!("{name}: left alone what an ingest left that was ended: {left}"));
         }
         // What says that a backup is full says less of the VM.
         let newest = |mode| backups.iter().rev().find(|backup| backup.mode == mode);
         let template = match newest(Mode::Incremental).or_else(|| newest(Mode::Full)) {
-            Some(backup) => Template::new(backup, &destination.repository.backup_metadata(backup)?),
+            Some(backup) => Template::new(backup, &survey.work(|| destination.repository.backup_metadata(backup))?),
             None => None,
         };
         let of_job = backups.iter().rev().find(|backup| backup.job_id == job && !backup.schedule_id.is_empty());
@@ -106,9 +112,10 @@ impl<'a> RepositoryTarget<'a> {
             writing: None,
             xva: None,
             failure: Failure::default(),
-            write: Probe::default(),
-            sync: Probe::default(),
-            publish: Probe::default(),
+            base: transfer.stage(Stage::Base, &of, Crew::Both, Way::Only),
+            write: transfer.stage(Stage::Write, &of, Crew::Own, Way::Only),
+            sync: transfer.step(Stage::Sync, &of),
+            publish: transfer.step(Stage::Publish, &of),
             quota: None,
             announced: 0,
             is_archive_announced: false,
@@ -116,10 +123,27 @@ impl<'a> RepositoryTarget<'a> {
         })
     }
 
+    /// Returns what it is.
+    pub fn subject(&self) -> Subject {
+        Subject::repository(&self.destination.name)
+    }
+
+    /// Returns how the blocks of a disk are encoded.
+    pub fn encoded(&self, disk: usize) -> Way {
+        match self.plans[disk].format {
+            Format::Exploded(Filter::Brotli) => Way::Brotli,
+            Format::Exploded(Filter::Gzip) => Way::Gzip,
+            Format::Exploded(Filter::None) | Format::File => Way::Only,
+        }
+    }
+
     /// Decides what is written of each disk.
     pub fn plan(&mut self, wanted: &Wanted, job: &str, time: BackupTime, identities: &[(Uuid, Uuid)]) -> Result<()> {
         let storage = self.destination.storage.clone().reader();
         self.plans = self.history(&*storage, job).plan(wanted, time, identities)?;
+        for base in self.plans.iter_mut().filter_map(|plan| plan.base.as_mut()) {
+            base.disk = Arc::new(Counted::new(base.disk.clone(), self.base.clone()));
+        }
         self.compared.resize_with(self.plans.len(), Compared::default);
         Ok(())
     }
@@ -409,11 +433,6 @@ impl<'a> RepositoryTarget<'a> {
             schedule: wanted.schedule.clone().unwrap_or(self.schedule),
             disks,
             xva: self.xva,
-            stages: [
-                ("write", self.write.reading()),
-                ("sync", self.sync.reading()),
-                ("publish", self.publish.reading()),
-            ],
         })
     }
 }

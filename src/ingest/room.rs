@@ -12,7 +12,6 @@ use super::error::{Error, ErrorKind, Result};
 use super::feed::Feed;
 use super::intake::{Taken, read_block};
 use super::plan::DiskPlan;
-use super::probe::Probe;
 use super::run::Stages;
 use crate::repository;
 
@@ -108,17 +107,18 @@ impl<'a> Needs<'a> {
             for block in candidates.iter().step_by(usize::try_from(every).unwrap_or(usize::MAX)) {
                 looked += 1;
                 let base = Some(plan.base.iter());
-                let (probe, taken) = (Probe::default(), Taken::default());
+                // What is looked at here comes again: it is planning.
+                let (stages, taken) = (Stages::unseen(), Taken::default());
                 let block = read_block(
                     disk.as_ref(),
                     changed.as_deref(),
                     BlockIndex(*block),
                     base,
                     Vec::new(),
-                    &probe,
+                    &stages.read,
                     &taken,
                 )?;
-                if is_needed(plan, &block, &mut Vec::new(), &Stages::default(), &Compared::default())? {
+                if is_needed(plan, &block, &mut Vec::new(), &stages, &Compared::default())? {
                     stored += 1;
                     bytes += encode(plan, &block)?.bytes().len() as u64;
                 }

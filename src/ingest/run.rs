@@ -15,7 +15,6 @@ use super::origin::Origin;
 use super::pass;
 use super::plan;
 use super::pool::Bases;
-use super::probe::Probe;
 use super::record::{DiskRecord, Record};
 use super::report::{Outcome, ReadDisk, Report};
 use super::repository_target::RepositoryTarget;
@@ -24,18 +23,38 @@ use super::target::Target;
 use super::wanted::{Destination, JOB, Wanted, check, check_ids, resolve};
 use super::watch::Watch;
 use super::xva_source::Xva;
+use crate::probe::{Crew, Probe, Stage, Subject, Transfer, Way};
 use crate::repository::{self, BackupTime, Mode, VmId};
 
 /// How far the newest backup may be ahead of the clock: a second per backup, when several are made within one.
 const AHEAD_S: i64 = 60;
 
-/// The stages that all destinations share.
-#[derive(Default)]
+/// The stages that all destinations share. The last three are done by the same threads: what these wait for is counted as the input
+/// of the first and the output of the last.
 pub(super) struct Stages {
-    pub read: Probe,
-    pub compare: Probe,
-    pub hash: Probe,
-    pub encode: Probe,
+    pub read: Arc<Probe>,
+    pub compare: Arc<Probe>,
+    pub hash: Arc<Probe>,
+    pub encode: Arc<Probe>,
+}
+
+impl Stages {
+    /// Returns those of a transfer that reads `from` a source in some way.
+    pub fn of(transfer: &Transfer, from: &Subject, by: Way, encoded: Way) -> Self {
+        let machine = Subject::machine();
+        let of_workers = |stage, way| transfer.stage(stage, &machine, Crew::Workers, way);
+        Self {
+            read: transfer.stage(Stage::Read, from, Crew::Readers, by),
+            compare: of_workers(Stage::Compare, Way::Only),
+            hash: of_workers(Stage::Hash, Way::Only),
+            encode: of_workers(Stage::Encode, encoded),
+        }
+    }
+
+    /// Returns those of what is done only to find something out.
+    pub fn unseen() -> Self {
+        Self::of(&Transfer::unseen(), &Subject::machine(), Way::Only, Way::Only)
+    }
 }
 
 /// A destination, as far as it came.
@@ -134,12 +153,14 @@ impl Begun<'_> {
     /// Returns what disks can be built upon, each given by its uuid and its size in bytes; of `wanted` the extent and the layout
     /// count. A destination that does not answer is given up.
     pub fn bases(&mut self, wanted: &Wanted, disks: &[(Uuid, u64)]) -> Vec<Bases> {
+        let transfer = self.watch.transfer();
         let base_of = |(vdi, size): &(Uuid, u64)| {
             let mut destinations = Vec::new();
             for attempt in &mut self.attempts {
                 let name = attempt.name.clone();
                 attempt.then(|target| {
-                    destinations.push((name, target.base_of(wanted, &self.job, *vdi, *size)?));
+                    let survey = transfer.step(Stage::Survey, &target.subject());
+                    destinations.push((name, survey.work(|| target.base_of(wanted, &self.job, *vdi, *size))?));
                     Ok(())
                 });
             }
@@ -154,7 +175,7 @@ impl Begun<'_> {
     /// As for [`run`].
     pub fn store(mut self, wanted: &Wanted) -> Result<Report> {
         let result = check(wanted).and_then(|()| self.write(wanted));
-        let Written { time, stages, disks } = match result {
+        let Written { time, disks } = match result {
             Ok(written) => written,
             Err(error) => {
                 let mut told = error.clone();
@@ -180,13 +201,8 @@ impl Begun<'_> {
             }
             return Err(Error::new(ErrorKind::Usage, "nothing is named to write to"));
         }
-        let stages = [
-            ("read", stages.read.reading()),
-            ("compare", stages.compare.reading()),
-            ("hash", stages.hash.reading()),
-            ("encode", stages.encode.reading()),
-        ];
-        Ok(Report { vm: self.vm, time, stages, disks, outcomes, elapsed: self.start.elapsed() })
+        let transfer = self.watch.transfer().reading();
+        Ok(Report { vm: self.vm, time, transfer, disks, outcomes, elapsed: self.start.elapsed() })
     }
 
     fn write(&mut self, wanted: &Wanted) -> Result<Written> {
@@ -197,25 +213,24 @@ impl Begun<'_> {
         let timestamp = moment(wanted, attempts)?;
         let time = BackupTime::parse(&timestamp.strftime("%Y%m%dT%H%M%SZ").to_string())
             .ok_or_else(|| Error::new(ErrorKind::Usage, format!("{timestamp} is no time of a backup")))?;
-        prepare(wanted, job, time, attempts, watch)?;
-        let stages = Stages::default();
+        let plan = watch.transfer().step(Stage::Plan, &Subject::machine());
+        plan.work(|| prepare(wanted, job, time, attempts, watch))?;
         let mut disks = Vec::with_capacity(wanted.disks.len());
         for disk in 0..wanted.disks.len() {
-            disks.push(pass::copy_disk(wanted, disk, attempts, &stages, watch)?);
+            disks.push(pass::copy_disk(wanted, disk, attempts, watch)?);
         }
         if let Some(xva) = wanted.xva() {
-            copy_xva(xva, attempts, &stages, watch)?;
+            copy_xva(wanted, xva, attempts, watch)?;
         }
         watch.check()?;
         publish(wanted, vm, job, timestamp, time, attempts)?;
-        Ok(Written { time, stages, disks })
+        Ok(Written { time, disks })
     }
 }
 
 /// What was done in all destinations.
 struct Written {
     time: BackupTime,
-    stages: Stages,
     disks: Vec<ReadDisk>,
 }
 
@@ -301,14 +316,19 @@ fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt
 }
 
 /// Stores the XVA of a full backup in all destinations that have not failed.
-fn copy_xva(xva: &Xva, attempts: &mut [Attempt], stages: &Stages, watch: &Watch) -> Result<()> {
+fn copy_xva(wanted: &Wanted, xva: &Xva, attempts: &mut [Attempt], watch: &Watch) -> Result<()> {
     attempts.iter_mut().for_each(|attempt| attempt.then(|target| target.create_xva(xva.size())));
     let targets = attempts.iter_mut().filter_map(|attempt| attempt.state.as_mut().ok());
     let lanes: Vec<full::Lane> = targets.filter_map(Target::archive_lane).collect();
     if lanes.is_empty() {
         return Ok(());
     }
-    let (checksum, size) = full::copy(xva, lanes, stages, watch)?;
+    let by = match xva {
+        Xva::Stored(_) => Way::Only,
+        Xva::Exported(_) => Way::Xva,
+    };
+    let stages = Stages::of(watch.transfer(), &wanted.source(), by, Way::Only);
+    let (checksum, size) = full::copy(xva, lanes, &stages, watch)?;
     each(attempts, |target| target.finish_xva(checksum, size));
     Ok(())
 }

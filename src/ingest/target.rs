@@ -10,6 +10,7 @@ use super::report::Stored;
 use super::repository_target::RepositoryTarget;
 use super::wanted::{Destination, Wanted};
 use super::watch::Watch;
+use crate::probe::Subject;
 use crate::repository::VmId;
 
 /// A destination that is written to.
@@ -25,8 +26,18 @@ impl<'a> Target<'a> {
             Destination::Repository(destination) => {
                 Self::Repository(Box::new(RepositoryTarget::begin(destination, vm, job, wanted, watch)?))
             }
-            Destination::Replica(replica) => Self::Replica(Box::new(ReplicaTarget::new(replica.as_ref()))),
+            Destination::Replica(replica) => {
+                Self::Replica(Box::new(ReplicaTarget::new(replica.as_ref(), watch.transfer())))
+            }
         })
+    }
+
+    /// Returns what it is, for who asks where the time goes.
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::Repository(target) => target.subject(),
+            Self::Replica(target) => target.subject(),
+        }
     }
 
     /// Returns it if it is a repository.

@@ -15,6 +15,7 @@ use super::origin::Origin;
 use super::replica::Replica;
 use super::source::Source;
 use super::xva_source::Xva;
+use crate::probe::Subject;
 use crate::repository::{self, Repository, VmId, is_device_name};
 
 /// The job that backups belong to unless it is said otherwise. Never one of Xen Orchestra's: it would put a second child on
@@ -68,6 +69,8 @@ pub struct Wanted {
     pub changes: Option<Changes>,
     /// The backup that it is made from, if it is one: see [`Wanted::mirror`].
     pub origin: Option<Origin>,
+    /// What it is read from, for who asks where the time goes; this machine, if nothing is said. A disk of a pool says it itself.
+    pub from: Option<Subject>,
 }
 
 /// What is written to.
@@ -113,6 +116,11 @@ pub struct RepositoryDestination {
 }
 
 impl Wanted {
+    /// Returns what it is read from.
+    pub(super) fn source(&self) -> Subject {
+        self.from.clone().unwrap_or_else(Subject::machine)
+    }
+
     /// Returns the XVA that is mirrored, if it is a full backup.
     pub(super) fn xva(&self) -> Option<&Xva> {
         self.origin.as_ref()?.xva()

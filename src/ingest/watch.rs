@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use super::error::{Error, Result};
+use crate::probe::Transfer;
 
 /// What is seen of an ingest while it runs, and how it is stopped.
 pub struct Watch {
@@ -13,6 +14,7 @@ pub struct Watch {
     names: [&'static str; 3],
     /// As an index of them.
     awaited: AtomicU8,
+    transfer: Transfer,
     say: Box<dyn Fn(&str) + Send + Sync>,
 }
 
@@ -30,6 +32,7 @@ impl Watch {
             done: AtomicU64::new(0),
             expected: AtomicU64::new(0),
             awaited: AtomicU8::new(0),
+            transfer: Transfer::default(),
             say: Box::new(say),
         }
     }
@@ -49,6 +52,12 @@ impl Watch {
     #[must_use]
     pub fn waits_for(&self) -> &'static str {
         self.names[usize::from(self.awaited.load(Ordering::Relaxed)) % self.names.len()]
+    }
+
+    /// Returns what counts where the time goes; it began when the watch was made.
+    #[must_use]
+    pub fn transfer(&self) -> &Transfer {
+        &self.transfer
     }
 
     /// Says what is waited for, by which queues are empty or full.

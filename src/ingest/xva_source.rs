@@ -15,7 +15,7 @@ use xva::Compression;
 
 use super::error::{Error, ErrorKind, Result};
 use super::pool::{Export, PoolVm};
-use super::probe::Probe;
+use crate::probe::Probe;
 
 /// Bytes that are read at a time.
 pub(super) const PIECE: usize = 2 << 20;

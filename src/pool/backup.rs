@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use uuid::Uuid;
-use xapi::record::{Vdi, Vm};
-use xapi::{Budget, Pool, Record};
+use xapi::record::{Host, Sr, Vdi, Vm};
+use xapi::{Budget, Pool, Record, Ref};
 
 use super::base::{self, Base, Stored};
 use super::error::{Error, ErrorKind, Result};
@@ -29,6 +29,7 @@ use super::way::{Known, SnapshotDisk, Way};
 use super::whole::SnapshotExport;
 use super::{file_sr, records, sweep};
 use crate::ingest::{self, Begun, Destination, Origin, PoolDisk, Report, Source, Wanted, Watch};
+use crate::probe::{self, Subject};
 
 /// How often chains are looked at that are waited for.
 const CHAIN_PAUSE: Duration = Duration::from_secs(5);
@@ -303,10 +304,26 @@ impl<'a> Run<'a> {
         self.options.sr_paths.get(&sr.uuid).cloned()
     }
 
+    /// Returns what the disks of each SR are read from: the host that has it, or the SR itself if several do, or if that cannot be
+    /// found out. It is only for who asks where the time goes.
+    fn read_from(&self, survey: &Survey) -> BTreeMap<Ref<Sr>, Subject> {
+        let host_of = |sr: &Ref<Sr>| match self.pool.hosts_of_sr(sr).ok()?.as_slice() {
+            [host] => self.pool.field::<Host, String>(host, "name_label").ok(),
+            _ => None,
+        };
+        let subject = |(sr, record): (&Ref<Sr>, &Record<Sr>)| {
+            let named = |host| Subject::new(probe::Kind::Host, host);
+            let subject = host_of(sr).map_or_else(|| Subject::new(probe::Kind::Sr, &record.name_label), named);
+            (sr.clone(), subject)
+        };
+        survey.storages.iter().map(subject).collect()
+    }
+
     /// Makes what reads the disks of a snapshot.
     fn sources(&self, survey: &Survey, taken: &Taken, disks: &[&LiveDisk], bases: Vec<Base>) -> Vec<Arc<SnapshotDisk>> {
         let all: BTreeMap<&str, &Record<Vdi>> =
             survey.snapshots.iter().flat_map(|snapshot| &snapshot.disks).map(|vdi| (vdi.uuid.as_str(), vdi)).collect();
+        let sources = self.read_from(survey);
         let source = |(disk, base): (&&LiveDisk, Base)| {
             let base_vdi = base.snapshot().and_then(|uuid| all.get(uuid.to_string().as_str()).copied().cloned());
             Some(Arc::new(SnapshotDisk {
@@ -315,6 +332,7 @@ impl<'a> Run<'a> {
                 base,
                 base_vdi,
                 folder: self.folder(survey, disk),
+                source: sources.get(&disk.vdi.sr).cloned().unwrap_or_else(Subject::machine),
                 nbd: self.options.uses_nbd.then(|| Budget::new(self.state.nbd_slots())),
                 known: Known::default(),
             }))

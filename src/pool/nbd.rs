@@ -6,6 +6,8 @@ use std::sync::{Arc, OnceLock};
 use disk::{Disk, Extent};
 use xapi::NbdExport;
 
+use crate::probe::Connections;
+
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
 /// Blocks that are asked for at once: 32 MiB, what a network of 10 Gbit/s brings while a request and its answer take 25 ms.
@@ -18,18 +20,25 @@ pub struct NbdDisk {
     size: u64,
     /// The blocks that are there; all of them, where that is not known.
     present: Option<BTreeSet<u64>>,
+    /// Where it is told how many connections there are.
+    open: Connections,
 }
 
 impl NbdDisk {
-    /// Takes an export of a disk of `size` bytes.
+    /// Takes an export of a disk of `size` bytes. How many connections it has in the end is told by `open`.
     ///
     /// # Errors
     /// If the export is smaller.
-    pub fn new(export: NbdExport, size: u64, present: Option<BTreeSet<u64>>) -> Result<Self, String> {
+    pub fn new(
+        export: NbdExport,
+        size: u64,
+        present: Option<BTreeSet<u64>>,
+        open: &Connections,
+    ) -> Result<Self, String> {
         if export.size() < size {
             return Err(format!("the export has {} bytes, {size} were expected", export.size()));
         }
-        Ok(Self { export, size, present })
+        Ok(Self { export, size, present, open: open.clone() })
     }
 
     fn check(&self, offset: u64, len: u64) -> disk::Result<()> {
@@ -38,6 +47,12 @@ impl NbdDisk {
         }
         let message = format!("a disk has {} bytes, {len} at {offset} were asked for", self.size);
         Err(disk::Error::new(disk::ErrorKind::OutOfRange, message))
+    }
+}
+
+impl Drop for NbdDisk {
+    fn drop(&mut self) {
+        self.open.set(self.export.connections());
     }
 }
 

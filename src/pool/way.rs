@@ -27,9 +27,12 @@ use super::base::Base;
 use super::file_sr::{Expected, Image};
 use super::nbd::{ElseDisk, NbdDisk};
 use crate::ingest::{self, Access, Blocks, ErrorKind, Opened, PieceSet, PoolDisk};
+use crate::probe::{self, Connections, Subject};
 
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
+/// Connections to read a disk over, if its hosts have so many to spare.
+const CONNECTIONS: usize = 4;
 
 /// A way to read a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,6 +75,8 @@ pub struct SnapshotDisk {
     pub base_vdi: Option<Record<Vdi>>,
     /// The folder of its SR on this machine.
     pub folder: Option<PathBuf>,
+    /// The host that it is read from, or its SR if several hosts have that.
+    pub source: Subject,
     /// The connections that this machine may have, if NBD may be used.
     pub nbd: Option<Budget>,
     /// What is known of the ways.
@@ -114,7 +119,12 @@ impl PoolDisk for SnapshotDisk {
         self.vdi.virtual_size
     }
 
+    fn source(&self) -> Subject {
+        self.source.clone()
+    }
+
     fn open(&self, base: Option<Uuid>) -> ingest::Result<Opened> {
+        let open = Connections::default();
         let mut refused = self.known.refused();
         if base.is_some() && base != self.base.snapshot() {
             let why = match &self.base {
@@ -128,10 +138,15 @@ impl PoolDisk for SnapshotDisk {
             if refused.contains_key(&way) {
                 continue;
             }
-            match self.open_by(way, base) {
+            match self.open_by(way, base, &open) {
                 Ok(access) => {
                     self.known.use_way(way);
-                    return Ok(Opened { way: describe(way, &refused), access });
+                    let by = match way {
+                        Way::Files => probe::Way::Files,
+                        Way::ChangedBlocks | Way::BlockList => probe::Way::Nbd { wanted: CONNECTIONS, open },
+                        Way::Stream => probe::Way::Stream,
+                    };
+                    return Ok(Opened { way: describe(way, &refused), by, access });
                 }
                 Err(Refusal::Stop) => return Err(ingest::Error::new(ErrorKind::Interrupted, "interrupted")),
                 Err(Refusal::Because(why)) => {
@@ -184,15 +199,16 @@ impl From<StreamError> for Refusal {
 }
 
 impl SnapshotDisk {
-    fn open_by(&self, way: Way, base: Option<&Record<Vdi>>) -> Result<Access, Refusal> {
+    /// Opens it in some way; how many connections it has is told by `open`, if it is by NBD.
+    fn open_by(&self, way: Way, base: Option<&Record<Vdi>>, open: &Connections) -> Result<Access, Refusal> {
         let has_data = matches!(self.base, Base::Snapshot { has_data: true, .. });
         if way != Way::ChangedBlocks && base.is_some() && !has_data {
             return Err(Refusal::Because("the snapshot before has no data any more".to_owned()));
         }
         match way {
             Way::Files => self.open_files(base),
-            Way::ChangedBlocks => self.open_changed(base),
-            Way::BlockList => self.open_listed(base),
+            Way::ChangedBlocks => self.open_changed(base, open),
+            Way::BlockList => self.open_listed(base, open),
             Way::Stream => self.open_stream(base),
         }
     }
@@ -220,7 +236,8 @@ impl SnapshotDisk {
             Some(budget) => {
                 let (pool, vdi) = (self.pool.clone(), self.vdi.clone());
                 let open = move || -> Result<Arc<dyn Disk>, String> {
-                    Ok(Arc::new(connect(&pool, &vdi, budget.clone()).map_err(|refusal| refusal.to_string())?))
+                    let open = Connections::default();
+                    Ok(Arc::new(connect(&pool, &vdi, budget.clone(), &open).map_err(|refusal| refusal.to_string())?))
                 };
                 Arc::new(ElseDisk::new(image.disk(), Box::new(open)))
             }
@@ -228,7 +245,7 @@ impl SnapshotDisk {
         Ok(Access::Random { disk, changed })
     }
 
-    fn open_changed(&self, base: Option<&Record<Vdi>>) -> Result<Access, Refusal> {
+    fn open_changed(&self, base: Option<&Record<Vdi>>, open: &Connections) -> Result<Access, Refusal> {
         let (Some(base), Some(budget)) = (base, self.nbd.clone()) else { return Err(Refusal::NotMeant) };
         let size = self.vdi.virtual_size;
         let known = match self.pool.changed_blocks(&base.reference, &self.vdi.reference, size)? {
@@ -239,11 +256,11 @@ impl SnapshotDisk {
         known.runs().for_each(|run| changed.insert(run.start, run.end - run.start));
         // What a disk grew by is new, whatever was tracked of it.
         changed.insert(base.virtual_size.min(size), size.saturating_sub(base.virtual_size));
-        let disk = connect(&self.pool, &self.vdi, budget)?;
+        let disk = connect(&self.pool, &self.vdi, budget, open)?;
         Ok(Access::Random { disk: Arc::new(disk), changed: Some(changed) })
     }
 
-    fn open_listed(&self, base: Option<&Record<Vdi>>) -> Result<Access, Refusal> {
+    fn open_listed(&self, base: Option<&Record<Vdi>>, open: &Connections) -> Result<Access, Refusal> {
         let budget = self.nbd.clone().ok_or(Refusal::NotMeant)?;
         let size = self.vdi.virtual_size;
         // Asked first: without a network for it no export has to be begun.
@@ -252,12 +269,12 @@ impl SnapshotDisk {
         let listed: BTreeSet<u64> = stream.blocks().map(|(block, _)| u64::from(block.0)).collect();
         stream.into_source().abandon()?;
         if base.is_none() {
-            let disk = NbdDisk::new(export, size, Some(listed))?;
+            let disk = NbdDisk::new(export, size, Some(listed), open)?;
             return Ok(Access::Random { disk: Arc::new(disk), changed: None });
         }
         let mut changed = PieceSet::new(size).ok_or_else(|| too_large(size))?;
         listed.iter().for_each(|block| changed.insert(block * BLOCK, BLOCK));
-        Ok(Access::Random { disk: Arc::new(NbdDisk::new(export, size, None)?), changed: Some(changed) })
+        Ok(Access::Random { disk: Arc::new(NbdDisk::new(export, size, None, open)?), changed: Some(changed) })
     }
 
     fn open_stream(&self, base: Option<&Record<Vdi>>) -> Result<Access, Refusal> {
@@ -294,11 +311,11 @@ impl SnapshotDisk {
 
 /// Opens a disk by NBD.
 fn nbd(pool: &Pool, vdi: &Ref<Vdi>, budget: Budget) -> Result<NbdExport, Refusal> {
-    Ok(pool.nbd(vdi, NbdOptions::new(budget))?)
+    Ok(pool.nbd(vdi, NbdOptions { connections: CONNECTIONS, ..NbdOptions::new(budget) })?)
 }
 
-fn connect(pool: &Pool, vdi: &Record<Vdi>, budget: Budget) -> Result<NbdDisk, Refusal> {
-    Ok(NbdDisk::new(nbd(pool, &vdi.reference, budget)?, vdi.virtual_size, None)?)
+fn connect(pool: &Pool, vdi: &Record<Vdi>, budget: Budget, open: &Connections) -> Result<NbdDisk, Refusal> {
+    Ok(NbdDisk::new(nbd(pool, &vdi.reference, budget)?, vdi.virtual_size, None, open)?)
 }
 
 fn too_large(size: u64) -> String {

@@ -17,6 +17,7 @@ use xofs::ingest::{
     self, Access, Blocks, Destination, Error, ErrorKind, Export, Layout, Opened, Origin, Pass, PieceSet, PoolDisk,
     PoolRecords, PoolVdi, PoolVm, Report, RepositoryDestination, Source, Wanted, Watch,
 };
+use xofs::probe;
 use xofs::repository::{self, Document, OpenOptions, Repository};
 pub const VM: &str = "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b";
 pub const BLOCK: usize = 2 << 20;
@@ -139,6 +140,10 @@ impl PoolImage {
 }
 
 impl PoolDisk for PoolImage {
+    fn source(&self) -> probe::Subject {
+        probe::Subject::new(probe::Kind::Host, "a host")
+    }
+
     fn size(&self) -> u64 {
         self.bytes.len() as u64
     }
@@ -185,7 +190,7 @@ impl PoolDisk for PoolImage {
                 sequential(blocks, base)
             }
         };
-        Ok(Opened { way: "a way".to_owned(), access })
+        Ok(Opened { way: "a way".to_owned(), by: probe::Way::Only, access })
     }
 }
 

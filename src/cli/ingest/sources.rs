@@ -12,6 +12,7 @@ use crate::cli::exit::{Exit, Failure};
 use crate::cli::text::Shown;
 use crate::cli::{Global, open};
 use crate::ingest::{Changes, ImageOptions, PieceSet, Source, Wanted};
+use crate::probe::Subject;
 use crate::repository::Selection;
 
 /// Returns what is read, and of which VM it is.
@@ -20,7 +21,8 @@ use crate::repository::Selection;
 /// `Usage` if it is named wrongly; what keeps an image or a backup from being opened.
 pub fn wanted(global: &Global, arguments: &IngestArgs) -> Result<Wanted> {
     if let (Some(from), Some(what)) = (&arguments.from, &arguments.backup) {
-        let repository = open::repository(global, &open::place(global, Some(from))?, open::SMALL_CACHE)?;
+        let place = open::place(global, Some(from))?;
+        let repository = open::repository(global, &place, open::SMALL_CACHE)?;
         let (vm, backup) = match repository.select(what)? {
             Selection::Backup(vm, backup) => (vm, backup),
             Selection::Vm(vm) => {
@@ -33,7 +35,8 @@ pub fn wanted(global: &Global, arguments: &IngestArgs) -> Result<Wanted> {
                 return Err(Failure::usage(message).into());
             }
         };
-        return Ok(Wanted::mirror(&repository, &vm, &backup)?);
+        let from = Some(Subject::repository(place.name));
+        return Ok(Wanted { from, ..Wanted::mirror(&repository, &vm, &backup)? });
     }
     let options = ImageOptions { allow_backing: arguments.allow_backing, bitmap: arguments.bitmap.clone() };
     let (mut disks, mut changed) = (Vec::with_capacity(arguments.disks.len()), BTreeMap::new());

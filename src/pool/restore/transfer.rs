@@ -19,8 +19,9 @@ use xapi::{ExportOptions, Format, Pool, Ref, Task};
 
 use super::digests::Digests;
 use crate::ahead;
-use crate::ingest::{self, Probe, StoredArchive, Watch};
+use crate::ingest::{self, StoredArchive, Watch};
 use crate::pool::error::{Error, ErrorKind, Result};
+use crate::probe::{Crew, Stage, Subject, Way};
 
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
@@ -154,7 +155,7 @@ pub fn send_archive(
     let (give, take) = channel::bounded::<Vec<u8>>(DEPTH);
     let (cancel, has_failed) = (pool.cancel(), &AtomicBool::new(false));
     let checksum = std::thread::scope(|scope| -> Result<String> {
-        let probe = Probe::default();
+        let probe = watch.transfer().stage(Stage::Read, &Subject::machine(), Crew::Readers, Way::Only);
         let is_over = || cancel.is_cancelled() || has_failed.load(Ordering::Acquire);
         let read = move || archive.read(&give, is_over, &probe);
         let reader = std::thread::Builder::new().spawn_scoped(scope, read).map_err(|error| {

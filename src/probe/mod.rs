@@ -1,0 +1,27 @@
+//! Where the time of a transfer goes: what each stage moved, how long it worked, how long it waited for those before and behind
+//! it; and which of them the others waited for.
+//!
+//! ```text
+//! transfer ─► probe    one stage, counted by all its threads ─► history: its bytes over time
+//!    │           └► disk     a disk whose reads are a stage of their own
+//!    └► reading, at any time ─► bottleneck: the closing line
+//!                            └► json
+//! ```
+//!
+//! Invariant: a moment of a thread is counted once. What is timed within another stage's work is not work of that one, and what
+//! waits within it ([`waiting`]) is counted as waiting.
+
+mod bottleneck;
+mod counter;
+mod disk;
+mod history;
+mod json;
+mod stage;
+mod transfer;
+
+pub use self::bottleneck::Bottleneck;
+pub use self::counter::{Probe, waiting};
+pub use self::disk::Counted;
+pub use self::json::{stages_to_json, transfer_to_json};
+pub use self::stage::{Connections, Crew, Kind, Stage, Subject, Way};
+pub use self::transfer::{Reading, StageReading, Transfer};

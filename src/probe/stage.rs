@@ -1,0 +1,210 @@
+//! What a stage is, and what it is of.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// What is done, in the order in which it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Somebody else works on the same VM.
+    Lock,
+    /// The limits of the machine leave no place for now.
+    Slot,
+    /// A host has to coalesce first.
+    Chain,
+    /// What is there is looked at, before anything is made.
+    Survey,
+    /// What is to be done is decided, and whether there is room.
+    Plan,
+    /// A snapshot is taken.
+    Snapshot,
+    /// What the bytes go into is made.
+    Prepare,
+    /// A disk of a pool is opened to be read.
+    Open,
+    /// The source is read.
+    Read,
+    /// The way to the source and back, where it can be told apart.
+    Network,
+    /// The backup before is read.
+    Base,
+    /// Bytes are compared.
+    Compare,
+    /// What was read is brought into the form of a disk.
+    Decode,
+    /// Digests are made.
+    Hash,
+    /// Blocks are brought into the form in which they are stored.
+    Encode,
+    /// Blocks are written into a repository.
+    Write,
+    /// Blocks are sent into a pool.
+    Import,
+    /// Blocks of merged disks are moved, or copied.
+    Move,
+    /// What was written is made durable.
+    Sync,
+    /// What was written gets its name.
+    Publish,
+    /// What was sent is read back.
+    Verify,
+    /// What is not needed any more is removed.
+    Delete,
+    /// A pool is left as it is to be.
+    Settle,
+}
+
+impl Stage {
+    /// Returns its name in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lock => "lock",
+            Self::Slot => "slot",
+            Self::Chain => "chain",
+            Self::Survey => "survey",
+            Self::Plan => "plan",
+            Self::Snapshot => "snapshot",
+            Self::Prepare => "prepare",
+            Self::Open => "open",
+            Self::Read => "read",
+            Self::Network => "network",
+            Self::Base => "base",
+            Self::Compare => "compare",
+            Self::Decode => "decode",
+            Self::Hash => "hash",
+            Self::Encode => "encode",
+            Self::Write => "write",
+            Self::Import => "import",
+            Self::Move => "move",
+            Self::Sync => "sync",
+            Self::Publish => "publish",
+            Self::Verify => "verify",
+            Self::Delete => "delete",
+            Self::Settle => "settle",
+        }
+    }
+}
+
+/// What kind of thing a stage is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A host of a pool.
+    Host,
+    /// A storage repository of a pool.
+    Sr,
+    /// The network to a pool.
+    Network,
+    /// A backup repository.
+    Repository,
+    /// The machine that xofs runs on.
+    Machine,
+}
+
+impl Kind {
+    /// Returns its name in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Host => "host",
+            Self::Sr => "sr",
+            Self::Network => "network",
+            Self::Repository => "repository",
+            Self::Machine => "machine",
+        }
+    }
+}
+
+/// What a stage is of: what would have to be faster.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Subject {
+    /// Of which kind.
+    pub kind: Kind,
+    /// As people call it.
+    pub name: String,
+    /// The pool that it is in, as the configuration calls it; that of the transfer, if nothing is said.
+    pub pool: Option<String>,
+}
+
+impl Subject {
+    /// Names something.
+    #[must_use]
+    pub fn new(kind: Kind, name: impl Into<String>) -> Self {
+        Self { kind, name: name.into(), pool: None }
+    }
+
+    /// Names a backup repository.
+    #[must_use]
+    pub fn repository(name: impl Into<String>) -> Self {
+        Self::new(Kind::Repository, name)
+    }
+
+    /// Names this machine.
+    #[must_use]
+    pub fn machine() -> Self {
+        Self::new(Kind::Machine, rustix::system::uname().nodename().to_string_lossy())
+    }
+}
+
+/// Who does a stage. The stages of readers are done by the same threads, one after the other, and so are those of workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Crew {
+    /// Threads that get blocks.
+    Readers,
+    /// Threads that work on them.
+    Workers,
+    /// Either, as it comes.
+    Both,
+    /// Threads that do nothing else.
+    Own,
+    /// One thread that does it before or after the blocks: all else waits meanwhile.
+    Step,
+}
+
+/// How many connections something is read over: told by who reads, when it ends.
+#[derive(Debug, Clone, Default)]
+pub struct Connections(Arc<AtomicUsize>);
+
+impl Connections {
+    /// Tells how many there are.
+    pub fn set(&self, count: usize) {
+        self.0.store(count, Ordering::Relaxed);
+    }
+
+    /// Returns how many there are; 0 if nobody has told.
+    #[must_use]
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How a stage does it, as far as something else could be done instead.
+#[derive(Debug, Clone)]
+pub enum Way {
+    /// There is one way.
+    Only,
+    /// Read by NBD.
+    Nbd {
+        /// As many as are wanted.
+        wanted: usize,
+        /// As many as there are.
+        open: Connections,
+    },
+    /// Read as one stream of VHD.
+    Stream,
+    /// Read out of the files of an SR.
+    Files,
+    /// Read as one stream, an XVA.
+    Xva,
+    /// Compressed by brotli.
+    Brotli,
+    /// Compressed by gzip.
+    Gzip,
+}
+
+impl Way {
+    /// Whether it is the same, however many connections there are.
+    pub(super) fn is_like(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
+}

@@ -1,0 +1,124 @@
+//! A transfer: its stages, which can be read while it runs.
+
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::bottleneck::{self, Bottleneck};
+use super::counter::Probe;
+use super::stage::{Crew, Kind, Stage, Subject, Way};
+
+/// What moves bytes from one place to others: a backup, an ingest, a restore, a merge.
+#[derive(Debug)]
+pub struct Transfer {
+    begun: Instant,
+    is_seen: bool,
+    /// What the configuration calls the pool that it is of.
+    pool: OnceLock<String>,
+    /// In the order in which they were first used.
+    probes: Mutex<Vec<Arc<Probe>>>,
+}
+
+impl Default for Transfer {
+    fn default() -> Self {
+        Self { begun: Instant::now(), is_seen: true, pool: OnceLock::new(), probes: Mutex::default() }
+    }
+}
+
+impl Transfer {
+    /// Makes one that counts nothing: of what is done to find out, or twice.
+    #[must_use]
+    pub fn unseen() -> Self {
+        Self { is_seen: false, ..Self::default() }
+    }
+
+    /// Says which pool it is of, before its first stage; what was said first counts.
+    pub fn is_of_pool(&self, name: &str) {
+        self.pool.get_or_init(|| name.to_owned());
+    }
+
+    /// Returns the probe of a stage, the same one for the same stage of the same thing.
+    pub fn stage(&self, stage: Stage, of: &Subject, crew: Crew, way: Way) -> Arc<Probe> {
+        let mut of = of.clone();
+        if matches!(of.kind, Kind::Host | Kind::Sr | Kind::Network) && of.pool.is_none() {
+            of.pool = self.pool.get().cloned();
+        }
+        let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same = |probe: &&Arc<Probe>| {
+            probe.stage == stage && probe.of == of && probe.crew == crew && probe.way.is_like(&way)
+        };
+        if let Some(probe) = probes.iter().find(is_same) {
+            return probe.clone();
+        }
+        let probe = Arc::new(Probe::new(stage, of, crew, way, self.is_seen.then_some(self.begun)));
+        probes.push(probe.clone());
+        probe
+    }
+
+    /// Returns the probe of what one thread does before or after the bytes.
+    pub fn step(&self, stage: Stage, of: &Subject) -> Arc<Probe> {
+        self.stage(stage, of, Crew::Step, Way::Only)
+    }
+
+    /// Returns what was counted so far.
+    #[must_use]
+    pub fn reading(&self) -> Reading {
+        let probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut stages: Vec<StageReading> = probes.iter().map(|probe| probe.reading()).collect();
+        // What was never come to says nothing.
+        stages.retain(|stage| stage.workers > 0 || stage.bytes > 0);
+        stages.sort_by(|a, b| (a.stage, &a.of).cmp(&(b.stage, &b.of)));
+        Reading { elapsed: self.begun.elapsed(), stages }
+    }
+}
+
+/// What a transfer did so far.
+#[derive(Debug, Clone)]
+pub struct Reading {
+    /// Since it began.
+    pub elapsed: Duration,
+    /// Its stages, in the order of [`Stage`].
+    pub stages: Vec<StageReading>,
+}
+
+impl Reading {
+    /// Returns the stage that the others waited for, and what would help.
+    #[must_use]
+    pub fn bottleneck(&self) -> Bottleneck {
+        bottleneck::of(self)
+    }
+
+    /// Returns the bytes that passed a stage, of all that it is of.
+    #[must_use]
+    pub fn bytes(&self, stage: Stage) -> u64 {
+        self.stages.iter().filter(|reading| reading.stage == stage).map(|reading| reading.bytes).sum()
+    }
+}
+
+/// What a stage did; times are sums over its threads.
+#[derive(Debug, Clone)]
+pub struct StageReading {
+    /// Which.
+    pub stage: Stage,
+    /// What it is of.
+    pub of: Subject,
+    /// Who does it.
+    pub crew: Crew,
+    /// How.
+    pub way: Way,
+    /// The most threads that were at it at once, working or waiting.
+    pub workers: usize,
+    /// Pieces that passed.
+    pub pieces: u64,
+    /// Bytes that passed.
+    pub bytes: u64,
+    /// Time at work.
+    pub busy: Duration,
+    /// Time blocked on input.
+    pub input: Duration,
+    /// Time blocked on output.
+    pub output: Duration,
+    /// How long a step of the history is.
+    pub step: Duration,
+    /// Bytes that passed in each step since the transfer began, up to the last in which some did.
+    pub history: Vec<u64>,
+}
