@@ -20,7 +20,7 @@ use storage::{
     create_directories, remove_tree,
 };
 use uuid::Uuid;
-use vhd::{BlockIndex, BlockSize, Filter, Format, NewLayer, create_layer, write_alias};
+use vhd::{BlockIndex, BlockSize, Filter, Format, NewLayer, WholeBlock, create_layer, write_alias};
 use xofs::doctor::{self, Act, Applied, Include, Kind as Sort, Plan, VmPlan};
 use xofs::merge::Watch;
 use xofs::repository::{ErrorKind, OpenOptions, Repository, Vm, VmId, VmLock};
@@ -88,7 +88,8 @@ impl World {
         let format = Format::Exploded(Filter::Gzip);
         let sink = create_layer(storage.clone(), format, data.clone(), layer.clone()).unwrap();
         let index = BlockIndex(u32::try_from(block).unwrap());
-        sink.store(&layer.encode(format, index, &vec![fill; BLOCK]).unwrap()).unwrap();
+        let whole = Arc::new(WholeBlock::copy_of(&vec![fill; BLOCK], layer.block_size()).unwrap());
+        sink.store(&layer.encode(format, index, &whole).unwrap()).unwrap();
         sink.finish().unwrap();
         write_alias(&*storage, &lineage.join(&format!("{name}.alias.vhd")).unwrap(), &data).unwrap();
     }

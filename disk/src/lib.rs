@@ -30,13 +30,13 @@ pub trait Disk: Send + Sync {
     /// be had: a read never invents.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<()>;
 
-    /// Does the same as [`Disk::read_at`], and may give another buffer of the same length for the one it got: what comes in memory
-    /// of its own need not be copied. After an error it has any length.
+    /// Does the same as [`Disk::read_at`] with what follows the first `head` bytes of `buffer`, which may be gone after an error; what
+    /// comes in pieces of a network fills it in place.
     ///
     /// # Errors
     /// As for [`Disk::read_at`].
-    fn read_into(&self, offset: u64, buffer: &mut Vec<u8>) -> Result<()> {
-        self.read_at(offset, buffer)
+    fn read_into(&self, offset: u64, buffer: &mut Vec<u8>, head: usize) -> Result<()> {
+        self.read_at(offset, &mut buffer[head..])
     }
 
     /// Returns how many large reads it pays to have under way at once, for who reads all of it.

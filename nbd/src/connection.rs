@@ -148,7 +148,7 @@ impl Connection {
             while asked < until && outstanding.len() < PIPELINE {
                 let len = piece.min(until - asked);
                 let space = self.shared.buffer(usize::try_from(len).unwrap_or(usize::MAX));
-                outstanding.push_back(self.send(wire::COMMAND_READ, Pending::read(asked, space))?);
+                outstanding.push_back(self.send(wire::COMMAND_READ, Pending::read(asked, space, 0))?);
                 asked += len;
             }
             let Some(reply) = outstanding.pop_front() else { break };
@@ -167,19 +167,23 @@ impl Connection {
         Ok(())
     }
 
-    /// Does the same as [`Connection::read`]; the buffer itself is filled by who receives, or another of the same length given for
-    /// it, so nothing is copied once more. After an error it has any length.
+    /// Does the same as [`Connection::read`] with what follows the first `head` bytes of `buffer`; the buffer itself is filled by who
+    /// receives, so nothing is copied once more. After an error it may be empty.
     ///
     /// # Errors
     /// As for [`Connection::read`].
-    pub fn read_into(&self, offset: u64, buffer: &mut Vec<u8>) -> Result<()> {
-        let end = self.end(offset, buffer.len() as u64)?;
+    ///
+    /// # Panics
+    /// If `buffer` is shorter than `head`.
+    pub fn read_into(&self, offset: u64, buffer: &mut Vec<u8>, head: usize) -> Result<()> {
+        let end = self.end(offset, buffer[head..].len() as u64)?;
         let minimum = u64::from(self.export.minimum);
         let is_one = (1..=u64::from(PIECE.min(self.export.maximum))).contains(&(end - offset));
         if !is_one || !offset.is_multiple_of(minimum) || (!end.is_multiple_of(minimum) && end != self.export.size) {
-            return self.read(offset, buffer);
+            return self.read(offset, &mut buffer[head..]);
         }
-        let done = self.wait(&self.send(wire::COMMAND_READ, Pending::read(offset, std::mem::take(buffer)))?)?;
+        let pending = Pending::read(offset, std::mem::take(buffer), head);
+        let done = self.wait(&self.send(wire::COMMAND_READ, pending)?)?;
         let Kind::Read { buffer: bytes, .. } = done.kind else { unreachable!("a read stays one") };
         *buffer = bytes;
         Ok(())

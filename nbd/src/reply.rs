@@ -24,8 +24,8 @@ pub struct Pending {
 }
 
 pub enum Kind {
-    /// Bytes, and which ranges of them have come (relative, in the order they came).
-    Read { buffer: Vec<u8>, came: Vec<(u32, u32)> },
+    /// Bytes, which follow the first `head`, and which ranges of them have come (relative, in the order they came).
+    Read { buffer: Vec<u8>, head: usize, came: Vec<(u32, u32)> },
     /// What the contexts say, by their numbers.
     Status(Vec<(u32, Vec<Status>)>),
 }
@@ -47,9 +47,9 @@ fn protocol<T>(reason: impl Into<String>) -> Result<T, Broken> {
 }
 
 impl Pending {
-    pub fn read(offset: u64, buffer: Vec<u8>) -> Self {
-        let len = u32::try_from(buffer.len()).expect("a request is at most 32 MiB");
-        Self { offset, len, kind: Kind::Read { buffer, came: Vec::new() }, failed: None }
+    pub fn read(offset: u64, buffer: Vec<u8>, head: usize) -> Self {
+        let len = u32::try_from(buffer.len() - head).expect("a request is at most 32 MiB");
+        Self { offset, len, kind: Kind::Read { buffer, head, came: Vec::new() }, failed: None }
     }
 
     pub fn status(offset: u64, len: u32) -> Self {
@@ -71,8 +71,8 @@ impl Pending {
             return Ok(());
         }
         match &mut self.kind {
-            Kind::Read { buffer, came } => {
-                from.read_exact(buffer)?;
+            Kind::Read { buffer, head, came } => {
+                from.read_exact(&mut buffer[*head..])?;
                 came.push((0, self.len));
                 Ok(())
             }
@@ -87,16 +87,16 @@ impl Pending {
         }
         match (kind, &mut self.kind) {
             (wire::CHUNK_NONE, _) if len == 0 => Ok(()),
-            (wire::CHUNK_DATA, Kind::Read { buffer, came }) if len > 8 => {
+            (wire::CHUNK_DATA, Kind::Read { buffer, head, came }) if len > 8 => {
                 let start = place(self.offset, self.len, u64_of(from)?, len - 8, came)?;
-                from.read_exact(&mut buffer[indices(start, len - 8)])?;
+                from.read_exact(&mut buffer[*head..][indices(start, len - 8)])?;
                 came.push((start, len - 8));
                 Ok(())
             }
-            (wire::CHUNK_HOLE, Kind::Read { buffer, came }) if len == 12 => {
+            (wire::CHUNK_HOLE, Kind::Read { buffer, head, came }) if len == 12 => {
                 let (offset, len) = (u64_of(from)?, u32_of(from)?);
                 let start = place(self.offset, self.len, offset, len, came)?;
-                buffer[indices(start, len)].fill(0);
+                buffer[*head..][indices(start, len)].fill(0);
                 came.push((start, len));
                 Ok(())
             }

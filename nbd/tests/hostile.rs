@@ -379,10 +379,10 @@ fn a_range_is_asked_for_in_whole_blocks_of_the_server_and_holes_are_zeroes() {
 }
 
 #[test]
-fn a_buffer_that_is_given_away_comes_back_as_long_with_what_was_asked_for_in_it() {
+fn a_buffer_that_is_given_away_comes_back_with_what_was_asked_for_behind_its_head() {
     let (connection, serving) = connect(Box::new(|it| {
         it.agree(true, 4096);
-        for expected in [(8192, 8192), (SIZE - 4096, 4096), (4096, 8192)] {
+        for expected in [(8192, 8192), (SIZE - 4096, 4096), (4096, 8192)].into_iter().flat_map(|range| [range; 2]) {
             let (_, cookie, offset, len) = it.request().unwrap();
             assert_eq!((offset, len), expected);
             it.chunk(true, 1, cookie, &[&offset.to_be_bytes(), &content(offset, len)]);
@@ -394,13 +394,15 @@ fn a_buffer_that_is_given_away_comes_back_as_long_with_what_was_asked_for_in_it(
     let connection = connection.unwrap();
     // What is no whole blocks is read as ever.
     for (offset, len) in [(8192, 8192), (SIZE - 4096, 4096), (8000, 400)] {
-        let mut buffer = vec![0xee; usize::try_from(len).unwrap()];
-        connection.read_into(offset, &mut buffer).unwrap();
-        assert!(buffer == content(offset, len), "{len} at {offset}");
+        for head in [0, 512] {
+            let mut buffer = vec![0xee; head + usize::try_from(len).unwrap()];
+            connection.read_into(offset, &mut buffer, head).unwrap();
+            assert!(buffer[..head] == vec![0xee; head] && buffer[head..] == content(offset, len), "{len} at {offset}");
+        }
     }
-    let error = connection.read_into(0, &mut vec![0; 4096]).unwrap_err();
+    let error = connection.read_into(0, &mut vec![0; 4096], 0).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Failed, "{error}");
-    let error = connection.read_into(SIZE, &mut vec![0; 1]).unwrap_err();
+    let error = connection.read_into(SIZE, &mut vec![0; 1], 0).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutOfRange, "{error}");
     drop(connection);
     serving.join().unwrap();

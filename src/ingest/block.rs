@@ -1,10 +1,10 @@
 //! One block of a disk: whether a destination stores it, and as what.
 
 use std::ops::Range;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, OnceLock};
 
-use vhd::{BlockIndex, BlockSize, Digest, EncodedBlock};
+use vhd::{BlockIndex, BlockSize, Digest, EncodedBlock, WholeBlock};
 
 use super::error::{Error, ErrorKind, Result};
 use super::plan::DiskPlan;
@@ -13,9 +13,12 @@ use crate::probe::Probe;
 
 /// Bytes of a block, the size that Xen Orchestra writes.
 pub(super) const BLOCK: usize = 2 << 20;
+/// Bytes before the data in the memory of a block: room for its sector bitmap.
+pub(super) const HEAD: usize = 512;
 /// Bytes compared at a time.
 const PIECE: usize = 64 << 10;
-static ZEROES: [u8; BLOCK] = [0; BLOCK];
+static ZEROES: LazyLock<Arc<WholeBlock>> =
+    LazyLock::new(|| Arc::new(WholeBlock::copy_of(&[0; BLOCK], BlockSize::DEFAULT).expect("as long as a block")));
 
 /// How blocks of a disk were compared with the base.
 #[derive(Default)]
@@ -35,7 +38,7 @@ impl Compared {
 pub(super) struct Block {
     pub index: BlockIndex,
     pub len: usize,
-    pub data: Option<Vec<u8>>,
+    pub data: Option<Arc<WholeBlock>>,
     /// What of it was read, if the rest is as in the base and nobody needs it.
     pub changed: Option<Vec<Range<usize>>>,
     /// Made when it is first asked for.
@@ -43,29 +46,36 @@ pub(super) struct Block {
 }
 
 impl Block {
-    pub fn new(index: BlockIndex, len: usize, data: Option<Vec<u8>>) -> Self {
-        Self { index, len, data, changed: None, digest: OnceLock::new() }
+    /// Makes a block of `len` bytes; of `memory`, if they are not zeroes, they follow the first [`HEAD`].
+    pub fn new(index: BlockIndex, len: usize, memory: Option<Vec<u8>>) -> Self {
+        let whole =
+            |memory| Arc::new(WholeBlock::of_memory(memory, BlockSize::DEFAULT).expect("at most a block is read"));
+        Self { index, len, data: memory.map(whole), changed: None, digest: OnceLock::new() }
     }
 
     pub fn digest(&self, probe: &Probe) -> Digest {
         *self.digest.get_or_init(|| match &self.data {
             Some(data) => {
                 probe.add(self.len);
-                probe.work(|| Digest::of(data, BlockSize::DEFAULT))
+                probe.work(|| Digest::of(data.data(), BlockSize::DEFAULT))
             }
             None => Digest::of_zeroes(BlockSize::DEFAULT),
         })
     }
 
     pub fn bytes(&self) -> &[u8] {
-        self.data.as_deref().unwrap_or(&ZEROES[..self.len])
+        &self.whole().data()[..self.len]
+    }
+
+    fn whole(&self) -> &Arc<WholeBlock> {
+        self.data.as_ref().unwrap_or(&ZEROES)
     }
 }
 
 /// Returns a block as `plan` stores it.
 pub(super) fn encode(plan: &DiskPlan, block: &Block) -> Result<EncodedBlock> {
     let failed = |error: vhd::FormatError| Error::new(ErrorKind::Source, error.reason);
-    plan.layer.encode(plan.format, block.index, block.bytes()).map_err(failed)
+    plan.layer.encode(plan.format, block.index, block.whole()).map_err(failed)
 }
 
 /// Returns where a block begins and how many bytes of a disk of `size` bytes it has.
@@ -87,7 +97,7 @@ pub(super) fn is_needed(
 ) -> Result<bool> {
     let is_same = |other: &[u8]| is_equal(block.bytes(), other);
     let Some(base) = &plan.base else {
-        return Ok(block.data.is_some() && !stages.compare.work(|| is_same(&ZEROES[..block.len])));
+        return Ok(block.data.is_some() && !stages.compare.work(|| is_same(&ZEROES.data()[..block.len])));
     };
     if base.has(block.index.0.into()) {
         return Ok(false);

@@ -11,14 +11,15 @@
 //!
 //! Memory: with R readers (4, or 16 of a disk behind NBD), N workers (one for each core), F formats and D repositories, at most
 //! R + N + N × (2 + F) + D × ([`DEPTH`] + 2 × [`WRITERS`]) blocks of 2 MiB, and with replicas [`WINDOW`] more; besides the caches
-//! and digests of the bases.
+//! and digests of the bases. It goes round: what was written is read into again. A block that nothing compresses is stored from where
+//! it was read to.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Builder, Scope};
 
 use crossbeam::channel::{self, Receiver, Sender};
-use vhd::{BlockSink, EncodedBlock, Format};
+use vhd::{BlockSink, EncodedBlock, Format, WholeBlock};
 
 use super::block::{BLOCK, Block, Compared, encode, is_needed};
 use super::error::{Error, ErrorKind, Result};
@@ -109,7 +110,8 @@ pub(super) fn copy(
     let failures: Vec<&Failure> = of_repositories.chain(replicas.iter().map(|lane| lane.failure)).collect();
     let order = Order::new(&candidates.replicated, replicas.len(), WINDOW);
     let (give_block, take_block) = channel::bounded::<Block>(workers);
-    let (give_spare, take_spare) = channel::bounded::<Vec<u8>>(feed.readers() + 2 * workers);
+    let spares = feed.readers() + 2 * workers + repositories.len() * (DEPTH + WRITERS);
+    let (give_spare, take_spare) = channel::bounded::<Vec<u8>>(spares);
     let is_over = || watch.is_cancelled() || broken.is_failed() || failures.iter().all(|failure| failure.is_failed());
     let live = || repositories.iter().filter(|lane| !lane.failure.is_failed());
     let bases = || live().filter_map(|lane| lane.plan.base.as_ref()).filter(|base| base.changed.is_some());
@@ -123,7 +125,7 @@ pub(super) fn copy(
             let (give, take) = channel::bounded::<Arc<EncodedBlock>>(DEPTH);
             start(scope, WRITERS, || {
                 let take = take.clone();
-                move || write(lane, &take)
+                move || write(lane, &take, spare)
             })?;
             outputs.repositories.push((lane, give));
         }
@@ -234,14 +236,18 @@ fn work(take: &Receiver<Block>, outputs: &Outputs, stages: &Stages, watch: &Watc
 
 /// Gives the memory of a block back, once nobody has it any more.
 fn recycle(block: Arc<Block>, spare: &Sender<Vec<u8>>) {
-    if let Some(data) = Arc::into_inner(block).and_then(|block| block.data) {
+    recycle_memory(Arc::into_inner(block).and_then(|block| block.data), spare);
+}
+
+fn recycle_memory(block: Option<Arc<WholeBlock>>, spare: &Sender<Vec<u8>>) {
+    if let Some(block) = block.and_then(Arc::into_inner) {
         // A full channel of buffers needs no more.
-        let _ = spare.try_send(data);
+        let _ = spare.try_send(block.into_memory());
     }
 }
 
 /// Stores blocks until there are no more; once it failed they are dropped, so that nobody waits for it.
-fn write(lane: &Lane, take: &Receiver<Arc<EncodedBlock>>) {
+fn write(lane: &Lane, take: &Receiver<Arc<EncodedBlock>>, spare: &Sender<Vec<u8>>) {
     while let Ok(block) = lane.probe.take(|| take.recv()) {
         if lane.failure.is_failed() {
             continue;
@@ -250,5 +256,6 @@ fn write(lane: &Lane, take: &Receiver<Arc<EncodedBlock>>) {
             Ok(()) => lane.probe.add(block.bytes().len()),
             Err(error) => lane.failure.set(error.into()),
         }
+        recycle_memory(Arc::into_inner(block).and_then(EncodedBlock::into_plain), spare);
     }
 }

@@ -13,7 +13,7 @@ use disk::Disk;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhd::{BlockIndex, BlockSize, Digest};
 
-use super::block::{BLOCK, Block, place};
+use super::block::{BLOCK, Block, HEAD, place};
 use super::changes::PieceSet;
 use super::error::{Error, ErrorKind, Result};
 use super::feed::{Feed, of_source};
@@ -114,14 +114,14 @@ impl Intake<'_> {
                 self.give(Block::new(index, len, None));
                 continue;
             }
-            let mut data = self.spare.try_recv().unwrap_or_default();
-            data.resize(BLOCK, 0);
-            match self.next(&mut *blocks, &mut data)? {
+            let mut memory = self.spare.try_recv().unwrap_or_default();
+            memory.resize(HEAD + BLOCK, 0);
+            match self.next(&mut *blocks, &mut memory[HEAD..])? {
                 Some(found) if found == *block => {}
                 found => return Err(wrong(format!("{found:?} came where {block} was expected"))),
             }
-            data.truncate(len);
-            self.give(Block::new(index, len, Some(data)));
+            memory.truncate(HEAD + len);
+            self.give(Block::new(index, len, Some(memory)));
         }
         if (self.is_over)() {
             return Ok(());
@@ -148,7 +148,9 @@ impl Intake<'_> {
         let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
         let mut size = 0;
         for index in 0.. {
-            let mut data = vec![0; BLOCK];
+            let mut memory = self.spare.try_recv().unwrap_or_default();
+            memory.resize(HEAD + BLOCK, 0);
+            let data = &mut memory[HEAD..];
             let mut len = 0;
             while len < BLOCK && !(self.is_over)() {
                 match self.probe.work(|| read_what_comes(&mut stream, &mut data[len..])) {
@@ -172,7 +174,8 @@ impl Intake<'_> {
             self.taken.add_source(len);
             if len > 0 {
                 // What lies past the end is zero.
-                self.give(Block::new(BlockIndex(index), BLOCK, Some(data)));
+                data[len..].fill(0);
+                self.give(Block::new(BlockIndex(index), BLOCK, Some(memory)));
             }
             if len < BLOCK {
                 break;
@@ -192,7 +195,7 @@ pub(super) fn read_block<'b>(
     changed: Option<&PieceSet>,
     index: BlockIndex,
     bases: Option<impl Iterator<Item = &'b Base>>,
-    mut data: Vec<u8>,
+    mut memory: Vec<u8>,
     probe: &Probe,
     taken: &Taken,
 ) -> Result<Block> {
@@ -202,27 +205,30 @@ pub(super) fn read_block<'b>(
         if extent.is_hole && extent.len >= len as u64 {
             return Ok(Block::new(index, len, None));
         }
-        data.resize(len, 0);
+        memory.resize(HEAD + len, 0);
+        let data = &mut memory[HEAD..];
         let whole = 0..len;
         let mut ranges: Vec<_> = changed.map_or_else(Vec::new, |changed| changed.ranges(index.0.into()).collect());
         let is_whole = ranges.is_empty() || ranges.first() == Some(&whole);
         let is_part = !is_whole && bases.is_none();
         if is_part {
             data.fill(0);
-        } else if is_whole || !bases.is_some_and(|bases| take_base(index, bases, &mut data)) {
+        } else if is_whole || !bases.is_some_and(|bases| take_base(index, bases, data)) {
             ranges = vec![whole.clone()];
         }
         let mut read = 0;
         for range in &ranges {
             read += range.len();
             let at = offset + range.start as u64;
-            let is_all = *range == whole;
-            let done = if is_all { disk.read_into(at, &mut data) } else { disk.read_at(at, &mut data[range.clone()]) };
+            let done = match *range == whole {
+                true => disk.read_into(at, &mut memory, HEAD),
+                false => disk.read_at(at, &mut memory[HEAD..][range.clone()]),
+            };
             done.map_err(|error| of_source(&error))?;
         }
         probe.add(read);
         taken.add_source(read);
-        let mut block = Block::new(index, len, Some(data));
+        let mut block = Block::new(index, len, Some(memory));
         if is_part {
             block.changed = Some(ranges);
         } else {

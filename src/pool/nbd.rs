@@ -66,9 +66,9 @@ impl Disk for NbdDisk {
         self.export.read_at(offset, buffer).map_err(unavailable)
     }
 
-    fn read_into(&self, offset: u64, buffer: &mut Vec<u8>) -> disk::Result<()> {
-        self.check(offset, buffer.len() as u64)?;
-        self.export.read_into(offset, buffer).map_err(unavailable)
+    fn read_into(&self, offset: u64, buffer: &mut Vec<u8>, head: usize) -> disk::Result<()> {
+        self.check(offset, buffer[head..].len() as u64)?;
+        self.export.read_into(offset, buffer, head).map_err(unavailable)
     }
 
     fn reads_at_once(&self) -> usize {

@@ -30,9 +30,9 @@ impl Disk for Counted {
         Ok(())
     }
 
-    fn read_into(&self, offset: u64, buffer: &mut Vec<u8>) -> disk::Result<()> {
-        self.probe.work(|| self.disk.read_into(offset, buffer))?;
-        self.probe.add(buffer.len());
+    fn read_into(&self, offset: u64, buffer: &mut Vec<u8>, head: usize) -> disk::Result<()> {
+        self.probe.work(|| self.disk.read_into(offset, buffer, head))?;
+        self.probe.add(buffer.len().saturating_sub(head));
         Ok(())
     }
 

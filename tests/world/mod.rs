@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use storage::{Existing, MemoryStorage, ObjectPath, Storage, WritableStorage, create_directories};
 use uuid::Uuid;
-use vhd::{BlockIndex, BlockSize, Digest, Filter, Format, NewLayer, create_layer, write_alias};
+use vhd::{BlockIndex, BlockSize, Digest, Filter, Format, NewLayer, WholeBlock, create_layer, write_alias};
 use xofs::merge::{self, Forgotten, Watch};
 use xofs::repository::{Backup, OpenOptions, Repository, VmId, VmLock};
 
@@ -86,7 +86,8 @@ impl World {
                     }
                     if is_changed || parent.is_none() && bytes[0] != 0 {
                         let index = BlockIndex(u32::try_from(block).unwrap());
-                        let block = layer.encode(Format::Exploded(filter), index, bytes).unwrap();
+                        let whole = Arc::new(WholeBlock::copy_of(bytes, layer.block_size()).unwrap());
+                        let block = layer.encode(Format::Exploded(filter), index, &whole).unwrap();
                         sink.store(&block.with_digest(Digest::of(bytes, layer.block_size()))).unwrap();
                     }
                 }

@@ -12,13 +12,14 @@
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use std::{env, error, fs, hint, thread};
 
 use storage::{Existing, LocalStorage, ObjectPath, Synced, WritableStorage};
 use uuid::Uuid;
-use vhd::{BlockIndex, BlockSize, Digest, EncodedBlock, Filter, Format, NewLayer};
+use vhd::{BlockIndex, BlockSize, Digest, EncodedBlock, Filter, Format, NewLayer, WholeBlock};
 
 const ENCODED_BYTES: u64 = 256 << 20;
 
@@ -39,9 +40,9 @@ fn main() -> Result<(), Failure> {
     let uuid = Uuid::from_u128(0x1111_1111_1111_4111_8111_1111_1111_1111);
     let layer = NewLayer::new(uuid, len, 0).map_err(|error| error.reason)?;
     let encode = |index, block: &[u8]| -> Result<EncodedBlock, Failure> {
-        Ok(layer
-            .encode(Format::Exploded(filter), BlockIndex(u32::try_from(index)?), block)
-            .map_err(|error| error.reason)?)
+        let whole = WholeBlock::copy_of(block, BlockSize::DEFAULT).map_err(|error| error.reason)?;
+        let index = BlockIndex(u32::try_from(index)?);
+        Ok(layer.encode(Format::Exploded(filter), index, &Arc::new(whole)).map_err(|error| error.reason)?)
     };
     let blocks = usize::try_from(len)?.div_ceil(BlockSize::DEFAULT.len());
     let seconds = match folder {

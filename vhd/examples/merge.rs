@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use storage::{Existing, FaultyStorage, LocalStorage, ObjectPath, Operation, WritableStorage, create_directories};
 use uuid::Uuid;
-use vhd::{BlockIndex, BlockSize, Control, Filter, Format, Merge, NewLayer, create_layer, write_alias};
+use vhd::{BlockIndex, BlockSize, Control, Filter, Format, Merge, NewLayer, WholeBlock, create_layer, write_alias};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -77,6 +77,7 @@ fn make(storage: Arc<LocalStorage>, format: Format, blocks: u32) -> Result<(), F
         } else {
             let sink = create_layer(storage.clone(), format, path, layer.clone())?;
             let data = vec![u8::try_from(number)?; BlockSize::DEFAULT.len()];
+            let data = Arc::new(WholeBlock::copy_of(&data, BlockSize::DEFAULT).map_err(|error| error.reason)?);
             for block in (0..blocks).map(BlockIndex) {
                 sink.store(&layer.encode(format, block, &data).map_err(|error| error.reason)?)?;
             }

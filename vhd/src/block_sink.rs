@@ -127,7 +127,7 @@ impl Arrivals {
         store(order).map_err(|error| error.in_block(block.index))?;
         let mut state = self.state();
         state.done += 1;
-        state.stored_bytes += block.bytes.len() as u64;
+        state.stored_bytes += block.bytes().len() as u64;
         Ok(())
     }
 

@@ -59,8 +59,8 @@ impl ExplodedWriter {
     }
 
     fn write(&self, path: &ObjectPath, block: &EncodedBlock) -> storage::Result<()> {
-        let Some(digest) = block.digest else { return self.storage.write(path, &block.bytes, Existing::Refuse) };
-        let file = self.storage.write_and_stat(path, &block.bytes, Existing::Refuse)?;
+        let Some(digest) = block.digest else { return self.storage.write(path, block.bytes(), Existing::Refuse) };
+        let file = self.storage.write_and_stat(path, block.bytes(), Existing::Refuse)?;
         if let Some(record) = digests::record_of_block(block.index, &file, digest) {
             self.digests.add(record);
         }

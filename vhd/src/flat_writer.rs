@@ -171,7 +171,7 @@ impl BlockSink for FlatWriter {
     fn store(&self, block: &EncodedBlock) -> Result<()> {
         self.arrivals.store(&self.path, block, |order| {
             let place = self.place(order);
-            self.object.write_at(place.bytes(), &block.bytes)?;
+            self.object.write_at(place.bytes(), block.bytes())?;
             if let Some(digest) = block.digest {
                 let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
                 digests.push((block.index, place, digest));

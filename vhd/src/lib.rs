@@ -47,6 +47,7 @@ mod stream;
 mod stream_error;
 mod stream_writer;
 mod view;
+mod whole_block;
 mod workers;
 
 pub use alias::is_alias;
@@ -70,3 +71,4 @@ pub use stream::StreamReader;
 pub use stream_error::{StreamError, StreamErrorKind};
 pub use stream_writer::StreamWriter;
 pub use view::VhdView;
+pub use whole_block::WholeBlock;

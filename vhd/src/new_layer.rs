@@ -3,6 +3,8 @@
 //! Constructors refuse what Xen Orchestra would refuse, or worse: a disk whose uuid it cannot print has, to its cleaner, no
 //! parent, and a parent without children is removed. No byte is written here.
 
+use std::sync::Arc;
+
 use uuid::{Uuid, Variant};
 
 use crate::digest::Digest;
@@ -12,6 +14,7 @@ use crate::footer::{DiskType, FOOTER_BYTES, Footer};
 use crate::geometry::{BlockIndex, BlockSize, Chs, SECTOR};
 use crate::header::{HEADER_BYTES, Header, PARENT_NAME_UNITS, ParentLocator};
 use crate::layer::{Format, MAX_BLOCKS};
+use crate::whole_block::WholeBlock;
 
 /// Where Xen Orchestra puts the table of a VHD file: right behind footer and header. Exploded VHDs say the same.
 pub(crate) const TABLE_OFFSET: u64 = (FOOTER_BYTES + HEADER_BYTES) as u64;
@@ -33,8 +36,16 @@ pub struct EncodedBlock {
     pub(crate) index: BlockIndex,
     pub(crate) format: Format,
     pub(crate) block_size: BlockSize,
-    pub(crate) bytes: Vec<u8>,
+    bytes: Bytes,
     pub(crate) digest: Option<Digest>,
+}
+
+/// The bytes of a block to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Bytes {
+    /// As they were read.
+    Plain(Arc<WholeBlock>),
+    Encoded(Vec<u8>),
 }
 
 impl EncodedBlock {
@@ -59,7 +70,19 @@ impl EncodedBlock {
     /// Returns the bytes to be stored.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        match &self.bytes {
+            Bytes::Plain(block) => block.bytes(),
+            Bytes::Encoded(bytes) => bytes,
+        }
+    }
+
+    /// Returns what it was made of, if it is stored as that.
+    #[must_use]
+    pub fn into_plain(self) -> Option<Arc<WholeBlock>> {
+        match self.bytes {
+            Bytes::Plain(block) => Some(block),
+            Bytes::Encoded(_) => None,
+        }
     }
 }
 
@@ -172,13 +195,18 @@ impl NewLayer {
         }
     }
 
-    /// Makes the bytes of a block as they are stored in `format`: a sector bitmap of ones, whichever sectors there are (Xen
-    /// Orchestra never looks at it), the data, and zeroes for what lies past the end of the disk.
+    /// Makes the bytes of a block as they are stored in `format`; what lies past the end of the disk is stored as zeroes. Nothing is
+    /// copied where they are those of the block.
     ///
     /// # Errors
-    /// `Damaged` if the disk has no such block, or `data` is not a whole block; of the last one, what lies past the end may be
-    /// left out.
-    pub fn encode(&self, format: Format, index: BlockIndex, data: &[u8]) -> Result<EncodedBlock, FormatError> {
+    /// `Damaged` if the disk has no such block, blocks of another size, or less than a whole block was given; of the last one, what
+    /// lies past the end may be left out.
+    pub fn encode(
+        &self,
+        format: Format,
+        index: BlockIndex,
+        block: &Arc<WholeBlock>,
+    ) -> Result<EncodedBlock, FormatError> {
         if index.0 >= self.block_count {
             let (index, count) = (index.0, self.block_count);
             return Err(FormatError::damaged(format!("a disk of {count} blocks was expected to hold block {index}")));
@@ -186,17 +214,19 @@ impl NewLayer {
         let block_size = self.block_size;
         let left = self.virtual_size - u64::from(index.0) * block_size.bytes();
         let used = usize::try_from(left).unwrap_or(usize::MAX).min(block_size.len());
-        if data.len() != used && data.len() != block_size.len() {
-            let (index, found) = (index.0, data.len());
-            return Err(FormatError::damaged(format!("block {index}: {used} bytes were expected, {found} were given")));
+        let given = block.given();
+        if block.block_size() != block_size || given != used && given != block_size.len() {
+            let index = index.0;
+            return Err(FormatError::damaged(format!("block {index}: {used} bytes were expected, {given} were given")));
         }
-        let mut bytes = Vec::with_capacity(block_size.full_bytes());
-        bytes.resize(block_size.bitmap_bytes(), 0xff);
-        bytes.extend_from_slice(&data[..used]);
-        bytes.resize(block_size.full_bytes(), 0);
+        let clipped = match block.data()[used..].iter().any(|byte| *byte != 0) {
+            true => Some(Arc::new(WholeBlock::copy_of(&block.data()[..used], block_size)?)),
+            false => None,
+        };
+        let block = clipped.as_ref().unwrap_or(block);
         let bytes = match format {
-            Format::File | Format::Exploded(Filter::None) => bytes,
-            Format::Exploded(filter) => filter.encode(&bytes),
+            Format::File | Format::Exploded(Filter::None) => Bytes::Plain(block.clone()),
+            Format::Exploded(filter) => Bytes::Encoded(filter.encode(block.bytes())),
         };
         Ok(EncodedBlock { index, format, block_size, bytes, digest: None })
     }
@@ -319,7 +349,8 @@ mod tests {
         let last = [&[0xff; 512][..], &[7; 904], &[0; 3192]].concat();
         for format in [Format::File, Format::Exploded(Filter::None), Format::Exploded(Filter::Gzip)] {
             for data in [vec![7; 904], vec![7; 4096]] {
-                let encoded = layer.encode(format, BlockIndex(1), &data).unwrap();
+                let block = Arc::new(WholeBlock::copy_of(&data, block_size).unwrap());
+                let encoded = layer.encode(format, BlockIndex(1), &block).unwrap();
                 let plain = match format {
                     Format::Exploded(filter) => filter.decode(encoded.bytes(), 4608).unwrap(),
                     Format::File => encoded.bytes().to_vec(),
@@ -327,7 +358,8 @@ mod tests {
                 assert_eq!((plain, encoded.format()), (last.clone(), format));
             }
             for (index, len) in [(0, 4095), (0, 904), (0, 4097), (1, 903), (1, 905), (1, 0), (2, 4096)] {
-                let refused = layer.encode(format, BlockIndex(index), &vec![7; len]);
+                let block = WholeBlock::copy_of(&vec![7; len], block_size);
+                let refused = block.and_then(|block| layer.encode(format, BlockIndex(index), &Arc::new(block)));
                 assert_eq!(refused.unwrap_err().kind, ErrorKind::Damaged, "{index}: {len}");
             }
         }

@@ -12,8 +12,8 @@ use builder::{BLOCK, Image, Kind, SECTOR, id, open};
 use disk::Disk;
 use storage::{Fault, FaultyStorage, Loss, MemoryStorage, ObjectPath, Operation, Storage, WritableStorage};
 use vhd::{
-    BlockIndex, BlockSink, BlockSize, EncodedBlock, ErrorKind, Filter, Format, NewLayer, Written, create_layer,
-    equivalent_size, write_alias,
+    BlockIndex, BlockSink, BlockSize, EncodedBlock, ErrorKind, Filter, Format, NewLayer, WholeBlock, Written,
+    create_layer, equivalent_size, write_alias,
 };
 
 const FORMATS: [Format; 4] =
@@ -33,8 +33,9 @@ fn layer(number: u128, size: u64) -> NewLayer {
 }
 
 fn encoded(layer: &NewLayer, format: Format, blocks: &[(u32, u8)]) -> Vec<EncodedBlock> {
-    let data = |byte| vec![byte; layer.block_size().len()];
-    blocks.iter().map(|(block, byte)| layer.encode(format, BlockIndex(*block), &data(*byte)).unwrap()).collect()
+    let size = layer.block_size();
+    let whole = |byte| Arc::new(WholeBlock::copy_of(&vec![byte; size.len()], size).unwrap());
+    blocks.iter().map(|(block, byte)| layer.encode(format, BlockIndex(*block), &whole(*byte)).unwrap()).collect()
 }
 
 /// The name of a disk and of its data.

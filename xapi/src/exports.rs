@@ -237,18 +237,20 @@ impl NbdExport {
         self.with_connection(|connection| connection.read(offset, buffer))
     }
 
-    /// Does the same as [`NbdExport::read_at`], and may give another buffer of the same length for the one it got, which saves to
-    /// copy the bytes. After an error it has any length.
+    /// Does the same as [`NbdExport::read_at`] with what follows the first `head` bytes of `buffer`, which is filled by who receives:
+    /// nothing is copied. After an error it has the same length, and what it holds is of no meaning.
     ///
     /// # Errors
     /// As [`NbdExport::read_at`].
-    pub fn read_into(&self, offset: u64, buffer: &mut Vec<u8>) -> Result<()> {
+    pub fn read_into(&self, offset: u64, buffer: &mut Vec<u8>, head: usize) -> Result<()> {
         let len = buffer.len();
-        self.with_connection(|connection| {
+        let done = self.with_connection(|connection| {
             // One that failed took it along.
             buffer.resize(len, 0);
-            connection.read_into(offset, buffer)
-        })
+            connection.read_into(offset, buffer, head)
+        });
+        buffer.resize(len, 0);
+        done
     }
 
     /// Returns what is said of the bytes from `offset` on ([`nbd::ALLOCATION`]), at least of one; `None` from a server that

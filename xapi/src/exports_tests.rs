@@ -171,7 +171,7 @@ fn read_all(export: &NbdExport, threads: u64) {
                     if at & 1 << 20 == 0 {
                         export.read_at(at, &mut buffer).unwrap();
                     } else {
-                        export.read_into(at, &mut buffer).unwrap();
+                        export.read_into(at, &mut buffer, 0).unwrap();
                     }
                     assert!(buffer == content(at, 1 << 20), "{at}");
                 }

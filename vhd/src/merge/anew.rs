@@ -34,6 +34,7 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::flat_writer::FlatWriter;
 use crate::new_layer::NewLayer;
+use crate::whole_block::WholeBlock;
 
 /// The end of the journal's name.
 const SUFFIX: &str = ".xofs-merge.json";
@@ -224,14 +225,17 @@ fn write(
     needed(&merge.reader, base, children)?.each(&control, |(), _, block| {
         let start = u64::from(block.0) * layer.block_size().bytes();
         let len = usize::try_from(disk.size() - start).unwrap_or(usize::MAX).min(layer.block_size().len());
-        let mut bytes = vec![0; len];
-        disk.read_at(start, &mut bytes)
+        let head = layer.block_size().bitmap_bytes();
+        let mut bytes = vec![0; head + len];
+        disk.read_at(start, &mut bytes[head..])
             .map_err(|error| Error::new(ErrorKind::Unavailable, &target, error.to_string()).in_block(block))?;
-        if is_root && bytes.iter().all(|byte| *byte == 0) {
+        if is_root && bytes[head..].iter().all(|byte| *byte == 0) {
             // Absent, it reads as that.
             return Ok(());
         }
-        let encoded = layer.encode(sink.format(), block, &bytes).map_err(|error| error.at(&target))?;
-        sink.store(&encoded.with_digest(Digest::of(&bytes, layer.block_size())))
+        let whole = WholeBlock::of_memory(bytes, layer.block_size()).map(Arc::new);
+        let whole = whole.map_err(|error| error.at(&target))?;
+        let encoded = layer.encode(sink.format(), block, &whole).map_err(|error| error.at(&target))?;
+        sink.store(&encoded.with_digest(Digest::of(whole.data(), layer.block_size())))
     })
 }
