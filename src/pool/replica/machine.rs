@@ -1,7 +1,5 @@
 //! The machine of a replica: made once, like the one that it is a replica of, and brought up to date by each run.
 
-use std::collections::BTreeMap;
-
 use serde_json::{Value, json};
 use xapi::record::{Class, Vbd, Vdi, Vif, Vm};
 use xapi::{Pool, Record, Ref};
@@ -12,8 +10,8 @@ use crate::ingest::JOB;
 use crate::pool::error::Result;
 use crate::pool::restore::document::{Fields, list, number, texts};
 use crate::pool::restore::networks::{self, Macs};
-use crate::pool::restore::records;
 use crate::pool::restore::target::Target;
+use crate::pool::restore::{parts, records};
 use crate::pool::survey::is_disk;
 
 /// Fields that a machine which is there gets again, where they changed. Numbers of processors and memory have rules of their own.
@@ -63,33 +61,12 @@ pub fn create(
     fields.insert("blocked_operations".to_owned(), Value::Object(blocked));
     let vm = pool.create_vm(&fields)?;
     block_start(pool, &vm)?;
-    if let Some(strings) = records::bios_strings(&source.vm) {
-        match pool.act("VM.set_bios_strings", &[json!(vm), Value::Object(strings)]) {
-            Err(error) if error.kind() == xapi::ErrorKind::Unsupported => {}
-            set => set?,
-        }
-    }
+    parts::set_bios_strings(pool, &vm, &source.vm, say)?;
     for interface in &interfaces {
-        match &interface.network {
-            Ok(network) => {
-                let mac = &interface.mac;
-                let fields = records::interface(&interface.vif, vm.as_str(), &network.reference, mac, network.mtu);
-                pool.create_vif(&fields)?;
-            }
-            Err(why) => say(&format!(
-                "the interface {} on '{}' is left out: {why}",
-                interface.device.escape_debug(),
-                interface.old.escape_debug()
-            )),
-        }
+        parts::make_interface(pool, &vm, interface, say)?;
     }
     for contents in source.vtpms.iter().flatten() {
-        match pool.call::<String>("VTPM.create", &[json!(vm), json!(false)]) {
-            Err(error) if matches!(error.kind(), xapi::ErrorKind::Unsupported | xapi::ErrorKind::Denied) => {
-                say(&format!("the virtual TPM is left out: the pool makes none ({error})"));
-            }
-            made => pool.act("VTPM.set_contents", &[json!(made?), json!(contents)])?,
-        }
+        parts::make_tpm(pool, &vm, contents, say)?;
     }
     set_itself(pool, &vm)?;
     Ok(vm)
@@ -108,11 +85,7 @@ fn wanted(source: &Source) -> Result<Fields> {
 
 /// Blocks what a replica must not do.
 pub fn block_start(pool: &Pool, vm: &Ref<Vm>) -> Result<()> {
-    // Some versions leave out what they are given when a machine is made.
-    let blocked: BTreeMap<String, String> = pool.field(vm, "blocked_operations")?;
-    for operation in BLOCKED.iter().filter(|operation| !blocked.contains_key(**operation)) {
-        pool.set_entry(vm, "blocked_operations", operation, BLOCKED_BECAUSE)?;
-    }
+    parts::block(pool, vm, &BLOCKED, BLOCKED_BECAUSE)?;
     Ok(pool.update_allowed_operations(vm)?)
 }
 
@@ -171,19 +144,7 @@ fn move_interfaces(pool: &Pool, vm: &Record<Vm>, source: &Source, say: &dyn Fn(&
         pool.destroy_vif(&vif.reference)?;
     }
     for interface in wanted.iter().filter(|one| !kept.iter().any(|vif| vif.device == one.device)) {
-        match &interface.network {
-            Ok(network) => {
-                let (mac, mtu) = (&interface.mac, network.mtu);
-                pool.create_vif(&records::interface(
-                    &interface.vif,
-                    vm.reference.as_str(),
-                    &network.reference,
-                    mac,
-                    mtu,
-                ))?;
-            }
-            Err(why) => say(&format!("the interface {} is left out: {why}", interface.device.escape_debug())),
-        }
+        parts::make_interface(pool, &vm.reference, interface, say)?;
     }
     Ok(())
 }

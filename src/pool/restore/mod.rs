@@ -4,6 +4,7 @@
 //! document ─► plan ─┬► networks, places, lineage (pure, but for what they ask)     what will be made, and why: --explain
 //! target (the pool) ┘
 //!   plan ─► run ─┬► records      what the pool is told to make
+//!                ├► parts        what a VM has beside its disks
 //!                ├► transfer     the bytes, and back ─► digests
 //!                └► made         marked until it is whole; undone whatever ends it ─► journal
 //! ```
@@ -16,6 +17,7 @@ pub(super) mod document;
 mod lineage;
 pub(super) mod made;
 pub(super) mod networks;
+pub(super) mod parts;
 pub(super) mod places;
 mod plan;
 pub(super) mod records;

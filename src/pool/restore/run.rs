@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 use xapi::record::{Network, Vbd, Vdi, Vif, Vm};
 use xapi::{Pool, Record, Ref};
 
@@ -17,6 +17,7 @@ use super::digests::Digests;
 use super::document::{Fields, flag, text};
 use super::made::{self, Made};
 use super::networks;
+use super::parts;
 use super::plan::{Archive, Machine, Options, Plan, PlannedDisk, What};
 use super::records::{self, BLOCKED, Mark, PROVISIONAL, RESTORING, TAG};
 use super::target::Target;
@@ -129,19 +130,8 @@ impl<'a> Run<'a> {
         let fields = records::machine(&machine.vm, &plan.name, mark, machine.keeps_macs)?;
         let vm = pool.create_vm(&fields)?;
         made.vm = Some(vm.clone());
-        // Some versions leave them out of what they are given.
-        let blocked: BTreeMap<String, String> = pool.field(&vm, "blocked_operations")?;
-        for operation in BLOCKED.iter().filter(|operation| !blocked.contains_key(**operation)) {
-            pool.set_entry(&vm, "blocked_operations", operation, records::BLOCKED_BECAUSE)?;
-        }
-        if let Some(strings) = records::bios_strings(&machine.vm) {
-            match pool.act("VM.set_bios_strings", &[json!(vm), Value::Object(strings)]) {
-                Err(error) if error.kind() == xapi::ErrorKind::Unsupported => {
-                    (self.say)("this pool is too old for the BIOS strings of the VM: they are left out");
-                }
-                set => set?,
-            }
-        }
+        parts::block(pool, &vm, &BLOCKED, records::BLOCKED_BECAUSE)?;
+        parts::set_bios_strings(pool, &vm, &machine.vm, self.say)?;
         let mut disks = Vec::with_capacity(machine.disks.len());
         for disk in &machine.disks {
             let vdi = self.make_disk(disk, mark, made)?;
@@ -149,13 +139,12 @@ impl<'a> Run<'a> {
             disks.push((disk, vdi));
         }
         let restored = self.fill(&disks, watch)?;
-        for interface in &machine.interfaces {
-            let Ok(network) = &interface.network else { continue };
-            let (mac, mtu) = (&interface.mac, network.mtu);
-            pool.create_vif(&records::interface(&interface.vif, vm.as_str(), &network.reference, mac, mtu))?;
+        // Of those without a network the plan has told.
+        for interface in machine.interfaces.iter().filter(|interface| interface.network.is_ok()) {
+            parts::make_interface(pool, &vm, interface, self.say)?;
         }
         for contents in &machine.vtpms {
-            self.make_tpm(&vm, contents)?;
+            parts::make_tpm(pool, &vm, contents, self.say)?;
         }
         let vm_record: Record<Vm> = pool.record(&vm)?;
         pool.set(&vm, "name_label", plan.name.as_str())?;
@@ -362,17 +351,6 @@ impl<'a> Run<'a> {
                 let message = format!("block {} (of 2 MiB) is not in the pool what it is in the repository", block.0);
                 Err(Error::new(ErrorKind::Differs, message))
             }
-        }
-    }
-
-    fn make_tpm(&self, vm: &Ref<Vm>, contents: &str) -> Result<()> {
-        let made = self.pool.call::<String>("VTPM.create", &[json!(vm), json!(false)]);
-        match made {
-            Err(error) if matches!(error.kind(), xapi::ErrorKind::Unsupported | xapi::ErrorKind::Denied) => {
-                (self.say)(&format!("the virtual TPM is left out: this pool makes none ({error})"));
-                Ok(())
-            }
-            made => Ok(self.pool.act("VTPM.set_contents", &[json!(made?), json!(contents)])?),
         }
     }
 
