@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use support::run;
 use xapi_simulator::scene::{Repository as Sr, Storage};
 use xapi_simulator::store::Object;
+use xapi_simulator::value::Reference;
 use xapi_simulator::{Act, Class, Fault, Scene, Simulator, Site};
 
 /// A pool with an SR `spare`, and another, which the configuration calls `dr`, with an SR `far`.
@@ -42,6 +43,17 @@ impl World {
         Self { own, far: far.into_inner().expect("it was made") }
     }
 
+    /// Compares each state of each machine, to which nobody wrote, with that.
+    fn compare(&self) {
+        let own = &self.own.simulator;
+        for simulator in [own, &self.far.simulator] {
+            for (name, _, state) in found(simulator) {
+                let expected = bytes_of(own, &own.only(Class::Vm, &name));
+                assert!(bytes_of(simulator, &state) == expected, "a state of {name} holds something else");
+            }
+        }
+    }
+
     /// How the last try of a machine did in each destination: an error, or none.
     fn errors(&self, name: &str) -> Vec<(String, Option<String>)> {
         let lines = self.own.log();
@@ -56,18 +68,32 @@ impl World {
     }
 }
 
-/// The states that replicas in a pool have: the machine and the schedule of each.
-fn states(simulator: &Simulator) -> Vec<String> {
-    let of = |object: &Object| {
+/// The states that replicas in a pool have: the machine, the schedule and the object of each.
+fn found(simulator: &Simulator) -> Vec<(String, String, Reference)> {
+    let of = |(vm, object): (&Reference, &Object)| {
         let own = object.record["other_config"].to_json();
         let is_state = own["xofs:replica"] == object.record["uuid"].to_json() && own["xofs:replica-number"].is_string();
-        let name = object.record["name_label"].as_text()?.split(" - ").next()?;
-        is_state.then(|| format!("{name} {}", own["xofs:replica-schedule"].as_str().unwrap_or_default()))
+        let name = object.record["name_label"].as_text()?.split(" - ").next()?.to_owned();
+        is_state.then(|| (name, own["xofs:replica-schedule"].as_str().unwrap_or_default().to_owned(), vm.clone()))
     };
+    simulator.look(|store| store.all(Class::Vm).filter_map(of).collect())
+}
+
+/// The machine and the schedule of each state.
+fn states(simulator: &Simulator) -> Vec<String> {
     let mut states: Vec<String> =
-        simulator.look(|store| store.all(Class::Vm).filter_map(|(_, object)| of(object)).collect());
+        found(simulator).into_iter().map(|(name, schedule, _)| format!("{name} {schedule}")).collect();
     states.sort();
     states
+}
+
+/// What the disk of a machine, or of a snapshot of one, holds.
+fn bytes_of(simulator: &Simulator, vm: &Reference) -> Vec<u8> {
+    let disks = simulator.disks_of(vm).expect("it is there");
+    let content = simulator.content(&disks[0]).expect("it is there");
+    let mut bytes = vec![0; usize::try_from(content.size()).expect("small")];
+    content.read(0, &mut bytes).expect("in range");
+    bytes
 }
 
 fn backups(count: usize) -> [(String, usize); 2] {
@@ -146,18 +172,25 @@ fn an_sr_that_fails_is_said_and_the_others_are_right() {
     world.own.run(&[], 0);
     assert_eq!(states(&world.far.simulator), ["web01 by-hand", "web02 by-hand", "web02 by-hand"]);
 
+    // What breaks at the source is no failure of theirs: it comes once more, to all.
+    world.own.simulator.fault(Fault::new(Site::Export, Act::Cut).after(MIB));
+    world.own.run(&["--full"], 0);
+    assert_eq!(world.own.simulator.faults_left(), 0);
+    assert_eq!(world.own.backups("main"), backups(3));
+    world.compare();
+
     // What is there no more, or is another by now.
     to("['nowhere', 'dr=far']");
     let report = world.own.run(&[], 3);
     assert_eq!(words(&report, "status"), ["web01 \"partial\"", "web02 \"partial\""], "{report:#}");
-    assert_eq!(world.own.backups("main"), backups(3));
-    assert_eq!(states(&world.far.simulator).len(), 5);
+    assert_eq!(world.own.backups("main"), backups(4));
+    assert_eq!(states(&world.far.simulator).len(), 6);
     to("['spare', 'dr=far']");
     let World { own, far } = world;
     drop(far);
     let report = own.run(&[], 3);
     assert_eq!(words(&report, "status"), ["web01 \"partial\"", "web02 \"partial\""], "{report:#}");
-    assert_eq!(own.backups("main"), backups(4));
+    assert_eq!(own.backups("main"), backups(5));
     assert_eq!(states(&own.simulator).len(), 6);
     let (code, out, err) = run(&mut own.command(&["log", "--last", "1"]));
     assert!(code == 0 && out.contains("web01  partly failed") && out.contains("dr=far: "), "{out}\n{err}");

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use job::{MIB, PATIENCE, Pool, World, wait_for, words};
 use serde_json::{Value, json};
-use support::{run, succeed};
+use support::{run, succeed, xofs};
 use xapi_simulator::failure::Failure;
 use xapi_simulator::{Act, Class, Fault, Site};
 
@@ -244,6 +244,61 @@ fn a_timeout_ends_a_stalled_transfer_and_leaves_nothing() {
         println!("{site:?}: over {:.1} s after the timeout", seconds - 10.0);
         assert!((10.0..60.0).contains(&seconds), "{site:?}: {seconds} s");
         pool.is_at_rest(0);
+    }
+}
+
+/// How each pass over the first disk of a machine began and ended in the last run: by which way, since a base, given up.
+fn passes(pool: &Pool, name: &str) -> Vec<(String, bool, bool)> {
+    let lines = pool.log();
+    let end = lines.iter().rev().find(|line| line["event"] == "vmEnd" && line["name"] == name).expect("it was tried");
+    let passes = end["backup"]["reads"][0]["passes"].as_array().cloned().unwrap_or_default();
+    let of = |pass: &Value| {
+        let way = pass["way"].as_str().expect("words").split(" (").next().expect("one").to_owned();
+        (way, pass["base"].is_string(), pass["givenUp"].is_string())
+    };
+    passes.iter().map(of).collect()
+}
+
+#[test]
+fn a_disk_whose_transfer_broke_is_read_again_from_the_same_snapshot_and_base() {
+    let pool = Pool::new();
+    let web01 = pool.simulator.only(Class::Vm, "web01");
+    let stream = |is_since, is_given_up| ("VHD stream".to_owned(), is_since, is_given_up);
+    let job = |more: &str| pool.job(&format!("vms.exclude = ['web02']\nretries.vm = 0\n{more}"));
+    let broken = || pool.simulator.fault(Fault::new(Site::Export, Act::Cut).after(MIB));
+    job("incremental.nbd = false\n");
+    for is_since in [false, true] {
+        pool.simulator.guest_writes(&web01, 7, 8).expect("written");
+        pool.simulator.log().clear();
+        broken();
+        let report = pool.run(&[], 0);
+        assert_eq!(words(&report, "attempt"), ["web01 1"], "{report:#}");
+        assert_eq!(passes(&pool, "web01"), [stream(is_since, true), stream(is_since, false)]);
+        let log = pool.simulator.log();
+        assert_eq!(log.count("VM.snapshot") + log.count("Async.VM.snapshot"), 1);
+        assert_eq!(pool.simulator.faults_left(), 0);
+    }
+    let (_, out, _) = run(&mut pool.command(&["log", "--last", "1"]));
+    assert!(out.contains("\n    disk xvda was read again: the export broke: "), "{out}");
+    // As often as it is said, and no more. What differs cannot be had then, but the disk can.
+    job("incremental.nbd = false\nretries.disk = 0\n");
+    pool.simulator.guest_writes(&web01, 8, 8).expect("written");
+    broken();
+    pool.run(&[], 0);
+    assert_eq!(passes(&pool, "web01"), [stream(true, true), stream(false, false)]);
+    broken();
+    pool.run(&["--full"], 1);
+    assert_eq!(passes(&pool, "web01"), []);
+    // By NBD it is read by the next way.
+    job("retries.disk = 1\n");
+    pool.simulator.fault(Fault::new(Site::Nbd, Act::Cut).times(u32::MAX));
+    pool.run(&["--full"], 0);
+    pool.simulator.clear_faults();
+    assert_eq!(passes(&pool, "web01"), [("NBD + block list".to_owned(), false, true), stream(false, false)]);
+    pool.is_at_rest(1);
+    for repository in ["main", "other"] {
+        assert_eq!(pool.backups(repository), [("web01".to_owned(), 4)]);
+        succeed(xofs().args(["check", "--data"]).arg(pool.world.path(repository)));
     }
 }
 

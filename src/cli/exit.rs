@@ -123,7 +123,10 @@ fn of_tree(error: &tree::Error) -> Exit {
 fn of_ingest(kind: ingest::ErrorKind) -> Exit {
     match kind {
         ingest::ErrorKind::Usage => Exit::Usage,
-        ingest::ErrorKind::Source | ingest::ErrorKind::Difference | ingest::ErrorKind::NoRoom => Exit::Failed,
+        ingest::ErrorKind::Source
+        | ingest::ErrorKind::Broken
+        | ingest::ErrorKind::Difference
+        | ingest::ErrorKind::NoRoom => Exit::Failed,
         ingest::ErrorKind::Present => Exit::Done,
         ingest::ErrorKind::Interrupted => Exit::Interrupted,
         ingest::ErrorKind::Repository(kind) => of_repository(kind),

@@ -14,6 +14,8 @@ pub enum ErrorKind {
     Usage,
     /// The image cannot be read.
     Source,
+    /// Reading the image broke off; another try may go through.
+    Broken,
     /// What differs from a base cannot be had this way; the disk as a whole may be.
     Difference,
     /// The destination has too little room.

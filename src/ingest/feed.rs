@@ -126,6 +126,11 @@ impl Feed {
         }
     }
 
+    /// Whether it is one transfer of what differs from a base, which the pool may have no way to make.
+    pub fn is_difference(&self) -> bool {
+        matches!(self, Self::Listed { changed: Some(_), .. })
+    }
+
     /// Returns the blocks that are read to be stored as `plans` say, and to be sent to replicas if there are any. None of a stream,
     /// of which nothing is known.
     pub fn candidates(&self, plans: &[&DiskPlan], has_replicas: bool) -> Result<Candidates> {
@@ -224,7 +229,8 @@ fn too_large(size: u64) -> disk::Error {
 
 /// Makes the error of a source that cannot be read.
 pub(super) fn of_source(error: &disk::Error) -> Error {
-    Error::new(ErrorKind::Source, error.to_string())
+    let is_broken = error.kind() == disk::ErrorKind::Unavailable;
+    Error::new(if is_broken { ErrorKind::Broken } else { ErrorKind::Source }, error.to_string())
 }
 
 /// The holes of a disk, asked for in ascending order.

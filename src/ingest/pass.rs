@@ -1,7 +1,9 @@
-//! One disk, in all destinations: it is opened once for them, copied in one pass, and once more as a whole if what differs from
-//! the base cannot be had.
+//! One disk, in all destinations: it is opened once for them, copied in one pass, once more if that broke off, and as a whole if what
+//! differs from the base cannot be had.
 
 use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
@@ -19,6 +21,11 @@ use super::wanted::Wanted;
 use super::watch::Watch;
 use crate::probe::{Stage, Way};
 
+/// How long is waited before a disk is read again: a host whose toolstack starts anew does not answer for a while.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How often it is looked meanwhile whether it is to be stopped.
+const TICK: Duration = Duration::from_millis(50);
+
 /// Stores a disk in all destinations that have not failed.
 ///
 /// # Errors
@@ -31,6 +38,7 @@ pub(super) fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], 
         Source::Disk(_) | Source::Stream(_) => None,
     };
     let (transfer, mut passes) = (watch.transfer(), Vec::new());
+    let (mut retries, mut is_broken) = (wanted.disk_retries, false);
     let from = match source {
         Source::Pool(disk) => disk.source(),
         Source::Disk(_) | Source::Stream(_) => wanted.source(),
@@ -38,12 +46,13 @@ pub(super) fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], 
     while living(attempts).next().is_some() {
         let taken = Taken::default();
         let opening = transfer.step(Stage::Open, &from);
-        let (result, way) = match opening.work(|| Feed::open(source, base)) {
+        let (result, way, is_difference) = match opening.work(|| Feed::open(source, base)) {
             Ok((feed, way, by)) => {
                 let stages = Stages::of(transfer, &from, by, encoded(attempts, disk));
-                (copy_once(wanted, disk, &feed, attempts, &stages, watch, &taken), way)
+                let result = copy_once(wanted, disk, &feed, attempts, &stages, watch, &taken);
+                (result, way, feed.is_difference())
             }
-            Err(error) => (Err(error), String::new()),
+            Err(error) => (Err(error), String::new(), false),
         };
         let mut pass = Pass {
             way,
@@ -59,16 +68,37 @@ pub(super) fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], 
             }
             // Who is to stop breaks off what it reads, too.
             Err(_) if watch.is_cancelled() => return Err(Error::interrupted()),
-            Err(error) if error.kind() == ErrorKind::Difference && base.take().is_some() => {
+            // What broke may not even be opened again for a while.
+            Err(error) if retries > 0 && (error.kind() == ErrorKind::Broken || is_broken && pass.way.is_empty()) => {
+                is_broken = true;
+                retries -= 1;
+                watch.say(&format!("disk {name} is read again: {error}"));
+                pass.given_up = Some(error.to_string());
+                pause(watch)?;
+            }
+            Err(error)
+                if (error.kind() == ErrorKind::Difference || (error.kind() == ErrorKind::Broken && is_difference))
+                    && base.take().is_some() =>
+            {
                 watch.say(&format!("disk {name} is read as a whole: {error}"));
                 pass.given_up = Some(error.to_string());
-                passes.push(pass);
-                each(attempts, |target| target.restart(disk));
             }
             Err(error) => return Err(error),
         }
+        passes.push(pass);
+        each(attempts, |target| target.restart(disk));
     }
     Ok(ReadDisk { name: name.clone(), passes })
+}
+
+/// Waits before a disk is read again.
+fn pause(watch: &Watch) -> Result<()> {
+    let begun = Instant::now();
+    while begun.elapsed() < PAUSE {
+        watch.check()?;
+        thread::sleep(TICK);
+    }
+    Ok(())
 }
 
 /// Makes one pass.

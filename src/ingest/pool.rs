@@ -11,7 +11,7 @@
 //!
 //! What is told of a base is believed only if each destination that lives has that very snapshot as the newest backup of the
 //! disk. An error of the kind [`ErrorKind::Difference`](super::ErrorKind::Difference) says that it cannot be had this way: then the disk is opened without a base,
-//! in the same run.
+//! in the same run. After one of the kind [`ErrorKind::Broken`](super::ErrorKind::Broken) it is opened again as before, as often as is wanted.
 
 use std::io::Read;
 use std::sync::Arc;
@@ -31,8 +31,8 @@ pub trait PoolDisk: Send + Sync {
     /// Returns what it is read from, as people call it.
     fn source(&self) -> Subject;
 
-    /// Begins to read it: what may differ from `base`, a snapshot of it, or the whole. Called when its turn comes, and a second
-    /// time, without a base, if the first way ends with [`ErrorKind::Difference`](super::ErrorKind::Difference).
+    /// Begins to read it: what may differ from `base`, a snapshot of it, or the whole. Called when its turn comes, again if that
+    /// breaks off, and without a base if the first way ends with [`ErrorKind::Difference`](super::ErrorKind::Difference).
     ///
     /// # Errors
     /// [`ErrorKind::Difference`](super::ErrorKind::Difference) if it can be read without a base only; else
@@ -77,13 +77,13 @@ pub trait Blocks: Send {
     /// of the disk is ignored.
     ///
     /// # Errors
-    /// As for [`PoolDisk::open`].
+    /// [`ErrorKind::Broken`](super::ErrorKind::Broken).
     fn read(&mut self, buffer: &mut [u8]) -> Result<Option<u32>>;
 
     /// Proves, after the last block, that all came as it was meant: the disk is stored only then.
     ///
     /// # Errors
-    /// As for [`PoolDisk::open`].
+    /// [`ErrorKind::Broken`](super::ErrorKind::Broken).
     fn finish(self: Box<Self>) -> Result<()>;
 }
 

@@ -63,6 +63,8 @@ pub struct Wanted {
     pub time: Option<Timestamp>,
     /// How long the lock of the VM is waited for.
     pub patience: Duration,
+    /// How often a disk whose transfer broke is read again.
+    pub disk_retries: u32,
     /// Bytes that are left free in each destination.
     pub reserve: Option<u64>,
     /// What changed since a backup, where that is known.

@@ -281,8 +281,7 @@ impl SnapshotDisk {
         let stream = self.export(base)?;
         let listed = stream.blocks().map(|(block, _)| block.0).collect();
         let since = base.and_then(|_| self.base.snapshot());
-        let kind = if base.is_some() { ErrorKind::Difference } else { ErrorKind::Source };
-        Ok(Access::Sequential { blocks: Box::new(StreamBlocks { stream, listed, kind }), since })
+        Ok(Access::Sequential { blocks: Box::new(StreamBlocks { stream, listed }), since })
     }
 
     /// Begins an export, and reads the list of its blocks.
@@ -332,8 +331,6 @@ fn describe(way: Way, refused: &BTreeMap<Way, String>) -> String {
 struct StreamBlocks {
     stream: StreamReader<Export>,
     listed: Vec<u32>,
-    /// Of errors.
-    kind: ErrorKind,
 }
 
 impl Blocks for StreamBlocks {
@@ -343,13 +340,13 @@ impl Blocks for StreamBlocks {
 
     fn read(&mut self, buffer: &mut [u8]) -> ingest::Result<Option<u32>> {
         let block = self.stream.next_block(buffer);
-        let block = block.map_err(|error| ingest::Error::new(self.kind, format!("the export broke: {error}")))?;
+        let broke = |error| ingest::Error::new(ErrorKind::Broken, format!("the export broke: {error}"));
+        let block = block.map_err(broke)?;
         Ok(block.map(|block| block.0))
     }
 
     fn finish(self: Box<Self>) -> ingest::Result<()> {
-        let kind = self.kind;
         let concluded = self.stream.into_source().conclude();
-        concluded.map_err(|error| ingest::Error::new(kind, format!("the export did not succeed: {error}")))
+        concluded.map_err(|error| ingest::Error::new(ErrorKind::Broken, format!("the export did not succeed: {error}")))
     }
 }

@@ -304,6 +304,7 @@ fn back_up_one(
     let wanted = Wanted {
         extent: extent(run, machine),
         layout,
+        disk_retries: run.job.retries.disk,
         schedule: Some(run.timed.map_or(BY_HAND, |timed| timed.name.as_str()).to_owned()),
         ..Wanted::default()
     };

@@ -27,13 +27,15 @@ pub struct VmEnd<'a> {
     pub reason: Option<&'a str>,
     pub next: Option<&'a str>,
     pub seconds: f64,
+    /// What a person should know of it, though it may be good: in sentences.
+    pub remarks: Vec<String>,
 }
 
 /// Returns how the last try of each machine ended, in the order in which they were begun with.
 pub fn last_tries(records: &[Record]) -> Vec<VmEnd<'_>> {
     let mut ends: Vec<VmEnd> = Vec::new();
     for record in records {
-        let Event::VmEnd { vm, name, pool, attempt, status, reason, next, seconds, .. } = &record.event else {
+        let Event::VmEnd { vm, name, pool, attempt, status, reason, next, seconds, backup } = &record.event else {
             continue;
         };
         let end = VmEnd {
@@ -45,6 +47,7 @@ pub fn last_tries(records: &[Record]) -> Vec<VmEnd<'_>> {
             reason: reason.as_deref(),
             next: next.as_deref(),
             seconds: *seconds,
+            remarks: backup.as_ref().map(remarks).unwrap_or_default(),
         };
         match ends.iter_mut().find(|known| !vm.is_empty() && known.vm == vm) {
             Some(known) => *known = end,
@@ -52,6 +55,18 @@ pub fn last_tries(records: &[Record]) -> Vec<VmEnd<'_>> {
         }
     }
     ends
+}
+
+/// Returns what is remarkable of a backup: disks that had to be read more than once.
+fn remarks(backup: &Value) -> Vec<String> {
+    let disks = backup["reads"].as_array().into_iter().flatten();
+    let of_disk = |disk: &Value| {
+        let name = disk["name"].as_str().unwrap_or_default().to_owned();
+        let passes = disk["passes"].as_array().cloned().unwrap_or_default();
+        let given_up = passes.into_iter().filter_map(|pass| pass["givenUp"].as_str().map(str::to_owned));
+        given_up.map(move |why| format!("disk {name} was read again: {why}")).collect::<Vec<_>>()
+    };
+    disks.flat_map(of_disk).collect()
 }
 
 /// Says in a word how a run stands.
@@ -111,6 +126,7 @@ pub fn to_text(run: &Run) -> String {
         let tries = if end.attempt > 1 { format!(", try {}", end.attempt) } else { String::new() };
         let line = format!("{}  {}{tries}, {:.1} s", Shown(end.name), vm_status_name(end.status), end.seconds);
         explain(end.reason, end.next, line);
+        end.remarks.iter().for_each(|remark| explain(None, None, format!("  {}", Shown(remark))));
     }
     for record in &run.records {
         let Event::MergeEnd { repository, is_done, reason, next, seconds, .. } = &record.event else { continue };
@@ -133,6 +149,7 @@ pub fn to_json(run: &Run) -> Value {
             "reason": end.reason,
             "next": end.next,
             "seconds": end.seconds,
+            "remarks": end.remarks,
         })
     };
     let merge = |record: &Record| match &record.event {
