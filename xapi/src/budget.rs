@@ -1,14 +1,12 @@
 //! How many connections to the NBD server of a host there are at once, over all processes of this machine.
 //!
-//! The server of a host ends the 17th connection without a word, whoever made the others. A connection takes a slot: a lock on
-//! a file, which the system gives back however its process ends. The last slots are for disks that have no connection yet,
-//! so that a few greedy ones keep nobody waiting.
+//! The server of a host ends the 17th connection without a word, whoever made the others. So each takes one of the host's slots.
+//! The last of them are for disks that have no connection yet, so that a few greedy ones keep nobody waiting.
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::PathBuf;
 
-use rustix::fs::{FlockOperation, flock};
+use crate::slots::{Slot, Slots};
 
 /// Connections to a host where nothing else is said.
 const USUAL: usize = 8;
@@ -18,22 +16,15 @@ const MOST: usize = 12;
 /// The slots of all hosts. Clones share them, as does whoever uses the same folder.
 #[derive(Debug, Clone)]
 pub struct Budget {
-    folder: PathBuf,
+    slots: Slots,
     usual: usize,
-}
-
-/// The right to one connection, until it is dropped.
-#[derive(Debug)]
-pub(crate) struct Slot {
-    /// Open for its lock.
-    _file: File,
 }
 
 impl Budget {
     /// Makes the budget of `folder`, which is made if it is not there and should be the same for all processes.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into(), usual: USUAL }
+        Self { slots: Slots::new(folder), usual: USUAL }
     }
 
     /// Allows `count` connections to a host, 1 to 12.
@@ -45,24 +36,14 @@ impl Budget {
     /// Takes a slot of a host; `None` if all are taken. `is_first`: also one of those that are kept for the first connection
     /// of a disk.
     pub(crate) fn take(&self, host: &str, is_first: bool) -> io::Result<Option<Slot>> {
-        fs::create_dir_all(&self.folder)?;
-        let plain = |letter: char| if letter.is_ascii_alphanumeric() || letter == '.' { letter } else { '_' };
-        let host: String = host.chars().map(plain).take(200).collect();
-        for number in 0..if is_first { MOST } else { self.usual } {
-            let path = self.folder.join(format!("nbd-{host}-{number}"));
-            let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(Slot { _file: file })),
-                Err(rustix::io::Errno::WOULDBLOCK) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(None)
+        self.slots.take(&format!("nbd-{host}"), 0..if is_first { MOST } else { self.usual })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -22,9 +22,10 @@ use nbd::{Connection, Stream};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::budget::{Budget, Slot};
+use crate::budget::Budget;
 use crate::cancel::TICK;
 use crate::record::{Network, Pif, PoolObject, Vdi};
+use crate::slots::Slot;
 use crate::{Address, Cancel, Error, ErrorKind, Pool, Ref, Result, Tls, Trust};
 
 /// How many times as often a read is tried while others succeed: a connection that ends, maybe because of one of them, fails
