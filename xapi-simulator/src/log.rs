@@ -39,6 +39,8 @@ struct Entries {
     blocks: BTreeMap<Uuid, BTreeMap<u64, u64>>,
     /// Bytes of a disk that were sent, by VDI and by what sent them.
     bytes: BTreeMap<(Uuid, Activity), u64>,
+    /// Bytes of disks that were sent, by what sent them and how many such there were then.
+    beside: BTreeMap<(Activity, usize), u64>,
     /// Now, and at most.
     gauges: BTreeMap<Activity, (usize, usize)>,
 }
@@ -87,6 +89,13 @@ impl Log {
         self.sum(vdi, |activity| activity == Activity::Export)
     }
 
+    /// Returns how many bytes of disks were sent while there were so many exports at once, by that number.
+    pub fn exported_beside(&self) -> BTreeMap<usize, u64> {
+        let entries = self.entries();
+        let of_exports = entries.beside.iter().filter(|((activity, _), _)| *activity == Activity::Export);
+        of_exports.map(|((_, count), bytes)| (*count, *bytes)).collect()
+    }
+
     fn sum(&self, vdi: Uuid, is_meant: impl Fn(Activity) -> bool) -> u64 {
         let entries = self.entries();
         let meant = entries.bytes.iter().filter(|((of, activity), _)| *of == vdi && is_meant(*activity));
@@ -109,6 +118,7 @@ impl Log {
         entries.requests.clear();
         entries.blocks.clear();
         entries.bytes.clear();
+        entries.beside.clear();
         for (now, most) in entries.gauges.values_mut() {
             *most = *now;
         }
@@ -130,6 +140,8 @@ impl Log {
         }
         let mut entries = self.entries();
         *entries.bytes.entry((vdi, activity)).or_default() += length;
+        let count = entries.gauges.get(&activity).map_or(0, |(now, _)| *now);
+        *entries.beside.entry((activity, count)).or_default() += length;
         let blocks = entries.blocks.entry(vdi).or_default();
         for block in offset / BLOCK..=(offset + length - 1) / BLOCK {
             *blocks.entry(block).or_default() += 1;

@@ -138,7 +138,7 @@ fn scene(options: &Options, seed: u64, machines: Vec<Machine>) -> Scene {
         Scene::new(seed).listen(options.listen).credentials(&options.user, &options.password).sr(repository).settings(
             |settings| {
                 settings.has_ignore_vdis = !options.old;
-                settings.export_rate = options.slow_exports.then_some(Settings::MEASURED_EXPORT_RATE);
+                settings.export_rate = options.slow_exports.then_some(Settings::measured_export_rate);
                 settings.coalesce_interval =
                     Some(Duration::from_secs(options.coalesce_every)).filter(|interval| !interval.is_zero());
             },

@@ -286,7 +286,7 @@ fn a_stalled_export_ends_when_its_client_goes() {
 #[test]
 fn exports_are_no_faster_than_is_set() {
     let client = pool();
-    client.simulator.settings(|settings| settings.export_rate = Some((16 << 20, 1 << 20)));
+    client.simulator.settings(|settings| settings.export_rate = Some(|_| 16 << 20));
     let start = std::time::Instant::now();
     client.export(&client.disk(), "format=raw");
     // 7 of 8 MiB pass before the last piece: at 16 MiB a second, nearly half of one.

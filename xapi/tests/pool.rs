@@ -393,7 +393,7 @@ fn an_export_that_fails_says_why() {
 
 #[test]
 fn an_export_that_is_abandoned_lets_the_disk_go() {
-    let (simulator, pool) = start(scene().settings(|settings| settings.export_rate = Some((MIB, MIB))));
+    let (simulator, pool) = start(scene().settings(|settings| settings.export_rate = Some(|_| MIB)));
     let (vm, vdis) = snapshot(&pool);
     let mut export = pool.export_vdi(&options(&vdis[0], None, Format::Vhd)).unwrap();
     export.read_exact(&mut [0; 4096]).unwrap();

@@ -74,8 +74,10 @@ pub(super) fn answer(
     let disposition = format!("attachment; filename=\"{uuid}.{ending}\"");
     let fields = [("content-type", content_type), ("content-disposition", disposition.as_str())];
     passage::send_head(connection, "1.1", &passage.task, &fields)?;
-    let _running = world.log.begin(Activity::Export);
+    let running = world.log.begin(Activity::Export);
     let outcome = send(world, host, connection, &mut passage, format, &vdi, base.as_ref(), uuid);
+    // Before the client knows: it may begin another at once.
+    drop(running);
     Ok(passage.end(connection, outcome.map(|()| Value::void())))
 }
 

@@ -55,11 +55,13 @@ pub(super) fn answer(
     let fields =
         [("content-type", "application/octet-stream"), ("content-disposition", "attachment; filename=\"export.xva\"")];
     passage::send_head(connection, "1.0", &passage.task, &fields)?;
-    let _running = world.log.begin(Activity::Export);
+    let running = world.log.begin(Activity::Export);
     // Checked above; if it went since, it fails below.
     let _gone = lifecycle::begin(&mut world.lock(), &vm, passage.task.as_str(), "export");
     let outcome = send(world, host, connection, &mut passage, &vm, &disks, compression);
     lifecycle::end(&mut world.lock(), &vm, passage.task.as_str());
+    // Before the client knows: it may begin another at once.
+    drop(running);
     Ok(passage.end(connection, outcome.map(|()| Value::void())))
 }
 

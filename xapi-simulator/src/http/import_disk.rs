@@ -58,9 +58,11 @@ pub(super) fn answer(
     }
     passage.concerns(names(world, &vdi));
     passage::send_head(connection, "1.1", &passage.task, &[])?;
-    let _running = world.log.begin(Activity::Import);
+    let running = world.log.begin(Activity::Import);
     let outcome = receive(world, host, connection, &mut passage, format, &vdi, &sr, length);
     world.lock().settle(&sr);
+    // Before the client knows: it may begin another at once.
+    drop(running);
     Ok(passage.end(connection, outcome.map(|()| (&vdi).into())))
 }
 

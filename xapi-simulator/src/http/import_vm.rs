@@ -51,11 +51,13 @@ pub(super) fn answer(
         return Ok(next);
     }
     passage::send_head(connection, "1.1", &passage.task, &[])?;
-    let _running = world.log.begin(Activity::Import);
+    let running = world.log.begin(Activity::Import);
     let keeps_ids = request.parameter("restore").as_deref() == Some("true");
     let force = request.parameter("force").as_deref() == Some("true");
     let outcome = receive(world, connection, &mut passage, &sr, keeps_ids, force, request.length());
     world.lock().settle(&sr);
+    // Before the client knows: it may begin another at once.
+    drop(running);
     Ok(passage.end(connection, outcome))
 }
 

@@ -32,7 +32,9 @@ pub struct Passage {
     /// Why it fails, if that is known.
     failure: Option<Failure>,
     is_cut: bool,
-    started: Instant,
+    /// How many bytes the rate of exports was kept for, and when the next may come.
+    shaped: u64,
+    due: Instant,
     percent: u64,
 }
 
@@ -75,7 +77,8 @@ pub fn enter(
         own_session: is_own.then_some(session),
         failure: None,
         is_cut: false,
-        started: Instant::now(),
+        shaped: 0,
+        due: Instant::now(),
         percent: 0,
     }))
 }
@@ -107,11 +110,18 @@ impl Passage {
             Some(Act::Upset(upset)) => upset::happen(&self.world, &upset),
         }
         if matches!(self.site, Site::Export | Site::ExportVm) {
-            let rate = self.world.lock().settings.export_rate;
-            if let Some((alone, together)) = rate {
-                let rate = if self.world.log.now(Activity::Export) > 1 { together } else { alone };
-                let due = Duration::from_millis(done.saturating_mul(1000).checked_div(rate).unwrap_or(0));
-                self.wait(watch, due.saturating_sub(self.started.elapsed()))?;
+            let rate = || {
+                let rate = self.world.lock().settings.export_rate;
+                rate.map(|rate| rate(self.world.log.now(Activity::Export)))
+            };
+            while rate() == Some(0) {
+                self.wait(watch, LOOK)?;
+            }
+            if let Some(rate) = rate() {
+                let bytes = done.saturating_sub(std::mem::replace(&mut self.shaped, done));
+                // What was lost by a client that reads slowly is not made up for.
+                self.due = self.due.max(Instant::now()) + time(bytes, rate);
+                self.wait(watch, self.due.saturating_duration_since(Instant::now()))?;
             }
         }
         let percent = whole.and_then(|whole| done.saturating_mul(100).checked_div(whole)).unwrap_or(0);
@@ -257,6 +267,11 @@ fn finish(world: &World, task: &Reference, outcome: &Outcome<Value>) {
     let mut access = world.lock();
     let state = &mut *access;
     state.tasks.finish(&mut state.store, &state.clock, task, outcome);
+}
+
+/// Returns how long bytes take at a rate, in bytes a second.
+fn time(bytes: u64, rate: u64) -> Duration {
+    Duration::from_micros(bytes.saturating_mul(1_000_000).checked_div(rate).unwrap_or(0))
 }
 
 /// Returns whole percents as a task has its progress.
