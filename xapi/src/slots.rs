@@ -20,7 +20,15 @@ pub struct Slots {
 #[derive(Debug)]
 pub struct Slot {
     /// Open for its lock.
-    _file: File,
+    file: File,
+}
+
+impl Slot {
+    /// Returns the file of the slot, empty at first: who has the slot may leave something there for who has it next.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
 }
 
 impl Slots {
@@ -40,9 +48,9 @@ impl Slots {
         let name: String = name.chars().map(plain).take(NAME).collect();
         for number in numbers {
             let path = self.folder.join(format!("{name}-{number}"));
-            let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
+            let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
             match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(Some(Slot { _file: file })),
+                Ok(()) => return Ok(Some(Slot { file })),
                 Err(rustix::io::Errno::WOULDBLOCK) => {}
                 Err(error) => return Err(error.into()),
             }
