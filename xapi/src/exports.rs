@@ -14,7 +14,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -379,11 +379,11 @@ impl Shared {
         let Ok(size) = opened else { return };
         loop {
             {
-                let state = self.state();
                 if self.cancel.check("").is_err() {
-                    state.live.iter().for_each(|live| live.connection.close());
+                    self.close();
                     return;
                 }
+                let state = self.state();
                 let is_due = state.not_before.is_none_or(|time| Instant::now() >= time);
                 let is_wanted = state.is_read && state.live.len() < self.options.connections.max(1);
                 if !(is_wanted && is_due || state.waiting > 0 && state.live.is_empty()) {
@@ -392,7 +392,7 @@ impl Shared {
                 }
             }
             let is_first = self.state().live.is_empty();
-            let connected = self.connect(is_first).map_err(Refused::into_error).and_then(|live| {
+            let connected = self.connect_beside(is_first).map_err(Refused::into_error).and_then(|live| {
                 let found = live.connection.export().size;
                 if found == size {
                     return Ok(live);
@@ -414,6 +414,31 @@ impl Shared {
             }
             self.changed.notify_all();
         }
+    }
+
+    /// Makes a connection in a thread of its own: a host that does not answer any more must not keep the others from being closed.
+    fn connect_beside(&self, is_first: bool) -> std::result::Result<Arc<Live>, Refused> {
+        let (told, is_done) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let connecting = scope.spawn(move || {
+                let connected = self.connect(is_first);
+                drop(told);
+                connected
+            });
+            while let Err(mpsc::RecvTimeoutError::Timeout) = is_done.recv_timeout(TICK) {
+                if self.cancel.check("").is_err() {
+                    self.close();
+                }
+            }
+            connecting.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// Ends all connections, also one that is being made.
+    fn close(&self) {
+        let state = self.state();
+        state.connecting.iter().for_each(|stream| stream.close());
+        state.live.iter().for_each(|live| live.connection.close());
     }
 
     /// Makes the first connection; waits for a slot.

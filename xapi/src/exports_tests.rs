@@ -131,6 +131,9 @@ fn serve(mut stream: TcpStream, config: Arc<ServerConfig>, state: &HostState) ->
     stream.write_all(&[&SIZE.to_be_bytes()[..], &[0, 3], &[0; 124]].concat())?;
     for served in 1.. {
         let request = numbers::<28>(&mut stream)?;
+        if state.is_silent.load(Ordering::Relaxed) {
+            return io::copy(&mut stream, &mut io::sink()).map(|_| ());
+        }
         if request[4..8] != [0; 4] {
             return Ok(());
         }
@@ -280,4 +283,20 @@ fn a_cancel_ends_a_handshake_and_a_read_that_nobody_answers() {
     let export = open(vec![host.place()], options(&folder), &cancel).unwrap();
     cancel.cancel();
     assert_eq!(export.read_at(0, &mut [0; 512]).unwrap_err().kind(), ErrorKind::Cancelled);
+}
+
+#[test]
+fn a_cancel_ends_a_read_also_while_another_connection_is_not_greeted() {
+    let (host, folder) = (Host::start(16), tempfile::tempdir().unwrap());
+    let cancel = Cancel::new();
+    // Nothing else ends it.
+    let options = NbdOptions { timeout: Duration::from_secs(3600), ..options(&folder) };
+    let export = open(vec![host.place()], options, &cancel).unwrap();
+    host.state.is_silent.store(true, Ordering::Relaxed);
+    thread::scope(|scope| {
+        let reading = scope.spawn(|| export.read_at(0, &mut [0; 512]));
+        eventually(|| host.state.accepted.load(Ordering::Relaxed) >= 2);
+        cancel.cancel();
+        assert_eq!(reading.join().unwrap().unwrap_err().kind(), ErrorKind::Cancelled);
+    });
 }

@@ -26,6 +26,7 @@ pub struct Import {
     end: Duration,
     subject: String,
     length: Option<u64>,
+    makes_machine: bool,
     sent: u64,
     failed: Option<Error>,
 }
@@ -71,7 +72,9 @@ impl Pool {
         let Begun { wire, task, subject, .. } = self.begin(label, &request, first)?;
         let settings = &self.core.settings;
         let patience = Patience { cancel: self.cancel.clone(), silence: settings.silence };
-        Ok(Import { wire, task, patience, end: settings.patience, subject, length, sent: 0, failed: None })
+        let makes_machine = label == IMPORT_OF_A_MACHINE;
+        let end = settings.patience;
+        Ok(Import { wire, task, patience, end, subject, length, makes_machine, sent: 0, failed: None })
     }
 }
 
@@ -91,7 +94,8 @@ impl Import {
         self.conclude_held().map(|(outcome, _)| outcome)
     }
 
-    /// The same; the task goes only when it is dropped, and says until then what was made.
+    /// The same; the task goes only when it is dropped, and says until then what was made. Of a machine whose end nobody awaited any
+    /// more it stays, so that who undoes it knows.
     ///
     /// # Errors
     /// As [`Import::conclude`].
@@ -110,13 +114,21 @@ impl Import {
         if self.length.is_none() {
             match outcome(&self.task, &self.subject, &self.patience.cancel, LOOK) {
                 Err(error) if error.kind() == ErrorKind::TimedOut => {}
-                ended => return Ok((ended?, self.task)),
+                ended => return self.told(ended),
             }
             // What decompresses waits for the end of the connection.
             self.wire.close();
         }
-        let ended = outcome(&self.task, &self.subject, &self.patience.cancel, self.end)?;
-        Ok((ended, self.task))
+        let ended = outcome(&self.task, &self.subject, &self.patience.cancel, self.end);
+        self.told(ended)
+    }
+
+    /// Returns the end of all that was sent: from here on the pool may make something of it, whoever waits.
+    fn told(mut self, ended: Result<Outcome>) -> Result<(Outcome, Task)> {
+        if ended.is_err() && self.makes_machine {
+            self.task.leave();
+        }
+        Ok((ended?, self.task))
     }
 
     fn put(&mut self, bytes: &[u8]) -> Result<usize> {

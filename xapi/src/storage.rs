@@ -9,8 +9,9 @@ use crate::{ErrorKind, Pool, Ref, Result};
 
 /// For how many pauses a disk that is in use is tried again to be destroyed.
 const IN_USE: u32 = 24;
-/// After how many of these what the control domain holds is taken from it: most often it lets go by itself, soon.
-const PATIENT: u32 = 2;
+/// After which part of one what the control domain holds is taken from it: most often it lets go by itself, soon. A host that hangs
+/// never does, and what was stopped is to be gone in seconds.
+const PATIENT: u32 = 10;
 
 impl Pool {
     /// Makes a disk of the fields that XAPI has for it. The SR may make it larger than was asked for.
@@ -132,7 +133,7 @@ impl Pool {
             tracing::debug!(%error, "tried again");
             self.cancel.sleep(self.core.settings.pause_after(tried), self.subject(&method))?;
             tried += 1;
-            if begun.elapsed() >= pause * PATIENT
+            if begun.elapsed() >= pause / PATIENT
                 && let Err(error) = unless_gone(object, free())
             {
                 tracing::debug!(%error, "a control domain does not let a disk go");

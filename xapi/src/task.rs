@@ -3,6 +3,7 @@
 //! A task is watched by `event.from` on it alone. XAPI keeps tasks in memory only: one that vanished has not failed, nobody
 //! knows what became of it ([`ErrorKind::Unknown`]). Source: XAPI, `ocaml/xapi/taskHelper.ml`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use roxmltree::{Document, ParsingOptions};
@@ -17,6 +18,8 @@ use crate::{Cancel, Error, ErrorKind, Pool, Record, Ref, Result};
 const LOOK: Duration = Duration::from_secs(5);
 /// How long what has to be done with a task whatever else is cancelled may take.
 const CLEANUP: Duration = Duration::from_secs(10);
+/// How long a transfer that was broken off may take to notice, before its task is ended.
+const BROKEN_OFF: Duration = Duration::from_secs(1);
 /// Most parts of a result: references, one for each object made.
 const NODES: u32 = 10_000;
 
@@ -30,6 +33,10 @@ pub struct Task {
     is_call: bool,
     /// Whether the pool ends it: one that nobody ends cannot be destroyed.
     is_held: bool,
+    /// Whether it is known to have ended.
+    is_over: AtomicBool,
+    /// Whether it outlives this.
+    is_left: bool,
 }
 
 /// What a task resulted in.
@@ -98,12 +105,25 @@ impl Task {
 
     fn new(pool: &Pool, reference: Ref<TaskObject>, label: &str, is_call: bool) -> Self {
         pool.session.keeper.add(&reference);
-        Self { pool: pool.clone(), reference, label: label.to_owned(), is_call, is_held: is_call }
+        Self {
+            pool: pool.clone(),
+            reference,
+            label: label.to_owned(),
+            is_call,
+            is_held: is_call,
+            is_over: AtomicBool::new(false),
+            is_left: false,
+        }
     }
 
     /// Takes note that a transfer has begun, which ends it.
     pub(crate) fn hold(&mut self) {
         self.is_held = true;
+    }
+
+    /// Leaves it in the pool unless it is known to have ended: until somebody destroys it, it says what was made.
+    pub(crate) fn leave(&mut self) {
+        self.is_left = !self.is_over.load(Ordering::Acquire);
     }
 
     /// Returns its reference.
@@ -170,6 +190,13 @@ impl Task {
 
     /// Waits until it is not pending any more.
     fn ended(&self, cancel: &Cancel) -> Result<TaskObject> {
+        let ended = self.watched(cancel);
+        let is_over = ended.as_ref().map_or_else(|error| error.kind() == ErrorKind::Unknown, |_| true);
+        self.is_over.fetch_or(is_over, Ordering::AcqRel);
+        ended
+    }
+
+    fn watched(&self, cancel: &Cancel) -> Result<TaskObject> {
         let pool = self.pool.with(cancel);
         let subjects = [format!("task/{}", self.reference.as_str())];
         let mut cursor = Cursor::default();
@@ -237,8 +264,19 @@ impl Task {
 impl Drop for Task {
     fn drop(&mut self) {
         self.pool.session.keeper.remove(&self.reference);
+        if self.is_left {
+            return;
+        }
         let pool = self.pool.with(&Cancel::within(CLEANUP));
-        let destroyed = if self.is_held {
+        let is_transfer = self.is_held && !self.is_call;
+        // One that was broken off ends by itself, and lets go of its disks first; unless its host hangs.
+        let hangs = is_transfer
+            && !self.is_over.load(Ordering::Acquire)
+            && self.ended(&Cancel::within(BROKEN_OFF)).is_err_and(|error| error.kind() != ErrorKind::Unknown);
+        if hangs {
+            let _ = self.cancel();
+        }
+        let destroyed = if self.is_held && !hangs {
             unless_gone(&self.reference, pool.act("task.destroy", &[json!(self.reference)]))
         } else {
             pool.destroy_task(&self.reference)
