@@ -20,7 +20,7 @@ use super::store::{self, Retention, StoreArgs, say_failures, with_progress};
 use super::text::Shown;
 use super::{Global, print, signals};
 use crate::ingest::{Destination, Wanted, Watch};
-use crate::pool::{Done, MOST_REPLICAS, Mode, Options, Run, SrAddress, USUAL_REPLICAS};
+use crate::pool::{Done, Limits, MOST_REPLICAS, Mode, Options, Run, SrAddress, USUAL_REPLICAS};
 use crate::repository::Rules;
 
 const EXAMPLES: &str = "\
@@ -242,6 +242,7 @@ fn options(arguments: &BackupArgs, mut sr_paths: BTreeMap<String, PathBuf>) -> O
         chain_patience: (!arguments.ignore_chain).then(|| Duration::from_secs(arguments.chain_wait)),
         patience: arguments.store.patience(),
         replicas_kept: usize::try_from(arguments.keep_replicas).unwrap_or(usize::MAX),
+        limits: Limits::default(),
     }
 }
 

@@ -57,7 +57,7 @@ pub use changes::{Changes, PieceSet};
 pub use error::{Error, ErrorKind, Result};
 pub use nbd::NbdDisk;
 pub use origin::Origin;
-pub use pool::{Access, Bases, Blocks, Export, Opened, PoolDisk, PoolVm};
+pub use pool::{Access, Bases, Blocks, Export, Opened, PoolDisk, PoolVm, Turn};
 pub use pool_record::{PoolRecords, PoolVdi, PoolVif};
 pub use replica::{Replica, ReplicaArchive, ReplicaBase, ReplicaBlock, ReplicaDisk, ReplicaSink};
 pub use report::{Outcome, Pass, Place, ReadDisk, Report, Stored, StoredDisk, StoredXva};

@@ -32,6 +32,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// What the source says, if it can be read in no way.
 pub(super) fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], watch: &Watch) -> Result<ReadDisk> {
     let (name, source) = &wanted.disks[disk];
+    let _turn = source.turn(&|sentence| watch.say(sentence))?;
     // An image has no snapshots.
     let mut base = match source {
         Source::Pool(_) => base_of_all(attempts, disk),

@@ -23,6 +23,9 @@ use super::changes::PieceSet;
 use super::error::Result;
 use crate::probe::{Subject, Way};
 
+/// The right to transfer something, until it is dropped.
+pub type Turn = Box<dyn Send>;
+
 /// A disk of a snapshot.
 pub trait PoolDisk: Send + Sync {
     /// Returns its size in bytes, always the same.
@@ -30,6 +33,16 @@ pub trait PoolDisk: Send + Sync {
 
     /// Returns what it is read from, as people call it.
     fn source(&self) -> Subject;
+
+    /// Waits until it may be transferred, where there are limits; `say` is told if that is long. Called once, before it is opened;
+    /// what is returned is held until all of it is in all destinations.
+    ///
+    /// # Errors
+    /// As for [`PoolDisk::open`].
+    fn turn(&self, say: &dyn Fn(&str)) -> Result<Turn> {
+        let _ = say;
+        Ok(Box::new(()))
+    }
 
     /// Begins to read it: what may differ from `base`, a snapshot of it, or the whole. Called when its turn comes, again if that
     /// breaks off, and without a base if the first way ends with [`ErrorKind::Difference`](super::ErrorKind::Difference).
@@ -91,6 +104,15 @@ pub trait Blocks: Send {
 pub trait PoolVm: Send + Sync {
     /// Returns how many bytes the XVA will have, about, for the room that it takes; as far as it is known, at most.
     fn expected_size(&self) -> u64;
+
+    /// Does the same as [`PoolDisk::turn`].
+    ///
+    /// # Errors
+    /// As for [`PoolVm::open`].
+    fn turn(&self, say: &dyn Fn(&str)) -> Result<Turn> {
+        let _ = say;
+        Ok(Box::new(()))
+    }
 
     /// Begins the export.
     ///

@@ -17,7 +17,7 @@ use rustix::fs::{SeekFrom, seek};
 use super::changes::PieceSet;
 use super::error::{Error, ErrorKind, Result};
 use super::nbd::NbdDisk;
-use super::pool::PoolDisk;
+use super::pool::{PoolDisk, Turn};
 use super::qemu;
 use crate::repository::{OpenOptions, Repository};
 
@@ -132,6 +132,17 @@ impl Source {
         let descriptor = io::stdin().as_fd().try_clone_to_owned();
         let failed = |error| Error::new(ErrorKind::Source, format!("standard input cannot be read: {error}"));
         Ok(Self::Stream(Arc::new(Mutex::new(File::from(descriptor.map_err(failed)?)))))
+    }
+
+    /// Waits until it may be transferred, where there are limits; see [`PoolDisk::turn`].
+    ///
+    /// # Errors
+    /// As for [`PoolDisk::open`].
+    pub(super) fn turn(&self, say: &dyn Fn(&str)) -> Result<Turn> {
+        match self {
+            Self::Pool(disk) => disk.turn(say),
+            Self::Disk(_) | Self::Stream(_) => Ok(Box::new(())),
+        }
     }
 
     /// Returns its size in bytes; `None` of a stream.

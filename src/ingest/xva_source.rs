@@ -14,7 +14,7 @@ use storage::{Capabilities, Checksum, ObjectPath, Storage};
 use xva::Compression;
 
 use super::error::{Error, ErrorKind, Result};
-use super::pool::{Export, PoolVm};
+use super::pool::{Export, PoolVm, Turn};
 use crate::probe::Probe;
 
 /// Bytes that are read at a time.
@@ -36,6 +36,17 @@ pub(super) enum Xva {
 }
 
 impl Xva {
+    /// Waits until it may be transferred, where there are limits; see [`PoolVm::turn`].
+    ///
+    /// # Errors
+    /// As for [`PoolVm::open`].
+    pub fn turn(&self, say: &dyn Fn(&str)) -> Result<Turn> {
+        match self {
+            Self::Exported(vm) => vm.turn(say),
+            Self::Stored(_) => Ok(Box::new(())),
+        }
+    }
+
     /// Returns how many bytes it has; about, if that is not known.
     pub fn expected_size(&self) -> u64 {
         match self {

@@ -21,6 +21,7 @@ use super::error::{Error, ErrorKind, Result};
 use super::explain::{ExplainedDisk, ExplainedReplica, Explanation, Fate, Room};
 use super::journal::Journal;
 use super::keys;
+use super::limits::{Limits, PoolId, Transfer, Turns};
 use super::replica::{self, Absent, Identity, Kind, Place, Replication, Wish as ReplicaWish};
 use super::snapshot::{self, Taken};
 use super::state::State;
@@ -65,6 +66,8 @@ pub struct Options {
     pub patience: Duration,
     /// How many states of a VM and schedule are kept in each replica, at least one.
     pub replicas_kept: usize,
+    /// How much is done at once.
+    pub limits: Limits,
 }
 
 /// What became of a VM.
@@ -82,6 +85,8 @@ pub struct Run<'a> {
     pool: Pool,
     state: &'a State,
     journal: Arc<Journal>,
+    id: PoolId,
+    turns: Turns,
     options: &'a Options,
     repositories: &'a [Destination],
     /// Where replicas are kept, by name; or why they cannot be.
@@ -107,17 +112,29 @@ impl<'a> Run<'a> {
         wished: Vec<ReplicaWish>,
         say: &'a (dyn Fn(&str) + Sync),
     ) -> Result<Self> {
-        let (pool, journal) = sweep::begin(pool, state, say)?;
-        let journal = Arc::new(journal);
+        let (pool, journal, id) = sweep::begin(pool, state, say)?;
+        let (journal, turns) = (Arc::new(journal), Turns::new(state, options.limits));
         let mut places: Vec<(String, Result<Arc<Place>>)> = Vec::with_capacity(wished.len());
         for ReplicaWish { name, pool: other, sr } in wished {
             let find = || -> Result<Place> {
-                let (pool, journal) = match other {
-                    None => (pool.clone(), journal.clone()),
-                    Some(other) => sweep::begin(other?, state, say).map(|(pool, journal)| (pool, Arc::new(journal)))?,
+                let (pool, journal, id) = match other {
+                    None => (pool.clone(), journal.clone(), id.clone()),
+                    // What stops the backup stops what it is sent to.
+                    Some(other) => {
+                        let (pool, journal, id) = sweep::begin(other?.with(pool.cancel()), state, say)?;
+                        (pool, Arc::new(journal), id)
+                    }
                 };
-                let mark = keys::mark(journal.run(), &state.keeper());
-                Place::find(name.clone(), &sr, pool, journal, mark, options.replicas_kept)
+                Ok(Place {
+                    name: name.clone(),
+                    sr: Place::storage(&pool, &sr)?,
+                    mark: keys::mark(journal.run(), &state.keeper()),
+                    keep: options.replicas_kept,
+                    turns: turns.clone(),
+                    pool,
+                    journal,
+                    id,
+                })
             };
             let mut place = match find() {
                 Err(error) if error.kind() == ErrorKind::Interrupted => return Err(error),
@@ -130,7 +147,7 @@ impl<'a> Run<'a> {
             }
             places.push((name, place));
         }
-        Ok(Self { pool, state, journal, options, repositories, places, say })
+        Ok(Self { pool, state, journal, id, turns, options, repositories, places, say })
     }
 
     /// Refuses SRs that are wished for and are not there, or are named twice.
@@ -200,7 +217,8 @@ impl<'a> Run<'a> {
         self.track_changes(&disks);
         let now = Timestamp::now();
         let keys = snapshot::new_keys(self.job(), &survey.vm.uuid, self.journal.run(), &self.state.keeper(), now);
-        let taken = snapshot::take(&self.pool, &self.journal, &survey, &keys, self.say)?;
+        let turn = || self.turns.snapshot(&self.id, cancel, self.say);
+        let taken = snapshot::take(&self.pool, &self.journal, &survey, &keys, turn, self.say)?;
         let sources = self.sources(&survey, &taken, &disks, bases);
         let stored = self.describe(&survey, &taken, &disks, &mut wanted, &replicas).and_then(|()| {
             wanted.disks = disks
@@ -324,6 +342,7 @@ impl<'a> Run<'a> {
         let all: BTreeMap<&str, &Record<Vdi>> =
             survey.snapshots.iter().flat_map(|snapshot| &snapshot.disks).map(|vdi| (vdi.uuid.as_str(), vdi)).collect();
         let sources = self.read_from(survey);
+        let pace = self.turns.pace(&self.id, self.pool.cancel());
         let source = |(disk, base): (&&LiveDisk, Base)| {
             let base_vdi = base.snapshot().and_then(|uuid| all.get(uuid.to_string().as_str()).copied().cloned());
             Some(Arc::new(SnapshotDisk {
@@ -333,11 +352,20 @@ impl<'a> Run<'a> {
                 base_vdi,
                 folder: self.folder(survey, disk),
                 source: sources.get(&disk.vdi.sr).cloned().unwrap_or_else(Subject::machine),
-                nbd: self.options.uses_nbd.then(|| Budget::new(self.state.nbd_slots())),
+                nbd: self.options.uses_nbd.then(|| Budget::new(self.state.slots())),
+                transfer: self.transfer(),
+                pace: pace.clone(),
                 known: Known::default(),
             }))
         };
         disks.iter().zip(bases).filter_map(source).collect()
+    }
+
+    /// Returns what waits for the turn of a disk, or of the VM as a whole: in this pool, and in those that replicas are in.
+    fn transfer(&self) -> Transfer {
+        let places = self.places.iter().filter_map(|(_, place)| place.as_ref().ok());
+        let pools = places.map(|place| place.id.clone()).chain([self.id.clone()]).collect();
+        Transfer { turns: self.turns.clone(), pools, cancel: self.pool.cancel().clone() }
     }
 
     /// Looks at the replicas of the VM that there are. One that cannot be looked at is a destination that has failed.
@@ -381,8 +409,14 @@ impl<'a> Run<'a> {
             Mode::Incremental => Origin::of_pool(records),
             Mode::Full(compression) => {
                 let size = survey.wanted().fold(0_u64, |sum, disk| sum.saturating_add(disk.vdi.virtual_size));
-                let export =
-                    SnapshotExport { pool: self.pool.clone(), vm: taken.vm.reference.clone(), compression, size };
+                let export = SnapshotExport {
+                    pool: self.pool.clone(),
+                    vm: taken.vm.reference.clone(),
+                    compression,
+                    size,
+                    transfer: self.transfer(),
+                    pace: self.turns.pace(&self.id, self.pool.cancel()),
+                };
                 Origin::of_pool_export(records, Box::new(export))
             }
         });
@@ -410,6 +444,10 @@ impl<'a> Run<'a> {
             {
                 snapshot::destroy_ours(&pool, old)?;
             }
+        }
+        if !is_stored {
+            // Also those of which nobody knows, because the answer did not come.
+            sweep::destroy_tasks(&pool, self.state, |run| run == self.journal.run())?;
         }
         Ok(())
     }

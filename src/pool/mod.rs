@@ -8,6 +8,7 @@
 //! backup        all of it, for one VM, in order                    ─► records, explain
 //! replica       a machine on an SR that takes what a backup reads   ─► journal, restore
 //! restore       the other way: a backup becomes a VM or a disk      ─► journal, room
+//! limits        how much is done at once, over all processes
 //! sweep         what runs left that died                           ─► journal, snapshot
 //! state         what is remembered between runs: known pools, journals, locks
 //! ```
@@ -23,6 +24,7 @@ mod explain;
 mod file_sr;
 mod journal;
 mod keys;
+mod limits;
 mod nbd;
 mod records;
 mod replica;
@@ -42,6 +44,7 @@ pub use backup::{Done, Mode, Options, Run};
 pub use base::Base;
 pub use error::{Error, ErrorKind, Result};
 pub use explain::{ExplainedDisk, ExplainedReplica, Explanation, Fate, Room};
+pub use limits::Limits;
 pub use replica::{MOST_KEPT as MOST_REPLICAS, SrAddress, USUAL_KEPT as USUAL_REPLICAS, Wish as ReplicaWish};
 pub use session::{Login, Unknown, connect};
 pub use state::State;

@@ -20,6 +20,7 @@ use xapi::{Pool, Record, Ref};
 use super::error::{Error, ErrorKind, Result};
 use super::journal::{Act, Begun, Journal};
 use super::keys::{self, Keys};
+use super::limits::Turn;
 use super::survey::{LiveDisk, OurSnapshot, Survey, is_disk};
 
 /// What a `VBD` is made of anew, of all that its record says.
@@ -54,16 +55,27 @@ pub struct Taken {
     begun: Begun,
 }
 
-/// Takes a snapshot of the disks that are not left out. `say` is told what a person should know.
+/// Takes a snapshot of the disks that are not left out, once `turn` says that it may. `say` is told what a person should know.
 ///
 /// # Errors
 /// What the pool says; then nothing of it is left, or the journal tells of it.
-pub fn take(pool: &Pool, journal: &Journal, survey: &Survey, keys: &Keys, say: &dyn Fn(&str)) -> Result<Taken> {
+pub fn take(
+    pool: &Pool,
+    journal: &Journal,
+    survey: &Survey,
+    keys: &Keys,
+    turn: impl FnOnce() -> Result<Turn>,
+    say: &dyn Fn(&str),
+) -> Result<Taken> {
     forget_leaked(pool, survey)?;
     let name = keys::mark(keys.run, &keys.keeper);
+    let mut turn = Some(turn()?);
     let begun = journal.tell(Act::Snapshot { vm: survey.vm.uuid.clone(), name: name.clone() })?;
-    let taken =
-        snapshot(pool, journal, survey, &name, say).and_then(|reference| describe(pool, survey, &reference, keys));
+    let taken = snapshot(pool, journal, survey, &name, say).and_then(|reference| {
+        // One that failed, or whose answer did not come, may still be taken: until that is known it is this one's turn.
+        turn = None;
+        describe(pool, survey, &reference, keys)
+    });
     match taken {
         Ok((vm, devices, disks)) => Ok(Taken { vm, devices, disks, begun }),
         Err(error) => {

@@ -3,7 +3,7 @@
 //! ```text
 //! known-pools        address and fingerprint of each pool that a person has accepted, one a line
 //! runs/<run>         the journal of a run: see `journal`
-//! locks/<name>       held while a run works on a VM, and for each connection by NBD
+//! locks/<name>       held while a run works on a VM; by connections by NBD, and by all that is limited: see `limits`
 //! jobs/<job>/        the lock and the log of a job: see `job`
 //! ```
 //!
@@ -84,9 +84,9 @@ impl State {
         self.folder.join("runs")
     }
 
-    /// Returns the folder of what counts the connections by NBD of all processes of this machine.
+    /// Returns the folder of the slots that all processes of this machine share.
     #[must_use]
-    pub fn nbd_slots(&self) -> PathBuf {
+    pub fn slots(&self) -> PathBuf {
         self.folder.join("locks")
     }
 

@@ -9,23 +9,25 @@ use xapi::{Pool, Record};
 
 use super::error::{Error, ErrorKind, Result};
 use super::journal::{self, Act, Journal, Left};
+use super::limits::PoolId;
 use super::snapshot::{attach_again, destroy_named, destroy_ours};
 use super::state::State;
 use super::survey::Survey;
 use super::{keys, replica, restore};
 
-/// Begins a run: undoes what earlier ones left that died, and returns a handle whose tasks are told by this run, and its journal.
+/// Begins a run: undoes what earlier ones left that died, and returns a handle whose tasks are told by this run, its journal, and
+/// what limits know the pool by.
 ///
 /// # Errors
 /// What the pool says; if the journals cannot be listed, or the new one not written.
-pub fn begin(pool: Pool, state: &State, say: &dyn Fn(&str)) -> Result<(Pool, Journal)> {
+pub fn begin(pool: Pool, state: &State, say: &dyn Fn(&str)) -> Result<(Pool, Journal, PoolId)> {
     let pools = pool.records::<PoolObject>()?;
     let uuid = pools.first().map(|of| of.uuid.clone()).unwrap_or_default();
     runs(&pool, state, &uuid, say)?;
     let run = crate::repository::random_uuid()
         .map_err(|error| Error::new(ErrorKind::State, format!("ask the system for random numbers: {error}")))?;
     let journal = Journal::begin(state, run, &uuid)?;
-    Ok((pool.marked(&keys::mark(run, &state.keeper())), journal))
+    Ok((pool.marked(&keys::mark(run, &state.keeper())), journal, PoolId::new(pools.first())))
 }
 
 /// Ends the tasks of dead runs, and undoes what their journals tell about a pool, which is known by its uuid. What cannot be

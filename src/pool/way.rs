@@ -24,9 +24,11 @@ use xapi::record::Vdi;
 use xapi::{Budget, Changes, Export, ExportOptions, Format, NbdExport, NbdOptions, Pool, Record, Ref};
 
 use super::base::Base;
+use super::error::{Error, ErrorKind as PoolErrorKind};
 use super::file_sr::{Expected, Image};
+use super::limits::{Pace, PacedDisk, Transfer};
 use super::nbd::{ElseDisk, NbdDisk};
-use crate::ingest::{self, Access, Blocks, ErrorKind, Opened, PieceSet, PoolDisk};
+use crate::ingest::{self, Access, Blocks, ErrorKind, Opened, PieceSet, PoolDisk, Turn};
 use crate::probe::{self, Connections, Subject};
 
 /// Bytes of a block.
@@ -79,6 +81,10 @@ pub struct SnapshotDisk {
     pub source: Subject,
     /// The connections that this machine may have, if NBD may be used.
     pub nbd: Option<Budget>,
+    /// What waits for its turn.
+    pub transfer: Transfer,
+    /// What slows it down.
+    pub pace: Option<Arc<Pace>>,
     /// What is known of the ways.
     pub known: Known,
 }
@@ -123,6 +129,10 @@ impl PoolDisk for SnapshotDisk {
         self.source.clone()
     }
 
+    fn turn(&self, say: &dyn Fn(&str)) -> ingest::Result<Turn> {
+        Ok(Box::new(self.transfer.turn(say).map_err(of_limits)?))
+    }
+
     fn open(&self, base: Option<Uuid>) -> ingest::Result<Opened> {
         let open = Connections::default();
         let mut refused = self.known.refused();
@@ -146,7 +156,7 @@ impl PoolDisk for SnapshotDisk {
                         Way::ChangedBlocks | Way::BlockList => probe::Way::Nbd { wanted: CONNECTIONS, open },
                         Way::Stream => probe::Way::Stream,
                     };
-                    return Ok(Opened { way: describe(way, &refused), by, access });
+                    return Ok(Opened { way: describe(way, &refused), by, access: self.paced(access) });
                 }
                 Err(Refusal::Stop) => return Err(ingest::Error::new(ErrorKind::Interrupted, "interrupted")),
                 Err(Refusal::Because(why)) => {
@@ -199,6 +209,16 @@ impl From<StreamError> for Refusal {
 }
 
 impl SnapshotDisk {
+    /// Slows down what is read, if it is to be.
+    fn paced(&self, access: Access) -> Access {
+        match access {
+            Access::Random { disk, changed } => {
+                Access::Random { disk: PacedDisk::of(disk, self.pace.clone()), changed }
+            }
+            sequential @ Access::Sequential { .. } => sequential,
+        }
+    }
+
     /// Opens it in some way; how many connections it has is told by `open`, if it is by NBD.
     fn open_by(&self, way: Way, base: Option<&Record<Vdi>>, open: &Connections) -> Result<Access, Refusal> {
         let has_data = matches!(self.base, Base::Snapshot { has_data: true, .. });
@@ -281,7 +301,8 @@ impl SnapshotDisk {
         let stream = self.export(base)?;
         let listed = stream.blocks().map(|(block, _)| block.0).collect();
         let since = base.and_then(|_| self.base.snapshot());
-        Ok(Access::Sequential { blocks: Box::new(StreamBlocks { stream, listed }), since })
+        let blocks = Box::new(StreamBlocks { stream, listed, pace: self.pace.clone() });
+        Ok(Access::Sequential { blocks, since })
     }
 
     /// Begins an export, and reads the list of its blocks.
@@ -327,10 +348,20 @@ fn describe(way: Way, refused: &BTreeMap<Way, String>) -> String {
     if reasons.is_empty() { way.name().to_owned() } else { format!("{} ({})", way.name(), reasons.join("; ")) }
 }
 
+/// Makes the error of a disk whose turn does not come.
+pub fn of_limits(error: Error) -> ingest::Error {
+    let kind = match error.kind() {
+        PoolErrorKind::Interrupted => ErrorKind::Interrupted,
+        _ => ErrorKind::Source,
+    };
+    ingest::Error::new(kind, error.to_string())
+}
+
 /// The blocks of a stream of VHD.
 struct StreamBlocks {
     stream: StreamReader<Export>,
     listed: Vec<u32>,
+    pace: Option<Arc<Pace>>,
 }
 
 impl Blocks for StreamBlocks {
@@ -342,6 +373,9 @@ impl Blocks for StreamBlocks {
         let block = self.stream.next_block(buffer);
         let broke = |error| ingest::Error::new(ErrorKind::Broken, format!("the export broke: {error}"));
         let block = block.map_err(broke)?;
+        if let Some(pace) = self.pace.as_ref().filter(|_| block.is_some()) {
+            pace.wait(BLOCK).map_err(of_limits)?;
+        }
         Ok(block.map(|block| block.0))
     }
 

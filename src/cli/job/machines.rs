@@ -23,8 +23,8 @@ use crate::cli::store;
 use crate::cli::text::Shown;
 use crate::ingest::{Destination, Extent, Report, Wanted, Watch};
 use crate::job::log::{Event, History, VmStatus};
-use crate::job::{Job, Kind, Machine, Timed, select};
-use crate::pool::{self, Done, Mode, Options, Run, State, USUAL_REPLICAS};
+use crate::job::{self, Job, Kind, Machine, Timed, select};
+use crate::pool::{self, Done, Limits, Mode, Options, Run, State, USUAL_REPLICAS};
 
 /// How often it is looked whether something is to be stopped.
 const TICK: Duration = Duration::from_millis(100);
@@ -164,6 +164,18 @@ fn options(run: &Machines, named: &Named) -> Options {
         chain_patience: job.timeouts.chain,
         patience: job.timeouts.lock,
         replicas_kept: usize::try_from(replicas_kept).unwrap_or(usize::MAX),
+        limits: limits(&job.limits),
+    }
+}
+
+/// Returns what is done at once in pools, together with all other runs of this machine.
+fn limits(of_job: &job::Limits) -> Limits {
+    let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
+    Limits {
+        exports: count(of_job.exports),
+        snapshots: count(of_job.snapshots),
+        transfers: of_job.transfers.map(count),
+        bandwidth: of_job.bandwidth,
     }
 }
 

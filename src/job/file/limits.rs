@@ -21,7 +21,7 @@ pub struct Limits {
     pub snapshots: u32,
     /// Disks at once, of all pools; `None` for as many as there are.
     pub transfers: Option<u32>,
-    /// What is read from all pools (bytes a second); `None` for as much as they give.
+    /// What is read from a pool (bytes a second); `None` for as much as it gives.
     pub bandwidth: Option<u64>,
 }
 

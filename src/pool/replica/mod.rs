@@ -34,6 +34,7 @@ pub use source::Source;
 
 use super::error::Result;
 use super::journal::Journal;
+use super::limits::{PoolId, Turns};
 use super::restore::target::Target;
 
 /// States that are kept of a machine on an SR, where nothing else is said: one that a run failed after is still an increment's base.
@@ -55,6 +56,10 @@ pub struct Place {
     pub sr: Record<Sr>,
     /// How many states are kept of each machine and schedule, at least one.
     pub keep: usize,
+    /// What the limits know its pool by.
+    pub id: PoolId,
+    /// The limits.
+    pub turns: Turns,
 }
 
 /// An SR as a person names it: `SR`, or `POOL=SR` in another pool than that of the machines. Each is a name, or an address or a uuid; a
@@ -97,13 +102,12 @@ pub struct Wish {
 }
 
 impl Place {
-    /// Finds the storage that is meant.
+    /// Finds the storage that is meant, by its name or uuid.
     ///
     /// # Errors
     /// [`super::ErrorKind::Usage`] if there is none; what the pool says.
-    pub fn find(name: String, sr: &str, pool: Pool, journal: Arc<Journal>, mark: String, keep: usize) -> Result<Self> {
-        let sr = Target::of(&pool)?.storage(Some(sr))?.clone();
-        Ok(Self { name, pool, journal, mark, sr, keep })
+    pub fn storage(pool: &Pool, sr: &str) -> Result<Record<Sr>> {
+        Ok(Target::of(pool)?.storage(Some(sr))?.clone())
     }
 }
 

@@ -247,7 +247,9 @@ impl Replication {
             let gone = || Error::new(ErrorKind::Backup, format!("disk {} was not replicated", disk.uuid));
             machine::connect(pool, &vm, disk, disks.get(&disk.uuid).ok_or_else(gone)?)?;
         }
+        let turn = self.place.turns.snapshot(&self.place.id, pool.cancel(), &say)?;
         let snapshot = pool.snapshot_vm(&vm, &mark, &[])?;
+        drop(turn);
         let record: Record<Vm> = pool.record(&snapshot)?;
         let devices: Vec<Record<Vbd>> = pool.records_of(&record.vbds)?;
         let taken =

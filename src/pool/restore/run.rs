@@ -5,7 +5,7 @@
 //!                └───────────────────────── whatever fails: all of it goes ──────────────────────────┘              goes
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use super::transfer::{self, Content};
 use crate::ingest::Watch;
 use crate::pool::error::{Error, ErrorKind, Result};
 use crate::pool::journal::{Act, Journal};
+use crate::pool::limits::{Limits, PoolId, Turn, Turns};
 use crate::pool::state::State;
 use crate::pool::{cleanup, keys, survey, sweep};
 
@@ -36,6 +37,7 @@ pub struct Run<'a> {
     pool: Pool,
     state: &'a State,
     journal: Journal,
+    id: PoolId,
     options: &'a Options,
     say: &'a (dyn Fn(&str) + Sync),
 }
@@ -78,8 +80,8 @@ impl<'a> Run<'a> {
     /// # Errors
     /// What the pool says; if the journal cannot be written.
     pub fn begin(pool: Pool, state: &'a State, options: &'a Options, say: &'a (dyn Fn(&str) + Sync)) -> Result<Self> {
-        let (pool, journal) = sweep::begin(pool, state, say)?;
-        Ok(Self { pool, state, journal, options, say })
+        let (pool, journal, id) = sweep::begin(pool, state, say)?;
+        Ok(Self { pool, state, journal, id, options, say })
     }
 
     /// Returns the pool.
@@ -184,8 +186,10 @@ impl<'a> Run<'a> {
 
     fn archive(&self, plan: &Plan, archive: &Archive, mark: &Mark, made: &mut Made, watch: &Watch) -> Result<Restored> {
         let pool = &self.pool;
+        let turn = self.turn(pool)?;
         // Until the VM says what it was restored from, the task alone tells who comes after a run that died.
         let (vm, task, checksum) = transfer::send_archive(pool, &archive.storage.reference, &archive.xva, watch)?;
+        drop(turn);
         made.vm = Some(vm.clone());
         let record: Record<Vm> = pool.record(&vm)?;
         for vbd in pool.records_of::<Vbd>(&record.vbds)?.iter().filter(|vbd| survey::is_disk(vbd)) {
@@ -311,7 +315,14 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Waits until a disk, or a VM as a whole, may be sent.
+    fn turn(&self, pool: &Pool) -> Result<Turn> {
+        let turns = Turns::new(self.state, Limits::default());
+        turns.transfer(&BTreeSet::from([self.id.clone()]), pool.cancel(), self.say)
+    }
+
     fn fill_one(&self, pool: &Pool, disk: &PlannedDisk, vdi: &Record<Vdi>, watch: &Watch) -> Result<RestoredDisk> {
+        let _turn = self.turn(pool)?;
         let content = Content { disk: &disk.disk, image: &disk.image, known: disk.known.as_ref() };
         let sent = match disk.image.payload() {
             // The snapshot is what was wanted.
