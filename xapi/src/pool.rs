@@ -57,7 +57,7 @@ impl Settings {
 
     /// Returns how long is paused before something is tried again that was tried again `tried` times: much passes soon.
     pub(crate) fn pause_after(&self, tried: u32) -> Duration {
-        (self.pause / 50 * (1 << tried.min(6))).min(self.pause)
+        (self.pause / 250 * (1 << tried.min(8))).min(self.pause)
     }
 }
 
