@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, OnceLock};
 
-use vhd::{BlockIndex, BlockSize, Digest, EncodedBlock, WholeBlock};
+use vhd::{BlockIndex, BlockMemory, BlockSize, Digest, EncodedBlock, WholeBlock};
 
 use super::error::{Error, ErrorKind, Result};
 use super::plan::DiskPlan;
@@ -13,8 +13,6 @@ use crate::probe::Probe;
 
 /// Bytes of a block, the size that Xen Orchestra writes.
 pub(super) const BLOCK: usize = 2 << 20;
-/// Bytes before the data in the memory of a block: room for its sector bitmap.
-pub(super) const HEAD: usize = 512;
 /// Bytes compared at a time.
 const PIECE: usize = 64 << 10;
 static ZEROES: LazyLock<Arc<WholeBlock>> =
@@ -46,11 +44,10 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// Makes a block of `len` bytes; of `memory`, if they are not zeroes, they follow the first [`HEAD`].
-    pub fn new(index: BlockIndex, len: usize, memory: Option<Vec<u8>>) -> Self {
-        let whole =
-            |memory| Arc::new(WholeBlock::of_memory(memory, BlockSize::DEFAULT).expect("at most a block is read"));
-        Self { index, len, data: memory.map(whole), changed: None, digest: OnceLock::new() }
+    /// Makes a block of `len` bytes: what was read to `memory`, or zeroes.
+    pub fn new(index: BlockIndex, len: usize, memory: Option<BlockMemory>) -> Self {
+        let data = memory.map(|memory| Arc::new(WholeBlock::new(memory)));
+        Self { index, len, data, changed: None, digest: OnceLock::new() }
     }
 
     pub fn digest(&self, probe: &Probe) -> Digest {

@@ -11,9 +11,9 @@ use std::sync::{Mutex, PoisonError};
 use crossbeam::channel::{Receiver, Sender};
 use disk::Disk;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use vhd::{BlockIndex, BlockSize, Digest};
+use vhd::{BlockIndex, BlockMemory, BlockSize, Digest};
 
-use super::block::{BLOCK, Block, HEAD, place};
+use super::block::{BLOCK, Block, place};
 use super::changes::PieceSet;
 use super::error::{Error, ErrorKind, Result};
 use super::feed::{Feed, of_source};
@@ -82,6 +82,10 @@ impl Intake<'_> {
         Ok(None)
     }
 
+    fn memory(&self) -> BlockMemory {
+        BlockMemory::new(self.spare.try_recv().unwrap_or_default(), BlockSize::DEFAULT, BLOCK)
+    }
+
     /// Waits until a block that was claimed is in the window of the replicas.
     fn await_turn(&self, block: u32) {
         self.probe.give(|| self.order.wait(block, self.is_over));
@@ -114,13 +118,12 @@ impl Intake<'_> {
                 self.give(Block::new(index, len, None));
                 continue;
             }
-            let mut memory = self.spare.try_recv().unwrap_or_default();
-            memory.resize(HEAD + BLOCK, 0);
-            match self.next(&mut *blocks, &mut memory[HEAD..])? {
+            let mut memory = self.memory();
+            match self.next(&mut *blocks, memory.data())? {
                 Some(found) if found == *block => {}
                 found => return Err(wrong(format!("{found:?} came where {block} was expected"))),
             }
-            memory.truncate(HEAD + len);
+            memory.resize(len);
             self.give(Block::new(index, len, Some(memory)));
         }
         if (self.is_over)() {
@@ -148,9 +151,8 @@ impl Intake<'_> {
         let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
         let mut size = 0;
         for index in 0.. {
-            let mut memory = self.spare.try_recv().unwrap_or_default();
-            memory.resize(HEAD + BLOCK, 0);
-            let data = &mut memory[HEAD..];
+            let mut memory = self.memory();
+            let data = memory.data();
             let mut len = 0;
             while len < BLOCK && !(self.is_over)() {
                 match self.probe.work(|| read_what_comes(&mut stream, &mut data[len..])) {
@@ -195,7 +197,7 @@ pub(super) fn read_block<'b>(
     changed: Option<&PieceSet>,
     index: BlockIndex,
     bases: Option<impl Iterator<Item = &'b Base>>,
-    mut memory: Vec<u8>,
+    spare: Vec<u8>,
     probe: &Probe,
     taken: &Taken,
 ) -> Result<Block> {
@@ -205,8 +207,8 @@ pub(super) fn read_block<'b>(
         if extent.is_hole && extent.len >= len as u64 {
             return Ok(Block::new(index, len, None));
         }
-        memory.resize(HEAD + len, 0);
-        let data = &mut memory[HEAD..];
+        let mut memory = BlockMemory::new(spare, BlockSize::DEFAULT, len);
+        let data = memory.data();
         let whole = 0..len;
         let mut ranges: Vec<_> = changed.map_or_else(Vec::new, |changed| changed.ranges(index.0.into()).collect());
         let is_whole = ranges.is_empty() || ranges.first() == Some(&whole);
@@ -220,9 +222,11 @@ pub(super) fn read_block<'b>(
         for range in &ranges {
             read += range.len();
             let at = offset + range.start as u64;
-            let done = match *range == whole {
-                true => disk.read_into(at, &mut memory, HEAD),
-                false => disk.read_at(at, &mut memory[HEAD..][range.clone()]),
+            let done = if *range == whole {
+                let (memory, head) = memory.with_head();
+                disk.read_into(at, memory, head)
+            } else {
+                disk.read_at(at, &mut memory.data()[range.clone()])
             };
             done.map_err(|error| of_source(&error))?;
         }

@@ -38,14 +38,22 @@ pub(crate) fn write(file: &File, bytes: &[u8]) -> io::Result<usize> {
 }
 
 fn write_pieces(file: &File, bytes: &[u8], buffer: &mut Vec<u8>) -> io::Result<usize> {
-    buffer.resize(bytes.len().min(PIECE) + GRAIN, 0);
+    let is_aligned = bytes.as_ptr().align_offset(GRAIN) == 0;
+    if !is_aligned {
+        buffer.resize(bytes.len().min(PIECE) + GRAIN, 0);
+    }
     let start = buffer.as_ptr().align_offset(GRAIN);
     let mut done = 0;
     for piece in bytes.chunks(PIECE) {
-        let aligned = &mut buffer[start..start + piece.len()];
-        aligned.copy_from_slice(piece);
+        let aligned = if is_aligned {
+            piece
+        } else {
+            let aligned = &mut buffer[start..start + piece.len()];
+            aligned.copy_from_slice(piece);
+            aligned
+        };
         let written = loop {
-            match pwrite(file, &*aligned, done as u64) {
+            match pwrite(file, aligned, done as u64) {
                 Err(Errno::INTR) => {}
                 written => break written,
             }
@@ -83,14 +91,19 @@ mod tests {
             for len in [0, 1, GRAIN - 1, GRAIN, GRAIN + 1, 2 << 20, (2 << 20) + 511, PIECE, PIECE + 1, 2 * PIECE + 4097]
             {
                 let path = folder.path().join(len.to_string());
-                let mut file = File::create(&path).unwrap();
-                let done = write(&file, &bytes(len)).unwrap();
-                assert!(done == 0 || done == len / GRAIN * GRAIN, "{done} of {len}");
-                file.set_len(done as u64).unwrap();
-                file.seek(SeekFrom::End(0)).unwrap();
-                // It takes any length again.
-                file.write_all(&bytes(len)[done..]).unwrap();
-                assert!(std::fs::read(&path).unwrap() == bytes(len), "{len} in {}", folder.path().display());
+                let mut memory = vec![0; GRAIN + len + 1];
+                let start = memory.as_ptr().align_offset(GRAIN);
+                for start in [start, start + 1] {
+                    memory[start..start + len].copy_from_slice(&bytes(len));
+                    let mut file = File::create(&path).unwrap();
+                    let done = write(&file, &memory[start..start + len]).unwrap();
+                    assert!(done == 0 || done == len / GRAIN * GRAIN, "{done} of {len}");
+                    file.set_len(done as u64).unwrap();
+                    file.seek(SeekFrom::End(0)).unwrap();
+                    // It takes any length again.
+                    file.write_all(&bytes(len)[done..]).unwrap();
+                    assert!(std::fs::read(&path).unwrap() == bytes(len), "{len} in {}", folder.path().display());
+                }
             }
         }
     }

@@ -71,4 +71,4 @@ pub use stream::StreamReader;
 pub use stream_error::{StreamError, StreamErrorKind};
 pub use stream_writer::StreamWriter;
 pub use view::VhdView;
-pub use whole_block::WholeBlock;
+pub use whole_block::{BlockMemory, WholeBlock};

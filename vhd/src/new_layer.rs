@@ -31,7 +31,7 @@ pub struct NewLayer {
 }
 
 /// A block as it is stored in one format: sector bitmap and data, through the filter.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct EncodedBlock {
     pub(crate) index: BlockIndex,
     pub(crate) format: Format,
@@ -41,7 +41,7 @@ pub struct EncodedBlock {
 }
 
 /// The bytes of a block to be stored.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Bytes {
     /// As they were read.
     Plain(Arc<WholeBlock>),

@@ -34,7 +34,7 @@ use crate::digest::Digest;
 use crate::error::{Error, ErrorKind, Result};
 use crate::flat_writer::FlatWriter;
 use crate::new_layer::NewLayer;
-use crate::whole_block::WholeBlock;
+use crate::whole_block::{BlockMemory, WholeBlock};
 
 /// The end of the journal's name.
 const SUFFIX: &str = ".xofs-merge.json";
@@ -225,16 +225,14 @@ fn write(
     needed(&merge.reader, base, children)?.each(&control, |(), _, block| {
         let start = u64::from(block.0) * layer.block_size().bytes();
         let len = usize::try_from(disk.size() - start).unwrap_or(usize::MAX).min(layer.block_size().len());
-        let head = layer.block_size().bitmap_bytes();
-        let mut bytes = vec![0; head + len];
-        disk.read_at(start, &mut bytes[head..])
+        let mut memory = BlockMemory::new(Vec::new(), layer.block_size(), len);
+        disk.read_at(start, memory.data())
             .map_err(|error| Error::new(ErrorKind::Unavailable, &target, error.to_string()).in_block(block))?;
-        if is_root && bytes[head..].iter().all(|byte| *byte == 0) {
+        if is_root && memory.data().iter().all(|byte| *byte == 0) {
             // Absent, it reads as that.
             return Ok(());
         }
-        let whole = WholeBlock::of_memory(bytes, layer.block_size()).map(Arc::new);
-        let whole = whole.map_err(|error| error.at(&target))?;
+        let whole = Arc::new(WholeBlock::new(memory));
         let encoded = layer.encode(sink.format(), block, &whole).map_err(|error| error.at(&target))?;
         sink.store(&encoded.with_digest(Digest::of(whole.data(), layer.block_size())))
     })
