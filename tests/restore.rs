@@ -9,6 +9,7 @@ mod support;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use pool::{Lab, MIB, World, wait_for};
 use serde_json::{Value, json};
@@ -433,7 +434,9 @@ fn disks_lie_where_each_is_wanted_on_thick_storage_too_and_the_machine_starts() 
     let held = world.lab.held(&world.machine());
     let other = world.other("new", |scene| {
         let (thin, thick) = (Sr::new("thin", Storage::Nfs), Sr::new("thick", Storage::Lvm));
-        scene.sr(Sr::new("first", Storage::Ext)).sr(thin).sr(thick)
+        // What was read back is held on to for a while, as by a real host.
+        let settled = scene.settings(|settings| settings.detach_delay = Duration::from_secs(2));
+        settled.sr(Sr::new("first", Storage::Ext)).sr(thin).sr(thick)
     });
     let to = ["web01", "--sr", "thin", "--sr-of", "xvdb=thick", "--start", "--verify"];
     let said = other.restored(&world.repository, &to);

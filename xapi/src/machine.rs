@@ -56,12 +56,12 @@ impl Pool {
         self.call("VM.create", &[json!(fields)])
     }
 
-    /// Starts a machine, or starts it paused.
+    /// Starts a machine, or starts it paused; disks that were written or read a moment ago are waited for until they are let go.
     ///
     /// # Errors
     /// As [`Pool::run`].
     pub fn start_vm(&self, vm: &Ref<Vm>, is_paused: bool) -> Result<()> {
-        self.run("VM.start", &[json!(vm), is_paused.into(), false.into()]).map(|_| ())
+        self.once_let_go("VM.start", &[json!(vm), is_paused.into(), false.into()])
     }
 
     /// Has the pool see anew what may be done with a machine, after its blocked operations were changed.

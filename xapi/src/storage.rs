@@ -12,6 +12,8 @@ const IN_USE: u32 = 24;
 /// After which part of one what the control domain holds is taken from it: most often it lets go by itself, soon. A host that hangs
 /// never does, and what was stopped is to be gone in seconds.
 const PATIENT: u32 = 10;
+/// For how many pauses a disk is waited for that a control domain still holds after a transfer.
+const LETTING_GO: u32 = 6;
 
 impl Pool {
     /// Makes a disk of the fields that XAPI has for it. The SR may make it larger than was asked for.
@@ -30,12 +32,12 @@ impl Pool {
         self.run("VDI.clone", &[json!(vdi), json!({})])?.reference()
     }
 
-    /// Makes a disk larger; `size` in bytes.
+    /// Makes a disk larger, `size` in bytes, once it is let go by what transferred it.
     ///
     /// # Errors
     /// As [`Pool::run`].
     pub fn resize_vdi(&self, vdi: &Ref<Vdi>, size: u64) -> Result<()> {
-        self.run("VDI.resize", &[json!(vdi), size.into()]).map(|_| ())
+        self.once_let_go("VDI.resize", &[json!(vdi), size.into()])
     }
 
     /// Destroys a disk of ours. One that is gone is no error; from a control domain that still holds it, it is taken.
@@ -110,6 +112,23 @@ impl Pool {
     /// As [`Pool::call`]; [`ErrorKind::Unsupported`] of an old pool.
     pub fn host_certificate(&self, host: &Ref<Host>) -> Result<String> {
         self.call("host.get_server_certificate", &[json!(host)])
+    }
+
+    /// Calls `method`, as a task, once the control domains have let go of disks that they transferred, which takes them seconds.
+    pub(crate) fn once_let_go(&self, method: &str, arguments: &[Value]) -> Result<()> {
+        let (begun, mut tried) = (Instant::now(), 0);
+        loop {
+            match self.run(method, arguments) {
+                Err(error)
+                    if error.code() == "VDI_IN_USE" && begun.elapsed() < self.core.settings.pause * LETTING_GO =>
+                {
+                    tracing::debug!(%error, "tried again");
+                    self.cancel.sleep(self.core.settings.pause_after(tried), self.subject(method))?;
+                    tried += 1;
+                }
+                done => return done.map(|_| ()),
+            }
+        }
     }
 
     /// Destroys an object by `way`, for as long as something holds it.
