@@ -37,7 +37,7 @@ Examples:
   xofs forget main --job nightly --schedule night --keep-last 7
   xofs forget main --schedule 3f1c --keep-last 3 --json | jq -r '.vms[].backups[] | select(.decision == \"forget\").time'
 
-Each VM, mode and schedule is judged by itself. Whatever the rules say, a backup is kept that is the newest of its chain, \
+Each VM, mode, job and schedule is judged by itself. Whatever the rules say, a backup is kept that is the newest of its chain, \
 immutable, protected by a tag, or cannot be read.
 
 With --apply their metadata is removed, and what later backups need of their disks is merged into these. It may be \
@@ -172,8 +172,11 @@ fn is_side_by_side(judged: &[Judged]) -> bool {
 struct Judged {
     vm: Vm,
     /// By group, oldest first; else why they cannot be listed.
-    rows: Result<BTreeMap<(&'static str, String), Vec<Row>>, Error>,
+    rows: Result<BTreeMap<Group, Vec<Row>>, Error>,
 }
+
+/// Mode, schedule and job: the rules judge each by itself.
+type Group = (&'static str, String, String);
 
 struct Row {
     backup: Arc<Backup>,
@@ -201,9 +204,10 @@ fn judge(
     let named = job.chain(schedule).collect::<Result<Vec<_>>>()?;
     let judged = vms.drain(..).map(|(vm, backups)| {
         let rows = backups.map(|backups| {
-            let mut groups: BTreeMap<_, Vec<Row>> = BTreeMap::new();
+            let mut groups: BTreeMap<Group, Vec<Row>> = BTreeMap::new();
             for row in decide(&backups, rules, protection, &named) {
-                groups.entry((mode_of(&row.backup), row.backup.schedule_id.clone())).or_default().push(row);
+                let group = (mode_of(&row.backup), row.backup.schedule_id.clone(), row.backup.job_id.clone());
+                groups.entry(group).or_default().push(row);
             }
             groups
         });
@@ -275,9 +279,11 @@ impl Judged {
             Err(error) => return writeln!(text, "  cannot be listed: {}", Shown(&error.to_string())),
         };
         writeln!(text)?;
-        for ((mode, schedule), rows) in groups {
-            let schedule = if schedule.is_empty() { "unknown" } else { schedule };
-            writeln!(text, "  {mode}, schedule {}: {}", Shown(schedule), count(rows.len(), "backup"))?;
+        for ((mode, schedule, job), rows) in groups {
+            let is_shared = groups.keys().filter(|(of, name, _)| (of, name) == (mode, schedule)).count() > 1;
+            let known = |id: &str| Shown(if id.is_empty() { "unknown" } else { id }).to_string();
+            let job = if is_shared { format!("job {}, ", known(job)) } else { String::new() };
+            writeln!(text, "  {mode}, {job}schedule {}: {}", known(schedule), count(rows.len(), "backup"))?;
             for row in rows {
                 row.write_text(text)?;
             }

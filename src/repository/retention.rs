@@ -1,6 +1,8 @@
 //! Which backups may be forgotten: backups in, decisions out; nothing is read and nothing is changed.
 //!
-//! The backups of one VM, one mode and one schedule are a group, as for XO, and each group is judged by itself:
+//! The backups of one VM, one mode, one job and one schedule are a group, and each group is judged by itself. For XO that is the same,
+//! whose schedules have ids that no other job's has; here jobs name them as they like.
+//!
 //!
 //! | keeps | what |
 //! |---|---|
@@ -132,14 +134,15 @@ impl Rules {
     #[must_use]
     pub fn decide(&self, backups: &[Arc<Backup>], protection: &Protection) -> Vec<Decision> {
         let mut reasons: Vec<Vec<Reason>> = vec![Vec::new(); backups.len()];
-        let mut groups: HashMap<(&VmId, Mode, &str), Vec<usize>> = HashMap::new();
+        let mut groups: HashMap<(&VmId, Mode, &str, &str), Vec<usize>> = HashMap::new();
         let mut jobs: HashMap<(&VmId, &str), Vec<usize>> = HashMap::new();
         for (index, backup) in backups.iter().enumerate() {
             if !is_readable(backup) {
                 reasons[index].push(Reason::Unreadable);
                 continue;
             }
-            groups.entry((&backup.vm, backup.mode, &backup.schedule_id)).or_default().push(index);
+            let group = (&backup.vm, backup.mode, backup.job_id.as_str(), backup.schedule_id.as_str());
+            groups.entry(group).or_default().push(index);
             if backup.mode == Mode::Incremental {
                 jobs.entry((&backup.vm, &backup.job_id)).or_default().push(index);
             }
@@ -320,14 +323,14 @@ mod tests {
     }
 
     #[test]
-    fn each_vm_mode_and_schedule_is_judged_by_itself() {
+    fn each_vm_mode_job_and_schedule_is_judged_by_itself() {
         let mut backups = fulls(&["20261118T020000Z", "20261119T020000Z", "20261120T020000Z", "20261121T020000Z"]);
         backups[0].vm = VmId::new("other").unwrap();
         backups[1].schedule_id = "other".to_owned();
-        // Another job is no other group: XO asks for the schedule alone.
+        // Two jobs may both have a nightly schedule.
         backups[2].job_id = "other".to_owned();
-        backups.push(backup("20261122T020000Z", Mode::Incremental));
-        let expected = ["last 1", "last 1", "", "last 1", "last 1, newest of its chain"];
+        backups.extend([backup("20261122T020000Z", Mode::Incremental), backup("20261123T020000Z", Mode::Full)]);
+        let expected = ["last 1", "last 1", "last 1", "", "last 1, newest of its chain", "last 1"];
         assert_eq!(said(&backups, &rules(1, &[]), &Protection::default()), expected);
     }
 
@@ -338,7 +341,7 @@ mod tests {
             .map(|time| backup(time, Mode::Incremental))
             .collect();
         backups[3].job_id = "other".to_owned();
-        let expected = ["", "daily 2026-11-20", "newest of its chain", "newest of its chain"];
+        let expected = ["", "daily 2026-11-20", "newest of its chain", "daily 2026-11-20, newest of its chain"];
         assert_eq!(said(&backups, &rules(0, &[rule(Period::Daily, 1)]), &Protection::default()), expected);
         // Two schedules of one job share its chain.
         backups.truncate(3);
@@ -407,7 +410,8 @@ mod tests {
         assert_eq!(said(&backups, &rules(1, &[]), &protection), expected);
         // What another job made is built on others.
         backups[2].job_id = "other".to_owned();
-        let expected = ["", &format!("the next one is {}", &newest[21..]), &format!("newest of its chain, {until}")];
+        let other = format!("last 1, newest of its chain, {until}");
+        let expected = ["", &format!("the next one is {}", &newest[21..]), &other];
         assert_eq!(said(&backups, &rules(1, &[]), &protection)[..3], expected);
     }
 
