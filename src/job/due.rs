@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::file::Timed;
-use super::log::History;
+use super::log::{History, is_far_ahead};
 
 /// Where nothing that was missed is made up for, a run may be as late as this all the same: the machine was busy, or just started.
 const GRACE: Duration = Duration::from_secs(300);
@@ -47,7 +47,9 @@ impl Seen {
         };
         let of = |timed: &Timed| {
             let (cron, timezone) = (timed.calendar.pattern().to_owned(), timed.timezone.clone());
-            let is_same = |known: &&Since| (&known.cron, &known.timezone) == (&cron, &timezone);
+            let is_same = |known: &&Since| {
+                (&known.cron, &known.timezone) == (&cron, &timezone) && !is_far_ahead(known.since, now)
+            };
             let since = before.0.get(&timed.name).filter(is_same).map_or(now, |known| known.since);
             (timed.name.clone(), Since { cron, timezone, since })
         };
@@ -67,7 +69,7 @@ impl Seen {
     #[must_use]
     pub fn due(&self, timed: &Timed, history: &History, now: Timestamp) -> Option<Timestamp> {
         let since = self.0.get(&timed.name).map_or(now, |known| known.since);
-        let last = history.last_start(&timed.name).map_or(since, |last| last.max(since));
+        let last = history.last_start(&timed.name, now).map_or(since, |last| last.max(since));
         let from = match now.checked_sub(GRACE) {
             Ok(earliest) if !timed.makes_up => last.max(earliest),
             _ => last,
@@ -133,6 +135,8 @@ mod tests {
             (true, &began("2026-11-04T09:00:00Z"), "2026-11-04T09:00:01Z", "2026-11-05T02:00:00Z"),
             // The clock was put back, by hand.
             (true, &began("2026-11-04T02:00:00Z"), "2026-11-03T02:30:00Z", "2026-11-05T02:00:00Z"),
+            // It had been years ahead.
+            (true, &began("2029-11-04T02:00:00Z"), "2026-11-03T01:30:00Z", "2026-11-02T02:00:00Z"),
         ] {
             let timed = timed("0 2 * * *", makes_up);
             assert_eq!(seen.due(&timed, history, time(now)), Some(time(expected)), "{makes_up} {now}");
@@ -149,6 +153,12 @@ mod tests {
         let later = time("2026-11-09T12:00:00Z");
         assert_eq!(update(&old, later).due(&old[0], &History::default(), later), Some(time("2026-11-02T02:00:00Z")));
         assert_eq!(update(&new, later).due(&new[0], &History::default(), later), Some(time("2026-11-10T03:00:00Z")));
+        // Seen by a clock that was years ahead.
+        let earlier = time("2020-11-09T12:00:00Z");
+        assert_eq!(
+            update(&new, earlier).due(&new[0], &History::default(), earlier),
+            Some(time("2020-11-10T03:00:00Z"))
+        );
         fs::write(folder.path().join(FILE), "{").expect("written");
         assert_eq!(update(&new, later).due(&new[0], &History::default(), later), Some(time("2026-11-10T03:00:00Z")));
     }

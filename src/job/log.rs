@@ -16,12 +16,14 @@ use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+/// By more than this no clock is put back that was right (hours).
+const FAR_H: i64 = 25;
 /// The version of the schema.
 pub const VERSION: u32 = 1;
 /// A log that is longer when a run begins becomes an older one (bytes).
@@ -336,12 +338,20 @@ impl History {
         }
     }
 
-    /// Returns when a run of a schedule was begun last.
+    /// Returns when a run of a schedule was begun last, as seen from `now`; what began by a clock that was wrong does not count.
     #[must_use]
-    pub fn last_start(&self, schedule: &str) -> Option<Timestamp> {
+    pub fn last_start(&self, schedule: &str, now: Timestamp) -> Option<Timestamp> {
         let of_schedule =
             |record: &&Record| matches!(&record.event, Event::RunStart { schedule: Some(of), .. } if of == schedule);
-        self.runs.iter().flat_map(|run| &run.records).filter(of_schedule).map(|record| record.time).max()
+        let starts = self.runs.iter().flat_map(|run| &run.records).filter(of_schedule).map(|record| record.time);
+        starts.filter(|start| !is_far_ahead(*start, now)).max()
+    }
+
+    /// Whether a process has begun a run, the last one or the one before.
+    #[must_use]
+    pub fn has_begun(&self, process: u32) -> bool {
+        let is_its = |record: &Record| matches!(record.event, Event::RunStart { process: of, .. } if of == process);
+        self.runs.iter().rev().take(2).any(|run| run.records.iter().any(is_its))
     }
 
     /// Returns how many backups of a machine were made since its last key; `None` if there is none.
@@ -365,6 +375,13 @@ impl History {
         }
         since
     }
+}
+
+/// Whether a time that was noted is so far ahead that the clock was wrong then: who waits for it waits in vain. Less may be a clock
+/// that was put back, which shows some times twice.
+#[must_use]
+pub fn is_far_ahead(noted: Timestamp, now: Timestamp) -> bool {
+    noted.duration_since(now) > SignedDuration::from_hours(FAR_H)
 }
 
 /// Says how a run stands, by its lines.
@@ -484,8 +501,8 @@ mod tests {
             &[start(), vm("a", true), vm("a", false), vm("a", false), vm("b", true), vm("b", false)],
         );
         let history = History::read(folder.path(), false).expect("read");
-        assert_eq!(history.last_start("night"), Some(history.runs[1].records[0].time));
-        assert_eq!(history.last_start("other"), None);
+        assert_eq!(history.last_start("night", Timestamp::MAX), Some(history.runs[1].records[0].time));
+        assert_eq!(history.last_start("other", Timestamp::MAX), None);
         assert_eq!(["a", "b", "c"].map(|vm| history.since_key(vm)), [Some(2), Some(1), None]);
     }
 }

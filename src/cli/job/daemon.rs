@@ -50,18 +50,12 @@ pub struct DaemonArgs {
     state: StateArgs,
 }
 
-/// A process that runs a job.
-struct Running {
-    child: Child,
-    begun: Timestamp,
-    schedule: String,
-}
-
 struct Daemon<'a> {
     global: &'a Global,
     files: Files,
     state: State,
-    running: BTreeMap<String, Running>,
+    /// The processes that run jobs.
+    running: BTreeMap<String, Child>,
     /// Jobs that are left alone.
     paused: BTreeMap<String, Instant>,
     /// What is wrong with files, as it was said.
@@ -136,7 +130,7 @@ impl Daemon<'_> {
             return Ok(());
         }
         let child = self.start(path, &schedule, due)?;
-        self.running.insert(job.id.clone(), Running { child, begun: now, schedule });
+        self.running.insert(job.id.clone(), child);
         Ok(())
     }
 
@@ -159,17 +153,16 @@ impl Daemon<'_> {
     /// Lets go of the processes that have ended.
     fn reap(&mut self) {
         let mut ended = Vec::new();
-        for (id, running) in &mut self.running {
+        for (id, child) in &mut self.running {
             // What cannot be waited for is no child any more.
-            if !matches!(running.child.try_wait(), Ok(None)) {
+            if !matches!(child.try_wait(), Ok(None)) {
                 ended.push(id.clone());
             }
         }
         for id in ended {
-            let Some(running) = self.running.remove(&id) else { continue };
+            let Some(child) = self.running.remove(&id) else { continue };
             let history = history(self.state.folder(), &id).unwrap_or_default();
-            let has_begun = history.last_start(&running.schedule).is_some_and(|last| last >= running.begun);
-            if !has_begun {
+            if !history.has_begun(child.id()) {
                 // It said why.
                 self.paused.insert(id, Instant::now() + PAUSE);
             }

@@ -86,7 +86,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
     };
     let history = History::read(&folder, false).with_context(act)?;
     if let (Some(due), Some(timed)) = (arguments.due, timed) {
-        if history.last_start(&timed.name).is_some_and(|last| last >= due) {
+        if history.last_start(&timed.name, Timestamp::now()).is_some_and(|last| last >= due) {
             print::text(&format!("{}: the run of {} was made already\n", job.id, timed.name))?;
             return Ok(Exit::Done);
         }
