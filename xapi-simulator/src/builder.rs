@@ -174,7 +174,7 @@ fn add_pool(state: &mut State, repositories: &[Reference]) {
     state.store.create(
         Class::Pool,
         [
-            ("name_label", Value::from("simulated pool")),
+            ("name_label", Value::from("lab pool")),
             ("master", master),
             ("default_SR", default.clone()),
             ("suspend_image_SR", default),
