@@ -274,7 +274,8 @@ impl Drop for Task {
             && !self.is_over.load(Ordering::Acquire)
             && self.ended(&Cancel::within(BROKEN_OFF)).is_err_and(|error| error.kind() != ErrorKind::Unknown);
         if hangs {
-            let _ = self.cancel();
+            // In the same time as what follows: a pool that does not answer is not waited for twice.
+            let _ = pool.act("task.cancel", &[json!(self.reference)]);
         }
         let destroyed = if self.is_held && !hangs {
             unless_gone(&self.reference, pool.act("task.destroy", &[json!(self.reference)]))
