@@ -177,7 +177,7 @@ impl Turns {
         };
         let (begun, mut is_said, mut gate) = (Instant::now(), false, None);
         loop {
-            cancel.check((kind.one)())?;
+            cancel.check(format_args!("wait for {}", (kind.one)()))?;
             if gate.is_none() {
                 gate = take(&gate_name, 1)?;
             }
