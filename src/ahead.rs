@@ -16,6 +16,8 @@ use std::time::{Duration, Instant};
 use crossbeam::channel::{self, Receiver, Sender};
 use disk::{Disk, ErrorKind};
 
+use crate::probe::Probe;
+
 /// Bytes of a piece: XO's block, so that a compressed one is decoded once.
 pub const PIECE: u64 = 2 << 20;
 /// Readers, enough to keep a network busy and to decode on every core of a small machine.
@@ -34,7 +36,7 @@ pub struct Times {
 }
 
 /// Reads `ranges` (ascending) of `disk` and gives them to `consume` in order, in pieces that end where a multiple of
-/// [`PIECE`] is.
+/// [`PIECE`] is. What the readers do, and how long they wait for the consumer, is counted by `probe`.
 ///
 /// # Errors
 /// The first of: an error among the ranges, of a read, or of `consume`. Nothing is consumed after it. Where the system refuses
@@ -42,6 +44,7 @@ pub struct Times {
 pub fn read<E: From<disk::Error>>(
     disk: &Arc<dyn Disk>,
     ranges: impl Iterator<Item = disk::Result<Range<u64>>> + Send,
+    probe: Option<&Probe>,
     mut consume: impl FnMut(u64, &[u8], Times) -> Result<(), E>,
 ) -> Result<(), E> {
     let (give_job, take_job) = channel::bounded::<Job>(THREADS + 2);
@@ -51,9 +54,16 @@ pub fn read<E: From<disk::Error>>(
         let start_reader = |_| {
             let (take_job, take_back) = (take_job.clone(), take_back.clone());
             let work = move || {
-                for (range, answer) in take_job {
+                let wait = || take_job.recv();
+                while let Ok((range, answer)) = probe.map_or_else(wait, |probe| probe.give(wait)) {
+                    let buffer = take_back.try_recv().unwrap_or_default();
+                    let read = || read_piece(disk.as_ref(), range, buffer);
+                    let piece = match probe {
+                        Some(probe) => probe.work(read).inspect(|piece| probe.add(piece.len())),
+                        None => read(),
+                    };
                     // The consumer may have given up: then nobody takes the answer.
-                    let _ = answer.send(read_piece(disk.as_ref(), range, take_back.try_recv().unwrap_or_default()));
+                    let _ = answer.send(piece);
                 }
             };
             Builder::new().spawn_scoped(scope, work)
@@ -154,7 +164,7 @@ mod tests {
         let disk: Arc<dyn Disk> = Arc::new(Numbered { broken: u64::MAX });
         let ranges = [(1 << 20)..(1 << 20) + 10, (3 << 20)..(150 << 20)];
         let mut seen = Vec::new();
-        read::<anyhow::Error>(&disk, ranges.into_iter().map(Ok), |offset, bytes, _| {
+        read::<anyhow::Error>(&disk, ranges.into_iter().map(Ok), None, |offset, bytes, _| {
             assert_eq!(bytes[0], u8::try_from(offset >> 20).expect("below 200"));
             seen.push((offset, bytes.len()));
             Ok(())
@@ -169,16 +179,17 @@ mod tests {
     fn the_first_error_ends_it_and_nothing_hangs() {
         let disk: Arc<dyn Disk> = Arc::new(Numbered { broken: 20 << 20 });
         let mut count = 0;
-        let result = read::<anyhow::Error>(&disk, [Ok(0..200 << 20)].into_iter(), |_, _, _| {
+        let result = read::<anyhow::Error>(&disk, [Ok(0..200 << 20)].into_iter(), None, |_, _, _| {
             count += 1;
             Ok(())
         });
         assert_eq!(result.expect_err("broken").to_string(), "broken");
         assert_eq!(count, 10);
-        let result = read::<anyhow::Error>(&disk, [Ok(0..200 << 20)].into_iter(), |_, _, _| anyhow::bail!("full"));
+        let result =
+            read::<anyhow::Error>(&disk, [Ok(0..200 << 20)].into_iter(), None, |_, _, _| anyhow::bail!("full"));
         assert_eq!(result.expect_err("full").to_string(), "full");
         let damaged = || Err(Error::new(ErrorKind::Damaged, "no map"));
-        let result = read::<anyhow::Error>(&disk, [Ok(0..10), damaged()].into_iter(), |_, _, _| Ok(()));
+        let result = read::<anyhow::Error>(&disk, [Ok(0..10), damaged()].into_iter(), None, |_, _, _| Ok(()));
         assert_eq!(result.expect_err("damaged").to_string(), "no map");
     }
 }

@@ -130,6 +130,8 @@ fn parse_sr_path(text: &str) -> std::result::Result<(String, PathBuf), String> {
 /// What a signal stops.
 #[derive(Default)]
 struct Stop {
+    /// What the configuration calls the pool.
+    pool: Option<String>,
     cancel: xapi::Cancel,
     /// The VM that is being backed up.
     watch: Mutex<Option<Arc<Watch>>>,
@@ -154,6 +156,7 @@ impl Stop {
     /// Makes what one VM is watched by.
     fn watch(&self, say: impl Fn(&str) + Send + Sync + 'static) -> Arc<Watch> {
         let watch = Arc::new(Watch::new(say));
+        self.pool.iter().for_each(|pool| watch.transfer().is_of_pool(pool));
         *self.watch.lock().unwrap_or_else(PoisonError::into_inner) = Some(watch.clone());
         if self.is_stopped() {
             watch.cancel();
@@ -176,7 +179,7 @@ pub fn run(global: &Global, arguments: &BackupArgs) -> Result<Exit> {
     let rules = arguments.store.rules()?;
     let named = arguments.pool.named()?;
     // Before other threads are started.
-    let stop = Arc::new(Stop::default());
+    let stop = Arc::new(Stop { pool: named.name.clone(), ..Stop::default() });
     let stopping = stop.clone();
     signals::handle(move || stopping.stop()).context("take the signals that end a program")?;
     let mut addresses: Vec<Option<&OsStr>> = arguments.to.iter().map(|to| Some(to.as_os_str())).collect();

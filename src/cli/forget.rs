@@ -124,7 +124,7 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
                 eprintln!("xofs: {} at a time: a rename takes {milliseconds:.1} ms here", count(jobs.count, "merge"));
             }
             let (wait, progress) = (Duration::from_secs(arguments.wait), arguments.progress);
-            let manner = Manner { wait, progress, jobs: jobs.count };
+            let manner = Manner { repository: place.name.clone(), wait, progress, jobs: jobs.count };
             let vms: Vec<&Vm> = judged.iter().map(|judged| &judged.vm).collect();
             Some((apply::run(&manner, &storage, &vms, &choose, &is_stopped).or_its_error()?, jobs))
         }

@@ -50,6 +50,8 @@ pub struct PoolArgs {
 
 /// What a command needs to log in to its pool.
 pub struct Named {
+    /// What the configuration calls it, if it does.
+    pub name: Option<String>,
     /// How to.
     pub login: Login,
     /// Folders of SRs on this machine, by uuid, as the configuration says.
@@ -86,7 +88,8 @@ impl PoolArgs {
         let user = self.user.clone().or(entry.user.clone()).unwrap_or_else(|| ROOT.to_owned());
         let shown = if is_named { &self.pool } else { &entry.address };
         let password = password(&entry, &user, shown, self.password_places(), |name| std::env::var(name).ok())?;
-        self.of(entry, user, password, fingerprint, authority)
+        let named = self.of(entry, user, password, fingerprint, authority)?;
+        Ok(Named { name: is_named.then(|| self.pool.clone()), ..named })
     }
 
     /// Finds another pool, by its name in the configuration or its address. What the configuration does not say of it is as for the
@@ -122,7 +125,7 @@ impl PoolArgs {
         let folder = folder.ok_or_else(|| Failure::usage("this user has no folder of its own: give --state-dir"))?;
         let state = State::open(&folder)?;
         let login = Login { address: entry.address, user, password, fingerprint, authority };
-        Ok(Named { login, sr_paths: entry.sr_paths, state, trusts_first: self.trust_first })
+        Ok(Named { name: None, login, sr_paths: entry.sr_paths, state, trusts_first: self.trust_first })
     }
 }
 

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use uuid::Uuid;
-use xapi::record::{Host, Sr, Vdi, Vm};
-use xapi::{Budget, Pool, Record, Ref};
+use xapi::record::{Vdi, Vm};
+use xapi::{Budget, Pool, Record};
 
 use super::base::{self, Base, Stored};
 use super::error::{Error, ErrorKind, Result};
@@ -28,9 +28,9 @@ use super::state::State;
 use super::survey::{self, LiveDisk, Survey};
 use super::way::{Known, SnapshotDisk, Way};
 use super::whole::SnapshotExport;
-use super::{file_sr, records, sweep};
+use super::{file_sr, records, subjects, sweep};
 use crate::ingest::{self, Begun, Destination, Origin, PoolDisk, Report, Source, Wanted, Watch};
-use crate::probe::{self, Subject};
+use crate::probe::{Probe, Stage, Subject};
 
 /// How often chains are looked at that are waited for.
 const CHAIN_PAUSE: Duration = Duration::from_secs(5);
@@ -83,6 +83,8 @@ pub enum Done {
 /// Backups of the VMs of one pool, in one run.
 pub struct Run<'a> {
     pool: Pool,
+    /// Who answers for it.
+    master: Subject,
     state: &'a State,
     journal: Arc<Journal>,
     id: PoolId,
@@ -147,7 +149,8 @@ impl<'a> Run<'a> {
             }
             places.push((name, place));
         }
-        Ok(Self { pool, state, journal, id, turns, options, repositories, places, say })
+        let master = subjects::master(&pool);
+        Ok(Self { pool, master, state, journal, id, turns, options, repositories, places, say })
     }
 
     /// Refuses SRs that are wished for and are not there, or are named twice.
@@ -181,8 +184,11 @@ impl<'a> Run<'a> {
         }
         let cancel = self.pool.cancel();
         let lock = format!("{}.{}", vm.uuid, self.job());
-        let _lock = self.state.lock(&lock, self.options.patience, || cancel.is_cancelled())?;
-        let survey = self.survey(vm, only_explains)?;
+        let step = |stage| watch.transfer().step(stage, &self.master);
+        let (looks, settles) = (step(Stage::Survey), step(Stage::Settle));
+        let locks = watch.transfer().step(Stage::Lock, &Subject::machine());
+        let _lock = locks.take(|| self.state.lock(&lock, self.options.patience, || cancel.is_cancelled()))?;
+        let survey = looks.work(|| self.survey(vm, only_explains, &step(Stage::Chain)))?;
         let disks: Vec<&LiveDisk> = match self.options.mode {
             Mode::Incremental => survey.wanted().collect(),
             Mode::Full(_) => Vec::new(),
@@ -199,7 +205,7 @@ impl<'a> Run<'a> {
             ..wanted
         };
         let schedule = wanted.schedule.as_deref().unwrap_or(ingest::SCHEDULE);
-        let replicas = self.replicas(&survey, schedule)?;
+        let replicas = looks.work(|| self.replicas(&survey, schedule))?;
         let destinations: Vec<Destination> = self
             .repositories
             .iter()
@@ -210,17 +216,20 @@ impl<'a> Run<'a> {
             }))
             .collect();
         let mut begun = ingest::begin(&wanted, &destinations, watch)?;
-        let bases = self.bases(&survey, &disks, &mut begun, &wanted)?;
+        let bases = looks.work(|| self.bases(&survey, &disks, &mut begun, &wanted))?;
         if only_explains {
             return Ok(Done::Explained(Box::new(self.explain(&survey, &disks, &bases, &replicas)?)));
         }
-        self.track_changes(&disks);
+        let takes = step(Stage::Snapshot);
+        takes.work(|| self.track_changes(&disks));
         let now = Timestamp::now();
         let keys = snapshot::new_keys(self.job(), &survey.vm.uuid, self.journal.run(), &self.state.keeper(), now);
-        let turn = || self.turns.snapshot(&self.id, cancel, self.say);
-        let taken = snapshot::take(&self.pool, &self.journal, &survey, &keys, turn, self.say)?;
-        let sources = self.sources(&survey, &taken, &disks, bases);
-        let stored = self.describe(&survey, &taken, &disks, &mut wanted, &replicas).and_then(|()| {
+        let waits = step(Stage::Slot);
+        let turn = || waits.take(|| self.turns.snapshot(&self.id, cancel, self.say));
+        let taken = takes.work(|| snapshot::take(&self.pool, &self.journal, &survey, &keys, turn, self.say))?;
+        let sources = looks.work(|| self.sources(&survey, &taken, &disks, bases));
+        let described = looks.work(|| self.describe(&survey, &taken, &disks, &mut wanted, &replicas));
+        let stored = described.and_then(|()| {
             wanted.disks = disks
                 .iter()
                 .zip(&sources)
@@ -237,14 +246,15 @@ impl<'a> Run<'a> {
         let uses_tracking =
             !sources.is_empty() && sources.iter().all(|source| source.known.last() == Some(Way::ChangedBlocks));
         drop(sources);
-        let settled = self.settle(&survey, taken, stored.as_ref().ok(), uses_tracking);
-        let report = stored?;
+        let settled = settles.work(|| self.settle(&survey, taken, stored.as_ref().ok(), uses_tracking));
+        let mut report = stored?;
+        report.transfer = watch.transfer().reading();
         settled.unwrap_or_else(|error| (self.say)(&format!("not all that this run made could be removed: {error}")));
         Ok(Done::Made(Box::new(report)))
     }
 
     /// Looks at the VM, once nothing of dead runs is left and its chains are fit.
-    fn survey(&self, vm: Record<Vm>, only_explains: bool) -> Result<Survey> {
+    fn survey(&self, vm: Record<Vm>, only_explains: bool, waits: &Probe) -> Result<Survey> {
         let begun = Instant::now();
         let mut survey = Survey::of(&self.pool, vm)?;
         if only_explains {
@@ -265,7 +275,8 @@ impl<'a> Run<'a> {
             if !std::mem::replace(&mut is_said, true) {
                 (self.say)(&format!("{problem}: waiting for the host"));
             }
-            self.pool.cancel().sleep(CHAIN_PAUSE.min(patience), "wait for the host to coalesce")?;
+            let pause = CHAIN_PAUSE.min(patience);
+            waits.take(|| self.pool.cancel().sleep(pause, "wait for the host to coalesce"))?;
             let vm = self.pool.record(&survey.vm.reference)?;
             survey = Survey::of(&self.pool, vm)?;
         }
@@ -322,26 +333,11 @@ impl<'a> Run<'a> {
         self.options.sr_paths.get(&sr.uuid).cloned()
     }
 
-    /// Returns what the disks of each SR are read from: the host that has it, or the SR itself if several do, or if that cannot be
-    /// found out. It is only for who asks where the time goes.
-    fn read_from(&self, survey: &Survey) -> BTreeMap<Ref<Sr>, Subject> {
-        let host_of = |sr: &Ref<Sr>| match self.pool.hosts_of_sr(sr).ok()?.as_slice() {
-            [host] => self.pool.field::<Host, String>(host, "name_label").ok(),
-            _ => None,
-        };
-        let subject = |(sr, record): (&Ref<Sr>, &Record<Sr>)| {
-            let named = |host| Subject::new(probe::Kind::Host, host);
-            let subject = host_of(sr).map_or_else(|| Subject::new(probe::Kind::Sr, &record.name_label), named);
-            (sr.clone(), subject)
-        };
-        survey.storages.iter().map(subject).collect()
-    }
-
     /// Makes what reads the disks of a snapshot.
     fn sources(&self, survey: &Survey, taken: &Taken, disks: &[&LiveDisk], bases: Vec<Base>) -> Vec<Arc<SnapshotDisk>> {
         let all: BTreeMap<&str, &Record<Vdi>> =
             survey.snapshots.iter().flat_map(|snapshot| &snapshot.disks).map(|vdi| (vdi.uuid.as_str(), vdi)).collect();
-        let sources = self.read_from(survey);
+        let sources = subjects::read_from(&self.pool, &survey.storages);
         let pace = self.turns.pace(&self.id, self.pool.cancel());
         let source = |(disk, base): (&&LiveDisk, Base)| {
             let base_vdi = base.snapshot().and_then(|uuid| all.get(uuid.to_string().as_str()).copied().cloned());
@@ -405,6 +401,8 @@ impl<'a> Run<'a> {
         for replica in replicas.iter().flatten() {
             replica.describe(replica::Source::of(&self.pool, survey, taken, disks, &records.vtpms)?);
         }
+        // An XVA is made by the master, or by whom it sends to.
+        wanted.from = Some(self.master.clone());
         wanted.origin = Some(match self.options.mode {
             Mode::Incremental => Origin::of_pool(records),
             Mode::Full(compression) => {

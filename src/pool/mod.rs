@@ -10,6 +10,7 @@
 //! restore       the other way: a backup becomes a VM or a disk      ─► journal, room
 //! limits        how much is done at once, over all processes
 //! sweep         what runs left that died                           ─► journal, snapshot
+//! subjects      what stages of a transfer are of, as people call it
 //! state         what is remembered between runs: known pools, journals, locks
 //! ```
 //!
@@ -33,6 +34,7 @@ mod room;
 mod session;
 mod snapshot;
 mod state;
+mod subjects;
 mod survey;
 mod sweep;
 mod way;

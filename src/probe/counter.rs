@@ -98,6 +98,11 @@ impl Probe {
         self.counted(&self.output_ns, act)
     }
 
+    /// Counts that it was waited so long for the stage before, where another one timed that.
+    pub fn has_waited(&self, time: Duration) {
+        self.input_ns.fetch_add(nanoseconds(time), Ordering::Relaxed);
+    }
+
     /// Counts a piece of so many bytes that passed.
     pub fn add(&self, bytes: usize) {
         if !self.is_seen {

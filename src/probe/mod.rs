@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! transfer ─► probe    one stage, counted by all its threads ─► history: its bytes over time
-//!    │           └► disk     a disk whose reads are a stage of their own
+//!    │           └► disk, storage   what is a stage of its own, whoever uses it
 //!    └► reading, at any time ─► bottleneck: the closing line
 //!                            └► json
 //! ```
@@ -17,6 +17,7 @@ mod disk;
 mod history;
 mod json;
 mod stage;
+mod storage;
 mod transfer;
 
 pub use self::bottleneck::Bottleneck;
@@ -24,4 +25,5 @@ pub use self::counter::{Probe, waiting};
 pub use self::disk::Counted;
 pub use self::json::{stages_to_json, transfer_to_json};
 pub use self::stage::{Connections, Crew, Kind, Stage, Subject, Way};
+pub use self::storage::CountedStorage;
 pub use self::transfer::{Reading, StageReading, Transfer};

@@ -98,7 +98,7 @@ fn export(source: Source, arguments: &ExportArgs, leftover: &Leftover) -> Result
     let mut progress = Progress::new("export", total, arguments.progress);
     let mut written = 0;
     let ranges = disk::data_ranges(image.as_ref());
-    ahead::read::<anyhow::Error>(&image, ranges, |offset, bytes, times| {
+    ahead::read::<anyhow::Error>(&image, ranges, None, |offset, bytes, times| {
         let len = u64::try_from(bytes.len()).expect("a usize has at most 64 bits");
         output
             .zero(written, offset - written)

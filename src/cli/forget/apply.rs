@@ -17,6 +17,7 @@ use crate::cli::export::progress::Progress;
 use crate::cli::open;
 use crate::cli::text::{Shown, count};
 use crate::merge::{self, Forgotten, Watch};
+use crate::probe::{self, CountedStorage, Probe, Reading, Stage, Subject, Transfer};
 use crate::repository::{Backup, Backups, Error, ErrorKind, Vm};
 
 /// Blocks that are moved at a time over a network, where each waits for the server, and on a disk of this machine.
@@ -27,6 +28,8 @@ const BLOCK: u64 = 2 << 20;
 
 /// How it goes about it.
 pub struct Manner {
+    /// What the repository is called.
+    pub repository: String,
     /// How long another program that writes the VM is waited for.
     pub wait: Duration,
     /// Whether it says how far it is where there is no terminal.
@@ -42,6 +45,8 @@ pub type Choose<'a> = dyn Fn(&Backups) -> Vec<Arc<Backup>> + Sync + 'a;
 pub struct Applied {
     vms: Vec<(Vm, Result<Forgotten>)>,
     is_stopped: bool,
+    /// Where the time went.
+    transfer: Reading,
 }
 
 /// Forgets what `choose` names of each VM's backups.
@@ -52,6 +57,10 @@ pub fn run(
     choose: &Choose,
     is_stopped: &AtomicBool,
 ) -> Applied {
+    let transfer = Transfer::default();
+    let of = Subject::repository(&manner.repository);
+    let counted: Arc<dyn WritableStorage> = Arc::new(CountedStorage::new(storage.clone(), &transfer, &of));
+    let waits = transfer.step(Stage::Lock, &of);
     let progress = Mutex::new(Progress::new("merge", 0, manner.progress));
     let at_a_time = manner.jobs.clamp(1, vms.len().max(1));
     let (next, done) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
@@ -62,7 +71,8 @@ pub fn run(
             if is_stopped.load(Ordering::Relaxed) {
                 return;
             }
-            let forgotten = forget(manner, manner.jobs / at_a_time, storage, vm, choose, is_stopped, &progress);
+            let forgotten =
+                forget(manner, manner.jobs / at_a_time, &counted, vm, choose, is_stopped, (&progress, &waits));
             let forgotten = forgotten.map_err(|error| explain(&**storage, error));
             done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, ((*vm).clone(), forgotten));
         }
@@ -77,7 +87,7 @@ pub fn run(
         work();
     });
     let vms = done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect();
-    Applied { vms, is_stopped: is_stopped.load(Ordering::Relaxed) }
+    Applied { vms, is_stopped: is_stopped.load(Ordering::Relaxed), transfer: transfer.reading() }
 }
 
 fn forget(
@@ -87,10 +97,10 @@ fn forget(
     vm: &Vm,
     choose: &Choose,
     is_stopped: &AtomicBool,
-    progress: &Mutex<Progress>,
+    (progress, waits): (&Mutex<Progress>, &Probe),
 ) -> Result<Forgotten> {
     let name = if vm.name.is_empty() { vm.id.as_str() } else { &vm.name };
-    let lock = open::lock(storage, &vm.id, name, manner.wait, is_stopped)?;
+    let lock = waits.take(|| open::lock(storage, &vm.id, name, manner.wait, is_stopped))?;
     let threads = if storage.capabilities().is_remote { THREADS_REMOTE } else { THREADS_LOCAL };
     let with_progress = |act: &dyn Fn(&mut Progress)| act(&mut progress.lock().unwrap_or_else(PoisonError::into_inner));
     let watch = Watch {
@@ -165,6 +175,9 @@ impl Applied {
         let merged = count(usize::try_from(merged).unwrap_or(usize::MAX), "disk");
         let end = if self.is_stopped { "; interrupted: run it again to go on" } else { "" };
         let _ = writeln!(text, "{} forgotten, {merged} merged ({blocks} blocks){end}", count(backups, "backup"));
+        if backups > 0 || blocks > 0 {
+            let _ = writeln!(text, "{}", Shown(&self.transfer.bottleneck().line()));
+        }
         text
     }
 
@@ -189,6 +202,6 @@ impl Applied {
                 "exitCode": exit::of(error) as u8,
             }),
         };
-        json!({ "vms": self.vms.iter().map(of_vm).collect::<Vec<_>>(), "interrupted": self.is_stopped })
+        json!({ "vms": self.vms.iter().map(of_vm).collect::<Vec<_>>(), "interrupted": self.is_stopped, "transfer": probe::transfer_to_json(&self.transfer) })
     }
 }

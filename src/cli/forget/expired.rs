@@ -16,6 +16,8 @@ use crate::repository::{Backup, Backups, Protection, Repository, Rules, Vm};
 
 /// Which backups are meant, and what keeps them.
 pub struct Expired<'a> {
+    /// What the repository is called.
+    pub name: &'a str,
     /// The VM.
     pub vm: &'a Vm,
     /// Its job.
@@ -51,7 +53,8 @@ pub fn forget_expired(
         decided.into_iter().filter(|row| !row.decision.is_keep()).map(|row| row.backup).collect()
     };
     // Of one VM there is little to be merged at a time.
-    let manner = Manner { wait: expired.wait, progress: expired.progress, jobs: 1 };
+    let manner =
+        Manner { repository: expired.name.to_owned(), wait: expired.wait, progress: expired.progress, jobs: 1 };
     let applied = apply::run(&manner, storage, &[expired.vm], &choose, &is_stopped);
     Ok((applied.exit(), applied.to_text(), applied.to_json()))
 }

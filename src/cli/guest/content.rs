@@ -37,7 +37,7 @@ pub fn open(tree: &Tree, attributes: &Attributes) -> Result<Arc<dyn Disk>> {
 pub fn read(file: &Arc<dyn Disk>, mut consume: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<()> {
     let ranges = disk::data_ranges(file.as_ref());
     if file.size() >= LARGE {
-        return ahead::read(file, ranges, |offset, bytes, _| consume(offset, bytes));
+        return ahead::read(file, ranges, None, |offset, bytes, _| consume(offset, bytes));
     }
     let mut buffer = Vec::new();
     for range in ranges {

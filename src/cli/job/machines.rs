@@ -257,6 +257,7 @@ fn tried(
     let own = run.cancel.part(Duration::MAX);
     let of = machine.name.clone();
     let watch = Arc::new(Watch::new(move |sentence| eprintln!("xofs: {}: {}", Shown(&of), Shown(sentence))));
+    watch.transfer().is_of_pool(&machine.pool);
     let of_vm = run.job.timeouts.vm.and_then(|limit| Instant::now().checked_add(limit));
     let act = || back_up_one(run, connected, replicas, machine, &own, &watch);
     let (done, ended) =

@@ -12,13 +12,13 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::exit::{self, Exit, Failure};
-use super::pool::PoolArgs;
+use super::pool::{Named, PoolArgs};
 use super::store::with_progress;
 use super::text::Shown;
 use super::{Global, open, print, signals};
 use crate::ingest::Watch;
-use crate::pool;
 use crate::pool::restore::{self, Macs, Options, Plan, Planner, Run, Target, Wish};
+use crate::probe::Subject;
 use crate::repository::{Backup, Mode, Repository, Selection, Vm};
 
 const EXAMPLES: &str = "\
@@ -192,7 +192,7 @@ pub fn run(global: &Global, arguments: &RestoreArgs) -> Result<Exit> {
     if wanted.iter().any(|wanted| wanted.disk.is_none()) && arguments.attach_to.is_some() {
         return Err(Failure::usage("--attach-to is for one disk: name it with --disk, or as VM/BACKUP/DISK").into());
     }
-    let options = options(arguments);
+    let options = options(arguments, Subject::repository(&place.name));
     let pool = named.connect(&stop.cancel)?;
     let target = Target::of(&pool)?;
     let mut planner = Planner { pool: &pool, repository: &repository, options: &options, target };
@@ -217,7 +217,7 @@ pub fn run(global: &Global, arguments: &RestoreArgs) -> Result<Exit> {
         for room in restore::room(&plans) {
             room.check()?;
         }
-        make(arguments, &named.state, &pool, &options, &plans, &stop, &mut outcomes)?;
+        make(arguments, &named, &pool, &options, &plans, &stop, &mut outcomes)?;
     }
     drop(pool);
     if arguments.json {
@@ -226,7 +226,7 @@ pub fn run(global: &Global, arguments: &RestoreArgs) -> Result<Exit> {
     finish(outcomes, stop.cancel.is_cancelled())
 }
 
-fn options(arguments: &RestoreArgs) -> Options {
+fn options(arguments: &RestoreArgs, from: Subject) -> Options {
     let wish = |text: &String| match text.split_once('=') {
         Some((old, new)) => Wish { old: Some(old.to_owned()), new: new.to_owned() },
         None => Wish { old: None, new: text.clone() },
@@ -246,6 +246,7 @@ fn options(arguments: &RestoreArgs) -> Options {
         verifies: arguments.verify,
         starts: arguments.start,
         at_once: usize::from(arguments.jobs),
+        from,
     }
 }
 
@@ -315,7 +316,7 @@ fn explain(arguments: &RestoreArgs, plans: &[Plan], outcomes: &mut Vec<Outcome>)
 
 fn make(
     arguments: &RestoreArgs,
-    state: &pool::State,
+    named: &Named,
     pool: &xapi::Pool,
     options: &Options,
     plans: &[Plan],
@@ -323,7 +324,7 @@ fn make(
     outcomes: &mut Vec<Outcome>,
 ) -> Result<()> {
     let say = |sentence: &str| eprintln!("xofs: {}", Shown(sentence));
-    let run = Run::begin(pool.clone(), state, options, &say)?;
+    let run = Run::begin(pool.clone(), &named.state, options, &say)?;
     for plan in plans {
         if stop.cancel.is_cancelled() {
             return Ok(());
@@ -332,6 +333,9 @@ fn make(
             eprintln!("xofs: {}: {}", Shown(&plan.source), Shown(remark));
         }
         let watch = stop.watch(|sentence| eprintln!("xofs: {}", Shown(sentence)));
+        if let Some(name) = &named.name {
+            watch.transfer().is_of_pool(name);
+        }
         let begun = std::time::Instant::now();
         match with_progress("restore", &watch, arguments.progress, || run.restore(plan, &watch)) {
             Ok(restored) => {

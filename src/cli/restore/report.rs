@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::cli::text::{Shown, size};
 use crate::pool::restore::{Interface, Plan, PlannedDisk, Restored, RestoredDisk, Room, What};
+use crate::probe;
 
 /// Says in text what is planned.
 pub fn plan_to_text(plan: &Plan) -> String {
@@ -140,6 +141,7 @@ pub fn to_text(plan: &Plan, restored: &Restored, elapsed: Duration) -> String {
     let rate = u128::from(bytes) * 1000 / elapsed.as_millis().max(1);
     let rate = size(u64::try_from(rate).unwrap_or(u64::MAX));
     let _ = writeln!(text, "{} sent in {:.1} s, {rate}/s", size(bytes), elapsed.as_secs_f64());
+    let _ = writeln!(text, "{}", Shown(&restored.transfer.bottleneck().line()));
     text
 }
 
@@ -166,5 +168,6 @@ pub fn to_json(plan: &Plan, restored: &Restored, elapsed: Duration) -> Value {
         "xva": archive.map(|(checksum, bytes)| json!({ "bytes": bytes, "checksum": checksum })),
         "remarks": plan.remarks,
         "seconds": elapsed.as_secs_f64(),
+        "transfer": probe::transfer_to_json(&restored.transfer),
     })
 }

@@ -30,6 +30,7 @@ impl Retention {
         let of_one = |(destination, outcome): (&Destination, &crate::ingest::Outcome)| {
             let (destination, stored) = (destination.repository()?, outcome.stored.as_ref().ok()?);
             let expired = Expired {
+                name: &destination.name,
                 vm: &vm,
                 job: &stored.job,
                 rules,

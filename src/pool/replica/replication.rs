@@ -26,13 +26,14 @@ use super::marks::{
 use super::sending::DiskSending;
 use super::settle::{destroy_with_disks, settle};
 use super::source::Source;
-use super::{Place, mark};
+use super::{Place, SrAddress, mark};
 use crate::ingest::{self, Replica, ReplicaArchive, ReplicaBase, ReplicaBlock, ReplicaDisk, ReplicaSink};
 use crate::pool::error::{Error, ErrorKind, Result};
 use crate::pool::journal::{Act, Begun};
 use crate::pool::restore::places::{Need, rooms};
 use crate::pool::survey::{self, LiveDisk, Survey};
-use crate::pool::{ExplainedReplica, cleanup};
+use crate::pool::{ExplainedReplica, cleanup, subjects};
+use crate::probe::Subject;
 use crate::repository::BackupTime;
 
 /// Bytes of a block.
@@ -343,6 +344,11 @@ impl Replication {
 impl Replica for Replication {
     fn name(&self) -> &str {
         &self.place.name
+    }
+
+    fn subject(&self) -> Subject {
+        let pool = self.place.name.parse::<SrAddress>().ok().and_then(|address| address.pool);
+        Subject { pool, ..subjects::sr(&self.place.sr) }
     }
 
     fn base_of(&self, vdi: Uuid, size: u64) -> ingest::Result<std::result::Result<ReplicaBase, String>> {

@@ -18,6 +18,7 @@ use crate::ingest::StoredArchive;
 use crate::pool::error::{Error, ErrorKind, Result};
 use crate::pool::room::Storage;
 use crate::pool::survey;
+use crate::probe::Subject;
 use crate::repository::{self, Backup, DiskSource, Mode, Repository};
 
 /// Seconds from 1970 to 2000 (VHD specification 1.0, "Time Stamp").
@@ -46,6 +47,8 @@ pub struct Options {
     pub starts: bool,
     /// How many disks are sent at the same time.
     pub at_once: usize,
+    /// The repository, for who asks where the time goes.
+    pub from: Subject,
 }
 
 /// What will be made.

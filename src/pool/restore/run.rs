@@ -6,12 +6,12 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
-use xapi::record::{Network, Vbd, Vdi, Vif, Vm};
-use xapi::{Pool, Record, Ref};
+use xapi::record::{Network, Sr, Vbd, Vdi, Vif, Vm};
+use xapi::{Pool, Record, Ref, Task};
 
 use super::digests::Digests;
 use super::document::{Fields, flag, text};
@@ -21,13 +21,17 @@ use super::parts;
 use super::plan::{Archive, Machine, Options, Plan, PlannedDisk, What};
 use super::records::{self, BLOCKED, Mark, PROVISIONAL, RESTORING, TAG};
 use super::target::Target;
-use super::transfer::{self, Content};
+use super::transfer::{self, Content, Stages};
 use crate::ingest::Watch;
 use crate::pool::error::{Error, ErrorKind, Result};
 use crate::pool::journal::{Act, Journal};
 use crate::pool::limits::{Limits, PoolId, Turn, Turns};
 use crate::pool::state::State;
-use crate::pool::{cleanup, keys, survey, sweep};
+use crate::pool::{cleanup, keys, subjects, survey, sweep};
+use crate::probe::{self, Probe, Stage, Subject};
+
+/// Disks as they were planned, and as they were made.
+type Disks<'p> = Vec<(&'p PlannedDisk, Record<Vdi>)>;
 
 /// What has no end.
 const FOR_EVER: Duration = Duration::MAX;
@@ -35,6 +39,8 @@ const FOR_EVER: Duration = Duration::MAX;
 /// Restores into one pool.
 pub struct Run<'a> {
     pool: Pool,
+    /// Who answers for it.
+    master: Subject,
     state: &'a State,
     journal: Journal,
     id: PoolId,
@@ -53,6 +59,8 @@ pub struct Restored {
     pub disks: Vec<RestoredDisk>,
     /// The checksum of the XVA of a full backup, and its length in bytes.
     pub archive: Option<(String, u64)>,
+    /// Where the time went.
+    pub transfer: probe::Reading,
 }
 
 /// A disk that was restored.
@@ -81,7 +89,8 @@ impl<'a> Run<'a> {
     /// What the pool says; if the journal cannot be written.
     pub fn begin(pool: Pool, state: &'a State, options: &'a Options, say: &'a (dyn Fn(&str) + Sync)) -> Result<Self> {
         let (pool, journal, id) = sweep::begin(pool, state, say)?;
-        Ok(Self { pool, state, journal, id, options, say })
+        let master = subjects::master(&pool);
+        Ok(Self { pool, master, state, journal, id, options, say })
     }
 
     /// Returns the pool.
@@ -128,6 +137,38 @@ impl<'a> Run<'a> {
     }
 
     fn machine(&self, plan: &Plan, machine: &Machine, mark: &Mark, made: &mut Made, watch: &Watch) -> Result<Restored> {
+        let (prepares, settles) = (self.step(Stage::Prepare, watch), self.step(Stage::Settle, watch));
+        let (vm, disks) = prepares.work(|| self.make_machine(plan, machine, mark, made))?;
+        let restored = self.fill(&disks, watch)?;
+        let uuid = settles.work(|| self.finish_machine(plan, machine, &vm, &disks, made))?;
+        Ok(self.restored(Some(uuid), plan, restored, None, watch))
+    }
+
+    /// Returns the probe of what is asked of the pool before and after the bytes.
+    fn step(&self, stage: Stage, watch: &Watch) -> Arc<Probe> {
+        watch.transfer().step(stage, &self.master)
+    }
+
+    /// Says what was restored, at the end.
+    fn restored(
+        &self,
+        vm: Option<String>,
+        plan: &Plan,
+        disks: Vec<RestoredDisk>,
+        archive: Option<(String, u64)>,
+        watch: &Watch,
+    ) -> Restored {
+        Restored { vm, name: plan.name.clone(), disks, archive, transfer: watch.transfer().reading() }
+    }
+
+    /// Makes a VM and its disks, which hold nothing yet.
+    fn make_machine<'p>(
+        &self,
+        plan: &Plan,
+        machine: &'p Machine,
+        mark: &Mark,
+        made: &mut Made,
+    ) -> Result<(Ref<Vm>, Disks<'p>)> {
         let pool = &self.pool;
         let fields = records::machine(&machine.vm, &plan.name, mark, machine.keeps_macs)?;
         let vm = pool.create_vm(&fields)?;
@@ -140,27 +181,39 @@ impl<'a> Run<'a> {
             self.connect(disk, &vm, &vdi.reference)?;
             disks.push((disk, vdi));
         }
-        let restored = self.fill(&disks, watch)?;
+        Ok((vm, disks))
+    }
+
+    /// Gives a VM whose disks are whole the rest of what it has. Returns its uuid.
+    fn finish_machine(
+        &self,
+        plan: &Plan,
+        machine: &Machine,
+        vm: &Ref<Vm>,
+        disks: &[(&PlannedDisk, Record<Vdi>)],
+        made: &mut Made,
+    ) -> Result<String> {
+        let pool = &self.pool;
         // Of those without a network the plan has told.
         for interface in machine.interfaces.iter().filter(|interface| interface.network.is_ok()) {
-            parts::make_interface(pool, &vm, interface, self.say)?;
+            parts::make_interface(pool, vm, interface, self.say)?;
         }
         for contents in &machine.vtpms {
-            parts::make_tpm(pool, &vm, contents, self.say)?;
+            parts::make_tpm(pool, vm, contents, self.say)?;
         }
-        let vm_record: Record<Vm> = pool.record(&vm)?;
-        pool.set(&vm, "name_label", plan.name.as_str())?;
-        self.unblock(&vm, &records::blocked(&machine.vm))?;
+        let vm_record: Record<Vm> = pool.record(vm)?;
+        pool.set(vm, "name_label", plan.name.as_str())?;
+        self.unblock(vm, &records::blocked(&machine.vm))?;
         // From here on it is there: what fails now is said, and nothing is undone.
-        pool.remove_entry(&vm, "other_config", RESTORING)?;
+        pool.remove_entry(vm, "other_config", RESTORING)?;
         *made = Made::default();
-        for (disk, vdi) in &disks {
+        for (disk, vdi) in disks {
             let finished = self.finish_disk(disk, &disk.label, &vdi.reference);
             finished
                 .map_err(|error| error.while_doing(&format!("finish the VM {}, which is restored", vm_record.uuid)))?;
         }
-        self.start(&vm, &vm_record.uuid)?;
-        Ok(Restored { vm: Some(vm_record.uuid.clone()), name: plan.name.clone(), disks: restored, archive: None })
+        self.start(vm, &vm_record.uuid)?;
+        Ok(vm_record.uuid.clone())
     }
 
     fn only_disk(
@@ -172,47 +225,66 @@ impl<'a> Run<'a> {
         made: &mut Made,
         watch: &Watch,
     ) -> Result<Restored> {
-        let vdi = self.make_disk(disk, mark, made)?;
+        let (prepares, settles) = (self.step(Stage::Prepare, watch), self.step(Stage::Settle, watch));
+        let vdi = prepares.work(|| self.make_disk(disk, mark, made))?;
         let restored = self.fill(&[(disk, vdi.clone())], watch)?;
-        self.finish_disk(disk, &plan.name, &vdi.reference)?;
+        settles.work(|| self.finish_disk(disk, &plan.name, &vdi.reference))?;
         // It is whole, whether or not it can be attached.
         *made = Made::default();
         if let Some(vm) = vm {
-            let attached = self.attach(vm, &vdi.reference);
+            let attached = settles.work(|| self.attach(vm, &vdi.reference));
             attached.map_err(|error| error.while_doing(&format!("attach the disk {}, which is restored", vdi.uuid)))?;
         }
-        Ok(Restored { vm: vm.map(|vm| vm.uuid.clone()), name: plan.name.clone(), disks: restored, archive: None })
+        Ok(self.restored(vm.map(|vm| vm.uuid.clone()), plan, restored, None, watch))
     }
 
     fn archive(&self, plan: &Plan, archive: &Archive, mark: &Mark, made: &mut Made, watch: &Watch) -> Result<Restored> {
         let pool = &self.pool;
-        let turn = self.turn(pool)?;
+        let turn = self.turn(pool, watch)?;
         // Until the VM says what it was restored from, the task alone tells who comes after a run that died.
-        let (vm, task, checksum) = transfer::send_archive(pool, &archive.storage.reference, &archive.xva, watch)?;
+        let stages = self.stages(&archive.storage, watch);
+        let (vm, task, checksum) =
+            transfer::send_archive(pool, &archive.storage.reference, &archive.xva, &stages, watch)?;
         drop(turn);
+        let settles = self.step(Stage::Settle, watch);
+        let uuid = settles.work(|| self.finish_archive(plan, archive, mark, &vm, task, made))?;
+        let archive = Some((checksum, archive.xva.size()));
+        Ok(self.restored(Some(uuid), plan, Vec::new(), archive, watch))
+    }
+
+    /// Gives a VM that the pool made of an XVA what it is to have; then its task goes. Returns its uuid.
+    fn finish_archive(
+        &self,
+        plan: &Plan,
+        archive: &Archive,
+        mark: &Mark,
+        vm: &Ref<Vm>,
+        task: Task,
+        made: &mut Made,
+    ) -> Result<String> {
+        let pool = &self.pool;
         made.vm = Some(vm.clone());
-        let record: Record<Vm> = pool.record(&vm)?;
+        let record: Record<Vm> = pool.record(vm)?;
         for vbd in pool.records_of::<Vbd>(&record.vbds)?.iter().filter(|vbd| survey::is_disk(vbd)) {
             made.disks.push(vbd.vdi.clone());
         }
         // Exported of a snapshot, it says to be one of a backup, and may say to be a template.
         if record.is_a_template {
-            pool.set(&vm, "is_a_template", false)?;
+            pool.set(vm, "is_a_template", false)?;
         }
-        made::forget_backups(pool, &vm, &record.other_config, RESTORING)?;
+        made::forget_backups(pool, vm, &record.other_config, RESTORING)?;
         for vdi in &made.disks {
             let entries: BTreeMap<String, String> = pool.field(vdi, "other_config")?;
             made::forget_backups(pool, vdi, &entries, RESTORING)?;
         }
         self.move_interfaces(&record, archive)?;
-        pool.add_tag(&vm, TAG)?;
-        pool.set(&vm, "name_label", plan.name.as_str())?;
-        pool.set_entry(&vm, "other_config", records::RESTORED_FROM, &mark.from)?;
+        pool.add_tag(vm, TAG)?;
+        pool.set(vm, "name_label", plan.name.as_str())?;
+        pool.set_entry(vm, "other_config", records::RESTORED_FROM, &mark.from)?;
         drop(task);
         *made = Made::default();
-        self.start(&vm, &record.uuid)?;
-        let archive = Some((checksum, archive.xva.size()));
-        Ok(Restored { vm: Some(record.uuid.clone()), name: plan.name.clone(), disks: Vec::new(), archive })
+        self.start(vm, &record.uuid)?;
+        Ok(record.uuid.clone())
     }
 
     /// Makes a disk that holds nothing yet, or what a snapshot holds.
@@ -316,20 +388,28 @@ impl<'a> Run<'a> {
     }
 
     /// Waits until a disk, or a VM as a whole, may be sent.
-    fn turn(&self, pool: &Pool) -> Result<Turn> {
+    fn turn(&self, pool: &Pool, watch: &Watch) -> Result<Turn> {
         let turns = Turns::new(self.state, Limits::default());
-        turns.transfer(&BTreeSet::from([self.id.clone()]), pool.cancel(), self.say)
+        let pools = BTreeSet::from([self.id.clone()]);
+        self.step(Stage::Slot, watch).take(|| turns.transfer(&pools, pool.cancel(), self.say))
+    }
+
+    /// Returns where the time goes of what is sent into an SR.
+    fn stages(&self, storage: &Record<Sr>, watch: &Watch) -> Stages {
+        Stages::of(watch.transfer(), &self.options.from, &subjects::sr(storage))
     }
 
     fn fill_one(&self, pool: &Pool, disk: &PlannedDisk, vdi: &Record<Vdi>, watch: &Watch) -> Result<RestoredDisk> {
-        let _turn = self.turn(pool)?;
+        let _turn = self.turn(pool, watch)?;
+        let stages = self.stages(&disk.storage, watch);
         let content = Content { disk: &disk.disk, image: &disk.image, known: disk.known.as_ref() };
         let sent = match disk.image.payload() {
             // The snapshot is what was wanted.
             0 if disk.base.is_some() => Digests::default(),
-            _ => transfer::send(pool, &vdi.reference, &content, watch)?,
+            _ => transfer::send(pool, &vdi.reference, &content, &stages, watch)?,
         };
-        let verified = if self.options.verifies { Some(self.verify(pool, disk, vdi, &sent, watch)?) } else { None };
+        let verify = || stages.verify.work(|| self.verify(pool, disk, vdi, &sent, watch));
+        let verified = if self.options.verifies { Some(verify()?) } else { None };
         Ok(RestoredDisk {
             name: disk.name.clone(),
             uuid: vdi.uuid.clone(),

@@ -21,7 +21,7 @@ use super::digests::Digests;
 use crate::ahead;
 use crate::ingest::{self, StoredArchive, Watch};
 use crate::pool::error::{Error, ErrorKind, Result};
-use crate::probe::{Crew, Stage, Subject, Way};
+use crate::probe::{Crew, Probe, Stage, Subject, Transfer, Way};
 
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
@@ -43,22 +43,51 @@ pub struct Content<'a> {
     pub known: Option<&'a ChainDigests>,
 }
 
+/// Where the time goes of what is sent into one SR.
+pub struct Stages {
+    read: Arc<Probe>,
+    hash: Arc<Probe>,
+    import: Arc<Probe>,
+    prepare: Arc<Probe>,
+    sync: Arc<Probe>,
+    /// Reading back.
+    pub verify: Arc<Probe>,
+}
+
+impl Stages {
+    /// Returns those of a transfer out of the repository `from` into the SR `to`.
+    pub fn of(transfer: &Transfer, from: &Subject, to: &Subject) -> Self {
+        Self {
+            read: transfer.stage(Stage::Read, from, Crew::Readers, Way::Only),
+            hash: transfer.stage(Stage::Hash, &Subject::machine(), Crew::Workers, Way::Only),
+            import: transfer.stage(Stage::Import, to, Crew::Workers, Way::Only),
+            prepare: transfer.step(Stage::Prepare, to),
+            sync: transfer.step(Stage::Sync, to),
+            verify: transfer.step(Stage::Verify, to),
+        }
+    }
+}
+
 /// Sends a disk into one of the pool, which is free to be used afterwards; returns what its blocks held. Each is compared with what
 /// is known of it.
 ///
 /// # Errors
 /// [`ErrorKind::Damaged`] if a block is not what was written once, or cannot be read; what the pool says.
-pub fn send(pool: &Pool, vdi: &Ref<Vdi>, content: &Content, watch: &Watch) -> Result<Digests> {
+pub fn send(pool: &Pool, vdi: &Ref<Vdi>, content: &Content, stages: &Stages, watch: &Watch) -> Result<Digests> {
     let Content { disk, image, known } = content;
     let layout = image.layout();
-    let import = pool.import_vdi(vdi, Format::Vhd, layout.file_size())?;
+    let import = stages.prepare.work(|| pool.import_vdi(vdi, Format::Vhd, layout.file_size()))?;
     let mut vhd = StreamWriter::begin(layout.clone(), import).map_err(of_io)?;
     let ranges = layout.present().iter().map(|block| Ok(range_of(BlockIndex(*block), disk.size())));
     let (mut digests, mut next) = (Digests::default(), layout.present().iter());
-    ahead::read::<Error>(disk, ranges, |offset, bytes, times| {
+    let mut waited = Duration::ZERO;
+    ahead::read::<Error>(disk, ranges, Some(&stages.read), |offset, bytes, times| {
         pool.cancel().check("the transfer of a disk")?;
+        stages.import.has_waited(times.reading.saturating_sub(waited));
+        waited = times.reading;
         let block = BlockIndex(*next.next().expect("each piece is one of the blocks"));
-        let digest = digests.add(block, bytes);
+        let digest = stages.hash.work(|| digests.add(block, bytes));
+        stages.hash.add(bytes.len());
         let expected = known.filter(|known| known.block_size() == BlockSize::DEFAULT);
         if expected.and_then(|known| known.of_read(block)).is_some_and(|expected| expected != digest) {
             let message = format!(
@@ -67,13 +96,17 @@ pub fn send(pool: &Pool, vdi: &Ref<Vdi>, content: &Content, watch: &Watch) -> Re
             );
             return Err(Error::new(ErrorKind::Damaged, message));
         }
-        vhd.write(block, bytes, std::slice::from_ref(&(0..bytes.len()))).map_err(of_io)?;
+        let sent = stages.import.work(|| vhd.write(block, bytes, std::slice::from_ref(&(0..bytes.len()))));
+        sent.map_err(of_io)?;
+        stages.import.add(bytes.len());
         watch.advance(BLOCK);
         watch.sees(times.reading > times.writing, times.writing > times.reading);
         Ok(())
     })?;
-    vhd.finish().map_err(of_io)?.conclude()?;
-    wait_until_free(pool, vdi)?;
+    stages.sync.work(|| -> Result<()> {
+        vhd.finish().map_err(of_io)?.conclude()?;
+        wait_until_free(pool, vdi)
+    })?;
     Ok(digests)
 }
 
@@ -97,7 +130,7 @@ pub fn read(pool: &Pool, disk: &Arc<dyn Disk>) -> Result<Digests> {
         }
         Err(error) => Some(Err(error)),
     });
-    ahead::read::<Error>(disk, ranges, |offset, bytes, _| {
+    ahead::read::<Error>(disk, ranges, None, |offset, bytes, _| {
         pool.cancel().check("the reading of a disk")?;
         digests.add(block_at(offset)?, bytes);
         Ok(())
@@ -148,37 +181,42 @@ pub fn send_archive(
     pool: &Pool,
     sr: &Ref<Sr>,
     archive: &StoredArchive,
+    stages: &Stages,
     watch: &Watch,
 ) -> Result<(Ref<Vm>, Task, String)> {
-    let mut import = pool.import_vm(sr, Some(archive.size()))?;
+    let mut import = stages.prepare.work(|| pool.import_vm(sr, Some(archive.size())))?;
     let mut summing = Summing::default();
     let (give, take) = channel::bounded::<Vec<u8>>(DEPTH);
     let (cancel, has_failed) = (pool.cancel(), &AtomicBool::new(false));
     let checksum = std::thread::scope(|scope| -> Result<String> {
-        let probe = watch.transfer().stage(Stage::Read, &Subject::machine(), Crew::Readers, Way::Only);
         let is_over = || cancel.is_cancelled() || has_failed.load(Ordering::Acquire);
-        let read = move || archive.read(&give, is_over, &probe);
+        let read = move || archive.read(&give, is_over, &stages.read);
         let reader = std::thread::Builder::new().spawn_scoped(scope, read).map_err(|error| {
             let message = format!("start a thread that reads the XVA: {error}");
             Error::new(ErrorKind::Backup, message)
         })?;
         // The last piece is kept back until all of it is known to be right: without it the pool makes nothing of the others.
         let mut last: Option<Vec<u8>> = None;
-        for piece in take {
-            summing.add(&piece);
+        while let Ok(piece) = stages.import.take(|| take.recv()) {
+            stages.hash.work(|| summing.add(&piece));
+            stages.hash.add(piece.len());
             watch.advance(piece.len() as u64);
             if let Some(before) = last.replace(piece) {
-                import.write_all(&before).map_err(of_io).inspect_err(|_| has_failed.store(true, Ordering::Release))?;
+                let sent = stages.import.work(|| import.write_all(&before));
+                stages.import.add(before.len());
+                sent.map_err(of_io).inspect_err(|_| has_failed.store(true, Ordering::Release))?;
             }
         }
         let ended = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         cancel.check("the transfer of an XVA")?;
         let checksum = summing.finish();
         ended.and_then(|()| archive.check_sum(checksum)).map_err(of_backup)?;
-        import.write_all(&last.unwrap_or_default()).map_err(of_io)?;
+        let last = last.unwrap_or_default();
+        stages.import.work(|| import.write_all(&last)).map_err(of_io)?;
+        stages.import.add(last.len());
         Ok(checksum.to_string())
     })?;
-    let (outcome, task) = import.conclude_held()?;
+    let (outcome, task) = stages.sync.work(|| import.conclude_held())?;
     Ok((outcome.reference()?, task, checksum))
 }
 
