@@ -194,7 +194,7 @@ impl Place {
         let slow = SlowPath::mount(&self.repository);
         slow.delay(delay, rule);
         let mut command = xofs();
-        command.args(["forget", "--apply", "--keep-last", "1", "--jobs", "1"]).arg(slow.path());
+        command.args(["forget", "--all", "--apply", "--keep-last", "1", "--jobs", "1"]).arg(slow.path());
         told(&mut command, "/applied/transfer")
     }
 }
@@ -250,7 +250,7 @@ fn the_slow_phase_of_a_merge_is_named() {
         [
             ("*/blocks/* ops=rename", LONG / 2, "move"),
             ("*/blocks/* ops=fsync,fsyncdir", LONG / 4, "sync"),
-            ("*/data/* ops=unlink,rmdir", LONG / 4, "delete"),
+            ("*/data/* ops=unlink", LONG / 4, "delete"),
             ("*/bat ops=open", LONG / 4, "read"),
         ],
         |(rule, delay, stage)| {

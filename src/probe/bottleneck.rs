@@ -53,13 +53,20 @@ impl Bottleneck {
 
 /// Stages that the same threads did.
 struct Group<'a> {
+    crew: Crew,
     stages: Vec<&'a StageReading>,
     /// The threads that had something to do.
     workers: u32,
 }
 
 impl<'a> Group<'a> {
-    fn of(stages: Vec<&'a StageReading>) -> Self {
+    /// Returns those of a crew that share its threads.
+    fn of_crew(reading: &'a Reading, crew: Crew) -> Self {
+        let is_one = |stage: &&StageReading| stage.crew == crew || stage.crew == Crew::Both;
+        Self::of(crew, reading.stages.iter().filter(is_one).collect())
+    }
+
+    fn of(crew: Crew, stages: Vec<&'a StageReading>) -> Self {
         let most = |number: fn(&StageReading) -> u64| stages.iter().map(|stage| number(stage)).max().unwrap_or(0);
         let threads = most(|stage| u64::try_from(stage.workers).unwrap_or(u64::MAX));
         // A thread that never got a piece waited for nothing that matters.
@@ -67,7 +74,7 @@ impl<'a> Group<'a> {
             0 => threads,
             pieces => threads.min(pieces),
         };
-        Self { stages, workers: u32::try_from(workers).unwrap_or(u32::MAX).max(1) }
+        Self { crew, stages, workers: u32::try_from(workers).unwrap_or(u32::MAX).max(1) }
     }
 
     /// Returns the part of the run that a sum over its threads took.
@@ -92,12 +99,9 @@ pub(super) fn of(reading: &Reading) -> Bottleneck {
     if elapsed < SHORTEST {
         return Bottleneck::none(format!("over in {}: too short to say what limited it", seconds(elapsed)));
     }
-    let of_crew = |crew: Crew| {
-        let is_one = |stage: &&StageReading| stage.crew == crew || stage.crew == Crew::Both;
-        Group::of(reading.stages.iter().filter(is_one).collect())
-    };
     let alone = reading.stages.iter().filter(|stage| matches!(stage.crew, Crew::Own | Crew::Step));
-    let groups = alone.map(|stage| Group::of(vec![stage])).chain([of_crew(Crew::Readers), of_crew(Crew::Workers)]);
+    let crews = [Crew::Readers, Crew::Workers].map(|crew| Group::of_crew(reading, crew));
+    let groups = alone.map(|stage| Group::of(stage.crew, vec![stage])).chain(crews);
     let longest = groups.max_by_key(Group::length);
     let leading =
         longest.as_ref().and_then(|group| Some((group, *group.stages.iter().max_by_key(|stage| took(stage))?)));
@@ -118,36 +122,36 @@ pub(super) fn of(reading: &Reading) -> Bottleneck {
     } else {
         let own = took(stage) / group.workers;
         let mut evidence = format!("busy {} %", percent(own, elapsed));
-        for (who, waited) in waiting(reading, stage.crew) {
-            let _ = write!(evidence, "; {who} waited {} % of the time", percent(waited, elapsed));
+        let waited = waiting(reading, group.crew);
+        let waited: Vec<String> = waited.iter().map(|(who, part)| format!("{who} waited {part} %")).collect();
+        if !waited.is_empty() {
+            // Writing to a String cannot fail.
+            let _ = write!(evidence, "; {} of the time", waited.join(", "));
         }
         evidence
     };
     Bottleneck { stage: Some((stage.stage, stage.of.clone())), title, evidence, advice: advice(stage) }
 }
 
-/// Returns who waited for a crew before and behind it, and for how long; not who hardly did.
-fn waiting(reading: &Reading, crew: Crew) -> Vec<(&'static str, Duration)> {
-    let alone = |stage: &&StageReading| stage.crew == Crew::Own;
-    let of = |which: Crew| {
-        let is_one = |stage: &&StageReading| stage.crew == which || stage.crew == Crew::Both;
-        Group::of(reading.stages.iter().filter(is_one).collect())
-    };
-    let reading_waited = || ("reading", of(Crew::Readers).part(|stage| stage.output));
-    let working_waited = || ("encoding", of(Crew::Workers).part(|stage| stage.output));
-    let writing_waited = || {
-        let own = reading.stages.iter().filter(alone).map(|stage| (stage, Group::of(vec![stage])));
-        let longest = own.map(|(stage, group)| (verb(stage.stage), group.part(|stage| stage.input)));
-        longest.max_by_key(|(_, waited)| *waited).unwrap_or(("working", of(Crew::Workers).part(|stage| stage.input)))
-    };
+/// Returns who waited for a crew before and behind it, and for which part of the run (percent); not who hardly did.
+fn waiting(reading: &Reading, crew: Crew) -> Vec<(&'static str, u128)> {
+    let (readers, workers) = (Group::of_crew(reading, Crew::Readers), Group::of_crew(reading, Crew::Workers));
+    let behind = |group: &Group| group.part(|stage| stage.output);
+    let before = |group: &Group| group.part(|stage| stage.input);
+    let writers = reading.stages.iter().filter(|stage| stage.crew == Crew::Own);
+    let writers = writers.map(|stage| (verb(stage.stage), before(&Group::of(Crew::Own, vec![stage]))));
+    let writers = writers.max_by_key(|(_, waited)| *waited);
     let all = match crew {
-        Crew::Readers | Crew::Both => vec![writing_waited()],
-        Crew::Workers => vec![reading_waited(), writing_waited()],
-        Crew::Own => vec![reading_waited(), working_waited()],
-        Crew::Step => Vec::new(),
+        Crew::Readers => {
+            let last = workers.stages.iter().map(|stage| stage.stage).max().map_or("working", verb);
+            vec![writers.unwrap_or((last, before(&workers)))]
+        }
+        Crew::Workers => [Some(("reading", behind(&readers))), writers].into_iter().flatten().collect(),
+        Crew::Own => vec![("reading", behind(&readers)), ("working", behind(&workers))],
+        Crew::Both | Crew::Step => Vec::new(),
     };
-    let most = all.into_iter().filter(|(_, waited)| percent(*waited, reading.elapsed) >= 10);
-    most.max_by_key(|(_, waited)| *waited).into_iter().collect()
+    let parts = all.into_iter().map(|(who, waited)| (who, percent(waited, reading.elapsed)));
+    parts.filter(|(_, part)| *part >= 10).collect()
 }
 
 /// Returns what who does a stage is doing.
@@ -260,4 +264,144 @@ fn percent(part: Duration, whole: Duration) -> u128 {
 
 fn seconds(time: Duration) -> String {
     format!("{:.1} s", time.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::probe::Connections;
+
+    /// Seconds at work, and waiting for those before and behind.
+    type Seconds = (u64, u64, u64);
+
+    fn stage(stage: Stage, of: &Subject, crew: Crew, way: Way, workers: usize, seconds: Seconds) -> StageReading {
+        let (busy, input, output) = seconds;
+        StageReading {
+            stage,
+            of: of.clone(),
+            crew,
+            way,
+            workers,
+            pieces: 1000,
+            bytes: 1000 << 21,
+            busy: Duration::from_secs(busy),
+            input: Duration::from_secs(input),
+            output: Duration::from_secs(output),
+            step: Duration::from_secs(1),
+            history: Vec::new(),
+        }
+    }
+
+    /// A backup of 100 s by NBD, read by 16 threads over so many connections, worked on by 2, written by 4 to each of 2 places.
+    fn backup(connections: usize, read: Seconds, work: [Seconds; 4], writes: [Seconds; 2]) -> Reading {
+        let open = Connections::default();
+        open.set(connections);
+        let (host, machine) = (Subject::new(Kind::Host, "xcp1"), Subject::new(Kind::Machine, "here"));
+        let places = ["near", "far"].map(Subject::repository);
+        let by = Way::Nbd { wanted: connections, open };
+        let [base, compare, hash, encode] = work;
+        let mut stages = vec![
+            stage(Stage::Snapshot, &host, Crew::Step, Way::Only, 1, (2, 0, 0)),
+            stage(Stage::Read, &host, Crew::Readers, by, 16, read),
+            stage(Stage::Base, &places[0], Crew::Both, Way::Only, 2, base),
+            stage(Stage::Compare, &machine, Crew::Workers, Way::Only, 2, compare),
+            stage(Stage::Hash, &machine, Crew::Workers, Way::Only, 2, hash),
+            stage(Stage::Encode, &machine, Crew::Workers, Way::Brotli, 2, encode),
+        ];
+        let written = places.iter().zip(writes);
+        stages.extend(written.map(|(of, seconds)| stage(Stage::Write, of, Crew::Own, Way::Only, 4, seconds)));
+        Reading { elapsed: Duration::from_secs(100), stages }
+    }
+
+    #[test]
+    fn the_line_names_what_the_others_wait_for_with_evidence_and_advice() {
+        let idle = [(20, 380, 0), (30, 370, 0)];
+        let cases = [
+            (
+                backup(1, (1504, 0, 0), [(0, 0, 0), (2, 180, 0), (5, 0, 0), (10, 0, 0)], [(20, 352, 0), (30, 340, 0)]),
+                "host xcp1 export: busy 94 %; writing waited 88 % of the time; raise NBD connections from 1 to 4",
+            ),
+            (
+                backup(4, (160, 0, 1440), [(160, 0, 0), (2, 20, 0), (5, 0, 0), (10, 0, 0)], idle),
+                "repository near reading the backup before: busy 80 %; reading waited 90 %, writing waited 95 % of the time; \
+                 a faster disk, or a faster network to it, would help",
+            ),
+            (
+                backup(4, (160, 0, 1440), [(0, 0, 0), (170, 10, 0), (5, 0, 0), (10, 0, 0)], idle),
+                "machine here comparing: busy 85 %; reading waited 90 %, writing waited 95 % of the time; \
+                 give it more or faster cores, or do less at once",
+            ),
+            (
+                backup(4, (160, 0, 1440), [(0, 0, 0), (5, 10, 0), (170, 0, 0), (10, 0, 0)], idle),
+                "machine here making digests: busy 85 %; reading waited 90 %, writing waited 95 % of the time; \
+                 give it more or faster cores, or do less at once",
+            ),
+            (
+                // Of threads that do several the longest is named, though reading took longer than each.
+                backup(4, (960, 0, 640), [(0, 0, 0), (50, 10, 0), (60, 0, 0), (80, 0, 0)], idle),
+                "machine here compressing by brotli: busy 40 %; reading waited 40 %, writing waited 95 % of the time; \
+                 compress by gzip or not at all (new chains only), or give it more or faster cores",
+            ),
+            (
+                backup(
+                    4,
+                    (160, 0, 1440),
+                    [(0, 0, 0), (5, 0, 0), (10, 0, 0), (10, 0, 170)],
+                    [(20, 380, 0), (390, 0, 0)],
+                ),
+                "repository far writing: busy 97 %; reading waited 90 %, working waited 85 % of the time; \
+                 a faster disk, or a faster network to it, would help",
+            ),
+        ];
+        for (reading, line) in cases {
+            assert_eq!(reading.bottleneck().line(), line, "{reading:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_done_before_the_bytes_is_named_with_its_seconds() {
+        let host = Subject::new(Kind::Host, "xcp1");
+        let taken = StageReading {
+            busy: Duration::from_millis(1100),
+            ..stage(Stage::Snapshot, &host, Crew::Step, Way::Only, 1, (0, 0, 0))
+        };
+        let read = stage(Stage::Read, &host, Crew::Readers, Way::Stream, 1, (0, 0, 0));
+        let reading = Reading { elapsed: Duration::from_millis(1400), stages: vec![taken, read] };
+        let expected = "taking the snapshot, host xcp1: 1.1 s of 1.4 s; the pool answers slowly: back up fewer machines at once, or \
+                        when it has less to do";
+        assert_eq!(reading.bottleneck().line(), expected);
+        // Waiting for a lock is all that is done meanwhile.
+        let lock = stage(Stage::Lock, &host, Crew::Step, Way::Only, 1, (0, 60, 0));
+        let reading = Reading { elapsed: Duration::from_secs(100), stages: vec![lock] };
+        assert_eq!(reading.bottleneck().stage.map(|(stage, _)| stage), Some(Stage::Lock));
+    }
+
+    #[test]
+    fn what_says_nothing_is_not_made_up() {
+        let short =
+            Reading { elapsed: Duration::from_millis(499), ..backup(4, (1504, 0, 0), [(0, 0, 0); 4], [(0, 0, 0); 2]) };
+        assert_eq!(short.bottleneck().line(), "over in 0.5 s: too short to say what limited it");
+        let even = backup(4, (384, 0, 0), [(0, 0, 0), (5, 0, 0), (10, 0, 0), (15, 0, 0)], [(80, 0, 0), (60, 0, 0)]);
+        let line = "no stage stands out in 100.0 s: the longest, host xcp1 export, took 24.0 s";
+        assert_eq!((even.bottleneck().line().as_str(), even.bottleneck().stage), (line, None));
+        let nothing = Reading { elapsed: Duration::from_secs(100), stages: Vec::new() };
+        assert_eq!(nothing.bottleneck().stage, None);
+    }
+
+    #[test]
+    fn more_connections_are_advised_only_where_they_are_to_be_had() {
+        let said =
+            [(1, 1), (3, 3), (4, 4), (8, 8), (12, 12), (4, 2)].map(|(wanted, open)| more_connections(wanted, open));
+        assert_eq!(
+            said,
+            [
+                "raise NBD connections from 1 to 4",
+                "raise NBD connections from 3 to 4",
+                "raise NBD connections from 4 to 8",
+                "raise NBD connections from 8 to 12",
+                "it has all connections that a host gives: its storage, or its network, is what is slow",
+                "2 of 4 NBD connections were to be had: read fewer disks of the host at once",
+            ]
+        );
+    }
 }
