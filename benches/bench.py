@@ -9,7 +9,7 @@ import argparse, hashlib, os, shutil, signal, subprocess, sys, tempfile, time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import big, disk, guest, pool, reading, repository, writing
+import big, disk, guest, pool, probes, reading, repository, writing
 from reading import drop, use_memory, warm
 from report import Report
 from targets import Work, plain
@@ -28,7 +28,7 @@ def size_name(size):
 class Bench:
     def __init__(self, args, work):
         self.args, self.work, self.report = args, work, Report()
-        self.disks, self.writing, self.guests, self.pools = args.folder, None, None, None
+        self.disks, self.writing, self.guests, self.pools, self.probed = args.folder, None, None, None, None
 
     def add(self, group, test, unit, target, value, is_speed=True):
         self.report.add(group, test, unit, target, value, is_speed)
@@ -358,6 +358,11 @@ class Bench:
         self.pools = pool.Pools(self)
         self.pools.run()
 
+    def probes(self):
+        """what counting where the time goes costs"""
+        self.probed = probes.Probes(self, writing.Writing(self))
+        self.probed.run()
+
     # What they share
 
     @contextmanager
@@ -417,7 +422,7 @@ class Bench:
         slow = f'Sequential, 1 MiB, {DELAY_MS} ms per operation, exploded plain'
         goals.append((f'{DELAY_MS} ms per operation, exploded plain, of one at a time', 8,
                       ratio('slow', slow, 'xofs', 'one at a time')))
-        return goals + [goal for part in (self.writing, self.guests, self.pools) if part for goal in part.goals()]
+        return goals + [goal for part in (self.writing, self.guests, self.pools, self.probed) if part for goal in part.goals()]
 
 
 def digest(target):
@@ -431,7 +436,7 @@ def check(truth, targets):
         sys.exit(f'bench: {", ".join(wrong)} reads other bytes than the plain file: nothing to compare')
 
 
-GROUPS = ['read', 'sizes', 'formats', 'tools', 'open', 'list', 'memory', 'slow', 'big', 'write', 'guest', 'pool']
+GROUPS = ['read', 'sizes', 'formats', 'tools', 'open', 'list', 'memory', 'slow', 'big', 'write', 'guest', 'pool', 'probes']
 
 
 def interrupted(*_):

@@ -110,8 +110,11 @@ impl Probe {
         }
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.pieces.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.history.add(nanoseconds(self.begun.elapsed()), bytes);
+        // Renames are many, and have none.
+        if bytes > 0 {
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.history.add(nanoseconds(self.begun.elapsed()), bytes);
+        }
     }
 
     fn counted<T>(&self, counter: &AtomicU64, act: impl FnOnce() -> T) -> T {
