@@ -32,18 +32,19 @@ const TICK: Duration = Duration::from_millis(50);
 /// What the source says, if it can be read in no way.
 pub(super) fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], watch: &Watch) -> Result<ReadDisk> {
     let (name, source) = &wanted.disks[disk];
-    let _turn = source.turn(&|sentence| watch.say(sentence))?;
+    let (transfer, mut passes) = (watch.transfer(), Vec::new());
+    let from = match source {
+        Source::Pool(disk) => disk.source(),
+        Source::Disk(_) | Source::Stream(_) => wanted.source(),
+    };
+    let waits = transfer.step(Stage::Slot, &from);
+    let _turn = waits.take(|| source.turn(&|sentence| watch.say(sentence)))?;
     // An image has no snapshots.
     let mut base = match source {
         Source::Pool(_) => base_of_all(attempts, disk),
         Source::Disk(_) | Source::Stream(_) => None,
     };
-    let (transfer, mut passes) = (watch.transfer(), Vec::new());
     let (mut retries, mut is_broken) = (wanted.disk_retries, false);
-    let from = match source {
-        Source::Pool(disk) => disk.source(),
-        Source::Disk(_) | Source::Stream(_) => wanted.source(),
-    };
     while living(attempts).next().is_some() {
         let taken = Taken::default();
         let opening = transfer.step(Stage::Open, &from);

@@ -317,7 +317,8 @@ fn prepare(wanted: &Wanted, job: &str, time: BackupTime, attempts: &mut [Attempt
 
 /// Stores the XVA of a full backup in all destinations that have not failed.
 fn copy_xva(wanted: &Wanted, xva: &Xva, attempts: &mut [Attempt], watch: &Watch) -> Result<()> {
-    let _turn = xva.turn(&|sentence| watch.say(sentence))?;
+    let waits = watch.transfer().step(Stage::Slot, &wanted.source());
+    let _turn = waits.take(|| xva.turn(&|sentence| watch.say(sentence)))?;
     attempts.iter_mut().for_each(|attempt| attempt.then(|target| target.create_xva(xva.size())));
     let targets = attempts.iter_mut().filter_map(|attempt| attempt.state.as_mut().ok());
     let lanes: Vec<full::Lane> = targets.filter_map(Target::archive_lane).collect();

@@ -108,6 +108,19 @@ pub(super) fn of(reading: &Reading) -> Bottleneck {
     let Some((group, stage)) = leading else {
         return Bottleneck::none("nothing was counted".to_owned());
     };
+    // What reads waits for nothing before it but the limit of bandwidth.
+    let (readers, limited) = (Group::of_crew(reading, Crew::Readers), |stage: &StageReading| stage.input);
+    if let Some(held) = readers.stages.iter().max_by_key(|stage| stage.input)
+        && readers.part(limited) > group.length()
+        && percent(readers.part(limited), elapsed) >= LEAST
+    {
+        return Bottleneck {
+            stage: Some((Stage::Slot, held.of.clone())),
+            title: "the limit of bandwidth".to_owned(),
+            evidence: format!("reading waited for it {} % of the time", percent(readers.part(limited), elapsed)),
+            advice: Some("raise it (limits.bandwidth of the job)".to_owned()),
+        };
+    }
     let (length, title) = (group.length(), title(stage));
     if percent(length, elapsed) < LEAST {
         let evidence = format!(
@@ -374,6 +387,18 @@ mod tests {
         let lock = stage(Stage::Lock, &host, Crew::Step, Way::Only, 1, (0, 60, 0));
         let reading = Reading { elapsed: Duration::from_secs(100), stages: vec![lock] };
         assert_eq!(reading.bottleneck().stage.map(|(stage, _)| stage), Some(Stage::Lock));
+    }
+
+    #[test]
+    fn a_limit_of_bandwidth_is_told_from_a_slow_source() {
+        let reading = backup(4, (160, 1280, 0), [(0, 0, 0), (5, 100, 0), (10, 0, 0), (10, 0, 0)], [(20, 380, 0); 2]);
+        let line =
+            "the limit of bandwidth: reading waited for it 80 % of the time; raise it (limits.bandwidth of the job)";
+        assert_eq!(reading.bottleneck().line(), line);
+        assert_eq!(
+            reading.bottleneck().stage.map(|(stage, of)| (stage, of.name)),
+            Some((Stage::Slot, "xcp1".to_owned()))
+        );
     }
 
     #[test]

@@ -15,6 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 use xapi::{Cancel, Slots};
 
 use crate::pool::error::{Error, Result};
+use crate::probe;
 
 /// How much of the time that nobody used may be made up for: also for who was woken late.
 const BURST: Duration = Duration::from_millis(100);
@@ -54,15 +55,18 @@ impl Pace {
     /// [`crate::pool::ErrorKind::Interrupted`]; [`crate::pool::ErrorKind::State`] if the file cannot be used.
     pub fn wait(&self, bytes: u64) -> Result<()> {
         let cost = cost(bytes, self.rate);
-        let _next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        loop {
-            self.cancel.check("wait for the bandwidth")?;
-            let pause = self.try_once(cost).map_err(|error| Error::state("use", self.name.as_ref(), &error))?;
-            if pause.is_zero() {
-                return Ok(());
+        // Of whatever stage reads it is not the work.
+        probe::waiting(|| {
+            let _next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            loop {
+                self.cancel.check("wait for the bandwidth")?;
+                let pause = self.try_once(cost).map_err(|error| Error::state("use", self.name.as_ref(), &error))?;
+                if pause.is_zero() {
+                    return Ok(());
+                }
+                self.cancel.sleep(pause, "wait for the bandwidth")?;
             }
-            self.cancel.sleep(pause, "wait for the bandwidth")?;
-        }
+        })
     }
 
     /// Counts a read, if it may be made now; else returns for how long to wait.
