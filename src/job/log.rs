@@ -3,6 +3,7 @@
 //! ```text
 //! <state>/jobs/<job>/log.jsonl       and log.1.jsonl to log.4.jsonl, older ones
 //! <state>/jobs/<job>/lock            see `lock`
+//! <state>/jobs/<job>/totals.json     see `figures`
 //! ```
 //!
 //! Only who holds the job's lock writes. A line is whole or not there: what was cut off by a crash is closed by whoever writes next,
@@ -140,7 +141,7 @@ pub enum Event {
 }
 
 /// How a machine ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum VmStatus {
     /// There is a new backup in each repository, and on each SR.
@@ -156,7 +157,7 @@ pub enum VmStatus {
 }
 
 /// How a run stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum RunStatus {
     /// It has not ended, and its process lives. Never written.
@@ -171,6 +172,17 @@ pub enum RunStatus {
     Failed,
     /// It was stopped, or its process died.
     Interrupted,
+}
+
+impl VmStatus {
+    /// All of them, best first.
+    pub const ALL: [Self; 5] = [Self::Done, Self::LeftOut, Self::Partial, Self::Failed, Self::Interrupted];
+}
+
+impl RunStatus {
+    /// All of them, best first.
+    pub const ALL: [Self; 6] =
+        [Self::Running, Self::Done, Self::MergePending, Self::Partial, Self::Failed, Self::Interrupted];
 }
 
 /// A log that is written to. The lock of the job must be held as long.
@@ -203,12 +215,18 @@ pub struct History {
     pub unread: usize,
 }
 
+/// Returns where the folder of a job is below that of the state.
+#[must_use]
+pub fn path(state: &Path, job: &str) -> PathBuf {
+    state.join("jobs").join(job)
+}
+
 /// Returns the folder of a job below that of the state, and makes it.
 ///
 /// # Errors
 /// What the system says.
 pub fn folder(state: &Path, job: &str) -> io::Result<PathBuf> {
-    let folder = state.join("jobs").join(job);
+    let folder = path(state, job);
     DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
     Ok(folder)
 }

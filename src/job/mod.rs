@@ -6,19 +6,23 @@
 //! select     which machines of its pools it means; pure
 //! lock       one run at a time, and who has it
 //! log        what its runs did; how they stand is computed from it and the lock
+//! figures    what runs moved, how fast, and what they waited for, by the log; pure
 //! due        what schedules are to do now, by log and calendar
+//! whole      files that are replaced as a whole
 //! ```
 //!
 //! Invariants: no job file holds a secret; a job that is not whole is not run; no run is ever shown as running that is not. This never
 //! prints.
 
 mod due;
+pub mod figures;
 mod file;
 pub mod lock;
 pub mod log;
 mod schedule;
 mod select;
 mod table;
+pub mod whole;
 
 pub use due::Seen;
 pub use file::{

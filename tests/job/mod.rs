@@ -186,7 +186,7 @@ pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Says where a value is not as a schema has it, as far as the words go that the schema of the log uses.
+/// Says where a value is not as a schema has it, as far as the words go that the schemas in docs use.
 pub fn mismatch(root: &Value, schema: &Value, value: &Value) -> Option<String> {
     if let Some(reference) = schema["$ref"].as_str() {
         let name = reference.strip_prefix("#/$defs/").expect("one of its own");
@@ -218,7 +218,11 @@ pub fn mismatch(root: &Value, schema: &Value, value: &Value) -> Option<String> {
     if !is_kind || !is_const || !is_listed(&schema["enum"], value) {
         return Some(format!("{value} is not {schema}"));
     }
-    let properties = schema["properties"].as_object()?;
+    if let (Some(items), Some(values)) = (schema.get("items"), value.as_array()) {
+        let of_one = |(number, value)| mismatch(root, items, value).map(|reason| format!("{number}: {reason}"));
+        return values.iter().enumerate().find_map(of_one);
+    }
+    let properties = schema["properties"].as_object().filter(|_| value.is_object())?;
     let found = value.as_object().expect("an object");
     let missing = schema["required"]
         .as_array()

@@ -1,13 +1,14 @@
 //! `xofs job`: what runs unattended.
 //!
 //! ```text
-//! new · check · list · log · stop ─► files, state          where jobs and what they leave are
+//! new · check · list · log · report · stop ─► files, state   where jobs and what they leave are; figures: the report
 //! daemon ─► run, as processes                            by schedules
 //! run ─► machines ─► merges ─► report                      one run, in this process; recorder: what is noted of it
 //! ```
 
 mod check;
 mod daemon;
+mod figures;
 mod files;
 mod list;
 mod machines;
@@ -51,6 +52,7 @@ enum JobCommand {
     Stop(stop::StopArgs),
     List(list::ListArgs),
     Log(show::LogArgs),
+    Report(figures::ReportArgs),
     Daemon(daemon::DaemonArgs),
 }
 
@@ -66,6 +68,7 @@ pub fn run(global: &Global, arguments: &JobArgs) -> Result<Exit> {
         JobCommand::Stop(arguments) => stop::run(arguments),
         JobCommand::List(arguments) => list::run(arguments),
         JobCommand::Log(arguments) => show::run(arguments),
+        JobCommand::Report(arguments) => figures::run(arguments),
         JobCommand::Daemon(arguments) => daemon::run(global, arguments),
     }
 }

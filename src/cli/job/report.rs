@@ -81,7 +81,8 @@ pub fn status_name(status: RunStatus) -> &'static str {
     }
 }
 
-fn vm_status_name(status: VmStatus) -> &'static str {
+/// Says in a word how a machine ended.
+pub fn vm_status_name(status: VmStatus) -> &'static str {
     match status {
         VmStatus::Done => "done",
         VmStatus::Partial => "partly failed",

@@ -16,8 +16,10 @@ use super::recorder::Recorder;
 use super::report;
 use super::state::StateArgs;
 use crate::cli::exit::{Exit, Failure};
+use crate::cli::text::Shown;
 use crate::cli::{Global, print, signals, store};
 use crate::ingest::Destination;
+use crate::job::figures::{RunFigures, Totals};
 use crate::job::lock::RunLock;
 use crate::job::log::{self, Event, History, Log, RunStatus, VmStatus};
 use crate::job::{Job, Timed};
@@ -90,6 +92,10 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
             print::text(&format!("{}: the run of {} was made already\n", job.id, timed.name))?;
             return Ok(Exit::Done);
         }
+    }
+    // Before the log is put aside. A disk that is full keeps no run from being made.
+    if let Err(error) = Totals::keep(&folder, &RunFigures::all(&history)) {
+        eprintln!("xofs: what earlier runs did is not counted yet: {}", Shown(&error.to_string()));
     }
     let id = repository::random_uuid().context("ask the system for random numbers")?;
     let recorder = Recorder::new(id, Log::open(&folder).with_context(act)?);
