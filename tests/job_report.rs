@@ -1,18 +1,18 @@
-//! What runs of jobs did, as the built binary reports it in all forms: real runs against a simulated pool.
+//! What runs of jobs did, as the built binary reports it in all forms, and what they are doing: real runs against a simulated pool.
 
 mod job;
 mod support;
 
 use std::fs;
 use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
-use job::{MIB, Pool, mismatch};
+use job::{MIB, PATIENCE, Pool, mismatch, wait_for};
 use serde_json::{Value, json};
 use support::run;
 use xapi_simulator::failure::Failure;
 use xapi_simulator::scene::{Disk, Machine};
-use xapi_simulator::{Act, Fault};
+use xapi_simulator::{Act, Fault, Site};
 
 /// A name that would break a page, a metric and a terminal; it is the first of all.
 const HOSTILE: &str = "</td><script>alert(1)</script>\"\\ \u{1b}[2J";
@@ -41,6 +41,16 @@ fn says(pool: &Pool, arguments: &[&str], expected: i32) -> String {
 
 fn said(pool: &Pool, arguments: &[&str]) -> Value {
     serde_json::from_str(&says(pool, arguments, 0)).expect("JSON")
+}
+
+/// A run that is killed when it is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 /// Has Python read a text with these lines; returns the JSON that they print. It is the one that scripts/setup has packages for.
@@ -173,4 +183,40 @@ fn jobs_whose_file_is_wrong_are_reported_all_the_same_and_told() {
     assert!(err.contains("'corn' is no key"), "{err}");
     assert!(out.contains("xofs_job_valid{job_id=\"nightly\"} 0\n"), "{out}");
     assert!(out.contains("xofs_job_run_status{job_id=\"nightly\",status=\"done\"} 1\n"), "{out}");
+}
+
+#[test]
+fn top_shows_what_runs_do_and_never_one_whose_process_is_gone() {
+    let pool = pool();
+    assert_eq!(says(&pool, &["top"], 0), "no job runs\n");
+    pool.simulator.fault(Fault::new(Site::Export, Act::Delay(PATIENCE)).after(MIB));
+    let running = Running(pool.start());
+    wait_for("the export", || pool.simulator.faults_left() == 0);
+    // What was read until it stalled is written down within a second or two.
+    let mut seen = Value::Null;
+    wait_for("what it does", || {
+        seen = said(&pool, &["top", "--json"]);
+        seen["runs"][0]["vms"][0]["expectedBytes"].as_u64().is_some_and(|bytes| bytes > 0)
+    });
+    let runs = &seen["runs"];
+    let (job, done, merging) = (&runs[0]["job"], &runs[0]["doneVms"], &runs[0]["merging"]);
+    assert_eq!((job, done, merging), (&json!("nightly"), &json!(0), &json!([])), "{seen:#}");
+    let vm = &runs[0]["vms"][0];
+    assert_eq!((&vm["name"], &vm["pool"], &vm["attempt"]), (&json!(HOSTILE), &json!("lab"), &json!(1)), "{seen:#}");
+    assert!(vm["recent"]["stages"].is_array() && vm["waitsFor"].is_string(), "{seen:#}");
+    let text = says(&pool, &["top", "nightly", "--once"], 0);
+    assert!(
+        text.starts_with("nightly (night)  for ") && text.contains(": 1 VM under way, 0 done, 0 failed\n"),
+        "{text}"
+    );
+    assert!(text.contains(&format!("\n  {SHOWN} (lab)  ")), "{text}");
+    assert!(text.contains(" of "), "{text}");
+
+    let live = pool.state().join("jobs/nightly/live.json");
+    drop(running);
+    assert!(live.exists(), "nobody could remove it");
+    assert_eq!(says(&pool, &["top"], 0), "no job runs\n");
+    assert_eq!(said(&pool, &["top", "--json"])["runs"], json!([]));
+    pool.run(&[], 0);
+    assert!(!live.exists(), "it is removed at the end");
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! <state>/jobs/<job>/log.jsonl       and log.1.jsonl to log.4.jsonl, older ones
 //! <state>/jobs/<job>/lock            see `lock`
-//! <state>/jobs/<job>/totals.json     see `figures`
+//! <state>/jobs/<job>/totals.json     see `figures`; live.json, see `live`
 //! ```
 //!
 //! Only who holds the job's lock writes. A line is whole or not there: what was cut off by a crash is closed by whoever writes next,

@@ -8,6 +8,7 @@
 //! log        what its runs did; how they stand is computed from it and the lock
 //! figures    what runs moved, how fast, and what they waited for, by the log; pure
 //! due        what schedules are to do now, by log and calendar
+//! live       what a run is doing now
 //! whole      files that are replaced as a whole
 //! ```
 //!
@@ -17,6 +18,7 @@
 mod due;
 pub mod figures;
 mod file;
+pub mod live;
 pub mod lock;
 pub mod log;
 mod schedule;

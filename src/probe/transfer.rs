@@ -87,6 +87,31 @@ impl Reading {
         bottleneck::of(self)
     }
 
+    /// Returns what was done since an earlier reading of the same transfer, without bytes over time.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Self {
+        let of = |stage: &StageReading| {
+            let is_same = |before: &&StageReading| {
+                before.stage == stage.stage
+                    && before.of == stage.of
+                    && before.crew == stage.crew
+                    && before.way.is_like(&stage.way)
+            };
+            let (mut since, before) = (stage.clone(), earlier.stages.iter().find(is_same));
+            since.history.clear();
+            if let Some(before) = before {
+                since.pieces = stage.pieces.saturating_sub(before.pieces);
+                since.bytes = stage.bytes.saturating_sub(before.bytes);
+                since.busy = stage.busy.saturating_sub(before.busy);
+                since.input = stage.input.saturating_sub(before.input);
+                since.output = stage.output.saturating_sub(before.output);
+            }
+            since
+        };
+        let elapsed = self.elapsed.saturating_sub(earlier.elapsed);
+        Self { elapsed, stages: self.stages.iter().map(of).collect() }
+    }
+
     /// Returns the bytes that passed a stage, of all that it is of.
     #[must_use]
     pub fn bytes(&self, stage: Stage) -> u64 {
@@ -121,4 +146,32 @@ pub struct StageReading {
     pub step: Duration,
     /// Bytes that passed in each step since the transfer began, up to the last in which some did.
     pub history: Vec<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_done_since_is_the_difference_and_all_of_what_began_since() {
+        let transfer = Transfer::default();
+        let (main, other) = (Subject::repository("main"), Subject::repository("other"));
+        let write = |of: &Subject, bytes| {
+            let probe = transfer.stage(Stage::Write, of, Crew::Own, Way::Only);
+            probe.work(|| std::thread::sleep(Duration::from_millis(2)));
+            probe.add(bytes);
+        };
+        write(&main, 10);
+        let before = transfer.reading();
+        write(&main, 3);
+        write(&other, 5);
+        let (now, none) = (transfer.reading(), transfer.reading().since(&transfer.reading()));
+        let since = now.since(&before);
+        let bytes: Vec<_> =
+            since.stages.iter().map(|stage| (stage.of.name.as_str(), stage.bytes, stage.pieces)).collect();
+        assert_eq!(bytes, [("main", 3, 1), ("other", 5, 1)]);
+        assert_eq!(since.stages[0].busy, now.stages[0].busy - before.stages[0].busy);
+        assert_eq!(since.elapsed, now.elapsed - before.elapsed);
+        assert!(none.stages.iter().all(|stage| stage.bytes == 0 && stage.busy.is_zero()));
+    }
 }

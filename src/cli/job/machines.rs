@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use xapi::{Cancel, Pool};
 
+use super::live::Writer;
 use super::recorder::Recorder;
 use crate::cli::exit::Exit;
 use crate::cli::pool::{Named, PoolArgs};
@@ -41,6 +42,8 @@ pub struct Machines<'a> {
     pub destinations: &'a [Destination],
     pub history: &'a History,
     pub recorder: &'a Recorder,
+    /// Tells what is being done.
+    pub live: &'a Writer,
     /// Stops all.
     pub cancel: &'a Cancel,
 }
@@ -258,6 +261,7 @@ fn tried(
     let of = machine.name.clone();
     let watch = Arc::new(Watch::new(move |sentence| eprintln!("xofs: {}: {}", Shown(&of), Shown(sentence))));
     watch.transfer().is_of_pool(&machine.pool);
+    let _shown = run.live.show(machine, &watch);
     let of_vm = run.job.timeouts.vm.and_then(|limit| Instant::now().checked_add(limit));
     let act = || back_up_one(run, connected, replicas, machine, &own, &watch);
     let (done, ended) =

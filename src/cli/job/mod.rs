@@ -11,6 +11,7 @@ mod daemon;
 mod figures;
 mod files;
 mod list;
+mod live;
 mod machines;
 mod merges;
 mod new;
@@ -20,6 +21,7 @@ mod run;
 mod show;
 mod state;
 mod stop;
+mod top;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -53,6 +55,7 @@ enum JobCommand {
     List(list::ListArgs),
     Log(show::LogArgs),
     Report(figures::ReportArgs),
+    Top(top::TopArgs),
     Daemon(daemon::DaemonArgs),
 }
 
@@ -69,6 +72,7 @@ pub fn run(global: &Global, arguments: &JobArgs) -> Result<Exit> {
         JobCommand::List(arguments) => list::run(arguments),
         JobCommand::Log(arguments) => show::run(arguments),
         JobCommand::Report(arguments) => figures::run(arguments),
+        JobCommand::Top(arguments) => top::run(arguments),
         JobCommand::Daemon(arguments) => daemon::run(global, arguments),
     }
 }

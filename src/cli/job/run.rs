@@ -10,6 +10,7 @@ use clap::Args;
 use jiff::Timestamp;
 
 use super::files::FolderArgs;
+use super::live::Writer;
 use super::machines::{self, Machines};
 use super::merges::{self, Merges};
 use super::recorder::Recorder;
@@ -107,6 +108,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
         host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
         process: std::process::id(),
     });
+    let live = Writer::begin(&folder, id);
     let destinations = destinations(global, &job, &recorder);
     let machines = Machines {
         job: &job,
@@ -117,6 +119,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
         destinations: &destinations,
         history: &history,
         recorder: &recorder,
+        live: &live,
         cancel: &cancel,
     };
     let reason = if destinations.is_empty() && job.srs.is_empty() {
@@ -136,7 +139,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
     let status = status(&recorder, cancel.is_cancelled(), reason.is_some());
     recorder.note(Event::RunEnd { status, reason, seconds: begun.elapsed().as_secs_f64() });
     let run = log::Run { id, status, records: recorder.records() };
-    drop((recorder, lock));
+    drop((live, recorder, lock));
     report::tell(&job, &run);
     if arguments.json {
         print::json(&report::to_json(&run))?;

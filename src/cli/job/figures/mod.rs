@@ -15,6 +15,8 @@ mod picture;
 mod tests;
 mod text;
 
+pub use text::{percent, place, speed, time};
+
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
