@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use disk::{Disk, Extent};
 use serde_json::json;
-use storage::{MemoryStorage, WritableStorage};
+use storage::{MemoryStorage, ObjectPath, WritableStorage};
 use vhd::Filter;
 use xofs::ingest::{self, Destination, Layout, RepositoryDestination, Source, Wanted, Watch};
 use xofs::probe::{Crew, Stage, Subject, Transfer, Way};
@@ -64,6 +64,8 @@ fn act() -> [Duration; 2] {
 fn main() {
     let [with_bytes, without] = act();
     let storage: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
+    let folder = ObjectPath::new("xo-vm-backups").expect("a name");
+    storage.create_directory(&folder).expect("it is empty");
     let repository = Repository::with_storage(storage.clone().reader(), OpenOptions::default()).expect("a repository");
     let destination = RepositoryDestination { name: "memory".to_owned(), repository, storage, quota: None };
     let wanted = Wanted {
