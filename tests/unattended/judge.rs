@@ -92,11 +92,15 @@ impl Week {
         for (place, backup) in there.iter().filter(|(place, _)| !is_known(place)) {
             let of = (backup.job_id.as_str(), backup.schedule_id.as_str());
             assert_eq!(of, (job.name, schedule.name), "{when}");
-            let made = Made { backup: backup.clone(), held: run.held[&place.1].clone() };
+            let (held, snapshots) = (run.held[&place.1].clone(), self.snapshots(place));
+            let made = Made { backup: backup.clone(), held, snapshots };
             self.compare(place, &made, when);
             fresh.insert(place.clone(), made);
         }
         self.judge_log(run, &fresh, when);
+        if let Trouble::Nothing = run.trouble {
+            self.judge_quiet(run, &fresh, when);
+        }
         // As it was before anything was forgotten.
         let mut all: BTreeMap<Place, Backup> =
             self.made.iter().map(|(place, made)| (place.clone(), made.backup.clone())).collect();
@@ -115,9 +119,6 @@ impl Week {
                 _ => assert!(gone.is_subset(&expired), "{when}: {gone:?} are gone of {name}, of {expired:?}"),
             }
             self.made.retain(|place, _| !gone.contains(place));
-        }
-        if let Trouble::Nothing = run.trouble {
-            self.judge_quiet(run, &fresh, when);
         }
         fresh
     }
@@ -211,8 +212,7 @@ impl Week {
                     let told = disks.iter().find(|told| told["name"] == name).expect("told");
                     assert_eq!(told["isKey"], is_key, "{when}: {vm} {name} in {}", REPOSITORIES[*number]);
                     is_increment &= !is_key;
-                    let snapshots = before.map(|(place, _)| self.snapshots(*number, &place.2)).unwrap_or_default();
-                    has_base &= !snapshots.is_empty() && snapshots.is_subset(bases);
+                    has_base &= before.is_some_and(|(_, before)| before.snapshots.is_subset(bases));
                 }
                 let pass = read["passes"].as_array().and_then(|passes| passes.last()).expect("one at least");
                 let is_relative = pass["base"].is_string();
@@ -221,11 +221,11 @@ impl Week {
         }
     }
 
-    /// The uuids of the snapshots that a backup was read of.
-    fn snapshots(&self, repository: usize, metadata: &str) -> BTreeSet<String> {
-        let path = self.site.path(REPOSITORIES[repository]).join(metadata);
+    /// The uuids of the snapshots that a backup was read of; an XVA is of none that stays.
+    fn snapshots(&self, place: &Place) -> BTreeSet<String> {
+        let path = self.site.path(REPOSITORIES[place.0]).join(&place.2);
         let metadata: Value = serde_json::from_slice(&fs::read(path).expect("there")).expect("JSON");
-        let vdis = metadata["vdis"].as_object().expect("an object");
-        vdis.values().map(|vdi| vdi["uuid"].as_str().expect("a uuid").to_owned()).collect()
+        let vdis = metadata["vdis"].as_object().into_iter().flat_map(|vdis| vdis.values());
+        vdis.map(|vdi| vdi["uuid"].as_str().expect("a uuid").to_owned()).collect()
     }
 }

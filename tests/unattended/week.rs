@@ -50,6 +50,8 @@ pub struct Due {
 pub struct Made {
     pub backup: Backup,
     pub held: BTreeMap<String, Content>,
+    /// The uuids of the snapshots that it was read of.
+    pub snapshots: BTreeSet<String>,
 }
 
 /// Where a backup is: repository, machine and name of its metadata.
@@ -306,8 +308,8 @@ pub fn unfold(seed: u64) {
         week.night(due, &trouble);
     }
     // One more of each, which finds what the week has left.
+    week.goes_on();
     for (job, minutes) in [(0, 1), (1, 2)] {
-        week.goes_on();
         let at = week.end.checked_add(SignedDuration::from_mins(minutes)).expect("in range");
         week.night(Due { at, job, schedule: 0 }, &Trouble::Nothing);
     }
