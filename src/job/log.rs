@@ -129,6 +129,15 @@ pub enum Event {
         /// What was done, as `xofs forget --json` says it.
         result: Option<Value>,
     },
+    /// Who was to be told of the run, after its end, was told, or not.
+    ReportEnd {
+        /// Whether all was right.
+        is_done: bool,
+        /// Why not.
+        reason: Option<String>,
+        /// How long it took.
+        seconds: f64,
+    },
     /// The run is over.
     RunEnd {
         /// How it ended.

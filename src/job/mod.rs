@@ -4,6 +4,7 @@
 //! file       a job as a person wrote it, every mistake named by its line     ─► table, schedule
 //! schedule   when it runs next: cron and a time zone; pure
 //! select     which machines of its pools it means; pure
+//! template   what is told of a run, as a person wrote it; pure
 //! lock       one run at a time, and who has it
 //! log        what its runs did; how they stand is computed from it and the lock
 //! figures    what runs moved, how fast, and what they waited for, by the log; pure
@@ -24,11 +25,13 @@ pub mod log;
 mod schedule;
 mod select;
 mod table;
+mod template;
 pub mod whole;
 
 pub use due::Seen;
 pub use file::{
-    Full, Incremental, Job, Keep, Kind, Known, Limits, PowerState, Reporting, Retries, Timed, Timeouts, Which, is_id,
+    Form, Full, Incremental, Job, Keep, Kind, Known, Limits, PowerState, Reporting, Retries, Timed, Timeouts, Which,
+    is_id,
 };
 pub use schedule::Calendar;
 pub use select::{Machine, Missing, select};

@@ -3,7 +3,7 @@
 //! ```text
 //! new · check · list · log · report · stop ─► files, state   where jobs and what they leave are; figures: the report
 //! daemon ─► run, as processes                            by schedules
-//! run ─► machines ─► merges ─► report                      one run, in this process; recorder: what is noted of it
+//! run ─► machines ─► merges ─► report ─► tell               one run, in this process; recorder: what is noted of it
 //! ```
 
 mod check;
@@ -21,6 +21,7 @@ mod run;
 mod show;
 mod state;
 mod stop;
+mod tell;
 mod top;
 
 use anyhow::Result;

@@ -1,20 +1,11 @@
-//! What is told of a run: for people, as JSON, and to the program that the job names.
+//! What is told of a run: for people, and as JSON.
 
 use std::fmt::Write as _;
-use std::io::Write as _;
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
 use crate::cli::text::{Shown, count};
 use crate::job::log::{Event, Record, Run, RunStatus, VmStatus};
-use crate::job::{Job, Reporting};
-
-/// How long the program may take that reads a report.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How the last try of a machine ended.
 #[derive(Debug)]
@@ -173,49 +164,5 @@ pub fn to_json(run: &Run) -> Value {
         "seconds": seconds,
         "vms": last_tries(&run.records).iter().map(vm).collect::<Vec<_>>(),
         "merges": run.records.iter().filter_map(merge).collect::<Vec<_>>(),
-    })
-}
-
-/// Tells the program that the job names, if it is to be told. That it cannot be told is said, and changes nothing.
-pub fn tell(job: &Job, run: &Run) {
-    let Some(reporting) = job.report.as_ref().filter(|reporting| reporting.always || run.status != RunStatus::Done)
-    else {
-        return;
-    };
-    let text = if reporting.is_json { format!("{:#}\n", to_json(run)) } else { mail(job, reporting, run) };
-    if let Err(error) = hand_over(&reporting.command, &text) {
-        eprintln!("xofs: nobody was told of the run: {}", Shown(&format!("{error:#}")));
-    }
-}
-
-fn mail(job: &Job, reporting: &Reporting, run: &Run) -> String {
-    let to = reporting.to.as_deref().unwrap_or_default();
-    let status = status_name(run.status);
-    let head = format!("To: {to}\nSubject: xofs: {}: {status}\nMIME-Version: 1.0\n", job.id);
-    format!("{head}Content-Type: text/plain; charset=utf-8\n\n{}", to_text(run))
-}
-
-/// Runs a program that reads a text.
-fn hand_over(command: &[String], text: &str) -> Result<()> {
-    let [program, arguments @ ..] = command else { return Ok(()) };
-    let act = || format!("run '{program}'");
-    let mut child =
-        Command::new(program).args(arguments).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().with_context(act)?;
-    let pipe = child.stdin.take();
-    thread::scope(|scope| {
-        // It may end without reading all of it.
-        scope.spawn(move || pipe.map(|mut pipe| pipe.write_all(text.as_bytes())));
-        let begun = Instant::now();
-        loop {
-            match child.try_wait().with_context(act)? {
-                Some(status) if status.success() => return Ok(()),
-                Some(status) => bail!("'{program}' ended with {status}"),
-                None if begun.elapsed() > PATIENCE => {
-                    child.kill().and_then(|()| child.wait()).with_context(act)?;
-                    bail!("'{program}' was ended: it took more than {} s", PATIENCE.as_secs());
-                }
-                None => thread::sleep(Duration::from_millis(50)),
-            }
-        }
     })
 }

@@ -16,6 +16,7 @@ use super::merges::{self, Merges};
 use super::recorder::Recorder;
 use super::report;
 use super::state::StateArgs;
+use super::tell;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::text::Shown;
 use crate::cli::{Global, print, signals, store};
@@ -139,8 +140,9 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
     let status = status(&recorder, cancel.is_cancelled(), reason.is_some());
     recorder.note(Event::RunEnd { status, reason, seconds: begun.elapsed().as_secs_f64() });
     let run = log::Run { id, status, records: recorder.records() };
-    drop((live, recorder, lock));
-    report::tell(&job, &run);
+    drop(live);
+    tell::tell(&job, &run, &recorder, &cancel);
+    drop((recorder, lock));
     if arguments.json {
         print::json(&report::to_json(&run))?;
     } else {

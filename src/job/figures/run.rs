@@ -146,6 +146,8 @@ impl RunFigures {
 
     fn add(&mut self, record: &Record, since: Duration) {
         match &record.event {
+            // Says nothing of the run itself.
+            Event::ReportEnd { .. } => {}
             Event::RunStart { job, schedule, .. } => (self.job, self.schedule) = (job.clone(), schedule.clone()),
             Event::RunEnd { reason, seconds, .. } => {
                 (self.reason, self.took) = (reason.clone(), Some(duration(*seconds)));

@@ -39,7 +39,7 @@ use destinations::Destinations;
 
 pub use kind::{Full, Incremental, Kind};
 pub use limits::{Limits, Retries, Timeouts};
-pub use reporting::Reporting;
+pub use reporting::{Form, Reporting};
 pub use schedules::{Keep, Timed};
 pub use which::{PowerState, Which};
 
@@ -128,7 +128,10 @@ fn of_root(root: &Section, path: &Path, known: &Known) -> Option<Job> {
     let limits = limits::limits(root.section("limits"));
     let timeouts = limits::timeouts(root.section("timeouts"));
     let retries = limits::retries(root.section("retries"));
-    let report = root.section("report").and_then(reporting::report);
+    let report = root.section("report").and_then(|section| {
+        // Of a path of one part the parent is empty, which is where the program was started.
+        reporting::report(section, path.parent().unwrap_or(Path::new("")))
+    });
     let (vms, Destinations { repositories, srs }) = (vms?, destinations?);
     Some(Job {
         id: id?,

@@ -125,9 +125,9 @@ fn all_that_a_job_says_is_read() {
     assert_eq!(job.retries, Retries { vm: 2, disk: 3, pause: Duration::from_secs(5) });
     let report = Reporting {
         command: texts(&["/usr/sbin/sendmail", "-t"]),
-        is_json: false,
-        to: Some("backup@example.org".to_owned()),
+        form: Form::Mail("backup@example.org".to_owned()),
         always: false,
+        timeout: Duration::from_secs(120),
     };
     assert_eq!(job.report, Some(report));
 }
@@ -203,6 +203,13 @@ fn each_mistake_is_named_with_its_line_and_what_is_expected() {
         ("vm = \"6h\"", "vm = \"6 parsecs\"", "45: 'vm' is '6 parsecs'; expected a time like"),
         ("vm = \"6h\"", "vm = \"-6h\"", "45: 'vm' is '-6h'; expected a time like"),
         ("vm = \"6h\"", "vm = \"0s\"", "44: vm is no time at all"),
+        ("to = \"b", "timeout = \"x\"\nto = \"b", "56: 'timeout' is 'x'; expected a time like"),
+        ("to = \"b", "template = \"/nowhere\"\nto = \"b", "56: read the template '/nowhere': No such file"),
+        (
+            "to = \"b",
+            "template = \"/nowhere\"\nto = \"b",
+            "57: the template says all that the program reads: leave to out",
+        ),
         ("to = \"backup@example.org\"", "", "54: to is missing: the address that a mail goes to"),
         ("\"spare\"", "\"=spare\"", "15: '=spare' names no SR: SR or POOL=SR was expected"),
         (
