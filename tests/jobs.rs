@@ -5,12 +5,14 @@ mod job;
 mod support;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use job::{MIB, PATIENCE, Pool, World, wait_for, words};
 use serde_json::{Value, json};
+use support::loop_mount::{FileSystem, LoopMount};
 use support::{run, succeed, xofs};
 use xapi_simulator::failure::Failure;
 use xapi_simulator::{Act, Class, Fault, Site};
@@ -136,6 +138,68 @@ fn new_says_without_a_terminal_what_it_would_ask_for_and_writes_nothing_that_is_
     assert_eq!(fs::read_dir(world.path("jobs")).expect("listed").count(), 0);
 }
 
+/// `xofs job` on a terminal, where somebody writes this; returns how it ended, and what was to be seen.
+fn on_terminal(world: &World, arguments: &[&str], written: &str) -> (i32, String) {
+    let command = world.command(arguments);
+    let words = [command.get_program()].into_iter().chain(command.get_args());
+    let line = words.map(|word| word.to_str().expect("text")).collect::<Vec<_>>().join(" ");
+    let mut terminal = Command::new("script");
+    terminal
+        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => terminal.env(name, value),
+            None => terminal.env_remove(name),
+        };
+    }
+    let mut child = terminal.spawn().expect("script is in util-linux");
+    let mut keys = child.stdin.take().expect("piped");
+    keys.write_all(written.as_bytes()).expect("it reads");
+    let mut seen = String::new();
+    child.stdout.take().expect("piped").read_to_string(&mut seen).expect("text");
+    let code = child.wait().expect("it is our child").code().expect("it ended by itself");
+    drop(keys);
+    (code, seen)
+}
+
+#[test]
+fn new_asks_on_a_terminal_for_what_is_missing() {
+    let world = World::new();
+    let answers = "lab\nweb01, tag:backup\nmain, /srv/other\n\n\n0 2 * * *\n7\n";
+    let (code, seen) = on_terminal(&world, &["new", "nightly"], answers);
+    assert_eq!(code, 0, "{seen}");
+    for question in
+        ["Pools, of lab: ", "VMs: names or uuids, tag:NAME, or all: ", "Repositories: paths, or of main: ", "SRs for "]
+    {
+        assert!(seen.contains(question), "{question}\n{seen}");
+    }
+    let text = fs::read_to_string(world.path("jobs/nightly.toml")).expect("written");
+    for line in [
+        "pools = [\"lab\"]",
+        "names = [\"web01\"]",
+        "tags = [\"backup\"]",
+        "repositories = [\"main\", \"/srv/other\"]",
+        "cron = \"0 2 * * *\"",
+        "keep = { last = 7 }",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    // Only for what is missing: here which VMs, and how.
+    let given = ["new", "replicas", "--pool", "lab", "--to-sr", "spare", "--cron", "@daily"];
+    let (code, seen) = on_terminal(&world, &given, "all\nfull\n");
+    assert!(code == 0 && seen.matches("VMs: ").count() == 1 && !seen.contains("Pools"), "{seen}");
+    let text = fs::read_to_string(world.path("jobs/replicas.toml")).expect("written");
+    assert!(text.contains("\nmode = \"full\"") && text.contains("\nall = true\n"), "{text}");
+    // What is wrong, and who has enough of it, leave no file.
+    let (code, seen) = on_terminal(&world, &["new", "wrong"], "lob\nall\nmain\n\n\n\n");
+    assert!(code == 2 && seen.contains("nothing was written: 'lob' is no pool"), "{code}\n{seen}");
+    let (code, seen) = on_terminal(&world, &["new", "ended"], "lab\n\u{4}");
+    assert!(code == 130 && seen.contains("nothing was written"), "{code}\n{seen}");
+    assert_eq!(fs::read_dir(world.path("jobs")).expect("listed").count(), 2);
+}
+
 #[test]
 fn a_run_backs_up_what_is_meant_and_forgets_what_expired() {
     let pool = Pool::new();
@@ -254,6 +318,58 @@ fn a_timeout_ends_a_stalled_transfer_and_leaves_nothing() {
         assert_eq!(pool.tasks_and_devices(), (0, 0));
         pool.is_at_rest(0);
     }
+}
+
+/// Fills a filesystem to its last block.
+fn fill(folder: &Path) {
+    let mut file = fs::File::create(folder.join("filler")).expect("made");
+    for piece in [1 << 20, 4096, 1] {
+        while file.write_all(&vec![1; piece]).is_ok() {}
+    }
+    file.sync_all().expect("what was written fits");
+}
+
+#[test]
+fn a_run_whose_log_has_no_room_goes_on_and_the_log_has_its_end_and_no_half_line() {
+    let pool = Pool::new();
+    let place = LoopMount::new(FileSystem::Ext4, 16 << 20);
+    fs::create_dir_all(pool.state().join("jobs")).expect("made");
+    std::os::unix::fs::symlink(place.path(), pool.state().join("jobs/nightly")).expect("linked");
+    pool.job("limits.vms = 1\nincremental.nbd = false\n");
+    let stalls = || pool.simulator.fault(Fault::new(Site::Export, Act::Delay(Duration::from_secs(3))).after(MIB));
+    let events = || -> Vec<String> {
+        let name = |line: &Value| line["event"].as_str().expect("a word").to_owned();
+        pool.log().iter().map(name).collect()
+    };
+    let whole = ["runStart", "vmStart", "vmEnd", "vmStart", "vmEnd", "runEnd"];
+    // It becomes full while the run works: room for its end was set aside.
+    stalls();
+    let mut child = pool.start();
+    wait_for("the export", || pool.simulator.faults_left() == 0);
+    fill(&place.path());
+    assert_eq!(child.wait().expect("it is our child").code(), Some(0));
+    assert_eq!((events(), pool.status()), (whole.map(str::to_owned).to_vec(), "done".to_owned()));
+    // It is full from the beginning, and there is room before the end.
+    fill(&place.path());
+    let web01 = pool.simulator.only(Class::Vm, "web01");
+    pool.simulator.guest_writes(&web01, 7, 8).expect("written");
+    stalls();
+    let mut child = pool.start();
+    wait_for("the export", || pool.simulator.faults_left() == 0);
+    fs::remove_file(place.path().join("filler")).expect("there");
+    assert_eq!(child.wait().expect("it is our child").code(), Some(0));
+    assert_eq!(events(), [whole, whole].concat());
+    // A line that a crash cut off costs only itself.
+    let log = place.path().join("log.jsonl");
+    let length = fs::metadata(&log).expect("there").len();
+    fs::OpenOptions::new().write(true).open(&log).and_then(|file| file.set_len(length - 20)).expect("cut off");
+    assert_eq!(pool.status(), "interrupted");
+    pool.run(&[], 0);
+    assert_eq!(pool.status(), "done");
+    let text = fs::read_to_string(&log).expect("there");
+    let is_whole = |line: &&str| serde_json::from_str::<Value>(line).is_ok();
+    assert_eq!((text.lines().count(), text.lines().filter(is_whole).count()), (18, 17));
+    assert!(text.ends_with('\n'), "{text}");
 }
 
 /// How each pass over the first disk of a machine began and ended in the last run: by which way, since a base, given up.
@@ -400,6 +516,65 @@ fn a_program_is_told_of_runs_that_failed() {
     pool.job(&format!("{}format = 'json'\nwhen = 'always'\n", report.replace("to = 'backup@example.org'\n", "")));
     pool.run(&[], 0);
     assert_eq!(json_of(&told)["status"], "done");
+}
+
+#[test]
+fn a_template_says_what_is_told_and_what_became_of_the_program_is_in_the_log() {
+    let pool = Pool::new();
+    let told = pool.world.path("told");
+    let job = |command: &str, more: &str| {
+        let report = format!("[report]\nwhen = 'always'\ncommand = [{command}]\n{more}");
+        pool.job(&format!("retries.vm = 0\nincremental.nbd = false\n{report}"));
+    };
+    let cat = format!("'sh', '-c', 'cat > {}'", told.display());
+    let last = || pool.log().pop().expect("it has lines");
+    let failed = "{% for vm in vms if vm.status != 'done' %}{{ [vm.name, vm.reason, vm.next] }}{% endfor %}";
+    pool.world.write("chat.json", &format!("{{\"text\": {{{{ job ~ ': ' ~ statusName }}}}, \"failed\": {failed}}}"));
+    job(&cat, "template = 'chat.json'\n");
+    pool.simulator.fault(Fault::call("VM.snapshot", Act::Fail(Failure::internal("\"no\""))));
+    pool.run(&[], 3);
+    let chat = json_of(&told);
+    assert_eq!(chat["text"], "nightly: partly failed");
+    let said: Vec<&str> = chat["failed"].as_array().expect("a list").iter().filter_map(Value::as_str).collect();
+    assert!(["web01", "web02"].contains(&said[0]) && said[1].contains("INTERNAL_ERROR"), "{chat:#}");
+    assert_eq!(said[2], "its backups of before are as they were; the next run tries again");
+    assert_eq!((&last()["event"], &last()["isDone"]), (&json!("reportEnd"), &json!(true)));
+
+    // A mistake of the template keeps nobody from being told.
+    pool.world.write("mail.txt", "Subject: {{ jbo }}\n");
+    job(&cat, "template = 'mail.txt'\n");
+    pool.run(&[], 0);
+    let mail = fs::read_to_string(&told).expect("told");
+    assert!(
+        mail.contains("nightly: done, 2 VMs in ") && mail.contains("mail.txt':1 is wrong: undefined value"),
+        "{mail}"
+    );
+    assert!(last()["reason"].as_str().is_some_and(|why| why.contains("undefined value")), "{:#}", last());
+
+    for (command, more, expected) in [
+        ("'false'", "", "'false' ended with exit status: 1"),
+        ("'/nowhere/sendmail'", "", "run '/nowhere/sendmail': No such file or directory"),
+        (
+            "'sh', '-c', 'sleep 98765.4 & sleep 98765.4'",
+            "timeout = '500ms'\n",
+            "'sh' was ended: it took more than 0.5 s",
+        ),
+    ] {
+        job(command, &format!("{more}format = 'json'\n"));
+        pool.run(&[], 0);
+        let last = last();
+        let reason = last["reason"].as_str().expect("words");
+        assert!(reason.starts_with("nobody was told of the run: ") && reason.contains(expected), "{last:#}");
+        assert_eq!(pool.status(), "done");
+    }
+    wait_for("the end of what the program started", || !is_running("98765.4"));
+}
+
+/// Whether a process has this among its arguments.
+fn is_running(argument: &str) -> bool {
+    let processes = fs::read_dir("/proc").expect("listed").flatten();
+    let arguments = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    arguments.into_iter().any(|line| line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes()))
 }
 
 fn json_of(path: &Path) -> Value {

@@ -45,7 +45,8 @@ impl RunLock {
         let mut lock = Self { file };
         lock.file.set_len(0)?;
         lock.file.seek(SeekFrom::Start(0))?;
-        writeln!(lock.file, "{}", std::process::id())?;
+        // A full disk has no room for it, and keeps no job from running: then only `stop` does not know whom to ask.
+        let _ = writeln!(lock.file, "{}", std::process::id());
         Ok(Some(lock))
     }
 }
