@@ -77,6 +77,22 @@ pub fn is_held(folder: &Path) -> io::Result<bool> {
     }
 }
 
+/// Returns what says whether the process of a number runs the job: between a run's lock and its first line it is not the run before.
+///
+/// # Errors
+/// What the system says.
+pub fn runner(folder: &Path) -> io::Result<impl Fn(u32) -> bool + use<>> {
+    let (is_held, path) = (is_held(folder)?, path(folder));
+    Ok(move |process| {
+        is_held
+            && match has_open(process, &path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                // Who may not look believes the lock.
+                has_open => has_open.unwrap_or(true),
+            }
+    })
+}
+
 /// Asks the process that runs the job to stop; returns its number, `None` if none does.
 ///
 /// # Errors
@@ -131,8 +147,12 @@ mod tests {
         assert!(is_held(folder.path()).expect("asked"));
         assert!(RunLock::take(folder.path()).expect("asked").is_none());
         assert_eq!(fs::read_to_string(path(folder.path())).expect("read"), format!("{}\n", std::process::id()));
+        // Neither the first process there is, nor one that there cannot be.
+        let runner = runner(folder.path()).expect("asked");
+        assert_eq!([std::process::id(), 1, 1 << 30].map(runner), [true, false, false]);
         drop(lock);
         assert!(!is_held(folder.path()).expect("asked"));
+        assert!(!super::runner(folder.path()).expect("asked")(std::process::id()));
         assert_eq!(stop(folder.path()).expect("asked"), None);
     }
 

@@ -8,7 +8,7 @@
 //!
 //! Only who holds the job's lock writes. A line is whole or not there: what was cut off by a crash is closed by whoever writes next,
 //! and passed over by whoever reads; a line that does not fit any more is taken back, and written with the next one that fits. Room
-//! for how a run ends is set aside when it begins. The schema is docs/job-log.schema.json.
+//! for how a run ends is set aside when it begins, and no other line takes it. The schema is docs/job-log.schema.json.
 //!
 //! How a run stands is computed: one without an end is running as long as a process holds the lock of its job, else interrupted.
 
@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::{SignedDuration, Timestamp};
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
@@ -258,9 +259,18 @@ impl Log {
             // What is left of a line stands alone, and is passed over.
             log.waiting.push(b'\n');
         }
-        // Not every filesystem can do that; then a full one shows a run that ended as interrupted.
-        let _ = fallocate(&log.file, FallocateFlags::KEEP_SIZE, log.end, RESERVE);
+        // A disk that is full already has none; then the first lines wait, as all others.
+        let _ = log.set_aside(0);
         Ok(log)
+    }
+
+    /// Sees to it that there is room for `len` bytes, and for the end of the run behind them. Not every filesystem can do that; then a
+    /// full one shows a run that ended as interrupted.
+    fn set_aside(&self, len: usize) -> io::Result<()> {
+        match fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.end, len as u64 + RESERVE) {
+            Err(error @ (Errno::NOSPC | Errno::DQUOT)) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     fn ends_with_line(&mut self) -> io::Result<bool> {
@@ -282,10 +292,24 @@ impl Log {
             self.waiting.clear();
         }
         self.waiting.extend_from_slice(&line);
+        let mut room = self.set_aside(self.waiting.len());
+        if room.is_err() && matches!(record.event, Event::RunEnd { .. } | Event::ReportEnd { .. }) {
+            // It was set aside for this: the newest lines that fit there.
+            let most = usize::try_from(RESERVE).unwrap_or(usize::MAX);
+            while self.waiting.len() > most {
+                let first = self.waiting.iter().position(|byte| *byte == b'\n').map_or(self.waiting.len(), |at| at + 1);
+                self.waiting.drain(..first);
+            }
+            room = Ok(());
+        }
         self.file.seek(SeekFrom::Start(self.end))?;
-        if let Err(error) = self.file.write_all(&self.waiting).and_then(|()| self.file.sync_data()) {
-            // A part of a line may be there.
-            self.file.set_len(self.end)?;
+        let write = |()| (&self.file).write_all(&self.waiting).and_then(|()| self.file.sync_data());
+        if let Err(error) = room.and_then(write) {
+            // A part of a line may be there; what is behind it goes, too.
+            if self.file.metadata()?.len() > self.end {
+                self.file.set_len(self.end)?;
+                let _ = self.set_aside(0);
+            }
             let shown = self.path.display();
             return Err(io::Error::new(error.kind(), format!("write the log '{shown}': {error}")));
         }
@@ -320,11 +344,11 @@ fn rotate(folder: &Path) -> io::Result<()> {
 }
 
 impl History {
-    /// Reads the logs in a job's folder. `is_held`: whether a process holds the job's lock; asked before.
+    /// Reads the logs in a job's folder. `runs` says whether the process of a number runs the job; it was asked before.
     ///
     /// # Errors
     /// What the system says.
-    pub fn read(folder: &Path, is_held: bool) -> io::Result<Self> {
+    pub fn read(folder: &Path, runs: &dyn Fn(u32) -> bool) -> io::Result<Self> {
         let mut history = Self::default();
         let paths = (1..=OLDER).rev().map(|number| older(folder, number)).chain([folder.join("log.jsonl")]);
         for path in paths {
@@ -336,7 +360,7 @@ impl History {
         }
         for (number, run) in history.runs.iter_mut().rev().enumerate() {
             // Only the last one can be running: it has the lock.
-            run.status = status(&run.records, is_held && number == 0);
+            run.status = status(&run.records, &|process| number == 0 && runs(process));
         }
         Ok(history)
     }
@@ -412,15 +436,19 @@ pub fn is_far_ahead(noted: Timestamp, now: Timestamp) -> bool {
 }
 
 /// Says how a run stands, by its lines.
-fn status(records: &[Record], is_held: bool) -> RunStatus {
+fn status(records: &[Record], runs: &dyn Fn(u32) -> bool) -> RunStatus {
     let end = records.iter().rev().find_map(|record| match &record.event {
         Event::RunEnd { status, .. } => Some(*status),
         _ => None,
     });
-    match end {
-        Some(status) => status,
-        None if is_held => RunStatus::Running,
-        None => RunStatus::Interrupted,
+    let process = records.iter().find_map(|record| match &record.event {
+        Event::RunStart { process, .. } => Some(*process),
+        _ => None,
+    });
+    match (end, process) {
+        (Some(status), _) => status,
+        (None, Some(process)) if runs(process) => RunStatus::Running,
+        (None, _) => RunStatus::Interrupted,
     }
 }
 
@@ -463,8 +491,13 @@ mod tests {
         events.iter().for_each(|event| log.append(&record(event)).expect("fits"));
     }
 
-    fn statuses(folder: &Path, is_held: bool) -> Vec<RunStatus> {
-        History::read(folder, is_held).expect("read").runs.iter().map(|run| run.status).collect()
+    fn statuses(folder: &Path, runs: bool) -> Vec<RunStatus> {
+        History::read(folder, &|process| runs && process == 7)
+            .expect("read")
+            .runs
+            .iter()
+            .map(|run| run.status)
+            .collect()
     }
 
     #[test]
@@ -495,7 +528,7 @@ mod tests {
             let expected = if is_whole { RunStatus::Done } else { RunStatus::Interrupted };
             assert_eq!(statuses(folder.path(), false), [expected], "{cut}");
             write(folder.path(), 2, &[start(), end(RunStatus::Failed)]);
-            let history = History::read(folder.path(), false).expect("read");
+            let history = History::read(folder.path(), &|_| false).expect("read");
             let found: Vec<RunStatus> = history.runs.iter().map(|run| run.status).collect();
             assert_eq!(found, [expected, RunStatus::Failed], "{cut}");
             assert_eq!(history.unread, usize::from(!is_whole && cut > first), "{cut}");
@@ -512,7 +545,7 @@ mod tests {
             text.resize(usize::try_from(LONGEST).expect("small") + 1, b' ');
             fs::write(&path, text).expect("written");
         }
-        let history = History::read(folder.path(), false).expect("read");
+        let history = History::read(folder.path(), &|_| false).expect("read");
         let runs: Vec<u128> = history.runs.iter().map(|run| run.id.as_u128()).collect();
         assert_eq!(runs, [2, 3, 4, 5, 6]);
         assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 5);
@@ -527,7 +560,7 @@ mod tests {
             2,
             &[start(), vm("a", true), vm("a", false), vm("a", false), vm("b", true), vm("b", false)],
         );
-        let history = History::read(folder.path(), false).expect("read");
+        let history = History::read(folder.path(), &|_| false).expect("read");
         assert_eq!(history.last_start("night", Timestamp::MAX), Some(history.runs[1].records[0].time));
         assert_eq!(history.last_start("other", Timestamp::MAX), None);
         assert_eq!(["a", "b", "c"].map(|vm| history.since_key(vm)), [Some(2), Some(1), None]);

@@ -43,7 +43,7 @@ pub struct ListArgs {
 /// What the system says.
 pub fn history(state: &Path, job: &str) -> Result<History> {
     let folder = state.join("jobs").join(job);
-    let read = || History::read(&folder, lock::is_held(&folder)?);
+    let read = || History::read(&folder, &lock::runner(&folder)?);
     read().with_context(|| format!("read the log of the job '{job}' in '{}'", folder.display()))
 }
 

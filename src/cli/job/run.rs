@@ -88,7 +88,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
         let message = format!("the job '{}' runs already: 'xofs job stop' ends it", job.id);
         return Err(Failure::new(Exit::Locked, message).into());
     };
-    let history = History::read(&folder, false).with_context(act)?;
+    let history = History::read(&folder, &|_| false).with_context(act)?;
     if let (Some(due), Some(timed)) = (arguments.due, timed) {
         if history.last_start(&timed.name, Timestamp::now()).is_some_and(|last| last >= due) {
             print::text(&format!("{}: the run of {} was made already\n", job.id, timed.name))?;
