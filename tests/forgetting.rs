@@ -111,6 +111,23 @@ fn what_an_ingest_left_that_was_ended_is_in_nobodys_way() {
 }
 
 #[test]
+fn the_folder_of_a_disk_goes_with_its_last_backup_unless_something_else_is_there() {
+    for is_empty in [true, false] {
+        let mut world = World::new(6);
+        world.kept = [FULL.to_owned()].into();
+        let note = format!("{}/note.txt", second_disks());
+        if !is_empty {
+            world.memory.put(&note, "mine").unwrap();
+        }
+        let done = world.forget(world.memory.clone()).unwrap();
+        assert_eq!((done.backups.len(), done.problems.len()), (world.truths.len(), 0), "{done:?}");
+        let is_there = |name: &str| world.memory.stat(&path(name)).is_ok();
+        assert_eq!([is_there(&second_disks()), is_there(&note)], [!is_empty; 2]);
+        assert!(!is_there(&second_disks().replace("00d1", "00d0")), "the first disk has nothing else");
+    }
+}
+
+#[test]
 fn a_backup_stays_that_another_chain_is_built_on() {
     // One whose second disk has one chain.
     let is_fit = |world: &World| world.truths.len() > 2 && world.keys[1].len() == 1;
