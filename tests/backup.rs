@@ -17,6 +17,7 @@ use support::{init, run, scratch, xofs};
 use xapi::record::{Vdi, Vm};
 use xapi::{Record, Ref};
 use xapi_simulator::failure::Failure;
+use xapi_simulator::log::Activity;
 use xapi_simulator::scene::{Disk, Machine, Repository as Sr, Storage};
 use xapi_simulator::{Act, Class, Fault, Site, Upset};
 
@@ -36,6 +37,19 @@ fn the_data_of_a_snapshot_may_go_once_changed_block_tracking_was_used() {
         world.is_at_rest(0, 1);
     }
     world.compare(&held);
+}
+
+#[test]
+fn a_disk_is_read_over_as_many_connections_as_are_asked_for_at_most() {
+    let world = World::with_one_disk();
+    let held = vec![world.held()];
+    let made = world.back_up(&["--nbd-connections", "1"]);
+    assert!(read(&made, 0).1.starts_with("NBD + block list"), "{made:#}");
+    let log = world.lab.simulator.log();
+    assert_eq!((0..8).map(|host| log.most(Activity::Nbd(host))).sum::<usize>(), 1);
+    world.compare(&held);
+    let (code, _, err) = run(&mut world.command(&["--nbd-connections", "13"]));
+    assert!(code == 2 && err.contains("1..=12"), "{code} {err}");
 }
 
 #[test]

@@ -103,6 +103,9 @@ pub struct BackupArgs {
     /// Never uses NBD
     #[arg(long)]
     no_nbd: bool,
+    /// Connections to read a disk by NBD over, if its hosts have so many to spare
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=12), conflicts_with = "no_nbd")]
+    nbd_connections: u8,
     /// The folder of an SR of files (NFS, ext) on this machine; may be repeated
     #[arg(long, value_name = "UUID=FOLDER", value_parser = parse_sr_path)]
     sr_path: Vec<(String, PathBuf)>,
@@ -240,7 +243,7 @@ fn options(arguments: &BackupArgs, mut sr_paths: BTreeMap<String, PathBuf>) -> O
         keeps_base: !arguments.no_base,
         tracks_changes: arguments.cbt,
         purges_data: arguments.purge_snapshot_data,
-        uses_nbd: !arguments.no_nbd,
+        nbd_connections: (!arguments.no_nbd).then_some(arguments.nbd_connections.into()),
         sr_paths,
         chain_patience: (!arguments.ignore_chain).then(|| Duration::from_secs(arguments.chain_wait)),
         patience: arguments.store.patience(),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use uuid::Uuid;
 use xapi::record::{Vdi, Vm};
-use xapi::{Budget, Pool, Record};
+use xapi::{Budget, NbdOptions, Pool, Record};
 
 use super::base::{self, Base, Stored};
 use super::error::{Error, ErrorKind, Result};
@@ -56,8 +56,8 @@ pub struct Options {
     pub tracks_changes: bool,
     /// Whether the data of a kept snapshot is destroyed once changed block tracking has been used.
     pub purges_data: bool,
-    /// Whether NBD may be used.
-    pub uses_nbd: bool,
+    /// Connections to read a disk by NBD over, if its hosts have so many to spare; `None` not to use NBD.
+    pub nbd_connections: Option<usize>,
     /// Folders of SRs on this machine, by uuid.
     pub sr_paths: BTreeMap<String, PathBuf>,
     /// How long chains are waited for that the host has to coalesce; `None` not to look at them.
@@ -318,10 +318,11 @@ impl<'a> Run<'a> {
 
     /// Returns the ways that are tried for a disk, in this order.
     fn ways(&self, survey: &Survey, disk: &LiveDisk, base: &Base) -> Vec<Way> {
+        let uses_nbd = self.options.nbd_connections.is_some();
         let may = |way: &Way| match way {
             Way::Files => self.folder(survey, disk).is_some(),
-            Way::ChangedBlocks => self.options.uses_nbd && base.snapshot().is_some() && disk.vdi.cbt_enabled,
-            Way::BlockList => self.options.uses_nbd,
+            Way::ChangedBlocks => uses_nbd && base.snapshot().is_some() && disk.vdi.cbt_enabled,
+            Way::BlockList => uses_nbd,
             Way::Stream => true,
         };
         Way::ALL.into_iter().filter(may).collect()
@@ -339,6 +340,10 @@ impl<'a> Run<'a> {
             survey.snapshots.iter().flat_map(|snapshot| &snapshot.disks).map(|vdi| (vdi.uuid.as_str(), vdi)).collect();
         let sources = subjects::read_from(&self.pool, &survey.storages);
         let pace = self.turns.pace(&self.id, self.pool.cancel());
+        let nbd = |connections: usize| NbdOptions {
+            connections,
+            ..NbdOptions::new(Budget::new(self.state.slots()).at_least(connections))
+        };
         let source = |(disk, base): (&&LiveDisk, Base)| {
             let base_vdi = base.snapshot().and_then(|uuid| all.get(uuid.to_string().as_str()).copied().cloned());
             Some(Arc::new(SnapshotDisk {
@@ -348,7 +353,7 @@ impl<'a> Run<'a> {
                 base_vdi,
                 folder: self.folder(survey, disk),
                 source: sources.get(&disk.vdi.sr).cloned().unwrap_or_else(Subject::machine),
-                nbd: self.options.uses_nbd.then(|| Budget::new(self.state.slots())),
+                nbd: self.options.nbd_connections.map(nbd),
                 transfer: self.transfer(),
                 pace: pace.clone(),
                 known: Known::default(),

@@ -21,7 +21,7 @@ use disk::Disk;
 use uuid::Uuid;
 use vhd::{StreamError, StreamReader};
 use xapi::record::Vdi;
-use xapi::{Budget, Changes, Export, ExportOptions, Format, NbdExport, NbdOptions, Pool, Record, Ref};
+use xapi::{Changes, Export, ExportOptions, Format, NbdExport, NbdOptions, Pool, Record, Ref};
 
 use super::base::Base;
 use super::error::{Error, ErrorKind as PoolErrorKind};
@@ -33,8 +33,6 @@ use crate::probe::{self, Connections, Subject};
 
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
-/// Connections to read a disk over, if its hosts have so many to spare.
-const CONNECTIONS: usize = 4;
 
 /// A way to read a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,8 +77,8 @@ pub struct SnapshotDisk {
     pub folder: Option<PathBuf>,
     /// The host that it is read from, or its SR if several hosts have that.
     pub source: Subject,
-    /// The connections that this machine may have, if NBD may be used.
-    pub nbd: Option<Budget>,
+    /// How it is read by NBD, if that may be used.
+    pub nbd: Option<NbdOptions>,
     /// What waits for its turn.
     pub transfer: Transfer,
     /// What slows it down.
@@ -153,7 +151,10 @@ impl PoolDisk for SnapshotDisk {
                     self.known.use_way(way);
                     let by = match way {
                         Way::Files => probe::Way::Files,
-                        Way::ChangedBlocks | Way::BlockList => probe::Way::Nbd { wanted: CONNECTIONS, open },
+                        Way::ChangedBlocks | Way::BlockList => {
+                            let wanted = self.nbd.as_ref().map_or(1, |options| options.connections);
+                            probe::Way::Nbd { wanted, open }
+                        }
                         Way::Stream => probe::Way::Stream,
                     };
                     return Ok(Opened { way: describe(way, &refused), by, access: self.paced(access) });
@@ -253,11 +254,11 @@ impl SnapshotDisk {
         };
         let disk = match self.nbd.clone() {
             None => image.disk(),
-            Some(budget) => {
+            Some(options) => {
                 let (pool, vdi) = (self.pool.clone(), self.vdi.clone());
                 let open = move || -> Result<Arc<dyn Disk>, String> {
                     let open = Connections::default();
-                    Ok(Arc::new(connect(&pool, &vdi, budget.clone(), &open).map_err(|refusal| refusal.to_string())?))
+                    Ok(Arc::new(connect(&pool, &vdi, options.clone(), &open).map_err(|refusal| refusal.to_string())?))
                 };
                 Arc::new(ElseDisk::new(image.disk(), Box::new(open)))
             }
@@ -266,7 +267,7 @@ impl SnapshotDisk {
     }
 
     fn open_changed(&self, base: Option<&Record<Vdi>>, open: &Connections) -> Result<Access, Refusal> {
-        let (Some(base), Some(budget)) = (base, self.nbd.clone()) else { return Err(Refusal::NotMeant) };
+        let (Some(base), Some(options)) = (base, self.nbd.clone()) else { return Err(Refusal::NotMeant) };
         let size = self.vdi.virtual_size;
         let known = match self.pool.changed_blocks(&base.reference, &self.vdi.reference, size)? {
             Changes::Known(known) => known,
@@ -276,15 +277,15 @@ impl SnapshotDisk {
         known.runs().for_each(|run| changed.insert(run.start, run.end - run.start));
         // What a disk grew by is new, whatever was tracked of it.
         changed.insert(base.virtual_size.min(size), size.saturating_sub(base.virtual_size));
-        let disk = connect(&self.pool, &self.vdi, budget, open)?;
+        let disk = connect(&self.pool, &self.vdi, options, open)?;
         Ok(Access::Random { disk: Arc::new(disk), changed: Some(changed) })
     }
 
     fn open_listed(&self, base: Option<&Record<Vdi>>, open: &Connections) -> Result<Access, Refusal> {
-        let budget = self.nbd.clone().ok_or(Refusal::NotMeant)?;
+        let options = self.nbd.clone().ok_or(Refusal::NotMeant)?;
         let size = self.vdi.virtual_size;
         // Asked first: without a network for it no export has to be begun.
-        let export = nbd(&self.pool, &self.vdi.reference, budget)?;
+        let export = nbd(&self.pool, &self.vdi.reference, options)?;
         let stream = self.export(base)?;
         let listed: BTreeSet<u64> = stream.blocks().map(|(block, _)| u64::from(block.0)).collect();
         stream.into_source().abandon()?;
@@ -330,12 +331,12 @@ impl SnapshotDisk {
 }
 
 /// Opens a disk by NBD.
-fn nbd(pool: &Pool, vdi: &Ref<Vdi>, budget: Budget) -> Result<NbdExport, Refusal> {
-    Ok(pool.nbd(vdi, NbdOptions { connections: CONNECTIONS, ..NbdOptions::new(budget) })?)
+fn nbd(pool: &Pool, vdi: &Ref<Vdi>, options: NbdOptions) -> Result<NbdExport, Refusal> {
+    Ok(pool.nbd(vdi, options)?)
 }
 
-fn connect(pool: &Pool, vdi: &Record<Vdi>, budget: Budget, open: &Connections) -> Result<NbdDisk, Refusal> {
-    Ok(NbdDisk::new(nbd(pool, &vdi.reference, budget)?, vdi.virtual_size, None, open)?)
+fn connect(pool: &Pool, vdi: &Record<Vdi>, options: NbdOptions, open: &Connections) -> Result<NbdDisk, Refusal> {
+    Ok(NbdDisk::new(nbd(pool, &vdi.reference, options)?, vdi.virtual_size, None, open)?)
 }
 
 fn too_large(size: u64) -> String {

@@ -33,6 +33,13 @@ impl Budget {
         Self { usual: count.clamp(1, MOST), ..self }
     }
 
+    /// Allows `count` connections to a host where fewer are allowed, at most 12.
+    #[must_use]
+    pub fn at_least(self, count: usize) -> Self {
+        let usual = self.usual.max(count);
+        self.of(usual)
+    }
+
     /// Takes a slot of a host; `None` if all are taken. `is_first`: also one of those that are kept for the first connection
     /// of a disk.
     pub(crate) fn take(&self, host: &str, is_first: bool) -> io::Result<Option<Slot>> {

@@ -162,7 +162,7 @@ fn options(run: &Machines, named: &Named) -> Options {
         keeps_base: incremental.is_none_or(|how| how.keeps_base),
         tracks_changes: incremental.is_some_and(|how| how.tracks_changes),
         purges_data: incremental.is_some_and(|how| how.purges_data),
-        uses_nbd: incremental.is_none_or(|how| how.uses_nbd),
+        nbd_connections: incremental.and_then(|how| usize::try_from(how.nbd_connections?).ok()),
         sr_paths: named.sr_paths.clone(),
         chain_patience: job.timeouts.chain,
         patience: job.timeouts.lock,

@@ -21,8 +21,8 @@ pub struct Incremental {
     pub key_every: Option<u32>,
     /// How disks are stored, where it is said.
     pub layout: Option<Layout>,
-    /// Whether NBD may be used.
-    pub uses_nbd: bool,
+    /// Connections to read a disk by NBD over, if its hosts have so many to spare; `None` not to use NBD.
+    pub nbd_connections: Option<u32>,
     /// Whether changed block tracking is switched on.
     pub tracks_changes: bool,
     /// Whether the data of a kept snapshot is destroyed.
@@ -43,7 +43,7 @@ impl Default for Incremental {
         Self {
             key_every: None,
             layout: None,
-            uses_nbd: true,
+            nbd_connections: Some(4),
             tracks_changes: false,
             purges_data: false,
             keeps_base: true,
@@ -88,10 +88,14 @@ fn of_incremental(section: Section) -> Incremental {
         (Some(false), compression) => Some(Layout::Exploded(compression.map(|found| found.value))),
         (None, compression) => compression.map(|found| Layout::Exploded(Some(found.value))),
     };
+    let (nbd, connections) = (section.flag("nbd"), section.number("nbd_connections", 1..=12));
+    if nbd == Some(false) && connections.is_some() {
+        section.note("nbd_connections are of no use with nbd = false: leave one of them out");
+    }
     let incremental = Incremental {
         key_every: section.number("key_every", 1..=10_000),
         layout,
-        uses_nbd: section.flag("nbd").unwrap_or(usual.uses_nbd),
+        nbd_connections: connections.or(usual.nbd_connections).filter(|_| nbd != Some(false)),
         tracks_changes: section.flag("cbt").unwrap_or(usual.tracks_changes),
         purges_data: section.flag("purge_snapshot_data").unwrap_or(usual.purges_data),
         keeps_base: section.flag("keep_snapshot").unwrap_or(usual.keeps_base),

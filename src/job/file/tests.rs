@@ -97,7 +97,7 @@ fn all_that_a_job_says_is_read() {
     let incremental = Incremental {
         key_every: Some(30),
         layout: Some(Layout::Exploded(Some(Filter::Gzip))),
-        uses_nbd: false,
+        nbd_connections: None,
         tracks_changes: true,
         ..Incremental::default()
     };
@@ -167,8 +167,10 @@ fn each_mistake_is_named_with_its_line_and_what_is_expected() {
         (
             "cbt = true",
             "zzz = 1",
-            "21: 'zzz' is no key of [incremental]; there are format, compression, key_every, nbd",
+            "21: 'zzz' is no key of [incremental]; there are format, compression, nbd, nbd_connections,",
         ),
+        ("nbd = false", "nbd = false\nnbd_connections = 8", "nbd_connections are of no use with nbd = false"),
+        ("nbd = false", "nbd_connections = 13", "'nbd_connections' is 13"),
         ("cbt = true", "cbt = 'yes'", "21: 'cbt' is 'yes'; expected true or false"),
         (
             "description = \"web",
