@@ -1,11 +1,11 @@
 //! What is done with disks and where they lie: creating, snapshots, changed block tracking, destroying; hosts of an SR.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
 use crate::record::{Class, Host, Pbd, Sr, Vbd, Vdi, Vm};
-use crate::{ErrorKind, Pool, Ref, Result};
+use crate::{Error, ErrorKind, Pool, Ref, Result};
 
 /// For how many pauses a disk that is in use is tried again to be destroyed.
 const IN_USE: u32 = 24;
@@ -116,19 +116,8 @@ impl Pool {
 
     /// Calls `method`, as a task, once the control domains have let go of disks that they transferred, which takes them seconds.
     pub(crate) fn once_let_go(&self, method: &str, arguments: &[Value]) -> Result<()> {
-        let (begun, mut tried) = (Instant::now(), 0);
-        loop {
-            match self.run(method, arguments) {
-                Err(error)
-                    if error.code() == "VDI_IN_USE" && begun.elapsed() < self.core.settings.pause * LETTING_GO =>
-                {
-                    tracing::debug!(%error, "tried again");
-                    self.cancel.sleep(self.core.settings.pause_after(tried), self.subject(method))?;
-                    tried += 1;
-                }
-                done => return done.map(|_| ()),
-            }
-        }
+        let act = || self.run(method, arguments).map(|_| ());
+        self.patiently(method, LETTING_GO, |error| error.code() == "VDI_IN_USE", act, |_| {})
     }
 
     /// Destroys an object by `way`, for as long as something holds it.
@@ -136,27 +125,43 @@ impl Pool {
     /// After an end of which nobody knows the outcome it is simply done again: who finds nothing has what he wanted.
     pub(crate) fn destroy<C: Class>(&self, object: &Ref<C>, way: &str, free: impl Fn() -> Result<()>) -> Result<()> {
         let method = format!("{}.{way}", C::NAME);
-        let pause = self.core.settings.pause;
-        let (begun, mut tried) = (Instant::now(), 0);
-        loop {
-            let error = match unless_gone(object, self.run(&method, &[json!(object)]).map(|_| ())) {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
-            // What is gone is something else, which held it.
-            let may_pass = matches!(error.code(), "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" | "HANDLE_INVALID")
-                || error.kind() == ErrorKind::Unknown;
-            if !may_pass || begun.elapsed() >= pause * IN_USE {
-                return Err(error);
-            }
-            tracing::debug!(%error, "tried again");
-            self.cancel.sleep(self.core.settings.pause_after(tried), self.subject(&method))?;
-            tried += 1;
-            if begun.elapsed() >= pause / PATIENT
+        // What is gone is something else, which held it.
+        let may_pass = |error: &Error| {
+            matches!(error.code(), "VDI_IN_USE" | "OTHER_OPERATION_IN_PROGRESS" | "HANDLE_INVALID")
+                || error.kind() == ErrorKind::Unknown
+        };
+        let act = || unless_gone(object, self.run(&method, &[json!(object)]).map(|_| ()));
+        let patient = self.core.settings.pause / PATIENT;
+        self.patiently(&method, IN_USE, may_pass, act, |elapsed| {
+            if elapsed >= patient
                 && let Err(error) = unless_gone(object, free())
             {
                 tracing::debug!(%error, "a control domain does not let a disk go");
             }
+        })
+    }
+
+    /// Tries something again, after longer and longer pauses, for as many of the usual ones as `most`, while it fails with what may
+    /// pass; `again` is told before each try but the first how long that has been so.
+    fn patiently(
+        &self,
+        method: &str,
+        most: u32,
+        may_pass: impl Fn(&Error) -> bool,
+        act: impl Fn() -> Result<()>,
+        again: impl Fn(Duration),
+    ) -> Result<()> {
+        let (begun, mut tried) = (Instant::now(), 0);
+        loop {
+            match act() {
+                Err(error) if may_pass(&error) && begun.elapsed() < self.core.settings.pause * most => {
+                    tracing::debug!(%error, "tried again");
+                }
+                done => return done,
+            }
+            self.cancel.sleep(self.core.settings.pause_after(tried), self.subject(method))?;
+            tried += 1;
+            again(begun.elapsed());
         }
     }
 }
