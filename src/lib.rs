@@ -22,4 +22,5 @@ pub mod probe;
 pub mod repository;
 mod size;
 pub mod tree;
+mod whole;
 pub mod worker;

@@ -5,8 +5,8 @@
 //! twice, whoever asks, how often, and after whatever crash; many times that were missed are one run.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs;
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::file::Timed;
 use super::log::{History, is_far_ahead};
+use crate::whole;
 
 /// Where nothing that was missed is made up for, a run may be as late as this all the same: the machine was busy, or just started.
 const GRACE: Duration = Duration::from_secs(300);
@@ -55,12 +56,7 @@ impl Seen {
         };
         let seen = Self(schedules.iter().map(of).collect());
         if seen != before {
-            let fresh = folder.join(".schedules.new");
-            let mut file = File::create(&fresh)?;
-            file.write_all(&serde_json::to_vec(&seen)?)?;
-            file.sync_all()?;
-            fs::rename(&fresh, &path)?;
-            File::open(folder)?.sync_all()?;
+            whole::put(&path, ".schedules.new".as_ref(), &serde_json::to_vec(&seen)?, 0o600, true)?;
         }
         Ok(seen)
     }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::whole;
+use crate::whole;
 
 /// The file, in the folder of a job.
 const FILE: &str = "live.json";

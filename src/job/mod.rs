@@ -26,7 +26,6 @@ mod schedule;
 mod select;
 mod table;
 mod template;
-pub mod whole;
 
 pub use due::Seen;
 pub use file::{

@@ -11,7 +11,7 @@
 //! away however the process ends.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use super::error::{Error, ErrorKind, Result};
+use crate::whole;
 
 /// How often who waits for a lock looks.
 const POLL: Duration = Duration::from_millis(100);
@@ -142,15 +143,8 @@ impl State {
         let is_other = |line: &&str| line.split_once(' ').is_none_or(|(known, _)| known != address);
         let mut text: String = self.read_known()?.lines().filter(is_other).map(|line| format!("{line}\n")).collect();
         text.push_str(&format!("{address} {fingerprint}\n"));
-        let fresh = self.folder.join(".known-pools.new");
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&fresh)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&fresh, &path)?;
-            File::open(&self.folder)?.sync_all()
-        };
-        write().map_err(|error| Error::state("write", &path, &error))
+        let written = whole::put(&path, ".known-pools.new".as_ref(), text.as_bytes(), 0o600, true);
+        written.map_err(|error| Error::state("write", &path, &error))
     }
 
     fn read_known(&self) -> Result<String> {

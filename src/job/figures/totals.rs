@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::run::RunFigures;
 use super::transfer::{Place, Transfer};
 use crate::job::log::{RunStatus, VmStatus};
-use crate::job::whole;
+use crate::whole;
 
 /// The file, in the folder of a job.
 const FILE: &str = "totals.json";

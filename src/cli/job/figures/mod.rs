@@ -35,7 +35,8 @@ use crate::cli::exit::Exit;
 use crate::cli::print;
 use crate::cli::text::{Shown, count};
 use crate::job::figures::{Counts, RunFigures, Totals};
-use crate::job::{is_id, log, whole};
+use crate::job::{is_id, log};
+use crate::whole;
 
 const EXAMPLES: &str = "\
 For each machine the stages of its transfer, in the order in which bytes go through them: what part of the time they worked, waited for \

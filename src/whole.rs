@@ -6,8 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
-/// Writes a file with these permissions in the place of whatever file was there. Until it is whole it is called `fresh`, beside it; nobody
-/// else may write that meanwhile. `is_durable`: whether it outlives a power cut by then.
+/// Does the same as [`put`] for a path that anybody may have named.
 ///
 /// # Errors
 /// What the system says, and `AlreadyExists` for what is no regular file: devices and links are not replaced. Nothing is changed then.
@@ -19,6 +18,15 @@ pub fn replace(path: &Path, fresh: &OsStr, bytes: &[u8], mode: u32, is_durable: 
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
+    put(path, fresh, bytes, mode, is_durable)
+}
+
+/// Writes a file with these permissions in the place of what was there. Until it is whole it is called `fresh`, beside it; nobody else
+/// may write that meanwhile. `is_durable`: whether it outlives a power cut by then.
+///
+/// # Errors
+/// What the system says. Nothing is changed then.
+pub fn put(path: &Path, fresh: &OsStr, bytes: &[u8], mode: u32, is_durable: bool) -> io::Result<()> {
     let fresh = path.with_file_name(fresh);
     let write = || -> io::Result<()> {
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&fresh)?;
