@@ -880,4 +880,8 @@ fn a_signal_removes_what_was_written() {
     drop(input);
     assert_eq!(child.wait().unwrap().code(), Some(130));
     assert!(files(&storage).is_empty(), "{:?}", files(&storage));
+    // Nor the folder of the disk, which had no other backup.
+    let jobs = fs::read_dir(one.join(format!("xo-vm-backups/{VM}/vdis"))).unwrap();
+    let lineages: Vec<_> = jobs.flat_map(|job| fs::read_dir(job.unwrap().path()).unwrap()).collect();
+    assert!(lineages.is_empty(), "{lineages:?}");
 }

@@ -7,7 +7,7 @@
 //! | intent | metadata of that time | then |
 //! |--------|-----------------------|------|
 //! | there  | names the disk        | the backup is complete: the intent alone is removed |
-//! | there  | none                  | alias, then data, then the intent are removed |
+//! | there  | none                  | alias, then data, then the intent are removed, and the folder if it is empty then |
 //! | there  | anything else         | nothing is removed |
 //!
 //! What an intent stands for is removed only while the lock of the VM is held, and only if nothing can depend on it: no disk
@@ -20,7 +20,7 @@ use storage::{
 use vhd::{DIGESTS, digests_name};
 
 use super::error::Result;
-use crate::repository::{self, Backup, BackupTime, DiskSource, VmLock};
+use crate::repository::{self, Backup, BackupTime, DiskSource, VmLock, remove_empty_lineage};
 
 /// What an intent holds: enough for a person who finds it.
 const TEXT: &[u8] = b"xofs ingest writes, or wrote, what has this time\n";
@@ -121,7 +121,9 @@ impl Names {
             Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
             synced => synced?,
         }
-        self.conclude(storage)
+        self.conclude(storage)?;
+        // It was the first of its disk, or the others were forgotten meanwhile.
+        Ok(remove_empty_lineage(storage, &self.lineage)?)
     }
 }
 

@@ -31,7 +31,7 @@ use note::Note;
 
 use crate::repository::{
     Backup, BackupDisk, BackupTime, Backups, DiskSource, Error, ErrorKind, Mode, Repository, Result, VM_FOLDER,
-    VmFolder, VmLock,
+    VmFolder, VmLock, remove_empty_lineage,
 };
 
 /// How it is watched and ended.
@@ -563,24 +563,10 @@ impl<'a> Run<'a> {
                     removed => removed.map_err(of_vhd)?,
                 }
             }
-            self.remove_empty(folder)?;
+            self.lock.check()?;
+            remove_empty_lineage(&*self.storage, folder)?;
         }
         Ok(is_whole)
-    }
-
-    /// Removes the folder of a disk that no backup has any more.
-    fn remove_empty(&self, folder: &ObjectPath) -> Result<()> {
-        if !self.reader.list(folder)?.iter().all(|entry| entry.is_directory && entry.name == "data") {
-            return Ok(());
-        }
-        self.lock.check()?;
-        for folder in [&folder.join("data")?, folder] {
-            match self.storage.remove_directory(folder) {
-                Err(error) if matches!(error.kind(), storage::ErrorKind::NotEmpty | storage::ErrorKind::NotFound) => {}
-                removed => removed?,
-            }
-        }
-        Ok(())
     }
 
     /// Returns the files of a full backup, its XVA and the checksum of this; nothing if the XVA is no file of its own.

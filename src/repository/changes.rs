@@ -295,6 +295,26 @@ impl<'a> VmFolder<'a> {
     }
 }
 
+/// Removes the folder of a disk in which there is none any more, nor anything else; Xen Orchestra calls it orphaned.
+///
+/// # Errors
+/// What the storage says.
+pub(crate) fn remove_empty_lineage(storage: &dyn WritableStorage, lineage: &ObjectPath) -> storage::Result<()> {
+    let is_empty = match storage.list(lineage) {
+        Err(error) if error.kind() == storage::ErrorKind::NotFound => return Ok(()),
+        listed => listed?.iter().all(|entry| entry.is_directory && entry.name == "data"),
+    };
+    if is_empty {
+        for folder in [&lineage.join("data")?, lineage] {
+            match storage.remove_directory(folder) {
+                Err(error) if matches!(error.kind(), storage::ErrorKind::NotEmpty | storage::ErrorKind::NotFound) => {}
+                removed => removed?,
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Returns the text of a cache; `None` if there is none, or none that can be read.
 fn cache_text(storage: &(impl Storage + ?Sized), path: &ObjectPath) -> Result<Option<Vec<u8>>> {
     let packed = match storage.read(path, cache::STORED_LIMIT) {

@@ -52,6 +52,7 @@ use disk::Disk;
 use jiff::SignedDuration;
 use storage::{EncryptedStorage, LocalStorage, ObjectPath, Storage, WritableStorage};
 
+pub(crate) use changes::remove_empty_lineage;
 pub use changes::{Document, VmFolder};
 pub use disks::MissingBlock;
 pub use error::{Error, ErrorKind, Result};
