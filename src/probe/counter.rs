@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::history::History;
-use super::stage::{Crew, Stage, Subject, Way};
+use super::stage::{Crew, Identity, Stage, Subject, Way, identity};
 use super::transfer::StageReading;
 
 /// One stage, counted by all its threads.
@@ -81,6 +81,10 @@ impl Probe {
             output_ns: AtomicU64::new(0),
             history: History::default(),
         }
+    }
+
+    pub(super) fn identity(&self) -> Identity<'_> {
+        identity(self.stage, &self.of, self.crew, &self.way)
     }
 
     /// Does a piece of work, and counts its time.

@@ -1,7 +1,10 @@
 //! What a stage is, and what it is of.
 
+use std::mem::{self, Discriminant};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde::{Deserialize, Serialize};
 
 /// What is done, in the order in which it is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,7 +90,8 @@ impl Stage {
 }
 
 /// What kind of thing a stage is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Kind {
     /// A host of a pool.
     Host,
@@ -97,12 +101,14 @@ pub enum Kind {
     Network,
     /// A backup repository.
     Repository,
-    /// The machine that xofs runs on.
+    /// The machine that xofs runs on, or what a log of another version calls otherwise.
+    #[default]
+    #[serde(other)]
     Machine,
 }
 
 impl Kind {
-    /// Returns its name in JSON.
+    /// Returns its name in JSON, and in labels of metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -111,6 +117,16 @@ impl Kind {
             Self::Network => "network",
             Self::Repository => "repository",
             Self::Machine => "machine",
+        }
+    }
+
+    /// Returns what people call it.
+    #[must_use]
+    pub fn shown(self) -> &'static str {
+        match self {
+            Self::Sr => "SR",
+            Self::Machine => "this machine",
+            Self::Host | Self::Network | Self::Repository => self.name(),
         }
     }
 }
@@ -202,9 +218,10 @@ pub enum Way {
     Gzip,
 }
 
-impl Way {
-    /// Whether it is the same, however many connections there are.
-    pub(super) fn is_like(&self, other: &Self) -> bool {
-        std::mem::discriminant(self) == std::mem::discriminant(other)
-    }
+/// What tells a stage from others: however many connections there are, it is the same.
+pub(super) type Identity<'a> = (Stage, &'a Subject, Crew, Discriminant<Way>);
+
+/// Returns what tells a stage from others.
+pub(super) fn identity<'a>(stage: Stage, of: &'a Subject, crew: Crew, way: &Way) -> Identity<'a> {
+    (stage, of, crew, mem::discriminant(way))
 }

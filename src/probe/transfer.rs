@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::bottleneck::{self, Bottleneck};
 use super::counter::Probe;
-use super::stage::{Crew, Kind, Stage, Subject, Way};
+use super::stage::{Crew, Identity, Kind, Stage, Subject, Way, identity};
 
 /// What moves bytes from one place to others: a backup, an ingest, a restore, a merge.
 #[derive(Debug)]
@@ -43,10 +43,8 @@ impl Transfer {
             of.pool = self.pool.get().cloned();
         }
         let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_same = |probe: &&Arc<Probe>| {
-            probe.stage == stage && probe.of == of && probe.crew == crew && probe.way.is_like(&way)
-        };
-        if let Some(probe) = probes.iter().find(is_same) {
+        let wanted = identity(stage, &of, crew, &way);
+        if let Some(probe) = probes.iter().find(|probe| probe.identity() == wanted) {
             return probe.clone();
         }
         let probe = Arc::new(Probe::new(stage, of, crew, way, self.is_seen.then_some(self.begun)));
@@ -91,13 +89,8 @@ impl Reading {
     #[must_use]
     pub fn since(&self, earlier: &Self) -> Self {
         let of = |stage: &StageReading| {
-            let is_same = |before: &&StageReading| {
-                before.stage == stage.stage
-                    && before.of == stage.of
-                    && before.crew == stage.crew
-                    && before.way.is_like(&stage.way)
-            };
-            let (mut since, before) = (stage.clone(), earlier.stages.iter().find(is_same));
+            let before = earlier.stages.iter().find(|before| before.identity() == stage.identity());
+            let mut since = stage.clone();
             since.history.clear();
             if let Some(before) = before {
                 since.pieces = stage.pieces.saturating_sub(before.pieces);
@@ -146,6 +139,12 @@ pub struct StageReading {
     pub step: Duration,
     /// Bytes that passed in each step since the transfer began, up to the last in which some did.
     pub history: Vec<u64>,
+}
+
+impl StageReading {
+    fn identity(&self) -> Identity<'_> {
+        identity(self.stage, &self.of, self.crew, &self.way)
+    }
 }
 
 #[cfg(test)]

@@ -23,4 +23,4 @@ pub use run::{Failure, MergeFigures, RunFigures, VmFigures};
 pub use sums::{Failures, Merged, Row, Sums, Work};
 pub use timeline::{Strip, strips};
 pub use totals::{Counts, MergeCounts, StageCounts, Totals};
-pub use transfer::{Bottleneck, Pace, Place, PlaceKind, Shares, Stage, Times, Transfer, rate};
+pub use transfer::{Bottleneck, Pace, Place, Shares, Stage, Times, Transfer, rate};

@@ -6,8 +6,9 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use super::run::{RunFigures, sum};
-use super::transfer::{Place, PlaceKind, Times, Transfer, learn, rate};
+use super::transfer::{Place, Times, Transfer, learn, rate};
 use crate::job::log::{RunStatus, VmStatus};
+use crate::probe::Kind;
 
 /// Several runs.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -149,7 +150,7 @@ struct Added {
     spans: Vec<(Timestamp, Timestamp)>,
 }
 
-type PlaceKey = (PlaceKind, String, Option<String>);
+type PlaceKey = (Kind, String, Option<String>);
 
 #[derive(Default)]
 struct Adding {

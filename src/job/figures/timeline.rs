@@ -133,7 +133,7 @@ mod tests {
     fn the_stages_of_several_transfers_are_one_line_of_time_each() {
         let stage = |name: &str, repository: &str, bytes: &[u64]| Stage {
             name: name.to_owned(),
-            of: Place { kind: super::super::transfer::PlaceKind::Repository, name: repository.to_owned() },
+            of: Place { kind: crate::probe::Kind::Repository, name: repository.to_owned() },
             bytes: bytes.iter().sum(),
             busy: Duration::from_secs(1),
             input: Duration::from_secs(3),

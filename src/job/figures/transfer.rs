@@ -9,6 +9,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
+use crate::probe::Kind;
+
 /// A transfer, or the merges of a repository.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -78,63 +80,16 @@ pub struct Bottleneck {
 #[serde(default, rename_all = "camelCase")]
 pub struct Place {
     /// What it is.
-    pub kind: PlaceKind,
+    pub kind: Kind,
     /// What it is called.
     pub name: String,
-}
-
-/// Kinds of places.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum PlaceKind {
-    /// A host of a pool.
-    Host,
-    /// A storage repository of a pool.
-    Sr,
-    /// A network between this machine and another.
-    Network,
-    /// A backup repository.
-    Repository,
-    /// This machine, or what a log of another version calls otherwise.
-    #[default]
-    #[serde(other)]
-    Machine,
-}
-
-impl PlaceKind {
-    /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 5] = [Self::Host, Self::Sr, Self::Network, Self::Repository, Self::Machine];
-
-    /// Returns what people call it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Host => "host",
-            Self::Sr => "SR",
-            Self::Network => "network",
-            Self::Repository => "repository",
-            Self::Machine => "this machine",
-        }
-    }
-
-    /// Returns what JSON and labels of metrics call it.
-    #[must_use]
-    pub fn key(self) -> &'static str {
-        match self {
-            Self::Host => "host",
-            Self::Sr => "sr",
-            Self::Network => "network",
-            Self::Repository => "repository",
-            Self::Machine => "machine",
-        }
-    }
 }
 
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.kind, self.name.as_str()) {
-            (kind, "") | (kind @ PlaceKind::Machine, _) => f.write_str(kind.name()),
-            (kind, name) => write!(f, "{} {name}", kind.name()),
+            (kind, "") | (kind @ Kind::Machine, _) => f.write_str(kind.shown()),
+            (kind, name) => write!(f, "{} {name}", kind.shown()),
         }
     }
 }

@@ -202,7 +202,7 @@ fn stages(jobs: &[Reported], what: &str, of: fn(&Counts) -> &[StageCounts]) -> V
             let labels = [
                 ("job_id", job.id.as_str()),
                 ("stage", &stage.stage),
-                ("kind", stage.of.kind.key()),
+                ("kind", stage.of.kind.name()),
                 ("name", &stage.of.name),
                 ("pool", stage.pool.as_deref().unwrap_or_default()),
             ];
