@@ -31,7 +31,7 @@ use crate::sealed_stream::{Closing, Encrypting, Opening, damaged};
 use crate::stream::of_object;
 use crate::{
     Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Stream,
-    Synced, WritableObject, WritableStorage, WritableStream, publish,
+    Synced, WritableObject, WritableStorage, WritableStream, decoding, publish,
 };
 
 /// The longest object opened for positioned reads, as stored: it is decrypted as a whole, in memory. Blocks have 2 MiB
@@ -321,7 +321,7 @@ impl<S: Storage + ?Sized> EncryptedStorage<S> {
     }
 
     fn decrypt(&self, act: &'static str, path: &ObjectPath, stored: Vec<u8>) -> Result<Vec<u8>> {
-        self.cipher.decrypt(stored).map_err(|reason| damaged(act, path, &reason))
+        decoding(stored.len(), || self.cipher.decrypt(stored)).map_err(|reason| damaged(act, path, &reason))
     }
 }
 

@@ -9,11 +9,13 @@
 //!   └─ FaultyStorage     a decorator: delays, errors and stalls on demand, for tests
 //! Object, WritableObject ─ at any offset       Stream, WritableStream ─ from beginning to end
 //! ObjectPath ─ a relative path that cannot leave its storage
+//! with_decoded ─ how long a thread decoded what it was asked for
 //! ```
 //!
 //! It never hears of VHD or backups.
 
 mod checksum;
+mod decoding;
 mod digest;
 mod direct;
 mod encrypted;
@@ -33,6 +35,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 pub use checksum::{Checksum, Summing};
+pub use decoding::{Decoded, decoding, with_decoded};
 pub use digest::sha256;
 pub use encrypted::{EncryptedStorage, EncryptionKey};
 pub use error::{Error, ErrorKind, Result};

@@ -3,7 +3,7 @@
 use aws_lc_rs::cipher::StreamingEncryptingKey;
 
 use crate::sealed::{NONCE_LENGTH, PIECE, Sealing, TAG_LENGTH};
-use crate::{Error, ErrorKind, ObjectPath, Result, Stream, WritableStream};
+use crate::{Error, ErrorKind, ObjectPath, Result, Stream, WritableStream, decoding};
 
 /// Decrypts what it reads.
 pub(crate) struct Opening {
@@ -76,7 +76,7 @@ impl Opening {
         let (piece, tag) = self.stored.split_at(len);
         self.plain.clear();
         self.given = 0;
-        sealing.decrypt(piece, &mut self.plain);
+        decoding(len, || sealing.decrypt(piece, &mut self.plain));
         if !is_last {
             self.state = State::Open(sealing);
         } else if sealing.matches(tag) {

@@ -13,6 +13,7 @@ use brotlic::{CompressionMode, Quality, WindowSize};
 use flate2::bufread::GzDecoder;
 use libdeflater::{CompressionLvl, Compressor, DecompressionError, Decompressor};
 use serde_json::Value;
+use storage::decoding;
 
 use crate::error::FormatError;
 
@@ -124,7 +125,7 @@ impl Filter {
         }
     }
 
-    /// Decodes `stored` into `out`, which it must fill exactly.
+    /// Decodes `stored` into `out`, which it must fill exactly; the time that takes is told by [`storage::with_decoded`].
     ///
     /// # Errors
     /// `Damaged` if the stream is not sound and complete, or its length is another; `out` is then unspecified.
@@ -135,16 +136,8 @@ impl Filter {
                 out.copy_from_slice(stored);
                 Ok(())
             }
-            Self::Gzip => gunzip_exact(stored, out),
-            Self::Brotli => {
-                let mut decoder = Brotli::new(stored);
-                match decoder.step(out) {
-                    (BrotliResult::ResultSuccess, len) => check_len(len, out.len()),
-                    (BrotliResult::NeedsMoreOutput, _) => Err(too_long(out.len())),
-                    (BrotliResult::NeedsMoreInput, _) => Err(cut_off("brotli")),
-                    (BrotliResult::ResultFailure, _) => Err(unsound("brotli")),
-                }
-            }
+            Self::Gzip => decoding(out.len(), || gunzip_exact(stored, out)),
+            Self::Brotli => decoding(out.len(), || unbrotli_exact(stored, out)),
         }
     }
 }
@@ -273,6 +266,15 @@ impl<'a> Brotli<'a> {
             &mut self.state,
         );
         (result, written)
+    }
+}
+
+fn unbrotli_exact(stored: &[u8], out: &mut [u8]) -> Result<(), FormatError> {
+    match Brotli::new(stored).step(out) {
+        (BrotliResult::ResultSuccess, len) => check_len(len, out.len()),
+        (BrotliResult::NeedsMoreOutput, _) => Err(too_long(out.len())),
+        (BrotliResult::NeedsMoreInput, _) => Err(cut_off("brotli")),
+        (BrotliResult::ResultFailure, _) => Err(unsound("brotli")),
     }
 }
 
