@@ -46,6 +46,7 @@ pub struct Status {
 /// A connection to an export, shared by any number of threads.
 pub struct Connection {
     export: Export,
+    round_trip: Duration,
     shown: String,
     shared: Arc<Shared>,
     writer: Mutex<Box<dyn Stream>>,
@@ -98,7 +99,7 @@ impl Connection {
     pub fn over(stream: Box<dyn Stream>, name: &str, shown: &str, options: &Options) -> Result<Self> {
         let system = |error: io::Error| Error::new(ErrorKind::Unavailable, shown, error);
         stream.set_timeout(options.timeout.max(Duration::from_millis(1))).map_err(system)?;
-        let (stream, export) = handshake::negotiate(stream, name, shown, options)?;
+        let (stream, export, round_trip) = handshake::negotiate(stream, name, shown, options)?;
         let (mut reader, closer) = (stream.another().map_err(system)?, stream.another().map_err(system)?);
         let shared = Arc::new(Shared { table: Mutex::default(), room: Condvar::new() });
         let (of_receiver, is_structured, timeout) = (shared.clone(), export.is_structured, options.timeout);
@@ -112,13 +113,19 @@ impl Connection {
             })
             .map_err(system)?;
         let writer = Mutex::new(stream);
-        Ok(Self { export, shown: shown.to_owned(), shared, writer, closer, receiver: Some(receiver) })
+        Ok(Self { export, round_trip, shown: shown.to_owned(), shared, writer, closer, receiver: Some(receiver) })
     }
 
     /// Returns what was agreed on.
     #[must_use]
     pub fn export(&self) -> &Export {
         &self.export
+    }
+
+    /// Returns how long the way to the server and back takes at most, as it was when it was agreed on what is read.
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        self.round_trip
     }
 
     /// Returns whether there will be no more replies.

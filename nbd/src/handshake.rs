@@ -5,7 +5,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::stream::{Stream, Upgrade};
 use crate::wire::{self, u16_of, u32_of, u64_of};
@@ -70,23 +70,26 @@ struct Handshake<'a> {
     stream: Box<dyn Stream>,
     name: &'a str,
     shown: &'a str,
+    /// Of the option that was answered soonest: most ask for nothing that takes a server any time.
+    round_trip: Duration,
 }
 
-/// Negotiates the export `name`; `shown` is what errors call it. Returns the stream, encrypted if that was asked for.
+/// Negotiates the export `name`; `shown` is what errors call it. Returns the stream, encrypted if that was asked for,
+/// and how long the way to the server and back takes at most.
 pub fn negotiate(
     stream: Box<dyn Stream>,
     name: &str,
     shown: &str,
     options: &Options,
-) -> Result<(Box<dyn Stream>, Export)> {
-    let mut handshake = Handshake { stream, name, shown };
+) -> Result<(Box<dyn Stream>, Export, Duration)> {
+    let mut handshake = Handshake { stream, name, shown, round_trip: Duration::MAX };
     let flags = handshake.greet()?;
     if let Some(encryption) = &options.encryption {
         handshake = handshake.encrypt(encryption.as_ref())?;
         handshake.stream.set_timeout(options.timeout).map_err(|error| handshake.io(&error))?;
     }
     let export = handshake.run(options, flags)?;
-    Ok((handshake.stream, export))
+    Ok((handshake.stream, export, handshake.round_trip))
 }
 
 impl Handshake<'_> {
@@ -113,10 +116,10 @@ impl Handshake<'_> {
         if reply.is_none_or(|reply| reply.kind != wire::REPLY_ACK) {
             return Err(self.error(ErrorKind::Refused, "the server does not encrypt (TLS), which is wanted"));
         }
-        let Self { stream, name, shown } = self;
+        let Self { stream, name, shown, round_trip } = self;
         let refused =
             |error| Error::new(ErrorKind::Refused, shown, format!("the connection cannot be encrypted: {error}"));
-        Ok(Self { stream: encryption.upgrade(stream).map_err(refused)?, name, shown })
+        Ok(Self { stream: encryption.upgrade(stream).map_err(refused)?, name, shown, round_trip })
     }
 
     fn run(&mut self, options: &Options, flags: u16) -> Result<Export> {
@@ -174,10 +177,12 @@ impl Handshake<'_> {
 
     /// Asks for an option; returns its replies, the last of which is an acknowledgement or an error.
     fn ask(&mut self, option: u32, data: &[u8]) -> Result<Vec<Reply>> {
+        let asked = Instant::now();
         self.send(option, data)?;
         let mut replies = Vec::new();
         while replies.len() < REPLIES {
             let reply = self.reply(option)?;
+            self.round_trip = self.round_trip.min(asked.elapsed());
             let is_last = reply.kind == wire::REPLY_ACK || reply.kind & wire::REPLY_ERROR != 0;
             replies.push(reply);
             if is_last {

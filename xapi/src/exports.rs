@@ -119,6 +119,8 @@ struct Shared {
     cancel: Cancel,
     state: Mutex<State>,
     changed: Condvar,
+    /// The least of all connections (nanoseconds).
+    round_trip_ns: AtomicU64,
 }
 
 #[derive(Default)]
@@ -199,6 +201,7 @@ impl NbdExport {
             cancel: cancel.part(Duration::MAX),
             state: Mutex::default(),
             changed: Condvar::new(),
+            round_trip_ns: AtomicU64::new(u64::MAX),
         });
         let of_thread = shared.clone();
         let connector = thread::Builder::new().name("nbd-connector".to_owned()).spawn(move || of_thread.run());
@@ -228,6 +231,12 @@ impl NbdExport {
     #[must_use]
     pub fn connections(&self) -> usize {
         self.shared.state().live.len()
+    }
+
+    /// Returns how long the way to a host and back takes at most: the least that was seen when its connections were made.
+    #[must_use]
+    pub fn round_trip(&self) -> Duration {
+        Duration::from_nanos(self.shared.round_trip_ns.load(Ordering::Relaxed))
     }
 
     /// Fills `buffer` with the bytes that start at `offset`.
@@ -518,6 +527,10 @@ impl Shared {
         }
         let connected = Connection::over(Box::new(stream), &place.exportname, &shown, &options);
         self.state().connecting = None;
+        if let Ok(connection) = &connected {
+            let round_trip = u64::try_from(connection.round_trip().as_nanos()).unwrap_or(u64::MAX);
+            self.round_trip_ns.fetch_min(round_trip, Ordering::Relaxed);
+        }
         connected.map_err(|error| match error.kind() {
             nbd::ErrorKind::Busy => Refused::Busy(Error::new(ErrorKind::Unreachable, &shown, error)),
             _ => because(&error),
