@@ -198,6 +198,12 @@ fn top_shows_what_runs_do_and_never_one_whose_process_is_gone() {
         seen = said(&pool, &["top", "--json"]);
         seen["runs"][0]["vms"][0]["expectedBytes"].as_u64().is_some_and(|bytes| bytes > 0)
     });
+    // It moves nothing any more, and ends nothing: what it is at is named all the same.
+    wait_for("what stalls", || {
+        let recent = said(&pool, &["top", "--json"])["runs"][0]["vms"][0]["recent"].take();
+        let moved = recent["stages"].as_array().into_iter().flatten().filter_map(|stage| stage["bytes"].as_u64());
+        moved.sum::<u64>() == 0 && recent["bottleneck"]["stage"] == "read" && recent["seconds"].as_f64() > Some(5.0)
+    });
     let runs = &seen["runs"];
     let (job, done, merging) = (&runs[0]["job"], &runs[0]["doneVms"], &runs[0]["merging"]);
     assert_eq!((job, done, merging), (&json!("nightly"), &json!(0), &json!([])), "{seen:#}");

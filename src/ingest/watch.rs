@@ -37,6 +37,12 @@ impl Watch {
         }
     }
 
+    /// Counts where the time goes in this transfer, instead of one that began now.
+    #[must_use]
+    pub fn counted_by(self, transfer: Transfer) -> Self {
+        Self { transfer, ..self }
+    }
+
     /// Stops it soon: what was written is removed, unless the backup is complete by then.
     pub fn cancel(&self) {
         self.is_cancelled.store(true, Ordering::Release);

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use disk::{Disk, Extent};
 use xapi::NbdExport;
 
-use crate::probe::Connections;
+use crate::probe::{self, Connections};
 
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
@@ -48,6 +49,14 @@ impl NbdDisk {
         let message = format!("a disk has {} bytes, {len} at {offset} were asked for", self.size);
         Err(disk::Error::new(disk::ErrorKind::OutOfRange, message))
     }
+
+    /// Reads so many bytes, and tells how long these were on the way: once there and back, if it took that long.
+    fn timed(&self, bytes: usize, read: impl FnOnce() -> xapi::Result<()>) -> disk::Result<()> {
+        let begun = Instant::now();
+        read().map_err(unavailable)?;
+        probe::on_the_way(bytes, begun.elapsed().min(self.export.round_trip()));
+        Ok(())
+    }
 }
 
 impl Drop for NbdDisk {
@@ -63,12 +72,13 @@ impl Disk for NbdDisk {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> disk::Result<()> {
         self.check(offset, buffer.len() as u64)?;
-        self.export.read_at(offset, buffer).map_err(unavailable)
+        self.timed(buffer.len(), || self.export.read_at(offset, buffer))
     }
 
     fn read_into(&self, offset: u64, buffer: &mut Vec<u8>, head: usize) -> disk::Result<()> {
-        self.check(offset, buffer[head..].len() as u64)?;
-        self.export.read_into(offset, buffer, head).map_err(unavailable)
+        let bytes = buffer[head..].len();
+        self.check(offset, bytes as u64)?;
+        self.timed(bytes, || self.export.read_into(offset, buffer, head))
     }
 
     fn reads_at_once(&self) -> usize {

@@ -88,9 +88,10 @@ impl<'a> Group<'a> {
     }
 }
 
-/// Returns what of a stage counts: waiting, too, if nothing is done meanwhile.
+/// Returns what of a stage counts: waiting, too, if nothing is done meanwhile, or if it is nothing but that.
 fn took(stage: &StageReading) -> Duration {
-    if stage.crew == Crew::Step { stage.busy + stage.input } else { stage.busy }
+    let is_waiting = stage.crew == Crew::Step || stage.stage == Stage::Bandwidth;
+    if is_waiting { stage.busy + stage.input } else { stage.busy }
 }
 
 /// Names the bottleneck of what was counted.
@@ -108,19 +109,6 @@ pub(super) fn of(reading: &Reading) -> Bottleneck {
     let Some((group, stage)) = leading else {
         return Bottleneck::none("nothing was counted".to_owned());
     };
-    // What reads waits for nothing before it but the limit of bandwidth.
-    let (readers, limited) = (Group::of_crew(reading, Crew::Readers), |stage: &StageReading| stage.input);
-    if let Some(held) = readers.stages.iter().max_by_key(|stage| stage.input)
-        && readers.part(limited) > group.length()
-        && percent(readers.part(limited), elapsed) >= LEAST
-    {
-        return Bottleneck {
-            stage: Some((Stage::Slot, held.of.clone())),
-            title: "the limit of bandwidth".to_owned(),
-            evidence: format!("reading waited for it {} % of the time", percent(readers.part(limited), elapsed)),
-            advice: Some("raise it (limits.bandwidth of the job)".to_owned()),
-        };
-    }
     let (length, title) = (group.length(), title(stage));
     if percent(length, elapsed) < LEAST {
         let evidence = format!(
@@ -132,6 +120,8 @@ pub(super) fn of(reading: &Reading) -> Bottleneck {
     }
     let evidence = if stage.crew == Crew::Step {
         format!("{} of {}", seconds(length), seconds(elapsed))
+    } else if stage.stage == Stage::Bandwidth {
+        format!("reading waited for it {} % of the time", percent(took(stage) / group.workers, elapsed))
     } else {
         let own = took(stage) / group.workers;
         let mut evidence = format!("busy {} %", percent(own, elapsed));
@@ -189,6 +179,7 @@ fn title(stage: &StageReading) -> String {
     let what = match (stage.stage, stage.of.kind) {
         (Stage::Read, Kind::Host) => return format!("{of} export"),
         (Stage::Network, _) => return of,
+        (Stage::Bandwidth, _) => return "the limit of bandwidth".to_owned(),
         (Stage::Lock, _) => "waiting for the lock of the VM",
         (Stage::Slot, _) => "waiting for a place within the limits",
         (Stage::Chain, _) => "waiting for the host to coalesce",
@@ -234,12 +225,18 @@ fn advice(stage: &StageReading) -> Option<String> {
         (Stage::Read | Stage::Base, _) if stage.of.kind == Kind::Repository => disk,
         (Stage::Read, _) => "a faster disk under the source would help",
         (Stage::Base, _) => disk,
-        (Stage::Network, _) => "a faster or nearer network, or more connections, would help",
+        (Stage::Bandwidth, _) => "raise it (limits.bandwidth of the job)",
+        (Stage::Network, _) => {
+            "each block waits until its request got there and back: let xofs run nearer to the host, or back up more machines at once"
+        }
         (Stage::Encode, Way::Brotli) => {
             "compress by gzip or not at all (new chains only), or give it more or faster cores"
         }
         (Stage::Encode, Way::Gzip) => "do not compress (new chains only), or give it more or faster cores",
-        (Stage::Encode | Stage::Compare | Stage::Decode | Stage::Hash, _) => cores,
+        (Stage::Decode, _) => {
+            "give it more or faster cores, or do less at once; what is stored by gzip or uncompressed is sooner decoded (new chains only)"
+        }
+        (Stage::Encode | Stage::Compare | Stage::Hash, _) => cores,
         (Stage::Write | Stage::Sync | Stage::Publish | Stage::Move | Stage::Delete, _) => disk,
         (Stage::Import, _) => "faster storage in the pool would help, or fewer transfers into it at once",
         (Stage::Verify, _) => "it was asked for (--verify); NBD or faster storage would help",
@@ -390,14 +387,30 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_of_bandwidth_is_told_from_a_slow_source() {
-        let reading = backup(4, (160, 1280, 0), [(0, 0, 0), (5, 100, 0), (10, 0, 0), (10, 0, 0)], [(20, 380, 0); 2]);
-        let line =
-            "the limit of bandwidth: reading waited for it 80 % of the time; raise it (limits.bandwidth of the job)";
-        assert_eq!(reading.bottleneck().line(), line);
+    fn what_happens_within_reading_is_told_from_a_slow_source() {
+        let of = |kind| Subject::new(kind, "xcp1");
+        let parts = [
+            (Stage::Bandwidth, of(Kind::Host), (0, 1280, 0)),
+            (Stage::Network, of(Kind::Network), (1280, 0, 0)),
+            (Stage::Decode, of(Kind::Machine), (1280, 0, 0)),
+        ];
+        let lines = parts.map(|(part, of, seconds)| {
+            let mut reading =
+                backup(4, (160, 0, 0), [(0, 0, 0), (5, 100, 0), (10, 0, 0), (10, 0, 0)], [(20, 240, 0); 2]);
+            reading.stages.push(stage(part, &of, Crew::Readers, Way::Only, 16, seconds));
+            let bottleneck = reading.bottleneck();
+            assert_eq!(bottleneck.stage, Some((part, of)));
+            bottleneck.line()
+        });
         assert_eq!(
-            reading.bottleneck().stage.map(|(stage, of)| (stage, of.name)),
-            Some((Stage::Slot, "xcp1".to_owned()))
+            lines,
+            [
+                "the limit of bandwidth: reading waited for it 80 % of the time; raise it (limits.bandwidth of the job)",
+                "network to xcp1: busy 80 %; writing waited 60 % of the time; each block waits until its request got there and back: let \
+                 xofs run nearer to the host, or back up more machines at once",
+                "machine xcp1 decoding: busy 80 %; writing waited 60 % of the time; give it more or faster cores, or do less at once; what \
+                 is stored by gzip or uncompressed is sooner decoded (new chains only)",
+            ]
         );
     }
 

@@ -1,12 +1,14 @@
 //! One stage of a transfer, counted by all its threads.
 
-use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::history::History;
+use super::spent::{Spent, nanoseconds};
 use super::stage::{Crew, Identity, Stage, Subject, Way, identity};
 use super::transfer::StageReading;
+use super::within::{Part, timed};
 
 /// One stage, counted by all its threads.
 #[derive(Debug)]
@@ -19,52 +21,31 @@ pub struct Probe {
     is_seen: bool,
     /// When the transfer began.
     begun: Instant,
-    /// Threads that are at it, and the most there were.
-    at_it: AtomicUsize,
+    /// By how much each piece of work is made longer; usually not at all.
+    slowed: Duration,
+    /// What is counted of other stages within this one, unless it is such a part itself.
+    parts: Option<Parts>,
     workers: AtomicUsize,
     pieces: AtomicU64,
     bytes: AtomicU64,
-    busy_ns: AtomicU64,
-    input_ns: AtomicU64,
-    output_ns: AtomicU64,
+    busy: Spent,
+    input: Spent,
+    output: Spent,
     history: History,
 }
 
-/// What was timed within something that a thread does (nanoseconds).
-#[derive(Clone, Copy, Default)]
-struct Within {
-    /// Of other stages.
-    others: u64,
-    /// Waiting.
-    waited: u64,
-}
-
-thread_local! {
-    static WITHIN: Cell<Within> = const { Cell::new(Within { others: 0, waited: 0 }) };
-}
-
-/// Does something that waits, as for a limit, within the work of a stage: that is not work, but waiting for input.
-pub fn waiting<T>(act: impl FnOnce() -> T) -> T {
-    let before = WITHIN.get();
-    let (result, spent, _) = timed(act);
-    WITHIN.set(Within { others: before.others, waited: before.waited.saturating_add(spent) });
-    result
-}
-
-/// Does something; returns how long it took (nanoseconds) and what of that was timed within. What surrounds it sees all of it as of
-/// another stage.
-fn timed<T>(act: impl FnOnce() -> T) -> (T, u64, Within) {
-    let before = WITHIN.replace(Within::default());
-    let start = Instant::now();
-    let result = act();
-    let spent = nanoseconds(start.elapsed());
-    let within = WITHIN.replace(Within { others: before.others.saturating_add(spent), ..before });
-    (result, spent, within)
+/// The stages that happen within others, where nobody knows of transfers.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub bandwidth: Arc<Probe>,
+    pub network: Arc<Probe>,
+    pub decode: Arc<Probe>,
 }
 
 impl Probe {
     /// Makes one of a transfer that `begun` then; without, it counts nothing.
-    pub(super) fn new(stage: Stage, of: Subject, crew: Crew, way: Way, begun: Option<Instant>) -> Self {
+    pub(super) fn new(identity: (Stage, Subject, Crew, Way), begun: Option<Instant>, parts: Option<Parts>) -> Self {
+        let (stage, of, crew, way) = identity;
         Self {
             stage,
             of,
@@ -72,15 +53,21 @@ impl Probe {
             way,
             is_seen: begun.is_some(),
             begun: begun.unwrap_or_else(Instant::now),
-            at_it: AtomicUsize::new(0),
+            slowed: Duration::ZERO,
+            parts,
             workers: AtomicUsize::new(0),
             pieces: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            busy_ns: AtomicU64::new(0),
-            input_ns: AtomicU64::new(0),
-            output_ns: AtomicU64::new(0),
+            busy: Spent::default(),
+            input: Spent::default(),
+            output: Spent::default(),
             history: History::default(),
         }
+    }
+
+    /// Makes each piece of its work longer.
+    pub(super) fn slowed(self, by: Duration) -> Self {
+        Self { slowed: by, ..self }
     }
 
     pub(super) fn identity(&self) -> Identity<'_> {
@@ -89,22 +76,25 @@ impl Probe {
 
     /// Does a piece of work, and counts its time.
     pub fn work<T>(&self, act: impl FnOnce() -> T) -> T {
-        self.counted(&self.busy_ns, act)
+        self.counted(&self.busy, || {
+            self.slow_down();
+            act()
+        })
     }
 
     /// Waits for the stage before.
     pub fn take<T>(&self, act: impl FnOnce() -> T) -> T {
-        self.counted(&self.input_ns, act)
+        self.counted(&self.input, act)
     }
 
     /// Waits for the stage behind.
     pub fn give<T>(&self, act: impl FnOnce() -> T) -> T {
-        self.counted(&self.output_ns, act)
+        self.counted(&self.output, act)
     }
 
     /// Counts that it was waited so long for the stage before, where another one timed that.
     pub fn has_waited(&self, time: Duration) {
-        self.input_ns.fetch_add(nanoseconds(time), Ordering::Relaxed);
+        self.input.add(nanoseconds(time));
     }
 
     /// Counts a piece of so many bytes that passed.
@@ -114,33 +104,56 @@ impl Probe {
         }
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
         self.pieces.fetch_add(1, Ordering::Relaxed);
-        // Renames are many, and have none.
         if bytes > 0 {
             self.bytes.fetch_add(bytes, Ordering::Relaxed);
             self.history.add(nanoseconds(self.begun.elapsed()), bytes);
         }
     }
 
-    fn counted<T>(&self, counter: &AtomicU64, act: impl FnOnce() -> T) -> T {
+    /// Takes longer, if it is to.
+    pub(super) fn slow_down(&self) {
+        if !self.slowed.is_zero() {
+            std::thread::sleep(self.slowed);
+        }
+    }
+
+    fn counted<T>(&self, spent: &Spent, act: impl FnOnce() -> T) -> T {
         if !self.is_seen {
             return act();
         }
-        let at_it = self.at_it.fetch_add(1, Ordering::Relaxed) + 1;
+        let start = Instant::now();
+        let begun = spent.begin(start.saturating_duration_since(self.begun));
+        let at_it = self.busy.threads() + self.input.threads() + self.output.threads();
         if at_it > self.workers.load(Ordering::Relaxed) {
             self.workers.fetch_max(at_it, Ordering::Relaxed);
         }
-        let (result, spent, within) = timed(act);
-        counter.fetch_add(spent.saturating_sub(within.others).saturating_sub(within.waited), Ordering::Relaxed);
-        if within.waited > 0 {
-            self.input_ns.fetch_add(within.waited, Ordering::Relaxed);
+        let (result, all, within) = timed(start, act);
+        let others = within.time_ns();
+        spent.end(begun, all.saturating_sub(others));
+        if others > within.others
+            && let Some(parts) = &self.parts
+        {
+            parts.bandwidth.did(&parts.bandwidth.input, within.bandwidth, self);
+            parts.network.did(&parts.network.busy, within.network, self);
+            parts.decode.did(&parts.decode.busy, within.decode, self);
         }
-        self.at_it.fetch_sub(1, Ordering::Relaxed);
         result
     }
 
-    /// Returns what was counted so far.
+    /// Counts what threads did of it within another stage.
+    fn did(&self, spent: &Spent, part: Part, within: &Self) {
+        if part.time_ns == 0 {
+            return;
+        }
+        self.slow_down();
+        spent.add(part.time_ns.saturating_add(nanoseconds(self.slowed)));
+        self.workers.fetch_max(within.workers.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.add(part.bytes);
+    }
+
+    /// Returns what was counted so far, with what is under way: what happens within that is counted as of both until it is over.
     pub(super) fn reading(&self) -> StageReading {
-        let time = |counter: &AtomicU64| Duration::from_nanos(counter.load(Ordering::Relaxed));
+        let after = self.begun.elapsed();
         let (step, history) = self.history.reading();
         StageReading {
             stage: self.stage,
@@ -150,26 +163,21 @@ impl Probe {
             workers: self.workers.load(Ordering::Relaxed),
             pieces: self.pieces.load(Ordering::Relaxed),
             bytes: self.bytes.load(Ordering::Relaxed),
-            busy: time(&self.busy_ns),
-            input: time(&self.input_ns),
-            output: time(&self.output_ns),
+            busy: self.busy.reading(after),
+            input: self.input.reading(after),
+            output: self.output.reading(after),
             step,
             history,
         }
     }
 }
 
-fn nanoseconds(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
     use std::thread::sleep;
 
     use super::*;
-    use crate::probe::Transfer;
+    use crate::probe::{Transfer, held_back, on_the_way};
 
     const PAUSE: Duration = Duration::from_millis(20);
 
@@ -199,16 +207,56 @@ mod tests {
         outer.work(|| {
             inner.work(|| {
                 sleep(PAUSE * 3);
-                waiting(|| sleep(PAUSE * 3));
+                held_back(1, || sleep(PAUSE * 3));
             });
-            waiting(|| sleep(PAUSE * 3));
-            sleep(PAUSE);
+            held_back(2, || sleep(PAUSE * 3));
+            storage::decoding(5, || sleep(PAUSE * 3));
+            sleep(PAUSE * 3);
+            on_the_way(7, PAUSE * 2);
         });
         let all = start.elapsed();
-        let (outer, inner) = (outer.reading(), inner.reading());
-        assert!(outer.busy >= PAUSE && inner.busy >= PAUSE * 3, "{outer:?} {inner:?}");
-        assert!(outer.input >= PAUSE * 3 && inner.input >= PAUSE * 3, "{outer:?} {inner:?}");
-        assert!(outer.busy + inner.busy + outer.input + inner.input <= all, "{all:?} {outer:?} {inner:?}");
+        let reading = transfer.reading();
+        let told: Vec<_> = reading.stages.iter().map(|stage| (stage.stage, stage.bytes, stage.workers)).collect();
+        let expected = [
+            (Stage::Bandwidth, 3, 1),
+            (Stage::Read, 0, 1),
+            (Stage::Network, 7, 1),
+            (Stage::Base, 0, 1),
+            (Stage::Decode, 5, 1),
+        ];
+        assert_eq!(told, expected);
+        let [bandwidth, read, network, base, decode] = &reading.stages[..] else { unreachable!("five were told") };
+        assert!(read.busy >= PAUSE && base.busy >= PAUSE * 3 && decode.busy >= PAUSE * 3, "{reading:?}");
+        assert!(bandwidth.input >= PAUSE * 6 && bandwidth.busy.is_zero(), "{bandwidth:?}");
+        assert_eq!(network.busy, PAUSE * 2);
+        let sum: Duration = reading.stages.iter().map(|stage| stage.busy + stage.input).sum();
+        assert!(sum <= all, "{all:?} {reading:?}");
+    }
+
+    #[test]
+    fn what_is_under_way_counts_already() {
+        let transfer = Transfer::default();
+        let probe = probe(&transfer, Stage::Write);
+        let looked = probe.work(|| {
+            sleep(PAUSE);
+            probe.reading()
+        });
+        assert!(looked.busy >= PAUSE - Duration::from_micros(1), "{looked:?}");
+        let (first, second) = (probe.reading(), probe.reading());
+        // What is under way is told in microseconds.
+        let is_all = first.busy + Duration::from_micros(1) >= looked.busy;
+        assert!(is_all && first.busy == second.busy, "{looked:?} {first:?} {second:?}");
+    }
+
+    #[test]
+    fn a_stage_is_slowed_on_purpose_and_only_that() {
+        let start = Instant::now();
+        let transfer = Transfer::slowed(Stage::Decode, PAUSE * 2);
+        let read = probe(&transfer, Stage::Read);
+        read.work(|| storage::decoding(1, || sleep(PAUSE)));
+        let reading = transfer.reading();
+        let [read, decode] = &reading.stages[..] else { panic!("two were counted: {reading:?}") };
+        assert!(decode.busy >= PAUSE * 3 && decode.busy + read.busy <= start.elapsed(), "{reading:?}");
     }
 
     #[test]

@@ -6,87 +6,79 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 
-/// What is done, in the order in which it is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    /// Somebody else works on the same VM.
-    Lock,
-    /// The limits of the machine leave no place for now.
-    Slot,
-    /// A host has to coalesce first.
-    Chain,
-    /// What is there is looked at, before anything is made.
-    Survey,
-    /// What is to be done is decided, and whether there is room.
-    Plan,
-    /// A snapshot is taken.
-    Snapshot,
-    /// What the bytes go into is made.
-    Prepare,
-    /// A disk of a pool is opened to be read.
-    Open,
-    /// The source is read.
-    Read,
-    /// The way to the source and back, where it can be told apart.
-    Network,
-    /// The backup before is read.
-    Base,
-    /// Bytes are compared.
-    Compare,
-    /// What was read is brought into the form of a disk.
-    Decode,
-    /// Digests are made.
-    Hash,
-    /// Blocks are brought into the form in which they are stored.
-    Encode,
-    /// Blocks are written into a repository.
-    Write,
-    /// Blocks are sent into a pool.
-    Import,
-    /// Blocks of merged disks are moved, or copied.
-    Move,
-    /// What was written is made durable.
-    Sync,
-    /// What was written gets its name.
-    Publish,
-    /// What was sent is read back.
-    Verify,
-    /// What is not needed any more is removed.
-    Delete,
-    /// A pool is left as it is to be.
-    Settle,
+/// Each stage once, with its name in JSON.
+macro_rules! stages {
+    ($($(#[$doc:meta])* $stage:ident $name:literal,)*) => {
+        /// What is done, in the order in which it is told.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Stage {
+            $($(#[$doc])* $stage,)*
+        }
+
+        impl Stage {
+            /// All of them, in the order in which they are told.
+            pub const ALL: &[Self] = &[$(Self::$stage,)*];
+
+            /// Returns its name in JSON.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$stage => $name,)*
+                }
+            }
+        }
+    };
 }
 
-impl Stage {
-    /// Returns its name in JSON.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Lock => "lock",
-            Self::Slot => "slot",
-            Self::Chain => "chain",
-            Self::Survey => "survey",
-            Self::Plan => "plan",
-            Self::Snapshot => "snapshot",
-            Self::Prepare => "prepare",
-            Self::Open => "open",
-            Self::Read => "read",
-            Self::Network => "network",
-            Self::Base => "base",
-            Self::Compare => "compare",
-            Self::Decode => "decode",
-            Self::Hash => "hash",
-            Self::Encode => "encode",
-            Self::Write => "write",
-            Self::Import => "import",
-            Self::Move => "move",
-            Self::Sync => "sync",
-            Self::Publish => "publish",
-            Self::Verify => "verify",
-            Self::Delete => "delete",
-            Self::Settle => "settle",
-        }
-    }
+stages! {
+    /// Somebody else works on the same VM.
+    Lock "lock",
+    /// The limits of the machine leave no place for now.
+    Slot "slot",
+    /// A host has to coalesce first.
+    Chain "chain",
+    /// What is there is looked at, before anything is made.
+    Survey "survey",
+    /// What is to be done is decided, and whether there is room.
+    Plan "plan",
+    /// A snapshot is taken.
+    Snapshot "snapshot",
+    /// What the bytes go into is made.
+    Prepare "prepare",
+    /// A disk of a pool is opened to be read.
+    Open "open",
+    /// Bytes wait for the limit of bandwidth.
+    Bandwidth "bandwidth",
+    /// The source is read.
+    Read "read",
+    /// The way to the source and back, where it can be told apart.
+    Network "network",
+    /// The backup before is read.
+    Base "base",
+    /// Bytes are compared.
+    Compare "compare",
+    /// What was read is decrypted and decompressed.
+    Decode "decode",
+    /// Digests are made.
+    Hash "hash",
+    /// Blocks are brought into the form in which they are stored.
+    Encode "encode",
+    /// Blocks are written into a repository.
+    Write "write",
+    /// Blocks are sent into a pool.
+    Import "import",
+    /// Blocks of merged disks are moved, or copied.
+    Move "move",
+    /// What was written is made durable.
+    Sync "sync",
+    /// What was written gets its name.
+    Publish "publish",
+    /// What was sent is read back.
+    Verify "verify",
+    /// What is not needed any more is removed.
+    Delete "delete",
+    /// A pool is left as it is to be.
+    Settle "settle",
 }
 
 /// What kind of thing a stage is of.

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::bottleneck::{self, Bottleneck};
-use super::counter::Probe;
+use super::counter::{Parts, Probe};
 use super::stage::{Crew, Identity, Kind, Stage, Subject, Way, identity};
 
 /// What moves bytes from one place to others: a backup, an ingest, a restore, a merge.
@@ -12,6 +12,8 @@ use super::stage::{Crew, Identity, Kind, Stage, Subject, Way, identity};
 pub struct Transfer {
     begun: Instant,
     is_seen: bool,
+    /// A stage that is made slow on purpose, and by how much each piece of its work.
+    slowed: Option<(Stage, Duration)>,
     /// What the configuration calls the pool that it is of.
     pool: OnceLock<String>,
     /// In the order in which they were first used.
@@ -20,7 +22,7 @@ pub struct Transfer {
 
 impl Default for Transfer {
     fn default() -> Self {
-        Self { begun: Instant::now(), is_seen: true, pool: OnceLock::new(), probes: Mutex::default() }
+        Self { begun: Instant::now(), is_seen: true, slowed: None, pool: OnceLock::new(), probes: Mutex::default() }
     }
 }
 
@@ -29,6 +31,12 @@ impl Transfer {
     #[must_use]
     pub fn unseen() -> Self {
         Self { is_seen: false, ..Self::default() }
+    }
+
+    /// Makes one in which each piece of a stage's work takes so much longer: it shows how a transfer looks that this stage limits.
+    #[must_use]
+    pub fn slowed(stage: Stage, by: Duration) -> Self {
+        Self { slowed: Some((stage, by)), ..Self::default() }
     }
 
     /// Says which pool it is of, before its first stage; what was said first counts.
@@ -43,11 +51,28 @@ impl Transfer {
             of.pool = self.pool.get().cloned();
         }
         let mut probes = self.probes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.find(&mut probes, stage, of, crew, way)
+    }
+
+    /// Finds a probe among those that there are, or adds it with those of what may happen within it.
+    fn find(&self, probes: &mut Vec<Arc<Probe>>, stage: Stage, of: Subject, crew: Crew, way: Way) -> Arc<Probe> {
         let wanted = identity(stage, &of, crew, &way);
         if let Some(probe) = probes.iter().find(|probe| probe.identity() == wanted) {
             return probe.clone();
         }
-        let probe = Arc::new(Probe::new(stage, of, crew, way, self.is_seen.then_some(self.begun)));
+        let parts = (!matches!(stage, Stage::Bandwidth | Stage::Network | Stage::Decode)).then(|| {
+            let mut part = |stage, of| self.find(probes, stage, of, crew, Way::Only);
+            Parts {
+                bandwidth: part(Stage::Bandwidth, of.clone()),
+                network: part(Stage::Network, Subject { kind: Kind::Network, ..of.clone() }),
+                decode: part(Stage::Decode, Subject::machine()),
+            }
+        });
+        let probe = Probe::new((stage, of, crew, way), self.is_seen.then_some(self.begun), parts);
+        let probe = Arc::new(match self.slowed {
+            Some((slowed, by)) if slowed == stage => probe.slowed(by),
+            _ => probe,
+        });
         probes.push(probe.clone());
         probe
     }

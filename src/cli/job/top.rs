@@ -248,13 +248,14 @@ fn stages(recent: &Transfer) -> String {
     let did = |stage: &&Stage| stage.bytes > 0 || stage.times(recent.took).shares().busy >= 10;
     let stages: Vec<&Stage> = recent.stages.iter().filter(did).collect();
     let of = |stage: &Stage| Shown(&place(&stage.of, stage.pool.as_deref())).to_string();
+    let names = stages.iter().map(|stage| stage.name.chars().count()).max().unwrap_or(0).max(8);
     let width = stages.iter().map(|stage| of(stage).chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     for stage in stages {
         let busy = stage.times(recent.took).shares().busy;
         let moved = if stage.bytes == 0 { String::new() } else { speed(rate(stage.bytes, recent.took)) };
         let (name, of, bar, busy) = (Shown(&stage.name), of(stage), bar(busy), percent(busy));
-        let line = format!("    {name:<8}  {of:<width$}  {bar}  {busy:>5}  {moved:>12}");
+        let line = format!("    {name:<names$}  {of:<width$}  {bar}  {busy:>5}  {moved:>12}");
         let _ = writeln!(text, "{}", line.trim_end());
     }
     text

@@ -55,8 +55,7 @@ impl Pace {
     /// [`crate::pool::ErrorKind::Interrupted`]; [`crate::pool::ErrorKind::State`] if the file cannot be used.
     pub fn wait(&self, bytes: u64) -> Result<()> {
         let cost = cost(bytes, self.rate);
-        // Of whatever stage reads it is not the work.
-        probe::waiting(|| {
+        probe::held_back(usize::try_from(bytes).unwrap_or(usize::MAX), || {
             let _next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
             loop {
                 self.cancel.check("wait for the bandwidth")?;
