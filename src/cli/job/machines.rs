@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use xapi::{Cancel, Pool};
 
 use super::live::Writer;
@@ -26,6 +27,7 @@ use crate::ingest::{Destination, Extent, Report, Wanted, Watch};
 use crate::job::log::{Event, History, VmStatus};
 use crate::job::{self, Job, Kind, Machine, Timed, select};
 use crate::pool::{self, Done, Limits, Mode, Options, Run, State, USUAL_REPLICAS};
+use crate::probe;
 
 /// How often it is looked whether something is to be stopped.
 const TICK: Duration = Duration::from_millis(100);
@@ -266,11 +268,11 @@ fn tried(
     let act = || back_up_one(run, connected, replicas, machine, &own, &watch);
     let (done, ended) =
         watched(run.cancel, [(of_vm, Ended::VmTimeout), (deadline, Ended::JobTimeout)], &own, &watch, act);
-    let failed = |reason: String, status, is_worth_another| Tried {
-        status,
-        reason: Some(reason),
-        backup: None,
-        is_worth_another,
+    let failed = |reason: String, status, is_worth_another| {
+        // Where its time went all the same.
+        let transfer = watch.transfer().reading();
+        let backup = (!transfer.stages.is_empty()).then(|| json!({ "transfer": probe::transfer_to_json(&transfer) }));
+        Tried { status, reason: Some(reason), backup, is_worth_another }
     };
     match (done, ended) {
         (Ok(Done::Made(report)), _) => of_report(&report),
