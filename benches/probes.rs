@@ -10,7 +10,7 @@ use serde_json::json;
 use storage::{MemoryStorage, ObjectPath, WritableStorage};
 use vhd::Filter;
 use xofs::ingest::{self, Destination, Layout, RepositoryDestination, Source, Wanted, Watch};
-use xofs::probe::{Crew, Stage, Subject, Transfer, Way};
+use xofs::probe::{Crew, Probe, Small, Stage, Subject, Transfer, Way};
 use xofs::repository::{OpenOptions, Repository};
 
 const ACTS: u32 = 500_000;
@@ -40,29 +40,36 @@ impl Disk for Image {
     }
 }
 
-/// Returns how long an act takes a thread, with and without bytes over time.
-fn act() -> [Duration; 2] {
+/// Returns how long what is counted takes a thread.
+fn each(act: impl Fn(&Probe) + Sync) -> Duration {
     let transfer = Transfer::default();
     let probe = transfer.stage(Stage::Read, &Subject::machine(), Crew::Own, Way::Only);
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    [1, 0].map(|bytes| {
-        let begun = Instant::now();
-        thread::scope(|scope| {
-            for _ in 0..threads {
-                scope.spawn(|| {
-                    for _ in 0..ACTS {
-                        probe.work(|| ());
-                        probe.add(bytes);
-                    }
-                });
-            }
-        });
-        begun.elapsed() / ACTS
-    })
+    let begun = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| act(&probe));
+        }
+    });
+    begun.elapsed() / ACTS
+}
+
+/// An act on bytes.
+fn act(probe: &Probe) {
+    for _ in 0..ACTS {
+        probe.work(|| ());
+        probe.add(1);
+    }
+}
+
+/// An act as small as a rename.
+fn small_act(probe: &Probe) {
+    let small = Small::new(probe);
+    (0..ACTS).for_each(|_| small.work(|| ()));
 }
 
 fn main() {
-    let [with_bytes, without] = act();
+    let (act, small_act) = (each(act), each(small_act));
     let storage: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
     let folder = ObjectPath::new("xo-vm-backups").expect("a name");
     storage.create_directory(&folder).expect("it is empty");
@@ -80,13 +87,13 @@ fn main() {
     let pieces: u64 = report.transfer.stages.iter().map(|stage| stage.pieces).sum();
     let acts = pieces * ACTS_OF_PIECE;
     let cores = thread::available_parallelism().map_or(1, usize::from);
-    let spent = with_bytes.as_secs_f64() * f64::from(u32::try_from(acts).expect("few"));
+    let spent = act.as_secs_f64() * f64::from(u32::try_from(acts).expect("few"));
     let all = report.elapsed.as_secs_f64() * f64::from(u32::try_from(cores).expect("few"));
     println!(
         "{}",
         json!({
-            "actNanoseconds": with_bytes.as_nanos(),
-            "actOfNoBytesNanoseconds": without.as_nanos(),
+            "actNanoseconds": act.as_nanos(),
+            "smallActNanoseconds": small_act.as_nanos(),
             "ingestActs": acts,
             "ingestSeconds": report.elapsed.as_secs_f64(),
             "ingestPart": spent / all,

@@ -110,6 +110,17 @@ impl Probe {
         }
     }
 
+    /// Counts small pieces that took so long together (nanoseconds).
+    pub(super) fn add_small(&self, pieces: u64, busy_ns: u64) {
+        self.pieces.fetch_add(pieces, Ordering::Relaxed);
+        self.busy.add(busy_ns);
+    }
+
+    /// Whether it counts at all.
+    pub(super) fn is_seen(&self) -> bool {
+        self.is_seen
+    }
+
     /// Takes longer, if it is to.
     pub(super) fn slow_down(&self) {
         if !self.slowed.is_zero() {

@@ -9,7 +9,7 @@ use storage::{
     WritableObject, WritableStorage, WritableStream,
 };
 
-use super::{Crew, Probe, Stage, Subject, Transfer, Way};
+use super::{Crew, Probe, Small, Stage, Subject, Transfer, Way};
 
 /// A storage whose acts are counted, each by itself.
 pub struct CountedStorage {
@@ -131,9 +131,9 @@ impl WritableStorage for CountedStorage {
     }
 
     fn moves<'a>(&'a self, from: &ObjectPath, to: &ObjectPath) -> Result<Box<dyn Moves + 'a>> {
-        let probe = &*self.acts.moved;
-        let moves = probe.work(|| self.storage.moves(from, to))?;
-        Ok(Box::new(CountedMoves { moves, probe }))
+        let moved = &*self.acts.moved;
+        let moves = moved.work(|| self.storage.moves(from, to))?;
+        Ok(Box::new(CountedMoves { moves, moved: Small::new(moved) }))
     }
 
     fn remove(&self, path: &ObjectPath) -> Result<()> {
@@ -179,12 +179,12 @@ impl WritableStorage for CountedStorage {
 
 struct CountedMoves<'a> {
     moves: Box<dyn Moves + 'a>,
-    probe: &'a Probe,
+    moved: Small<'a>,
 }
 
 impl Moves for CountedMoves<'_> {
     fn rename(&self, name: &str) -> Result<()> {
-        act(self.probe, || self.moves.rename(name))
+        self.moved.work(|| self.moves.rename(name))
     }
 }
 
