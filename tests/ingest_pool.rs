@@ -77,7 +77,7 @@ fn what_a_disk_grew_by_is_read_whatever_the_changes_say() {
     let watch = Watch::new(|_| ());
     let mut begun = ingest::begin(&subject(EXPLODED), &destinations, &watch).unwrap();
     let bases = begun.bases(&subject(EXPLODED), &[(live.vdi, new.len() as u64), (live.vdi, old.len() as u64)]);
-    assert_eq!((bases[0].agreed(), bases[1].agreed()), (None, Some(live.snapshots[0].0)));
+    assert_eq!((bases[0].agreed(&[]), bases[1].agreed(&[])), (None, Some(live.snapshots[0].0)));
     assert!(bases[0].destinations[0].1.as_ref().unwrap_err().contains("the disk grew"), "{bases:?}");
     drop(begun);
     let (report, seen) = store(EXPLODED, &mut live, &new, Way::Changes, &[&storage]);
@@ -297,13 +297,13 @@ fn the_lock_is_held_from_the_beginning_until_it_is_stored_or_dropped() {
     let [(first, base), (second, none)] = bases[0].destinations.as_slice() else { panic!("{bases:?}") };
     assert_eq!((first.as_str(), base, second.as_str()), ("r0", &Ok(live.snapshots[0].0), "r1"));
     assert!(none.as_ref().unwrap_err().contains("has no backup of this VM yet"), "{none:?}");
-    assert_eq!((bases[0].agreed(), begun.failed().count(), begun.vm().as_str()), (None, 0, VM));
+    assert_eq!((bases[0].agreed(&[]), begun.failed().count(), begun.vm().as_str()), (None, 0, VM));
     let full = Wanted { extent: Some(Stored::Full), ..subject(EXPLODED) };
     assert!(begun.bases(&full, &[(live.vdi, image().len() as u64)])[0].destinations[0].1.is_err());
     // Only now a snapshot is taken.
     let (taken, vdi) = live.snapshot(&later(&image()), Way::Changes);
     let (wanted, _) = wanted(EXPLODED, 1, vec![("xvda", taken, vdi)]);
-    begun.store(&wanted).unwrap();
+    begun.store(&wanted, &|| Ok(())).unwrap();
     assert!(read_only(&storage) == [image(), later(&image())] && read_only(&other) == [later(&image())]);
     drop(again().unwrap());
     drop(again().unwrap());

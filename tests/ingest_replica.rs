@@ -434,7 +434,7 @@ fn bases_that_differ_are_told_and_everything_is_read_as_a_whole() {
     let names: Vec<(&str, Option<Uuid>)> =
         bases[0].destinations.iter().map(|(name, base)| (name.as_str(), base.clone().ok())).collect();
     assert_eq!(names, [("r0", Some(first)), ("old", Some(first)), ("new", None)]);
-    assert_eq!(bases[0].agreed(), None);
+    assert_eq!(bases[0].agreed(&[]), None);
     drop(begun);
     let (report, _) = store(&mut live, &later(&image()), Way::Delta, &[&storage], [&old, &new]);
     let report = report.unwrap();

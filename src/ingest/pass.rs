@@ -41,7 +41,7 @@ pub(super) fn copy_disk(wanted: &Wanted, disk: usize, attempts: &mut [Attempt], 
     let _turn = waits.take(|| source.turn(&|sentence| watch.say(sentence)))?;
     // An image has no snapshots.
     let mut base = match source {
-        Source::Pool(_) => base_of_all(attempts, disk),
+        Source::Pool(source) => base_of_all(attempts, disk, source.history()),
         Source::Disk(_) | Source::Stream(_) => None,
     };
     let (mut retries, mut is_broken) = (wanted.disk_retries, false);
@@ -159,10 +159,10 @@ fn encoded(attempts: &[Attempt], disk: usize) -> Way {
     longest(|way| matches!(way, Way::Brotli)).or_else(|| longest(|way| matches!(way, Way::Gzip))).unwrap_or(Way::Only)
 }
 
-/// Returns the snapshot that all destinations have of a disk, if there is one, and its size in bytes.
-fn base_of_all(attempts: &[Attempt], disk: usize) -> Option<(Uuid, u64)> {
+/// Returns the snapshot that a disk is read relative to for all destinations, if there is one, and its size in bytes.
+fn base_of_all(attempts: &[Attempt], disk: usize, history: &[Uuid]) -> Option<(Uuid, u64)> {
     let bases: Vec<Option<(Uuid, u64)>> = living(attempts).map(|target| target.base(disk)).collect();
-    let snapshot = agreed(bases.iter().map(|base| base.map(|(snapshot, _)| snapshot)))?;
+    let snapshot = agreed(bases.iter().map(|base| base.map(|(snapshot, _)| snapshot)), history)?;
     // What is behind the smallest differs from that.
     Some((snapshot, bases.iter().flatten().map(|(_, size)| *size).min()?))
 }

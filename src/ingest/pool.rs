@@ -10,7 +10,7 @@
 //! | sequential | is zero | proven by [`Blocks::finish`] |
 //!
 //! What is told of a base is believed only if each destination that lives has that very snapshot as the newest backup of the
-//! disk. An error of the kind [`ErrorKind::Difference`](super::ErrorKind::Difference) says that it cannot be had this way: then the disk is opened without a base,
+//! disk, or a later one of those whose order is known ([`PoolDisk::history`]). An error of the kind [`ErrorKind::Difference`](super::ErrorKind::Difference) says that it cannot be had this way: then the disk is opened without a base,
 //! in the same run. After one of the kind [`ErrorKind::Broken`](super::ErrorKind::Broken) it is opened again as before, as often as is wanted.
 
 use std::io::Read;
@@ -33,6 +33,12 @@ pub trait PoolDisk: Send + Sync {
 
     /// Returns what it is read from, as people call it.
     fn source(&self) -> Subject;
+
+    /// Returns snapshots of the same disk of which it is certain in what order they were taken, oldest first: what changed since one of
+    /// them includes what changed since a later one.
+    fn history(&self) -> &[Uuid] {
+        &[]
+    }
 
     /// Waits until it may be transferred, where there are limits; `say` is told if that is long. Called once, before it is opened;
     /// what is returned is held until all of it is in all destinations.
@@ -140,15 +146,43 @@ pub struct Bases {
 }
 
 impl Bases {
-    /// Returns the snapshot that all have: what the disk may be read relative to.
+    /// Returns the snapshot that the disk may be read relative to, if its snapshots of [`PoolDisk::history`] are these.
     #[must_use]
-    pub fn agreed(&self) -> Option<Uuid> {
-        agreed(self.destinations.iter().map(|(_, base)| base.as_ref().ok().copied()))
+    pub fn agreed(&self, history: &[Uuid]) -> Option<Uuid> {
+        agreed(self.destinations.iter().map(|(_, base)| base.as_ref().ok().copied()), history)
     }
 }
 
-/// Returns what all have, if there is one and all have the same.
-pub(super) fn agreed<T: PartialEq>(mut bases: impl Iterator<Item = Option<T>>) -> Option<T> {
-    let first = bases.next()??;
-    bases.all(|base| base.as_ref() == Some(&first)).then_some(first)
+/// Returns the snapshot that all have, or else the oldest of those that they have, if the order of these is known: what did not change
+/// since that is in none of the others different.
+pub(super) fn agreed(bases: impl Iterator<Item = Option<Uuid>>, history: &[Uuid]) -> Option<Uuid> {
+    let bases: Vec<Uuid> = bases.collect::<Option<_>>()?;
+    let first = bases.first()?;
+    if bases.iter().all(|base| base == first) {
+        return Some(*first);
+    }
+    let place = |base: &Uuid| history.iter().position(|known| known == base);
+    let places: Vec<usize> = bases.iter().map(place).collect::<Option<_>>()?;
+    history.get(places.into_iter().min()?).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_different_snapshots_the_oldest_counts_if_their_order_is_known() {
+        let [old, new, other] = [1, 2, 3].map(Uuid::from_u128);
+        for (bases, history, expected) in [
+            (vec![Some(new), Some(new)], vec![], Some(new)),
+            (vec![Some(new), Some(old)], vec![], None),
+            (vec![Some(new), Some(old)], vec![old, new], Some(old)),
+            (vec![Some(new), Some(new)], vec![old, new], Some(new)),
+            (vec![Some(new), Some(other)], vec![old, new], None),
+            (vec![Some(new), None], vec![old, new], None),
+            (vec![], vec![old, new], None),
+        ] {
+            assert_eq!(agreed(bases.iter().copied(), &history), expected, "{bases:?} {history:?}");
+        }
+    }
 }

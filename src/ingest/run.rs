@@ -108,7 +108,7 @@ pub struct Begun<'a> {
 /// nothing of it is left. What failed of several is told in the report.
 pub fn run(wanted: &Wanted, destinations: &[Destination], watch: &Watch) -> Result<Report> {
     check(wanted)?;
-    begin(wanted, destinations, watch)?.store(wanted)
+    begin(wanted, destinations, watch)?.store(wanted, &|| Ok(()))
 }
 
 /// Takes the lock of the VM in each repository, removes what a run left there that died, and looks at the backups. Of `wanted`
@@ -169,12 +169,13 @@ impl Begun<'_> {
         disks.iter().map(base_of).collect()
     }
 
-    /// Makes the backup in each destination that has not failed. `wanted` is that with which it was begun, and what is to be stored.
+    /// Makes the backup in each destination that has not failed. `wanted` is that with which it was begun, and what is to be stored;
+    /// `publishes` is called once before it begins to exist anywhere.
     ///
     /// # Errors
-    /// As for [`run`].
-    pub fn store(mut self, wanted: &Wanted) -> Result<Report> {
-        let result = check(wanted).and_then(|()| self.write(wanted));
+    /// As for [`run`], and what `publishes` says.
+    pub fn store(mut self, wanted: &Wanted, publishes: &dyn Fn() -> Result<()>) -> Result<Report> {
+        let result = check(wanted).and_then(|()| self.write(wanted, publishes));
         let Written { time, disks } = match result {
             Ok(written) => written,
             Err(error) => {
@@ -205,7 +206,7 @@ impl Begun<'_> {
         Ok(Report { vm: self.vm, time, transfer, disks, outcomes, elapsed: self.start.elapsed() })
     }
 
-    fn write(&mut self, wanted: &Wanted) -> Result<Written> {
+    fn write(&mut self, wanted: &Wanted, publishes: &dyn Fn() -> Result<()>) -> Result<Written> {
         let Self { vm, job, attempts, watch, .. } = self;
         if wanted.origin.as_ref().is_some_and(Origin::is_mirror) {
             attempts.iter_mut().for_each(|attempt| attempt.in_repository(|target| follows(target, wanted, job)));
@@ -223,6 +224,7 @@ impl Begun<'_> {
             copy_xva(wanted, xva, attempts, watch)?;
         }
         watch.check()?;
+        publishes()?;
         publish(wanted, vm, job, timestamp, time, attempts)?;
         Ok(Written { time, disks })
     }

@@ -16,11 +16,11 @@ use uuid::Uuid;
 use xapi::record::{Vdi, Vm};
 use xapi::{Budget, NbdOptions, Pool, Record};
 
-use super::base::{self, Base, Stored};
+use super::base::{self, Base, DiskSnapshot, Stored};
 use super::error::{Error, ErrorKind, Result};
 use super::explain::{ExplainedDisk, ExplainedReplica, Explanation, Fate, Room};
 use super::journal::Journal;
-use super::keys;
+use super::keys::{self, Keys};
 use super::limits::{Limits, PoolId, Transfer, Turns};
 use super::replica::{self, Absent, Identity, Kind, Place, Replication, Wish as ReplicaWish};
 use super::snapshot::{self, Taken};
@@ -29,7 +29,7 @@ use super::survey::{self, LiveDisk, Survey};
 use super::way::{Known, SnapshotDisk, Way};
 use super::whole::SnapshotExport;
 use super::{file_sr, records, subjects, sweep};
-use crate::ingest::{self, Begun, Destination, Origin, PoolDisk, Report, Source, Wanted, Watch};
+use crate::ingest::{self, Begun, Destination, Extent, Origin, PoolDisk, Report, Source, Wanted, Watch};
 use crate::probe::{Probe, Stage, Subject};
 
 /// How often chains are looked at that are waited for.
@@ -188,11 +188,7 @@ impl<'a> Run<'a> {
         let (looks, settles) = (step(Stage::Survey), step(Stage::Settle));
         let locks = watch.transfer().step(Stage::Lock, &Subject::machine());
         let _lock = locks.take(|| self.state.lock(&lock, self.options.patience, || cancel.is_cancelled()))?;
-        let survey = looks.work(|| self.survey(vm, only_explains, &step(Stage::Chain)))?;
-        let disks: Vec<&LiveDisk> = match self.options.mode {
-            Mode::Incremental => survey.wanted().collect(),
-            Mode::Full(_) => Vec::new(),
-        };
+        let mut survey = looks.work(|| self.survey(vm, only_explains, &step(Stage::Chain)))?;
         if survey.wanted().next().is_none() {
             let message = "it has no disk to be backed up; those whose name has [NOBAK] in it are left out";
             return Err(Error::new(ErrorKind::Usage, message));
@@ -216,6 +212,11 @@ impl<'a> Run<'a> {
             }))
             .collect();
         let mut begun = ingest::begin(&wanted, &destinations, watch)?;
+        looks.work(|| self.decide(&mut survey, &mut begun, &wanted, only_explains))?;
+        let disks: Vec<&LiveDisk> = match self.options.mode {
+            Mode::Incremental => survey.wanted().collect(),
+            Mode::Full(_) => Vec::new(),
+        };
         let bases = looks.work(|| self.bases(&survey, &disks, &mut begun, &wanted))?;
         if only_explains {
             return Ok(Done::Explained(Box::new(self.explain(&survey, &disks, &bases, &replicas)?)));
@@ -238,7 +239,12 @@ impl<'a> Run<'a> {
                     (disk.name.clone(), Source::Pool(source))
                 })
                 .collect();
-            Ok(begun.store(&wanted)?)
+            let publishes = || {
+                // Else nothing of it is kept, wherever it is stored.
+                let told = if self.keeps_base() { taken.publishing(&self.journal) } else { Ok(()) };
+                told.map_err(|error| ingest::Error::new(ingest::ErrorKind::Source, error.to_string()))
+            };
+            Ok(begun.store(&wanted, &publishes)?)
         });
         replicas.iter().flatten().flat_map(|replica| replica.remarks()).for_each(|remark| (self.say)(&remark));
         // What reads from the pool ends before its disks are destroyed.
@@ -260,7 +266,7 @@ impl<'a> Run<'a> {
         if only_explains {
             return Ok(survey);
         }
-        sweep::unfinished(&self.pool, self.state, &survey, self.job(), self.say)?;
+        sweep::unfinished(&self.pool, self.state, &survey, self.say)?;
         let mut is_said = false;
         while let (Some(patience), Some(problem)) =
             (self.options.chain_patience, survey::chain_problem(&self.pool, &survey)?)
@@ -285,6 +291,25 @@ impl<'a> Run<'a> {
         Survey::of(&self.pool, vm)
     }
 
+    /// Decides about what runs left that died while they published.
+    fn decide(&self, survey: &mut Survey, begun: &mut Begun, wanted: &Wanted, only_explains: bool) -> Result<()> {
+        let is_left = |keys: &Keys| sweep::is_left(self.state, keys, &survey.vm.uuid, self.job());
+        if !survey.snapshots.iter().any(|snapshot| is_left(&snapshot.keys)) {
+            return Ok(());
+        }
+        let sizes: Vec<(Uuid, u64)> = survey.wanted().map(|disk| (disk.uuid, disk.vdi.virtual_size)).collect();
+        let bases = begun.bases(wanted, &sizes);
+        // Nobody says what he has where all is to be stored anew.
+        let are_all = begun.failed().next().is_none() && wanted.extent != Some(Extent::Full);
+        let asked = sweep::Asked { bases: &bases, are_all };
+        sweep::decide(&self.pool, self.state, survey, self.job(), &asked, only_explains, self.say)
+    }
+
+    /// Whether a snapshot is kept for the next increment.
+    fn keeps_base(&self) -> bool {
+        self.options.mode == Mode::Incremental && self.options.keeps_base
+    }
+
     /// Chooses what each disk is read relative to.
     fn bases(&self, survey: &Survey, disks: &[&LiveDisk], begun: &mut Begun, wanted: &Wanted) -> Result<Vec<Base>> {
         let snapshots = survey.disk_snapshots(self.job())?;
@@ -295,7 +320,7 @@ impl<'a> Run<'a> {
             .zip(found)
             .map(|(disk, bases)| {
                 let whys = || bases.destinations.iter().filter_map(|(_, base)| base.as_ref().err());
-                let stored = match bases.agreed() {
+                let stored = match bases.agreed(&base::history(disk.uuid, &snapshots)) {
                     Some(uuid) => Stored::Of(uuid),
                     None if whys().count() == bases.destinations.len() => {
                         Stored::Nothing(whys().next().cloned().unwrap_or_default())
@@ -338,6 +363,7 @@ impl<'a> Run<'a> {
     fn sources(&self, survey: &Survey, taken: &Taken, disks: &[&LiveDisk], bases: Vec<Base>) -> Vec<Arc<SnapshotDisk>> {
         let all: BTreeMap<&str, &Record<Vdi>> =
             survey.snapshots.iter().flat_map(|snapshot| &snapshot.disks).map(|vdi| (vdi.uuid.as_str(), vdi)).collect();
+        let history: Vec<DiskSnapshot> = survey.disk_snapshots(self.job()).unwrap_or_default();
         let sources = subjects::read_from(&self.pool, &survey.storages);
         let pace = self.turns.pace(&self.id, self.pool.cancel());
         let nbd = |connections: usize| NbdOptions {
@@ -349,6 +375,7 @@ impl<'a> Run<'a> {
             Some(Arc::new(SnapshotDisk {
                 pool: self.pool.clone(),
                 vdi: taken.disk_of(disk)?.clone(),
+                history: base::history(disk.uuid, &history),
                 base,
                 base_vdi,
                 folder: self.folder(survey, disk),
@@ -431,8 +458,7 @@ impl<'a> Run<'a> {
         // Whatever ended the run.
         let pool = self.pool.with(&super::cleanup());
         let is_stored = report.is_some_and(|report| report.outcomes.iter().all(|outcome| outcome.stored.is_ok()));
-        let is_incremental = self.options.mode == Mode::Incremental;
-        if !is_stored || !is_incremental || !self.options.keeps_base {
+        if !is_stored || !self.keeps_base() {
             taken.destroy(&pool, &self.journal)?;
         } else if self.options.purges_data && uses_tracking {
             taken.purge_data(&pool)?;
@@ -440,11 +466,12 @@ impl<'a> Run<'a> {
         } else {
             taken.stored(&pool, &self.journal)?;
         }
-        if is_stored && is_incremental {
-            // The bases of before, and what is left of bases.
-            for old in
-                survey.snapshots.iter().filter(|old| old.keys.is_of(&survey.vm.uuid, self.job()) && old.keys.is_stored)
-            {
+        if is_stored && self.options.mode == Mode::Incremental {
+            // The bases of before, what is left of bases, and what dead runs left beside them.
+            let keeper = self.state.keeper();
+            let is_over =
+                |keys: &Keys| keys.is_of(&survey.vm.uuid, self.job()) && (keys.is_stored || keys.keeper == keeper);
+            for old in survey.snapshots.iter().filter(|old| is_over(&old.keys)) {
                 snapshot::destroy_ours(&pool, old)?;
             }
         }

@@ -98,9 +98,56 @@ pub fn choose(disk: Uuid, storage: &str, snapshots: &[DiskSnapshot], stored: &St
     Base::Snapshot { uuid: snapshot.uuid, has_data: snapshot.has_data }
 }
 
+/// Returns the snapshots of a disk of which it is certain in what order they were taken, oldest first: the one that is known to be stored,
+/// and one of a run of the same machine and folder that died since, while it was published.
+#[must_use]
+pub fn history(disk: Uuid, snapshots: &[DiskSnapshot]) -> Vec<Uuid> {
+    let of_disk = snapshots.iter().filter(|snapshot| snapshot.of == disk);
+    let (stored, others): (Vec<_>, Vec<_>) = of_disk.partition(|snapshot| snapshot.keys.is_stored);
+    match (stored.as_slice(), others.as_slice()) {
+        // Those of one machine and folder come one after the other, and none is told to be stored while an older one is not settled.
+        ([old], [new]) if old.keys.keeper == new.keys.keeper && old.keys.datetime <= new.keys.datetime => {
+            vec![old.uuid, new.uuid]
+        }
+        _ => Vec::new(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_order_of_snapshots_is_known_of_the_base_and_one_that_came_after_it() {
+        let disk = Uuid::from_u128(1);
+        let snapshot = |number, datetime: &str, keeper: &str, is_stored| DiskSnapshot {
+            uuid: Uuid::from_u128(number),
+            of: disk,
+            storage: "sr".into(),
+            keys: Keys {
+                job: "j".into(),
+                vm: "v".into(),
+                run: Uuid::nil(),
+                keeper: keeper.into(),
+                datetime: datetime.into(),
+                is_stored,
+            },
+            has_data: true,
+        };
+        let base = snapshot(2, "20261120T03:00:07Z", "k", true);
+        let new = snapshot(3, "20261121T03:00:07Z", "k", false);
+        assert_eq!(history(disk, &[base.clone(), new.clone()]), [base.uuid, new.uuid]);
+        for others in [
+            vec![base.clone()],
+            vec![base.clone(), snapshot(3, "20261121T03:00:07Z", "other", false)],
+            vec![base.clone(), snapshot(3, "20261119T03:00:07Z", "k", false)],
+            vec![base.clone(), snapshot(3, "20261121T03:00:07Z", "k", true)],
+            vec![base.clone(), new.clone(), snapshot(4, "20261122T03:00:07Z", "k", false)],
+            vec![DiskSnapshot { of: Uuid::from_u128(9), ..base }, new],
+        ] {
+            assert_eq!(history(disk, &others), [] as [Uuid; 0], "{others:?}");
+        }
+    }
 
     #[test]
     fn only_a_stored_snapshot_of_this_disk_on_this_storage_is_a_base() {

@@ -6,6 +6,7 @@
 //! ```text
 //! {"pool":"..."}                                              which pool
 //! {"act":1,"snapshot":{"vm":"...","name":"..."}}              a snapshot of that name is about to be made
+//! {"publishing":1}                                            a backup of it is about to exist somewhere
 //! {"over":1}                                                  it is kept, or gone
 //! ```
 //!
@@ -38,6 +39,9 @@ pub enum Act {
         vm: String,
         /// The name.
         name: String,
+        /// Whether a backup of it may exist: then it is not for who finds this to destroy it.
+        #[serde(skip)]
+        is_published: bool,
     },
     /// A VM or disks are made of a backup. They have an entry with the run in it until they are whole, and these names, with a
     /// word before them or without.
@@ -71,6 +75,9 @@ enum Line {
         act: u32,
         #[serde(flatten)]
         what: Act,
+    },
+    Publishing {
+        publishing: u32,
     },
     Over {
         over: u32,
@@ -146,6 +153,16 @@ impl Journal {
             .map_err(|error| Error::state("write the journal", &self.path, &error))?;
         (written.number, written.open) = (number, written.open + 1);
         Ok(Begun(number))
+    }
+
+    /// Tells, durably, that a backup of the snapshot that an act made is about to exist.
+    ///
+    /// # Errors
+    /// [`super::ErrorKind::State`] if it cannot be written: then it must not.
+    pub fn publishing(&self, begun: &Begun) -> Result<()> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        append(&mut written.file, &Line::Publishing { publishing: begun.0 })
+            .map_err(|error| Error::state("write the journal", &self.path, &error))
     }
 
     /// Tells that an act is over: what it made is gone, or is to stay. Where that cannot be written, the next run looks for it
@@ -226,11 +243,18 @@ fn read(file: &File) -> io::Result<(String, Vec<Act>)> {
     }
     // What was cut off was not done; a run that died before its first line was whole did nothing.
     let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-    let (mut pool, mut acts) = (String::new(), Vec::new());
+    let (mut pool, mut acts): (String, Vec<(u32, Act)>) = (String::new(), Vec::new());
     for line in whole.lines() {
         match serde_json::from_str(line)? {
             Line::Pool { pool: named } => pool = named,
             Line::Act { act, what } => acts.push((act, what)),
+            Line::Publishing { publishing } => {
+                for (_, what) in acts.iter_mut().filter(|(number, _)| *number == publishing) {
+                    if let Act::Snapshot { is_published, .. } = what {
+                        *is_published = true;
+                    }
+                }
+            }
             Line::Over { over } => acts.retain(|(number, _)| *number != over),
         }
     }
@@ -242,7 +266,7 @@ mod tests {
     use super::*;
 
     fn snapshot(name: &str) -> Act {
-        Act::Snapshot { vm: "v".into(), name: name.into() }
+        Act::Snapshot { vm: "v".into(), name: name.into(), is_published: false }
     }
 
     fn left(state: &State) -> Vec<Left> {
@@ -268,6 +292,18 @@ mod tests {
         assert!(!is_alive(&state, Uuid::from_u128(8)));
         found.into_iter().for_each(|left| left.undone().expect("removed"));
         assert!(left(&state).is_empty());
+    }
+
+    #[test]
+    fn it_is_known_of_a_snapshot_that_a_backup_of_it_may_exist() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = State::open(folder.path()).expect("is made");
+        let journal = Journal::begin(&state, Uuid::from_u128(7), "pool").expect("begins");
+        let [_first, second] = ["one", "two"].map(|name| journal.tell(snapshot(name)).expect("told"));
+        journal.publishing(&second).expect("told");
+        drop(journal);
+        let published = Act::Snapshot { vm: "v".into(), name: "two".into(), is_published: true };
+        assert_eq!(left(&state)[0].acts, [snapshot("one"), published]);
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub fn take(
     forget_leaked(pool, survey)?;
     let name = keys::mark(keys.run, &keys.keeper);
     let mut turn = Some(turn()?);
-    let begun = journal.tell(Act::Snapshot { vm: survey.vm.uuid.clone(), name: name.clone() })?;
+    let begun = journal.tell(Act::Snapshot { vm: survey.vm.uuid.clone(), name: name.clone(), is_published: false })?;
     let taken = snapshot(pool, journal, survey, &name, say).and_then(|reference| {
         // One that failed, or whose answer did not come, may still be taken: until that is known it is this one's turn.
         turn = None;
@@ -97,13 +97,20 @@ impl Taken {
         self.disks.get(&live.vdi.reference)
     }
 
+    /// Tells the journal that a backup of it is about to exist.
+    ///
+    /// # Errors
+    /// [`ErrorKind::State`].
+    pub fn publishing(&self, journal: &Journal) -> Result<()> {
+        journal.publishing(&self.begun)
+    }
+
     /// Tells, in the pool, that what it holds is stored in each repository: from now on the next backup may be relative to it.
     ///
     /// # Errors
     /// What the pool says.
     pub fn stored(self, pool: &Pool, journal: &Journal) -> Result<()> {
-        self.tell_disks_stored(pool)?;
-        pool.set_entry(&self.vm.reference, "other_config", keys::STORED, keys::TRUE)?;
+        tell_stored(pool, self.disks.values(), Some(&self.vm.reference))?;
         journal.over(self.begun);
         Ok(())
     }
@@ -136,17 +143,28 @@ impl Taken {
     /// # Errors
     /// What the pool says.
     pub fn disks_stored(self, pool: &Pool, journal: &Journal) -> Result<()> {
-        self.tell_disks_stored(pool)?;
+        tell_stored(pool, self.disks.values(), None)?;
         journal.over(self.begun);
         Ok(())
     }
+}
 
-    fn tell_disks_stored(&self, pool: &Pool) -> Result<()> {
-        for vdi in self.disks.values() {
-            pool.set_entry(&vdi.reference, "other_config", keys::STORED, keys::TRUE)?;
-        }
-        Ok(())
+/// Tells of disks of a snapshot, and then of itself, that they are stored.
+fn tell_stored<'a>(pool: &Pool, disks: impl Iterator<Item = &'a Record<Vdi>>, vm: Option<&Ref<Vm>>) -> Result<()> {
+    for vdi in disks {
+        pool.set_entry(&vdi.reference, "other_config", keys::STORED, keys::TRUE)?;
     }
+    Ok(vm.map_or(Ok(()), |vm| pool.set_entry(vm, "other_config", keys::STORED, keys::TRUE))?)
+}
+
+/// Tells of a snapshot of a run that died what that run would have told: that it is stored in each repository.
+///
+/// # Errors
+/// What the pool says.
+pub fn adopt(pool: &Pool, snapshot: &mut OurSnapshot) -> Result<()> {
+    tell_stored(pool, snapshot.disks.iter(), snapshot.vm.as_ref())?;
+    snapshot.keys.is_stored = true;
+    Ok(())
 }
 
 /// Destroys a snapshot of ours, as far as it is there.

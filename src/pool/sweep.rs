@@ -2,6 +2,15 @@
 //!
 //! Only what this machine and folder of the state made is touched, only of runs whose process is gone, and of snapshots only those
 //! that no backup is known to rest on. Objects of Xen Orchestra and of anybody else say nothing of the kind.
+//!
+//! A run that died while it published may have left a backup of its snapshot, in some destinations or in each: that is found out by the
+//! next one of the same VM and job, which looks at its own.
+//!
+//! | the newest backup in its destinations is of this snapshot | what becomes of it |
+//! |---|---|
+//! | in each | it is told to be stored, and the base before goes |
+//! | in some, or one cannot be asked | it stays beside the base until the next one is stored, and tells that it came after that |
+//! | in none | destroyed |
 
 use uuid::Uuid;
 use xapi::record::{PoolObject, TaskObject, Vm};
@@ -9,11 +18,13 @@ use xapi::{Pool, Record};
 
 use super::error::{Error, ErrorKind, Result};
 use super::journal::{self, Act, Journal, Left};
+use super::keys::Keys;
 use super::limits::PoolId;
-use super::snapshot::{attach_again, destroy_named, destroy_ours};
+use super::snapshot::{adopt, attach_again, destroy_named, destroy_ours};
 use super::state::State;
-use super::survey::Survey;
+use super::survey::{LiveDisk, OurSnapshot, Survey, uuid_of};
 use super::{keys, replica, restore};
+use crate::ingest::Bases;
 
 /// Begins a run: undoes what earlier ones left that died, and returns a handle whose tasks are told by this run, its journal, and
 /// what limits know the pool by.
@@ -69,11 +80,15 @@ pub fn destroy_tasks(pool: &Pool, state: &State, is_meant: impl Fn(Uuid) -> bool
 
 fn undo(pool: &Pool, state: &State, left: &Left, act: &Act) -> Result<()> {
     match act {
-        Act::Snapshot { vm, name } => {
+        Act::Snapshot { vm, name, is_published } => {
             let Some(vm) = live(pool, vm)? else { return Ok(()) };
             destroy_named(pool, &vm, name)?;
+            // What it says of itself is enough for who decides about it.
+            if *is_published {
+                return Ok(());
+            }
             let survey = Survey::of(pool, vm)?;
-            let is_of_it = |keys: &keys::Keys| keys.run == left.run && keys.keeper == state.keeper() && !keys.is_stored;
+            let is_of_it = |keys: &Keys| keys.run == left.run && keys.keeper == state.keeper() && !keys.is_stored;
             for snapshot in survey.snapshots.iter().filter(|snapshot| is_of_it(&snapshot.keys)) {
                 destroy_ours(pool, snapshot)?;
             }
@@ -90,24 +105,21 @@ fn undo(pool: &Pool, state: &State, left: &Left, act: &Act) -> Result<()> {
     Ok(())
 }
 
-/// Destroys the snapshots of a VM that runs of ours left unfinished, whose journal may be lost. Who calls it holds the lock of the
-/// VM and job, so that no run of this machine is at it.
+/// Destroys the snapshots of a VM that runs of ours left before they had said whose these are, as their names tell, and says which others
+/// it leaves alone. Who calls it holds the lock of the VM and job, so that no run of this machine is at it.
 ///
 /// # Errors
 /// What the pool says.
-pub fn unfinished(pool: &Pool, state: &State, survey: &Survey, job: &str, say: &dyn Fn(&str)) -> Result<()> {
+pub fn unfinished(pool: &Pool, state: &State, survey: &Survey, say: &dyn Fn(&str)) -> Result<()> {
     let keeper = state.keeper();
-    for snapshot in survey.snapshots.iter().filter(|snapshot| !snapshot.keys.is_stored) {
-        let keys = &snapshot.keys;
-        if keys.keeper != keeper {
+    for keys in survey.snapshots.iter().map(|snapshot| &snapshot.keys) {
+        if !keys.is_stored && keys.keeper != keeper {
             say(&format!(
                 "left alone: a snapshot of {} that {} made at {} and did not finish with",
                 survey.vm.name_label.escape_debug(),
                 keys.keeper.escape_debug(),
                 keys.datetime.escape_debug()
             ));
-        } else if keys.is_of(&survey.vm.uuid, job) && !journal::is_alive(state, keys.run) {
-            destroy_ours(pool, snapshot)?;
         }
     }
     for snapshot in pool.records_of::<Vm>(&survey.vm.snapshots)? {
@@ -117,6 +129,92 @@ pub fn unfinished(pool: &Pool, state: &State, survey: &Survey, job: &str, say: &
         }
     }
     Ok(())
+}
+
+/// Whether a run of ours left a snapshot, and nobody has decided about it. Who calls it holds the lock of the VM and job.
+pub fn is_left(state: &State, keys: &Keys, vm: &str, job: &str) -> bool {
+    !keys.is_stored && keys.keeper == state.keeper() && keys.is_of(vm, job) && !journal::is_alive(state, keys.run)
+}
+
+/// What the destinations of a run have.
+pub struct Asked<'a> {
+    /// The newest backup of each disk of the VM.
+    pub bases: &'a [Bases],
+    /// Whether each destination said so.
+    pub are_all: bool,
+}
+
+/// Decides about the snapshots of a VM and job that dead runs left, by what the destinations have. One who only looks takes it for done.
+///
+/// # Errors
+/// What the pool says.
+pub fn decide(
+    pool: &Pool,
+    state: &State,
+    survey: &mut Survey,
+    job: &str,
+    asked: &Asked,
+    only_looks: bool,
+    say: &dyn Fn(&str),
+) -> Result<()> {
+    let vm = survey.vm.uuid.clone();
+    let all = std::mem::take(&mut survey.snapshots);
+    let (left, mut others): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|snapshot| is_left(state, &snapshot.keys, &vm, job));
+    for mut snapshot in left {
+        match published(&snapshot, &survey.disks, asked)? {
+            Published::Everywhere if only_looks => snapshot.keys.is_stored = true,
+            Published::Everywhere => {
+                adopt(pool, &mut snapshot)?;
+                // As the run would have done. What cannot go now goes with the next one.
+                others.retain(|old| {
+                    let is_before = old.keys.is_stored && old.keys.is_of(&vm, job);
+                    let gone = if is_before { destroy_ours(pool, old).map(|()| true) } else { Ok(false) };
+                    !gone.unwrap_or_else(|error| {
+                        say(&format!("the snapshot of the backup before cannot be removed yet: {error}"));
+                        false
+                    })
+                });
+            }
+            Published::Perhaps => {}
+            Published::Nowhere => {
+                if !only_looks {
+                    destroy_ours(pool, &snapshot)?;
+                }
+                continue;
+            }
+        }
+        others.push(snapshot);
+    }
+    survey.snapshots = others;
+    Ok(())
+}
+
+/// In which destinations a snapshot is that of the newest backup.
+enum Published {
+    Everywhere,
+    /// In some, or not all can be asked.
+    Perhaps,
+    Nowhere,
+}
+
+fn published(snapshot: &OurSnapshot, disks: &[LiveDisk], asked: &Asked) -> Result<Published> {
+    let (mut is_in_one, mut is_in_all) = (false, asked.are_all);
+    for vdi in &snapshot.disks {
+        let live = disks.iter().find(|disk| disk.vdi.reference == vdi.snapshot_of);
+        let Some(bases) = live.and_then(|live| asked.bases.iter().find(|bases| bases.vdi == live.uuid)) else {
+            continue;
+        };
+        let uuid = uuid_of(vdi)?;
+        let has = |(_, base): &(String, std::result::Result<Uuid, String>)| *base == Ok(uuid);
+        is_in_one |= bases.destinations.iter().any(has);
+        is_in_all &= bases.destinations.iter().all(has);
+    }
+    Ok(match (is_in_one, is_in_all) {
+        (true, true) => Published::Everywhere,
+        (false, _) if asked.are_all => Published::Nowhere,
+        _ => Published::Perhaps,
+    })
 }
 
 /// Returns a VM, if it is still there.

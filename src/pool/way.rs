@@ -71,7 +71,9 @@ pub struct SnapshotDisk {
     pub vdi: Record<Vdi>,
     /// What it is read relative to.
     pub base: Base,
-    /// That snapshot's disk.
+    /// The snapshots of the same disk whose order is known, oldest first.
+    pub history: Vec<Uuid>,
+    /// The base's disk.
     pub base_vdi: Option<Record<Vdi>>,
     /// The folder of its SR on this machine.
     pub folder: Option<PathBuf>,
@@ -125,6 +127,10 @@ impl PoolDisk for SnapshotDisk {
 
     fn source(&self) -> Subject {
         self.source.clone()
+    }
+
+    fn history(&self) -> &[Uuid] {
+        &self.history
     }
 
     fn turn(&self, say: &dyn Fn(&str)) -> ingest::Result<Turn> {
