@@ -33,6 +33,9 @@ pub struct Options {
     pub contexts: Vec<String>,
     /// What encrypts the connection; a server that does not encrypt is refused then.
     pub encryption: Option<Arc<dyn Upgrade>>,
+    /// Whether the server is known to know nothing else ([`Export::by_name_only`]): it is not asked again, which takes a round trip each
+    /// time.
+    pub by_name_only: bool,
 }
 
 /// Returns the metadata context of a dirty bitmap of QEMU.
@@ -56,6 +59,8 @@ pub struct Export {
     pub maximum: u32,
     /// Whether replies are structured.
     pub is_structured: bool,
+    /// Whether the server knows only `NBD_OPT_EXPORT_NAME`, as that of XAPI.
+    pub by_name_only: bool,
     /// The contexts that it has of those asked for, and what it calls each.
     pub contexts: Vec<(String, u32)>,
 }
@@ -89,6 +94,9 @@ pub fn negotiate(
         handshake.stream.set_timeout(options.timeout).map_err(|error| handshake.io(&error))?;
     }
     let export = handshake.run(options, flags)?;
+    if i64::try_from(export.size).is_err() {
+        return Err(handshake.protocol(format!("{} bytes are more than an export can have", export.size)));
+    }
     Ok((handshake.stream, export, handshake.round_trip))
 }
 
@@ -126,6 +134,9 @@ impl Handshake<'_> {
         if self.name.len() > NAME_LIMIT {
             return Err(self.error(ErrorKind::Refused, format!("its name is longer than {NAME_LIMIT} bytes")));
         }
+        if options.by_name_only {
+            return self.export_name(flags);
+        }
         let is_structured = match self.ask(wire::OPTION_STRUCTURED_REPLY, &[])?.pop() {
             Some(reply) if reply.kind == wire::REPLY_ACK => true,
             Some(reply) if reply.kind == wire::REPLY_TLS_REQUIRED => return Err(self.refused(&reply)),
@@ -135,11 +146,8 @@ impl Handshake<'_> {
             if is_structured && !options.contexts.is_empty() { self.contexts(&options.contexts)? } else { Vec::new() };
         let export = match self.go()? {
             Some(export) => export,
-            None => self.export_name(flags)?,
+            None => Export { by_name_only: !is_structured, ..self.export_name(flags)? },
         };
-        if i64::try_from(export.size).is_err() {
-            return Err(self.protocol(format!("{} bytes are more than an export can have", export.size)));
-        }
         Ok(Export { is_structured, contexts, ..export })
     }
 
@@ -275,6 +283,7 @@ impl Handshake<'_> {
     }
 
     fn export_name(&mut self, flags: u16) -> Result<Export> {
+        let asked = Instant::now();
         self.send(wire::OPTION_EXPORT_NAME, self.name.as_bytes())?;
         let export = info(&mut *self.stream).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => {
@@ -282,11 +291,12 @@ impl Handshake<'_> {
             }
             _ => self.io(&error),
         })?;
+        self.round_trip = self.round_trip.min(asked.elapsed());
         if flags & wire::NO_ZEROES == 0 {
             wire::bytes::<ZEROES>(&mut *self.stream).map_err(|error| self.io(&error))?;
         }
         // The protocol knows no other size without `NBD_OPT_GO`.
-        Ok(Export { minimum: 512, ..export })
+        Ok(Export { minimum: 512, by_name_only: true, ..export })
     }
 
     fn refused(&self, reply: &Reply) -> Error {
@@ -312,6 +322,7 @@ fn info(from: &mut (impl Read + ?Sized)) -> io::Result<Export> {
         minimum: 1,
         maximum: DEFAULT_MAXIMUM,
         is_structured: false,
+        by_name_only: false,
         contexts: Vec::new(),
     })
 }

@@ -116,13 +116,17 @@ fn content(offset: u64, len: u32) -> Vec<u8> {
 
 fn options() -> Options {
     let contexts = vec![ALLOCATION.to_owned(), dirty_bitmap("b0")];
-    Options { timeout: Duration::from_millis(300), contexts, encryption: None }
+    Options { timeout: Duration::from_millis(300), contexts, encryption: None, by_name_only: false }
 }
 
 fn connect(act: Act) -> (Result<Connection, Error>, JoinHandle<()>) {
+    connect_with(&options(), act)
+}
+
+fn connect_with(options: &Options, act: Act) -> (Result<Connection, Error>, JoinHandle<()>) {
     let (client, server) = UnixStream::pair().unwrap();
     let serving = thread::spawn(move || act(&mut Server(Box::new(server))));
-    (Connection::over(Box::new(client), "disk", "'disk' of the test", &options()), serving)
+    (Connection::over(Box::new(client), "disk", "'disk' of the test", options), serving)
 }
 
 /// The error of a client whose server does `act`, in the handshake or when it reads 8 bytes at 4096.
@@ -453,29 +457,33 @@ fn an_account_of_blocks_that_cannot_be_is_refused() {
 
 #[test]
 fn a_server_that_knows_only_the_name_of_an_export_is_read_from() {
-    // As the one of XAPI: no structured replies, no NBD_OPT_GO, always the zeroes.
-    let (connection, serving) = connect(Box::new(|it| {
-        it.send(&[b"NBDMAGICIHAVEOPT", &1_u16.to_be_bytes()]);
-        assert_eq!(it.number(), 1);
-        for option in [8, 7] {
-            assert_eq!(it.option().0, option);
-            it.answer(option, (1 << 31) + 1, &[]);
-        }
-        assert_eq!(it.option(), (1, b"disk".to_vec()));
-        it.send(&[&SIZE.to_be_bytes(), &3_u16.to_be_bytes(), &[0; 124]]);
-        while let Some((_, cookie, offset, len)) = it.request() {
-            assert_eq!((offset % 512, len % 512), (0, 0));
-            it.send(&[&SIMPLE.to_be_bytes(), &[0; 4], &cookie.to_be_bytes(), &content(offset, len)]);
-        }
-    }));
-    let connection = connection.unwrap();
-    assert_eq!((connection.export().size, connection.export().is_read_only), (SIZE, true));
-    let mut buffer = vec![0; 100_000];
-    connection.read(777, &mut buffer).unwrap();
-    assert!(buffer == content(777, 100_000));
-    assert_eq!(connection.block_status(ALLOCATION, 0).unwrap(), None);
-    drop(connection);
-    serving.join().unwrap();
+    // As the one of XAPI: no structured replies, no NBD_OPT_GO, always the zeroes. Where that is known it is not asked for them.
+    for is_known in [false, true] {
+        let act: Act = Box::new(move |it| {
+            it.send(&[b"NBDMAGICIHAVEOPT", &1_u16.to_be_bytes()]);
+            assert_eq!(it.number(), 1);
+            for option in if is_known { &[][..] } else { &[8, 7] } {
+                assert_eq!(it.option().0, *option);
+                it.answer(*option, (1 << 31) + 1, &[]);
+            }
+            assert_eq!(it.option(), (1, b"disk".to_vec()));
+            it.send(&[&SIZE.to_be_bytes(), &3_u16.to_be_bytes(), &[0; 124]]);
+            while let Some((_, cookie, offset, len)) = it.request() {
+                assert_eq!((offset % 512, len % 512), (0, 0));
+                it.send(&[&SIMPLE.to_be_bytes(), &[0; 4], &cookie.to_be_bytes(), &content(offset, len)]);
+            }
+        });
+        let (connection, serving) = connect_with(&Options { by_name_only: is_known, ..options() }, act);
+        let connection = connection.unwrap();
+        let export = connection.export();
+        assert_eq!((export.size, export.is_read_only, export.by_name_only), (SIZE, true, true));
+        let mut buffer = vec![0; 100_000];
+        connection.read(777, &mut buffer).unwrap();
+        assert!(buffer == content(777, 100_000));
+        assert_eq!(connection.block_status(ALLOCATION, 0).unwrap(), None);
+        drop(connection);
+        serving.join().unwrap();
+    }
 }
 
 /// Bytes with all bits turned around: an encryption that anybody sees through, but that is not plain.

@@ -516,10 +516,16 @@ impl Shared {
             let tls = Tls::new(&Trust::Certificate(place.cert.clone()), &place.address);
             Some(Arc::new(tls.map_err(|error| because(&error))?))
         };
-        let options =
-            nbd::Options { timeout: self.options.timeout, contexts: vec![nbd::ALLOCATION.to_owned()], encryption };
+        let mut options = nbd::Options {
+            timeout: self.options.timeout,
+            contexts: vec![nbd::ALLOCATION.to_owned()],
+            encryption,
+            by_name_only: false,
+        };
         {
             let mut state = self.state();
+            let known = state.live.iter().find(|live| live.address == place.address);
+            options.by_name_only = known.is_some_and(|live| live.connection.export().by_name_only);
             if self.cancel.is_cancelled() {
                 return Err(because(&"cancelled"));
             }

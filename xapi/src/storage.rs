@@ -159,7 +159,8 @@ impl Pool {
                 }
                 done => return done,
             }
-            self.cancel.sleep(self.core.settings.pause_after(tried), self.subject(method))?;
+            // Each pause is a part of what has passed by then: no more than that is waited in vain.
+            self.cancel.sleep(self.core.settings.pause_after(tried / 4), self.subject(method))?;
             tried += 1;
             again(begun.elapsed());
         }
