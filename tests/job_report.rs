@@ -130,6 +130,9 @@ fn what_runs_did_is_reported_as_table_sums_json_page_and_metrics() {
     let runs = report["runs"].as_array().expect("a list");
     let statuses: Vec<&str> = runs.iter().filter_map(|run| run["status"].as_str()).collect();
     assert_eq!(statuses, ["done", "done", "partial"]);
+    let failed = runs[2]["vms"].as_array().into_iter().flatten().find(|vm| vm["status"] == "failed");
+    let stages = failed.expect("one failed")["transfer"]["stages"].as_array().expect("time went by all the same");
+    assert!(stages.iter().any(|stage| stage["stage"] == "snapshot"), "{stages:#?}");
     assert_eq!(report["sums"]["vms"], json!([{ "status": "done", "count": 5 }, { "status": "failed", "count": 1 }]));
     assert_eq!(report["sums"]["repositories"][0]["forgottenBackups"], 3, "{report:#}");
     let by_place = report["sums"]["transfers"]["byPlace"].as_array().expect("a list");
