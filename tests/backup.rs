@@ -10,7 +10,7 @@ use std::fs;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use pool::{BLOCK, Held, MIB, PATIENCE, World, is_key, read, wait_for};
+use pool::{BLOCK, COALESCE_INTERVAL, Held, MIB, PATIENCE, World, is_key, read, wait_for};
 use serde_json::json;
 use support::slow_path::SlowPath;
 use support::{init, run, scratch, xofs};
@@ -195,7 +195,7 @@ fn chains_that_the_host_has_not_coalesced_are_waited_for_and_then_an_error() {
     let said = world.fails(&["--no-nbd", "--chain-wait", "1"], 1);
     assert!(said.contains("wait to be coalesced") && said.contains("--ignore-chain"), "{said}");
     world.is_at_rest(1, 1);
-    world.lab.simulator.settings(|settings| settings.coalesce_interval = Some(Duration::from_millis(50)));
+    world.lab.simulator.settings(|settings| settings.coalesce_interval = Some(COALESCE_INTERVAL));
     held.push(world.held());
     world.back_up(&["--no-nbd"]);
     world.compare(&held);

@@ -5,16 +5,15 @@ mod pool;
 mod support;
 
 use std::cell::OnceCell;
-use std::time::Duration;
 
 use job::{MIB, Pool, words};
-use pool::Lab;
+use pool::{Lab, hosts};
 use serde_json::{Value, json};
 use support::run;
 use xapi_simulator::scene::{Repository as Sr, Storage};
 use xapi_simulator::store::Object;
 use xapi_simulator::value::Reference;
-use xapi_simulator::{Act, Class, Fault, Scene, Simulator, Site};
+use xapi_simulator::{Act, Class, Fault, Simulator, Site};
 
 /// A pool with an SR `spare`, and another, which the configuration calls `dr`, with an SR `far`.
 struct World {
@@ -29,10 +28,7 @@ impl World {
         let own = Pool::with(
             |scene| scene.sr(sr("storage")).sr(sr("spare")),
             |folder| {
-                let hosts = Scene::new(2)
-                    .settings(|settings| settings.coalesce_interval = Some(Duration::from_millis(50)))
-                    .sr(sr("far"));
-                let far = far.get_or_init(|| Lab::new(folder, "far", hosts));
+                let far = far.get_or_init(|| Lab::new(folder, "far", hosts(2).sr(sr("far"))));
                 let (address, password) = (far.simulator.address(), far.password.display());
                 let fingerprint = far.simulator.fingerprint();
                 format!(

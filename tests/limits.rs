@@ -9,13 +9,13 @@ use std::path::PathBuf;
 use std::process::{Child, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use pool::{Lab, MIB, wait_for};
+use pool::{Lab, MIB, hosts, wait_for};
 use serde_json::Value;
 use support::{init, scratch, xofs};
 use tempfile::TempDir;
+use xapi_simulator::Class;
 use xapi_simulator::log::Activity;
 use xapi_simulator::scene::{Disk, Machine, Settings};
-use xapi_simulator::{Class, Scene};
 
 /// A pool, two repositories, and jobs with one state.
 struct Jobs {
@@ -51,8 +51,7 @@ impl Jobs {
             let disk = |disk| Disk::new(&format!("disk{disk}"), 2 * MIB).filled(100);
             (0..disks).map(disk).fold(Machine::new(&format!("web{number:02}")).running(), Machine::disk)
         };
-        let hosts = Scene::new(1).settings(|settings| {
-            settings.coalesce_interval = Some(Duration::from_millis(50));
+        let hosts = hosts(1).settings(|settings| {
             settings.snapshot_time = Duration::from_millis(30);
             settings.export_rate = HELD;
         });

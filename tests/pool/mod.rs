@@ -26,9 +26,16 @@ pub const MIB: u64 = 1 << 20;
 pub const BLOCK: u64 = 2 * MIB;
 /// How long something may take that happens by itself. Generous: slow machines are not wrong.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// How often hosts merge what nobody needs any more.
+pub const COALESCE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What the disks of a machine held, by name.
 pub type Held = BTreeMap<String, Vec<u8>>;
+
+/// A pool with hosts as they are: what snapshots leave behind is merged soon, else a run would wait for that.
+pub fn hosts(seed: u64) -> Scene {
+    Scene::new(seed).settings(|settings| settings.coalesce_interval = Some(COALESCE_INTERVAL))
+}
 
 /// A pool, and how a command reaches it.
 pub struct Lab {
@@ -180,13 +187,11 @@ pub struct World {
 }
 
 impl World {
-    /// The scene begins as hosts are: what snapshots leave behind is merged soon.
     pub fn new(scene: impl FnOnce(Scene) -> Scene) -> Self {
         let seed = seed();
-        let hosts = Scene::new(seed).settings(|settings| settings.coalesce_interval = Some(Duration::from_millis(50)));
         let folder = tempfile::Builder::new().prefix("pool-").tempdir_in(scratch()).expect("a folder");
         let repository = init(folder.path(), "main", &[]);
-        let lab = Lab::new(folder.path(), "lab", scene(hosts));
+        let lab = Lab::new(folder.path(), "lab", scene(hosts(seed)));
         Self { lab, folder, repository, seed }
     }
 

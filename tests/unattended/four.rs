@@ -10,9 +10,9 @@ use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use xapi_simulator::scene::{Disk, Machine};
-use xapi_simulator::{Act, Class, Fault, Scene, Site as Where};
+use xapi_simulator::{Act, Class, Fault, Site as Where};
 
-use crate::pool::{MIB, wait_for};
+use crate::pool::{MIB, hosts, wait_for};
 use crate::site::Site;
 
 /// Longer than any run lasts.
@@ -35,7 +35,7 @@ impl Night {
     /// Each job is of a machine of its name.
     fn new(at: &str, jobs: &[(&'static str, &str)]) -> Self {
         let machine = |name: &str| Machine::new(name).disk(Disk::new(name, 8 * MIB).filled(100));
-        let scene = jobs.iter().fold(Scene::new(1), |scene, (name, _)| scene.vm(machine(name)));
+        let scene = jobs.iter().fold(hosts(1), |scene, (name, _)| scene.vm(machine(name)));
         let site = Site::new(scene, time(at));
         let night = Self { site, jobs: jobs.iter().map(|(name, _)| *name).collect(), daemon: None, looks: 0 };
         jobs.iter().for_each(|(name, cron)| night.write_job(name, cron, ""));

@@ -6,7 +6,6 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::Timestamp;
 use serde_json::Value;
@@ -22,8 +21,6 @@ use crate::support::{init, scratch, xofs};
 
 /// The repositories, by their names in the configuration.
 pub const REPOSITORIES: [&str; 2] = ["main", "other"];
-
-const COALESCE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Everything that a machine has which runs jobs, and the pool.
 pub struct Site {
@@ -43,9 +40,7 @@ pub struct Ended {
 }
 
 impl Site {
-    /// The hosts merge soon what snapshots leave behind, else a run would wait for that.
     pub fn new(scene: Scene, at: Timestamp) -> Self {
-        let scene = scene.settings(|settings| settings.coalesce_interval = Some(COALESCE_INTERVAL));
         let folder = tempfile::Builder::new().prefix("unattended-").tempdir_in(scratch()).expect("a folder");
         let lab = pool::Lab::new(folder.path(), "lab", scene);
         let site = Self { lab, clock: Clock::new(folder.path(), at), folder };

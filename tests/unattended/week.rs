@@ -14,12 +14,12 @@ use serde_json::Value;
 use xapi_simulator::content::Content;
 use xapi_simulator::scene::{Disk, Machine};
 use xapi_simulator::value::{Reference, Value as Field};
-use xapi_simulator::{Class, Scene, Upset};
+use xapi_simulator::{Class, Upset};
 use xofs::repository::Backup;
 
 use crate::jobs::{self, Job};
 use crate::judge::Run;
-use crate::pool::{self, MIB};
+use crate::pool::{self, MIB, hosts};
 use crate::seeds::Random;
 use crate::site::{Ended, REPOSITORIES, Site, remove_locks};
 use crate::trouble::{Moment, Trouble};
@@ -84,7 +84,7 @@ impl Week {
                 (0..disks).fold(Machine::new(name), |vm, number| vm.disk(disk(random, &format!("{name}-{number}"))));
             if random.below(2) == 0 { machine.running() } else { machine }
         };
-        let scene = Scene::new(seed).vm(machine("web01", 2)).vm(machine("db01", 1)).vm(machine("app01", 1));
+        let scene = hosts(seed).vm(machine("web01", 2)).vm(machine("db01", 1)).vm(machine("app01", 1));
         let site = Site::new(scene, start);
         let jobs = jobs::draw(random);
         let end = start.checked_add(SignedDuration::from_hours(24 * DAYS)).expect("in range");
