@@ -93,10 +93,10 @@ fn expected(is_tracked: bool, blocks: u64) -> RangeInclusive<u64> {
 #[test]
 fn a_backup_that_was_published_everywhere_is_the_base_whoever_killed_its_run() {
     for (method, after, is_tracked, left) in [
-        ("VDI.remove_from_other_config", ENTRIES, false, (2, 2)),
-        ("VM.remove_from_other_config", ENTRIES, false, (2, 2)),
+        ("VDI.add_to_other_config", ENTRIES, false, (2, 2)),
+        ("VM.add_to_other_config", ENTRIES, false, (2, 2)),
         // The snapshot of the machine is gone, that of the disk has no data any more.
-        ("VDI.remove_from_other_config", ENTRIES, true, (1, 2)),
+        ("VDI.add_to_other_config", ENTRIES, true, (1, 2)),
     ] {
         let world = world();
         let arguments: &[&str] = if is_tracked { &["--cbt", "--purge-snapshot-data"] } else { &["--no-nbd"] };
@@ -138,7 +138,7 @@ fn the_base_goes_only_if_the_run_that_adopts_the_next_one_can_ask_each_destinati
     world.back_up(&both);
     world.guest_writes(1, 2);
     held.push(world.held());
-    kill_at(&world, &both, "VDI.remove_from_other_config", ENTRIES);
+    kill_at(&world, &both, "VDI.add_to_other_config", ENTRIES);
     let left = snapshots(&world);
     assert_eq!(left.len(), 2);
     // One does not answer: nobody knows what it has, so both stay, and what is made now is not kept.

@@ -25,6 +25,7 @@ use super::limits::{Limits, PoolId, Transfer, Turns};
 use super::replica::{self, Absent, Identity, Kind, Place, Replication, Wish as ReplicaWish};
 use super::snapshot::{self, Taken};
 use super::state::State;
+use super::subjects::Sources;
 use super::survey::{self, LiveDisk, Survey};
 use super::way::{Known, SnapshotDisk, Way};
 use super::whole::SnapshotExport;
@@ -85,6 +86,8 @@ pub struct Run<'a> {
     pool: Pool,
     /// Who answers for it.
     master: Subject,
+    /// What its disks are read from.
+    sources: Sources,
     state: &'a State,
     journal: Arc<Journal>,
     id: PoolId,
@@ -114,8 +117,8 @@ impl<'a> Run<'a> {
         wished: Vec<ReplicaWish>,
         say: &'a (dyn Fn(&str) + Sync),
     ) -> Result<Self> {
-        let (pool, journal, id) = sweep::begin(pool, state, say)?;
-        let (journal, turns) = (Arc::new(journal), Turns::new(state, options.limits));
+        let (pool, journal, of) = sweep::begin(pool, state, say)?;
+        let (journal, turns, id) = (Arc::new(journal), Turns::new(state, options.limits), PoolId::new(of.as_ref()));
         let mut places: Vec<(String, Result<Arc<Place>>)> = Vec::with_capacity(wished.len());
         for ReplicaWish { name, pool: other, sr } in wished {
             let find = || -> Result<Place> {
@@ -123,8 +126,8 @@ impl<'a> Run<'a> {
                     None => (pool.clone(), journal.clone(), id.clone()),
                     // What stops the backup stops what it is sent to.
                     Some(other) => {
-                        let (pool, journal, id) = sweep::begin(other?.with(pool.cancel()), state, say)?;
-                        (pool, Arc::new(journal), id)
+                        let (pool, journal, of) = sweep::begin(other?.with(pool.cancel()), state, say)?;
+                        (pool, Arc::new(journal), PoolId::new(of.as_ref()))
                     }
                 };
                 Ok(Place {
@@ -149,8 +152,9 @@ impl<'a> Run<'a> {
             }
             places.push((name, place));
         }
-        let master = subjects::master(&pool);
-        Ok(Self { pool, master, state, journal, id, turns, options, repositories, places, say })
+        let master = subjects::master(&pool, of.as_ref());
+        let sources = Sources::new(of.as_ref(), &master);
+        Ok(Self { pool, master, sources, state, journal, id, turns, options, repositories, places, say })
     }
 
     /// Refuses SRs that are wished for and are not there, or are named twice.
@@ -188,7 +192,7 @@ impl<'a> Run<'a> {
         let (looks, settles) = (step(Stage::Survey), step(Stage::Settle));
         let locks = watch.transfer().step(Stage::Lock, &Subject::machine());
         let _lock = locks.take(|| self.state.lock(&lock, self.options.patience, || cancel.is_cancelled()))?;
-        let mut survey = looks.work(|| self.survey(vm, only_explains, &step(Stage::Chain)))?;
+        let mut survey = looks.work(|| self.survey(&vm, only_explains, &step(Stage::Chain)))?;
         if survey.wanted().next().is_none() {
             let message = "it has no disk to be backed up; those whose name has [NOBAK] in it are left out";
             return Err(Error::new(ErrorKind::Usage, message));
@@ -260,13 +264,16 @@ impl<'a> Run<'a> {
     }
 
     /// Looks at the VM, once nothing of dead runs is left and its chains are fit.
-    fn survey(&self, vm: Record<Vm>, only_explains: bool, waits: &Probe) -> Result<Survey> {
+    fn survey(&self, vm: &Record<Vm>, only_explains: bool, waits: &Probe) -> Result<Survey> {
         let begun = Instant::now();
-        let mut survey = Survey::of(&self.pool, vm)?;
+        let look = || -> Result<Survey> { Survey::of(&self.pool, self.pool.record(&vm.reference)?) };
+        let mut survey = look()?;
         if only_explains {
             return Ok(survey);
         }
-        sweep::unfinished(&self.pool, self.state, &survey, self.say)?;
+        if sweep::unfinished(&self.pool, self.state, &survey, self.say)? {
+            survey = look()?;
+        }
         let mut is_said = false;
         while let (Some(patience), Some(problem)) =
             (self.options.chain_patience, survey::chain_problem(&self.pool, &survey)?)
@@ -283,12 +290,9 @@ impl<'a> Run<'a> {
             }
             let pause = CHAIN_PAUSE.min(patience);
             waits.take(|| self.pool.cancel().sleep(pause, "wait for the host to coalesce"))?;
-            let vm = self.pool.record(&survey.vm.reference)?;
-            survey = Survey::of(&self.pool, vm)?;
+            survey = look()?;
         }
-        // As it is after the sweep.
-        let vm = self.pool.record(&survey.vm.reference)?;
-        Survey::of(&self.pool, vm)
+        Ok(survey)
     }
 
     /// Decides about what runs left that died while they published.
@@ -364,7 +368,6 @@ impl<'a> Run<'a> {
         let all: BTreeMap<&str, &Record<Vdi>> =
             survey.snapshots.iter().flat_map(|snapshot| &snapshot.disks).map(|vdi| (vdi.uuid.as_str(), vdi)).collect();
         let history: Vec<DiskSnapshot> = survey.disk_snapshots(self.job()).unwrap_or_default();
-        let sources = subjects::read_from(&self.pool, &survey.storages);
         let pace = self.turns.pace(&self.id, self.pool.cancel());
         let nbd = |connections: usize| NbdOptions {
             connections,
@@ -379,7 +382,10 @@ impl<'a> Run<'a> {
                 base,
                 base_vdi,
                 folder: self.folder(survey, disk),
-                source: sources.get(&disk.vdi.sr).cloned().unwrap_or_else(Subject::machine),
+                source: survey
+                    .storages
+                    .get(&disk.vdi.sr)
+                    .map_or_else(Subject::machine, |sr| self.sources.of(&self.pool, sr)),
                 nbd: self.options.nbd_connections.map(nbd),
                 transfer: self.transfer(),
                 pace: pace.clone(),

@@ -15,6 +15,8 @@ use super::room::Storage;
 
 /// The type of a disk that has no data any more, only what changed.
 const CHANGES_ONLY: &str = "cbt_metadata";
+/// Disks of an SR that are asked for one by one; of more all of the pool at once come sooner.
+const FEW: usize = 32;
 
 /// A VM.
 pub struct Survey {
@@ -24,6 +26,8 @@ pub struct Survey {
     pub disks: Vec<LiveDisk>,
     /// What we made of it, in any job, oldest first.
     pub snapshots: Vec<OurSnapshot>,
+    /// What all snapshots of it are called.
+    pub snapshot_names: Vec<String>,
     /// Whether Xen Orchestra makes backups of it, too.
     pub is_of_xen_orchestra: bool,
     /// The SRs of its disks, by reference.
@@ -134,8 +138,11 @@ impl Survey {
                 storages.insert(disk.vdi.sr.clone(), pool.record(&disk.vdi.sr)?);
             }
         }
-        let (snapshots, is_of_xen_orchestra) = snapshots(pool, &vm, &disks)?;
-        Ok(Self { vm, disks, snapshots, is_of_xen_orchestra, storages })
+        let taken: Vec<Record<Vm>> = pool.records_of(&vm.snapshots)?;
+        let is_of_xen_orchestra = taken.iter().any(|snapshot| keys::is_of_xen_orchestra(&snapshot.other_config));
+        let snapshots = snapshots(pool, &vm, &taken, &disks)?;
+        let snapshot_names = taken.into_iter().map(|snapshot| snapshot.fields.name_label).collect();
+        Ok(Self { vm, disks, snapshots, snapshot_names, is_of_xen_orchestra, storages })
     }
 
     /// Returns the disks that are backed up.
@@ -199,21 +206,25 @@ pub fn storage_of(sr: &Sr) -> Storage {
 /// # Errors
 /// What the pool says.
 pub fn chain_problem(pool: &Pool, survey: &Survey) -> Result<Option<String>> {
+    let of_disks = survey.disks.iter().map(|disk| &disk.vdi);
+    let of_snapshots = survey.snapshots.iter().flat_map(|snapshot| &snapshot.disks);
+    let known: BTreeMap<&Ref<Vdi>, &Record<Vdi>> =
+        of_disks.chain(of_snapshots).map(|vdi| (&vdi.reference, vdi)).collect();
     for storage in survey.storages.keys() {
         let disks: Vec<&LiveDisk> = survey.wanted().filter(|disk| disk.vdi.sr == *storage).collect();
         // Without a parent there is no chain, and nothing has to be asked.
         if disks.iter().all(|disk| disk.vdi.parent().is_none()) {
             continue;
         }
-        let vdis: Vec<Ref<Vdi>> = pool.field(storage, "VDIs")?;
-        let images: BTreeMap<String, Image> = pool
-            .records_of(&vdis)?
-            .into_iter()
-            .map(|vdi: Record<Vdi>| {
-                let image = Image { parent: vdi.parent().map(str::to_owned), is_managed: vdi.managed };
-                (vdi.uuid.clone(), image)
-            })
-            .collect();
+        let image = |vdi: &Vdi| Image { parent: vdi.parent().map(str::to_owned), is_managed: vdi.managed };
+        let of_it = survey.storages.get(storage).map(|sr| sr.vdis.as_slice()).unwrap_or_default();
+        let (there, others): (Vec<&Ref<Vdi>>, Vec<&Ref<Vdi>>) = of_it.iter().partition(|vdi| known.contains_key(vdi));
+        let others: Vec<Record<Vdi>> = match others.len() {
+            0..=FEW => pool.records_of(others)?,
+            _ => pool.records::<Vdi>()?.into_iter().filter(|vdi| vdi.sr == *storage).collect(),
+        };
+        let known = there.iter().filter_map(|vdi| known.get(vdi).copied());
+        let images: BTreeMap<String, Image> = known.chain(&others).map(|vdi| (vdi.uuid.clone(), image(vdi))).collect();
         let problem = |disk: &&LiveDisk| Some((disk.name.clone(), chain::health(&disk.vdi.uuid, &images).problem()?));
         if let Some((name, problem)) = disks.iter().find_map(problem) {
             return Ok(Some(format!("disk {name}: {problem}")));
@@ -274,31 +285,22 @@ fn device_name(device: &Vbd) -> String {
     }
 }
 
-/// Returns the snapshots of ours, oldest first, and whether there is one of Xen Orchestra.
-fn snapshots(pool: &Pool, vm: &Record<Vm>, disks: &[LiveDisk]) -> Result<(Vec<OurSnapshot>, bool)> {
-    let mut is_of_xen_orchestra = false;
+/// Returns the snapshots of ours, oldest first, of those that were `taken` of a VM, or what is left of them.
+fn snapshots(pool: &Pool, vm: &Record<Vm>, taken: &[Record<Vm>], disks: &[LiveDisk]) -> Result<Vec<OurSnapshot>> {
     let mut by_run: BTreeMap<(String, Uuid), OurSnapshot> = BTreeMap::new();
     let empty = |keys: &Keys| OurSnapshot { keys: keys.clone(), vm: None, disks: Vec::new() };
-    let mut vdis: Vec<Record<Vdi>> = Vec::new();
-    for snapshot in pool.records_of::<Vm>(&vm.snapshots)? {
-        is_of_xen_orchestra |= keys::is_of_xen_orchestra(&snapshot.other_config);
+    let mut vdis: BTreeSet<Ref<Vdi>> = disks.iter().flat_map(|disk| disk.vdi.snapshots.iter().cloned()).collect();
+    for snapshot in taken {
         let is_of_it = snapshot.is_a_snapshot && snapshot.snapshot_of == vm.reference;
         let Some(keys) = Keys::parse(&snapshot.other_config).filter(|keys| is_of_it && keys.vm == vm.uuid) else {
             continue;
         };
         let devices: Vec<Record<Vbd>> = pool.records_of(&snapshot.vbds)?;
-        let of: Vec<Ref<Vdi>> =
-            devices.iter().filter(|device| is_disk(device)).map(|device| device.vdi.clone()).collect();
-        vdis.extend(pool.records_of::<Vdi>(&of)?);
+        vdis.extend(devices.iter().filter(|device| is_disk(device)).map(|device| device.vdi.clone()));
         by_run.entry(place(&keys)).or_insert_with(|| empty(&keys)).vm = Some(snapshot.reference.clone());
     }
-    for disk in disks {
-        vdis.extend(pool.records_of::<Vdi>(&disk.vdi.snapshots)?);
-    }
-    let mut seen = BTreeSet::new();
-    for vdi in vdis.into_iter().filter(|vdi| vdi.is_a_snapshot) {
-        let keys = Keys::parse(&vdi.other_config).filter(|keys| keys.vm == vm.uuid);
-        if let Some(keys) = keys.filter(|_| seen.insert(vdi.reference.clone())) {
+    for vdi in pool.records_of::<Vdi>(&vdis)?.into_iter().filter(|vdi| vdi.is_a_snapshot) {
+        if let Some(keys) = Keys::parse(&vdi.other_config).filter(|keys| keys.vm == vm.uuid) {
             by_run.entry(place(&keys)).or_insert_with(|| empty(&keys)).disks.push(vdi);
         }
     }
@@ -307,7 +309,7 @@ fn snapshots(pool: &Pool, vm: &Record<Vm>, disks: &[LiveDisk]) -> Result<(Vec<Ou
         let says_so = |vdi: &Record<Vdi>| Keys::parse(&vdi.other_config).is_some_and(|keys| keys.is_stored);
         snapshot.keys.is_stored = !snapshot.disks.is_empty() && snapshot.disks.iter().all(says_so);
     }
-    Ok((by_run.into_values().collect(), is_of_xen_orchestra))
+    Ok(by_run.into_values().collect())
 }
 
 /// Sorts by time.

@@ -19,7 +19,6 @@ use xapi::{Pool, Record};
 use super::error::{Error, ErrorKind, Result};
 use super::journal::{self, Act, Journal, Left};
 use super::keys::Keys;
-use super::limits::PoolId;
 use super::snapshot::{adopt, attach_again, destroy_named, destroy_ours};
 use super::state::State;
 use super::survey::{LiveDisk, OurSnapshot, Survey, uuid_of};
@@ -27,18 +26,18 @@ use super::{keys, replica, restore};
 use crate::ingest::Bases;
 
 /// Begins a run: undoes what earlier ones left that died, and returns a handle whose tasks are told by this run, its journal, and
-/// what limits know the pool by.
+/// what the pool says of itself.
 ///
 /// # Errors
 /// What the pool says; if the journals cannot be listed, or the new one not written.
-pub fn begin(pool: Pool, state: &State, say: &dyn Fn(&str)) -> Result<(Pool, Journal, PoolId)> {
-    let pools = pool.records::<PoolObject>()?;
-    let uuid = pools.first().map(|of| of.uuid.clone()).unwrap_or_default();
+pub fn begin(pool: Pool, state: &State, say: &dyn Fn(&str)) -> Result<(Pool, Journal, Option<Record<PoolObject>>)> {
+    let of = pool.records::<PoolObject>()?.into_iter().next();
+    let uuid = of.as_ref().map(|of| of.uuid.clone()).unwrap_or_default();
     runs(&pool, state, &uuid, say)?;
     let run = crate::repository::random_uuid()
         .map_err(|error| Error::new(ErrorKind::State, format!("ask the system for random numbers: {error}")))?;
     let journal = Journal::begin(state, run, &uuid)?;
-    Ok((pool.marked(&keys::mark(run, &state.keeper())), journal, PoolId::new(pools.first())))
+    Ok((pool.marked(&keys::mark(run, &state.keeper())), journal, of))
 }
 
 /// Ends the tasks of dead runs, and undoes what their journals tell about a pool, which is known by its uuid. What cannot be
@@ -106,12 +105,12 @@ fn undo(pool: &Pool, state: &State, left: &Left, act: &Act) -> Result<()> {
 }
 
 /// Destroys the snapshots of a VM that runs of ours left before they had said whose these are, as their names tell, and says which others
-/// it leaves alone. Who calls it holds the lock of the VM and job, so that no run of this machine is at it.
+/// it leaves alone. Who calls it holds the lock of the VM and job, so that no run of this machine is at it. Returns whether there was one.
 ///
 /// # Errors
 /// What the pool says.
-pub fn unfinished(pool: &Pool, state: &State, survey: &Survey, say: &dyn Fn(&str)) -> Result<()> {
-    let keeper = state.keeper();
+pub fn unfinished(pool: &Pool, state: &State, survey: &Survey, say: &dyn Fn(&str)) -> Result<bool> {
+    let (keeper, mut is_changed) = (state.keeper(), false);
     for keys in survey.snapshots.iter().map(|snapshot| &snapshot.keys) {
         if !keys.is_stored && keys.keeper != keeper {
             say(&format!(
@@ -122,13 +121,14 @@ pub fn unfinished(pool: &Pool, state: &State, survey: &Survey, say: &dyn Fn(&str
             ));
         }
     }
-    for snapshot in pool.records_of::<Vm>(&survey.vm.snapshots)? {
-        let run = keys::run_of(&snapshot.name_label, &keeper);
+    for name in &survey.snapshot_names {
+        let run = keys::run_of(name, &keeper);
         if run.is_some_and(|run| !journal::is_alive(state, run)) {
-            destroy_named(pool, &survey.vm, &snapshot.name_label)?;
+            destroy_named(pool, &survey.vm, name)?;
+            is_changed = true;
         }
     }
-    Ok(())
+    Ok(is_changed)
 }
 
 /// Whether a run of ours left a snapshot, and nobody has decided about it. Who calls it holds the lock of the VM and job.

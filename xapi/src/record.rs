@@ -119,18 +119,17 @@ impl Pool {
         self.act(&format!("{}.set_{field}", C::NAME), &[reference.as_str().into(), value.into()])
     }
 
-    /// Sets an entry of a map of texts (`other_config`, `blocked_operations`). XAPI has no call that does it at once: for a
-    /// moment the entry is missing.
+    /// Sets an entry of a map of texts (`other_config`, `blocked_operations`). XAPI has no call that changes one: for a moment
+    /// an entry that is there is missing.
     ///
     /// # Errors
     /// As [`Pool::call`].
     pub fn set_entry<C: Class>(&self, reference: &Ref<C>, map: &str, key: &str, value: &str) -> Result<()> {
         let arguments = [reference.as_str().into(), key.into(), value.into()];
+        // The second time it is gone, unless somebody else sets it, too.
         for _ in 0..3 {
-            self.remove_entry(reference, map, key)?;
             match self.act(&format!("{}.add_to_{map}", C::NAME), &arguments) {
-                // Somebody else set it meanwhile.
-                Err(error) if error.code() == "MAP_DUPLICATE_KEY" => {}
+                Err(error) if error.code() == "MAP_DUPLICATE_KEY" => self.remove_entry(reference, map, key)?,
                 done => return done,
             }
         }

@@ -88,9 +88,9 @@ impl<'a> Run<'a> {
     /// # Errors
     /// What the pool says; if the journal cannot be written.
     pub fn begin(pool: Pool, state: &'a State, options: &'a Options, say: &'a (dyn Fn(&str) + Sync)) -> Result<Self> {
-        let (pool, journal, id) = sweep::begin(pool, state, say)?;
-        let master = subjects::master(&pool);
-        Ok(Self { pool, master, state, journal, id, options, say })
+        let (pool, journal, of) = sweep::begin(pool, state, say)?;
+        let master = subjects::master(&pool, of.as_ref());
+        Ok(Self { pool, master, state, journal, id: PoolId::new(of.as_ref()), options, say })
     }
 
     /// Returns the pool.
