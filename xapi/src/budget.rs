@@ -27,17 +27,15 @@ impl Budget {
         Self { slots: Slots::new(folder), usual: USUAL }
     }
 
-    /// Allows `count` connections to a host, 1 to 12.
-    #[must_use]
-    pub fn of(self, count: usize) -> Self {
-        Self { usual: count.clamp(1, MOST), ..self }
-    }
-
     /// Allows `count` connections to a host where fewer are allowed, at most 12.
     #[must_use]
     pub fn at_least(self, count: usize) -> Self {
-        let usual = self.usual.max(count);
-        self.of(usual)
+        Self { usual: self.usual.max(count).min(MOST), ..self }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(self, usual: usize) -> Self {
+        Self { usual, ..self }
     }
 
     /// Takes a slot of a host; `None` if all are taken. `is_first`: also one of those that are kept for the first connection
