@@ -94,6 +94,25 @@ fn a_failed_run_never_costs_the_base() {
 }
 
 #[test]
+fn a_snapshot_that_cannot_be_destroyed_goes_later_though_its_disk_was_removed_meanwhile() {
+    let machine = Machine::new("web01").disk(Disk::new("system", 4 * MIB)).disk(Disk::new("data", 4 * MIB));
+    let world = World::new(|scene| scene.vm(machine));
+    world.back_up(&["--no-nbd"]);
+    let busy = Failure::new("SR_BACKEND_FAILURE_40", ["", "busy", ""]);
+    world.lab.simulator.fault(Fault::call("VDI.destroy", Act::Fail(busy)).times(1000));
+    let (code, out, err) = run(&mut world.command(&["--no-nbd"]));
+    assert!(code == 0 && err.contains("could be removed"), "{code} {out}\n{err}");
+    world.lab.simulator.clear_faults();
+    let pool = world.lab.client();
+    let vbds = world.lab.field(Class::Vdi, &world.lab.disks(&world.machine())["xvdb"], "VBDs");
+    pool.destroy_vbd(&Ref::new(vbds[0].as_str().expect("it has one"))).expect("destroyed");
+    let held = world.held();
+    world.back_up(&["--no-nbd"]);
+    world.is_at_rest(1, 1);
+    assert_eq!(held.len(), 1);
+}
+
+#[test]
 fn a_base_that_is_gone_has_the_disk_read_as_a_whole_and_stored_as_an_increment() {
     let world = World::with_one_disk();
     let mut held = vec![world.held()];

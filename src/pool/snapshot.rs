@@ -193,10 +193,8 @@ pub fn destroy_named(pool: &Pool, vm: &Record<Vm>, name: &str) -> Result<()> {
             devices.iter().filter(|device| is_disk(device)).map(|device| device.vdi.clone()).collect();
         // Only snapshots: the disks of the VM itself are never in question.
         let disks = pool.records_of::<Vdi>(&disks)?.into_iter().filter(|vdi| vdi.is_a_snapshot);
-        // The name is all that tells whose it is, so it goes last.
         let disks: Vec<Ref<Vdi>> = disks.map(|vdi| vdi.reference).collect();
-        destroy(pool, None, &disks)?;
-        destroy(pool, Some(&snapshot.reference), &[])?;
+        destroy(pool, Some(&snapshot.reference), &disks)?;
     }
     Ok(())
 }
@@ -220,14 +218,13 @@ fn wait_for_snapshots(pool: &Pool, vm: &Record<Vm>) -> Result<()> {
     }
 }
 
+/// Destroys disks, and then the machine that has them: it leads to those that a run left which ended in between, also to those of disks
+/// that the live machine has no more.
 fn destroy(pool: &Pool, vm: Option<&Ref<Vm>>, disks: &[Ref<Vdi>]) -> Result<()> {
-    if let Some(vm) = vm {
-        pool.destroy_vm(vm)?;
-    }
     for disk in disks {
         pool.destroy_vdi(disk)?;
     }
-    Ok(())
+    vm.map_or(Ok(()), |vm| Ok(pool.destroy_vm(vm)?))
 }
 
 /// Makes again what connected disks to a halted VM, as far as it is not there.
