@@ -367,12 +367,6 @@ impl State {
         (discard, step)
     }
 
-    /// Takes what TLS itself has to say, with nothing new that came: `arrived` is what rustls waits for more of.
-    fn answer(&mut self, arrived: &mut [u8]) -> Result<(), rustls::Error> {
-        while self.step(arrived, |_| ()).1? == Step::On {}
-        Ok(())
-    }
-
     /// Encrypts something, after what TLS itself has to say; nothing, if the connection is over.
     fn say(
         &mut self,
@@ -383,8 +377,13 @@ impl State {
             return Err(of_tls(broken.clone()));
         }
         let mut held = mem::take(&mut self.held);
-        let answered = self.answer(&mut held);
-        let said = answered.and_then(|()| match self.connection.process_tls_records(&mut held).state? {
+        let answered = loop {
+            match self.step(&mut held, |_| ()).1 {
+                Ok(Step::On) => {}
+                answered => break answered,
+            }
+        };
+        let said = answered.and_then(|_| match self.connection.process_tls_records(&mut held).state? {
             ConnectionState::WriteTraffic(mut traffic) => {
                 let said = append(&mut self.records, room, |space| match encrypt(&mut traffic, space) {
                     Err(EncryptError::InsufficientSize(more)) => Err(Some(more)),
@@ -445,8 +444,8 @@ impl Receiving {
                     break;
                 }
                 Err(error) => {
-                    // The alert.
-                    let _ = state.answer(&mut arrived[*start..*end]);
+                    // The alert, and nothing that came.
+                    while state.connection.wants_write() && state.step(&mut arrived[*start..*end], |_| ()).1.is_ok() {}
                     state.broken = Some(error);
                 }
             }
