@@ -10,15 +10,18 @@
 //! {"over":1}                                                  it is kept, or gone
 //! ```
 //!
-//! A process that lives holds the lock of its journal. A line that was cut off by a crash tells of nothing that was done.
+//! A process that lives holds the lock of its journal. A line that was cut off by a crash tells of nothing that was done, and a
+//! journal whose first line is not whole tells nothing at all: who finds one that nobody holds removes it. Journals are removed
+//! under their lock only, so whoever has the lock looks whether the file still has its name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::retry_on_intr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -126,11 +129,17 @@ impl Journal {
     pub fn begin(state: &State, run: Uuid, pool: &str) -> Result<Self> {
         let path = state.runs().join(run.to_string());
         let begin = || -> io::Result<File> {
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-            append(&mut file, &Line::Pool { pool: pool.to_owned() })?;
-            File::open(state.runs())?.sync_all()?;
-            Ok(file)
+            loop {
+                let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+                // Others look at it before it is held: they have the lock for a moment, and may have taken it for a dead run's.
+                retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))?;
+                if !has_name(&file)? {
+                    continue;
+                }
+                append(&mut file, &Line::Pool { pool: pool.to_owned() })?;
+                File::open(state.runs())?.sync_all()?;
+                return Ok(file);
+            }
         };
         let file = begin().map_err(|error| Error::state("begin the journal", &path, &error))?;
         Ok(Self { run, written: Mutex::new(Written { file, number: 0, open: 0 }), path })
@@ -189,7 +198,8 @@ impl Drop for Journal {
 #[must_use]
 pub fn is_alive(state: &State, run: Uuid) -> bool {
     let file = File::open(state.runs().join(run.to_string()));
-    file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
+    // Shared: who asks the same at the same time is not taken for the run.
+    file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockShared).is_err())
 }
 
 impl Left {
@@ -209,9 +219,14 @@ impl Left {
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
                 continue;
             }
+            // Another has undone it since it was listed.
+            if !has_name(&file).map_err(failed)? {
+                continue;
+            }
             match read(&file) {
-                Ok((of, acts)) if of == pool => found.push(Self { run, acts, path, _file: file }),
-                Ok(_) => {}
+                Ok(Some((of, acts))) if of == pool => found.push(Self { run, acts, path, _file: file }),
+                Ok(Some(_)) => {}
+                Ok(None) => drop(fs::remove_file(&path)),
                 Err(error) => unreadable(&format!("the journal '{}' cannot be read: {error}", path.display())),
             }
         }
@@ -235,18 +250,23 @@ fn append(file: &mut File, line: &Line) -> io::Result<()> {
     file.sync_data()
 }
 
-/// Returns the pool of a journal and the acts that are not over.
-fn read(file: &File) -> io::Result<(String, Vec<Act>)> {
+/// Whether nobody has removed a file.
+fn has_name(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.nlink() > 0)
+}
+
+/// Returns the pool of a journal and the acts that are not over; `None` if its run died before it did anything.
+fn read(file: &File) -> io::Result<Option<(String, Vec<Act>)>> {
     let mut text = String::new();
     if file.take(LONGEST + 1).read_to_string(&mut text)? as u64 > LONGEST {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than any journal"));
     }
-    // What was cut off was not done; a run that died before its first line was whole did nothing.
-    let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
-    let (mut pool, mut acts): (String, Vec<(u32, Act)>) = (String::new(), Vec::new());
+    // What was cut off was not done.
+    let Some((whole, _cut)) = text.rsplit_once('\n') else { return Ok(None) };
+    let (mut pool, mut acts): (Option<String>, Vec<(u32, Act)>) = (None, Vec::new());
     for line in whole.lines() {
         match serde_json::from_str(line)? {
-            Line::Pool { pool: named } => pool = named,
+            Line::Pool { pool: named } => pool = Some(named),
             Line::Act { act, what } => acts.push((act, what)),
             Line::Publishing { publishing } => {
                 for (_, what) in acts.iter_mut().filter(|(number, _)| *number == publishing) {
@@ -258,11 +278,15 @@ fn read(file: &File) -> io::Result<(String, Vec<Act>)> {
             Line::Over { over } => acts.retain(|(number, _)| *number != over),
         }
     }
-    Ok((pool, acts.into_iter().map(|(_, act)| act).collect()))
+    let pool = pool.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it does not name its pool"))?;
+    Ok(Some((pool, acts.into_iter().map(|(_, act)| act).collect())))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
     use super::*;
 
     fn snapshot(name: &str) -> Act {
@@ -323,5 +347,49 @@ mod tests {
         let mut problems = Vec::new();
         assert_eq!(Left::find(&state, "pool", |problem| problems.push(problem.to_owned())).expect("listed").len(), 1);
         assert!(problems[0].contains("cannot be read"), "{problems:?}");
+    }
+
+    #[test]
+    fn a_run_that_died_before_its_first_line_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = State::open(folder.path()).expect("is made");
+        for (number, text) in [(1, ""), (2, "{\"pool\":\"po")] {
+            fs::write(state.runs().join(Uuid::from_u128(number).to_string()), text).expect("written");
+        }
+        assert!(left(&state).is_empty());
+        assert_eq!(fs::read_dir(state.runs()).expect("listed").count(), 0);
+    }
+
+    #[test]
+    fn runs_begin_and_end_while_others_look_at_their_journals() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = State::open(folder.path()).expect("is made");
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let lookers: Vec<_> = (0..3)
+                .map(|_| {
+                    scope.spawn(|| {
+                        while !is_over.load(Ordering::Relaxed) {
+                            let found = left(&state);
+                            assert!(found.iter().all(|left| left.acts.is_empty()), "of a run that lived: {found:?}");
+                        }
+                    })
+                })
+                .collect();
+            let runs = scope.spawn(|| {
+                for number in 0..300 {
+                    let run = Uuid::from_u128(number);
+                    let journal = Journal::begin(&state, run, "pool").expect("begins");
+                    let begun = journal.tell(snapshot("one")).expect("told");
+                    assert!(is_alive(&state, run));
+                    journal.over(begun);
+                }
+            });
+            let ended = runs.join();
+            is_over.store(true, Ordering::Relaxed);
+            ended.expect("all runs began");
+            lookers.into_iter().for_each(|looker| looker.join().expect("none saw a run that lived"));
+        });
+        assert_eq!(fs::read_dir(state.runs()).expect("listed").count(), 0);
     }
 }
