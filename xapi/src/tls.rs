@@ -426,7 +426,8 @@ impl Receiving {
         buffer[..filled].copy_from_slice(&plain[*read..][..filled]);
         *read += filled;
         if *read == plain.len() {
-            (*read, *plain) = (0, Vec::new());
+            *read = 0;
+            plain.clear();
         }
         while (filled < buffer.len() || buffer.is_empty()) && state.broken.is_none() && !state.is_over {
             let (done, step) = state.step(&mut arrived[*start..*end], |record| {
