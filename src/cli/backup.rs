@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
+use xapi::Budget;
 
 use super::exit::{self, Exit, Failure};
 use super::pool::PoolArgs;
@@ -20,7 +21,7 @@ use super::store::{self, Retention, StoreArgs, say_failures, with_progress};
 use super::text::Shown;
 use super::{Global, print, signals};
 use crate::ingest::{Destination, Wanted, Watch};
-use crate::pool::{Done, Limits, MOST_REPLICAS, Mode, Options, Run, SrAddress, USUAL_REPLICAS};
+use crate::pool::{Done, Limits, MOST_REPLICAS, Mode, Options, Run, SrAddress, USUAL_CONNECTIONS, USUAL_REPLICAS};
 use crate::repository::Rules;
 
 const EXAMPLES: &str = "\
@@ -104,7 +105,8 @@ pub struct BackupArgs {
     #[arg(long)]
     no_nbd: bool,
     /// Connections to read a disk by NBD over, if its hosts have so many to spare
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=12), conflicts_with = "no_nbd")]
+    #[arg(long, value_name = "N", default_value_t = USUAL_CONNECTIONS, conflicts_with = "no_nbd",
+        value_parser = clap::value_parser!(u8).range(1..=i64::from(Budget::MOST)))]
     nbd_connections: u8,
     /// The folder of an SR of files (NFS, ext) on this machine; may be repeated
     #[arg(long, value_name = "UUID=FOLDER", value_parser = parse_sr_path)]

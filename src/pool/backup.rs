@@ -33,6 +33,8 @@ use super::{file_sr, records, subjects, sweep};
 use crate::ingest::{self, Begun, Destination, Extent, Origin, PoolDisk, Report, Source, Wanted, Watch};
 use crate::probe::{Probe, Stage, Subject};
 
+/// Connections to read a disk by NBD over, unless somebody says otherwise.
+pub const USUAL_CONNECTIONS: u8 = 4;
 /// How often chains are looked at that are waited for.
 const CHAIN_PAUSE: Duration = Duration::from_secs(5);
 

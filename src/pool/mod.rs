@@ -42,7 +42,7 @@ mod whole;
 
 use std::time::Duration;
 
-pub use backup::{Done, Mode, Options, Run};
+pub use backup::{Done, Mode, Options, Run, USUAL_CONNECTIONS};
 pub use base::Base;
 pub use error::{Error, ErrorKind, Result};
 pub use explain::{ExplainedDisk, ExplainedReplica, Explanation, Fate, Room};

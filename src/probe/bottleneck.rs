@@ -10,15 +10,16 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use xapi::Budget;
+
 use super::stage::{Crew, Kind, Stage, Subject, Way};
 use super::transfer::{Reading, StageReading};
+use crate::pool::USUAL_CONNECTIONS;
 
 /// Below this a run says nothing of its stages.
 const SHORTEST: Duration = Duration::from_millis(500);
 /// Less of a run (percent) explains nothing.
 const LEAST: u128 = 25;
-/// Connections that one host is asked for at most: it takes 16 of anybody.
-const MOST_CONNECTIONS: usize = 12;
 
 /// Which stage the others waited for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -259,7 +260,8 @@ fn more_connections(wanted: usize, open: usize) -> String {
     if open > 0 && open < wanted {
         return format!("{open} of {wanted} NBD connections were to be had: read fewer disks of the host at once");
     }
-    let more = if wanted < 4 { 4 } else { (wanted * 2).min(MOST_CONNECTIONS) };
+    let usual = usize::from(USUAL_CONNECTIONS);
+    let more = if wanted < usual { usual } else { (wanted * 2).min(Budget::MOST.into()) };
     if more > wanted {
         format!("raise NBD connections from {wanted} to {more}")
     } else {

@@ -10,9 +10,6 @@ use crate::slots::{Slot, Slots};
 
 /// Connections to a host where nothing else is said.
 const USUAL: usize = 8;
-/// Most of them: the server takes 16, and is slow to forget those that ended; others may read, too.
-const MOST: usize = 12;
-
 /// The slots of all hosts. Clones share them, as does whoever uses the same folder.
 #[derive(Debug, Clone)]
 pub struct Budget {
@@ -21,16 +18,19 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// Most connections to a host: its server takes 16, and is slow to forget those that ended; others may read, too.
+    pub const MOST: u8 = 12;
+
     /// Makes the budget of `folder`, which is made if it is not there and should be the same for all processes.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self { slots: Slots::new(folder), usual: USUAL }
     }
 
-    /// Allows `count` connections to a host where fewer are allowed, at most 12.
+    /// Allows `count` connections to a host where fewer are allowed, at most [`Self::MOST`].
     #[must_use]
     pub fn at_least(self, count: usize) -> Self {
-        Self { usual: self.usual.max(count).min(MOST), ..self }
+        Self { usual: self.usual.max(count).min(Self::MOST.into()), ..self }
     }
 
     #[cfg(test)]
@@ -41,7 +41,7 @@ impl Budget {
     /// Takes a slot of a host; `None` if all are taken. `is_first`: also one of those that are kept for the first connection
     /// of a disk.
     pub(crate) fn take(&self, host: &str, is_first: bool) -> io::Result<Option<Slot>> {
-        self.slots.take(&format!("nbd-{host}"), 0..if is_first { MOST } else { self.usual })
+        self.slots.take(&format!("nbd-{host}"), 0..if is_first { Self::MOST.into() } else { self.usual })
     }
 }
 
@@ -59,7 +59,8 @@ mod tests {
         let taken: Vec<_> = (0..3).map(|_| one.take("fe80::1%eth0/../x", false).unwrap().unwrap()).collect();
         assert!(other.take("fe80::1%eth0/../x", false).unwrap().is_none());
         assert!(other.take("10.0.0.1", false).unwrap().is_some());
-        let first: Vec<_> = (3..MOST).map(|_| other.take("fe80::1%eth0/../x", true).unwrap().unwrap()).collect();
+        let first: Vec<_> =
+            (3..Budget::MOST).map(|_| other.take("fe80::1%eth0/../x", true).unwrap().unwrap()).collect();
         assert!(one.take("fe80::1%eth0/../x", true).unwrap().is_none());
         drop(taken);
         assert!(other.take("fe80::1%eth0/../x", false).unwrap().is_some());

@@ -1,9 +1,11 @@
 //! What a job makes of each machine: increments of its disks, or one XVA.
 
 use vhd::Filter;
+use xapi::Budget;
 
 use crate::ingest::Layout;
 use crate::job::table::{Placed, Section};
+use crate::pool::USUAL_CONNECTIONS;
 
 /// What is made of a machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,7 +45,7 @@ impl Default for Incremental {
         Self {
             key_every: None,
             layout: None,
-            nbd_connections: Some(4),
+            nbd_connections: Some(USUAL_CONNECTIONS.into()),
             tracks_changes: false,
             purges_data: false,
             keeps_base: true,
@@ -88,7 +90,7 @@ fn of_incremental(section: Section) -> Incremental {
         (Some(false), compression) => Some(Layout::Exploded(compression.map(|found| found.value))),
         (None, compression) => compression.map(|found| Layout::Exploded(Some(found.value))),
     };
-    let (nbd, connections) = (section.flag("nbd"), section.number("nbd_connections", 1..=12));
+    let (nbd, connections) = (section.flag("nbd"), section.number("nbd_connections", 1..=Budget::MOST.into()));
     if nbd == Some(false) && connections.is_some() {
         section.note("nbd_connections are of no use with nbd = false: leave one of them out");
     }
