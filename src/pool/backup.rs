@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use uuid::Uuid;
 use xapi::record::{Vdi, Vm};
-use xapi::{Budget, NbdOptions, Pool, Record};
+use xapi::{Budget, NbdOptions, Pool, Record, Ref};
 
 use super::base::{self, Base, DiskSnapshot, Stored};
 use super::error::{Error, ErrorKind, Result};
@@ -194,7 +194,7 @@ impl<'a> Run<'a> {
         let (looks, settles) = (step(Stage::Survey), step(Stage::Settle));
         let locks = watch.transfer().step(Stage::Lock, &Subject::machine());
         let _lock = locks.take(|| self.state.lock(&lock, self.options.patience, || cancel.is_cancelled()))?;
-        let mut survey = looks.work(|| self.survey(&vm, only_explains, &step(Stage::Chain)))?;
+        let mut survey = looks.work(|| self.survey(&vm.reference, only_explains, &step(Stage::Chain)))?;
         if survey.wanted().next().is_none() {
             let message = "it has no disk to be backed up; those whose name has [NOBAK] in it are left out";
             return Err(Error::new(ErrorKind::Usage, message));
@@ -223,7 +223,8 @@ impl<'a> Run<'a> {
             Mode::Incremental => survey.wanted().collect(),
             Mode::Full(_) => Vec::new(),
         };
-        let bases = looks.work(|| self.bases(&survey, &disks, &mut begun, &wanted))?;
+        let snapshots = survey.disk_snapshots(self.job())?;
+        let bases = looks.work(|| self.bases(&disks, &snapshots, &mut begun, &wanted));
         if only_explains {
             return Ok(Done::Explained(Box::new(self.explain(&survey, &disks, &bases, &replicas)?)));
         }
@@ -234,7 +235,7 @@ impl<'a> Run<'a> {
         let waits = step(Stage::Slot);
         let turn = || waits.take(|| self.turns.snapshot(&self.id, cancel, self.say));
         let taken = takes.work(|| snapshot::take(&self.pool, &self.journal, &survey, &keys, turn, self.say))?;
-        let sources = looks.work(|| self.sources(&survey, &taken, &disks, bases));
+        let sources = looks.work(|| self.sources(&survey, &taken, &disks, &snapshots, bases));
         let described = looks.work(|| self.describe(&survey, &taken, &disks, &mut wanted, &replicas));
         let stored = described.and_then(|()| {
             wanted.disks = disks
@@ -266,9 +267,9 @@ impl<'a> Run<'a> {
     }
 
     /// Looks at the VM, once nothing of dead runs is left and its chains are fit.
-    fn survey(&self, vm: &Record<Vm>, only_explains: bool, waits: &Probe) -> Result<Survey> {
+    fn survey(&self, vm: &Ref<Vm>, only_explains: bool, waits: &Probe) -> Result<Survey> {
         let begun = Instant::now();
-        let look = || -> Result<Survey> { Survey::of(&self.pool, self.pool.record(&vm.reference)?) };
+        let look = || -> Result<Survey> { Survey::of(&self.pool, self.pool.record(vm)?) };
         let mut survey = look()?;
         if only_explains {
             return Ok(survey);
@@ -317,25 +318,24 @@ impl<'a> Run<'a> {
     }
 
     /// Chooses what each disk is read relative to.
-    fn bases(&self, survey: &Survey, disks: &[&LiveDisk], begun: &mut Begun, wanted: &Wanted) -> Result<Vec<Base>> {
-        let snapshots = survey.disk_snapshots(self.job())?;
+    fn bases(&self, disks: &[&LiveDisk], snapshots: &[DiskSnapshot], begun: &mut Begun, wanted: &Wanted) -> Vec<Base> {
         let sizes: Vec<(Uuid, u64)> = disks.iter().map(|disk| (disk.uuid, disk.vdi.virtual_size)).collect();
         let found = begun.bases(wanted, &sizes);
-        Ok(disks
+        disks
             .iter()
             .zip(found)
             .map(|(disk, bases)| {
                 let whys = || bases.destinations.iter().filter_map(|(_, base)| base.as_ref().err());
-                let stored = match bases.agreed(&base::history(disk.uuid, &snapshots)) {
+                let stored = match bases.agreed(&base::history(disk.uuid, snapshots)) {
                     Some(uuid) => Stored::Of(uuid),
                     None if whys().count() == bases.destinations.len() => {
                         Stored::Nothing(whys().next().cloned().unwrap_or_default())
                     }
                     None => Stored::Differing,
                 };
-                base::choose(disk.uuid, disk.vdi.sr.as_str(), &snapshots, &stored, self.options.keeps_base)
+                base::choose(disk.uuid, disk.vdi.sr.as_str(), snapshots, &stored, self.options.keeps_base)
             })
-            .collect())
+            .collect()
     }
 
     /// Switches changed block tracking on, where it was asked for. A disk that cannot is read without.
@@ -366,10 +366,16 @@ impl<'a> Run<'a> {
     }
 
     /// Makes what reads the disks of a snapshot.
-    fn sources(&self, survey: &Survey, taken: &Taken, disks: &[&LiveDisk], bases: Vec<Base>) -> Vec<Arc<SnapshotDisk>> {
+    fn sources(
+        &self,
+        survey: &Survey,
+        taken: &Taken,
+        disks: &[&LiveDisk],
+        snapshots: &[DiskSnapshot],
+        bases: Vec<Base>,
+    ) -> Vec<Arc<SnapshotDisk>> {
         let all: BTreeMap<&str, &Record<Vdi>> =
             survey.snapshots.iter().flat_map(|snapshot| &snapshot.disks).map(|vdi| (vdi.uuid.as_str(), vdi)).collect();
-        let history: Vec<DiskSnapshot> = survey.disk_snapshots(self.job()).unwrap_or_default();
         let pace = self.turns.pace(&self.id, self.pool.cancel());
         let nbd = |connections: usize| NbdOptions {
             connections,
@@ -380,7 +386,7 @@ impl<'a> Run<'a> {
             Some(Arc::new(SnapshotDisk {
                 pool: self.pool.clone(),
                 vdi: taken.disk_of(disk)?.clone(),
-                history: base::history(disk.uuid, &history),
+                history: base::history(disk.uuid, snapshots),
                 base,
                 base_vdi,
                 folder: self.folder(survey, disk),

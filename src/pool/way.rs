@@ -21,7 +21,7 @@ use disk::Disk;
 use uuid::Uuid;
 use vhd::{StreamError, StreamReader};
 use xapi::record::Vdi;
-use xapi::{Changes, Export, ExportOptions, Format, NbdExport, NbdOptions, Pool, Record, Ref};
+use xapi::{Changes, Export, ExportOptions, Format, NbdOptions, Pool, Record};
 
 use super::base::Base;
 use super::error::{Error, ErrorKind as PoolErrorKind};
@@ -291,7 +291,7 @@ impl SnapshotDisk {
         let options = self.nbd.clone().ok_or(Refusal::NotMeant)?;
         let size = self.vdi.virtual_size;
         // Asked first: without a network for it no export has to be begun.
-        let export = nbd(&self.pool, &self.vdi.reference, options)?;
+        let export = self.pool.nbd(&self.vdi.reference, options)?;
         let stream = self.export(base)?;
         let listed: BTreeSet<u64> = stream.blocks().map(|(block, _)| u64::from(block.0)).collect();
         stream.into_source().abandon()?;
@@ -337,12 +337,8 @@ impl SnapshotDisk {
 }
 
 /// Opens a disk by NBD.
-fn nbd(pool: &Pool, vdi: &Ref<Vdi>, options: NbdOptions) -> Result<NbdExport, Refusal> {
-    Ok(pool.nbd(vdi, options)?)
-}
-
 fn connect(pool: &Pool, vdi: &Record<Vdi>, options: NbdOptions, open: &Connections) -> Result<NbdDisk, Refusal> {
-    Ok(NbdDisk::new(nbd(pool, &vdi.reference, options)?, vdi.virtual_size, None, open)?)
+    Ok(NbdDisk::new(pool.nbd(&vdi.reference, options)?, vdi.virtual_size, None, open)?)
 }
 
 fn too_large(size: u64) -> String {
