@@ -113,6 +113,42 @@ fn a_snapshot_that_cannot_be_destroyed_goes_later_though_its_disk_was_removed_me
 }
 
 #[test]
+fn changes_without_data_are_gone_after_their_disk_was_taken_from_the_machine() {
+    let arguments = ["--cbt", "--purge-snapshot-data"];
+    for is_destroyed in [false, true] {
+        let machine = Machine::new("web01").disk(Disk::new("system", 4 * MIB)).disk(Disk::new("data", 4 * MIB));
+        let world = World::new(|scene| scene.vm(machine));
+        let mut held = vec![world.held()];
+        world.back_up(&arguments);
+        held.push(world.held());
+        world.back_up(&arguments);
+        world.is_at_rest(0, 2);
+        let told = || {
+            let entries = world.lab.field(Class::Vm, &world.machine(), "other_config");
+            let names = entries.as_object().expect("a map").keys();
+            names.filter(|name| name.starts_with("xofs:")).cloned().collect::<Vec<_>>()
+        };
+        let before = told();
+        assert_eq!(before.len(), 1, "{before:?}");
+
+        let pool = world.lab.client();
+        let data = world.lab.disks(&world.machine())["xvdb"].clone();
+        let vbds = world.lab.field(Class::Vdi, &data, "VBDs");
+        let vbd = Ref::new(vbds[0].as_str().expect("it has one"));
+        pool.destroy_vbd(&vbd).expect("destroyed");
+        if is_destroyed {
+            pool.destroy_vdi(&Ref::new(data.as_str())).expect("destroyed");
+        }
+        held.push(world.held());
+        world.back_up(&arguments);
+        world.is_at_rest(0, 1);
+        let after = told();
+        assert!(after.len() == 1 && after != before, "{before:?} {after:?}");
+        world.compare(&held);
+    }
+}
+
+#[test]
 fn a_base_that_is_gone_has_the_disk_read_as_a_whole_and_stored_as_an_increment() {
     let world = World::with_one_disk();
     let mut held = vec![world.held()];

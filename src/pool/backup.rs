@@ -475,7 +475,7 @@ impl<'a> Run<'a> {
         if !is_stored || !self.keeps_base() {
             taken.destroy(&pool, &self.journal)?;
         } else if self.options.purges_data && uses_tracking {
-            taken.purge_data(&pool)?;
+            taken.purge_data(&pool, &survey.vm.reference, self.journal.run())?;
             taken.disks_stored(&pool, &self.journal)?;
         } else {
             taken.stored(&pool, &self.journal)?;
@@ -486,7 +486,7 @@ impl<'a> Run<'a> {
             let is_over =
                 |keys: &Keys| keys.is_of(&survey.vm.uuid, self.job()) && (keys.is_stored || keys.keeper == keeper);
             for old in survey.snapshots.iter().filter(|old| is_over(&old.keys)) {
-                snapshot::destroy_ours(&pool, old)?;
+                snapshot::destroy_ours(&pool, &survey.vm.reference, old)?;
             }
         }
         if !is_stored {

@@ -3,6 +3,9 @@
 //! A snapshot of ours says for which VM, job and run it was made, by whom, and when; one that is known to be stored in each
 //! repository says that, too, and only such a one may be what the next increment is relative to. Until a snapshot has its
 //! entries, its name tells the run. Whatever does not say all of this is not ours and is never removed.
+//!
+//! Where only the disks of a snapshot are kept nothing leads to the one of a disk that the VM has no more: so the VM tells
+//! which disks a run left, in an entry for each run.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +24,8 @@ const DATETIME: &str = "xofs:datetime";
 pub const STORED: &str = "xofs:stored";
 /// The value of [`STORED`].
 pub const TRUE: &str = "true";
+/// What the name of an entry begins with that tells of a VM which disks without a machine a run left of it; the run follows.
+const DISKS_OF_RUN: &str = "xofs:disks-of-run:";
 /// What names of entries of Xen Orchestra begin with.
 const XO_BACKUP: &str = "xo:backup:";
 
@@ -75,10 +80,25 @@ impl Keys {
     }
 }
 
-/// Returns the names of the entries of ours, but for those of replicas: a live object has some after somebody went back to a
-/// snapshot of ours.
+/// Returns the names of the entries of ours, but for those of replicas and of what runs left: a live object has some after
+/// somebody went back to a snapshot of ours.
 pub fn ours(other_config: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
-    other_config.keys().map(String::as_str).filter(|name| name.starts_with(PREFIX) && !is_of_replica(name))
+    let is_meant = |name: &&str| name.starts_with(PREFIX) && !is_of_replica(name) && !name.starts_with(DISKS_OF_RUN);
+    other_config.keys().map(String::as_str).filter(is_meant)
+}
+
+/// Returns the name of the entry of a VM that tells the uuids of the disks, parted by spaces, that a run left of it.
+#[must_use]
+pub fn disks_of_run(run: Uuid) -> String {
+    format!("{DISKS_OF_RUN}{run}")
+}
+
+/// Returns what a VM tells of disks that runs left of it.
+pub fn left_disks(other_config: &BTreeMap<String, String>) -> impl Iterator<Item = (Uuid, Vec<Uuid>)> {
+    other_config.iter().filter_map(|(name, value)| {
+        let run = Uuid::try_parse(name.strip_prefix(DISKS_OF_RUN)?).ok()?;
+        Some((run, value.split(' ').filter_map(|uuid| Uuid::try_parse(uuid).ok()).collect()))
+    })
 }
 
 /// Whether Xen Orchestra made a snapshot for a backup of its own.
@@ -142,6 +162,8 @@ mod tests {
         let mut config: BTreeMap<String, String> =
             keys.entries().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         assert_eq!(Keys::parse(&config), Some(keys.clone()));
+        config.insert(disks_of_run(run), format!("{run} nonsense {}", Uuid::nil()));
+        assert_eq!(left_disks(&config).collect::<Vec<_>>(), [(run, vec![run, Uuid::nil()])]);
         assert!(ours(&config).count() == 5 && keys.is_of("v", "j") && !keys.is_of("v", "k"));
         config.insert(STORED.into(), TRUE.into());
         assert_eq!(Keys::parse(&config), Some(Keys { is_stored: true, ..keys.clone() }));

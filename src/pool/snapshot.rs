@@ -127,10 +127,13 @@ impl Taken {
     }
 
     /// Takes the data from its disks, and keeps what changed until it was taken: for the next backup by changed block tracking.
+    /// `of`: the VM, which tells from then on what is left.
     ///
     /// # Errors
     /// What the pool says.
-    pub fn purge_data(&self, pool: &Pool) -> Result<()> {
+    pub fn purge_data(&self, pool: &Pool, of: &Ref<Vm>, run: Uuid) -> Result<()> {
+        let disks: Vec<&str> = self.disks.values().map(|vdi| vdi.uuid.as_str()).collect();
+        pool.set_entry(of, "other_config", &keys::disks_of_run(run), &disks.join(" "))?;
         pool.destroy_vm(&self.vm.reference)?;
         for vdi in self.disks.values() {
             pool.destroy_data(&vdi.reference)?;
@@ -167,13 +170,17 @@ pub fn adopt(pool: &Pool, snapshot: &mut OurSnapshot) -> Result<()> {
     Ok(())
 }
 
-/// Destroys a snapshot of ours, as far as it is there.
+/// Destroys a snapshot of ours of a VM, as far as it is there.
 ///
 /// # Errors
 /// What the pool says.
-pub fn destroy_ours(pool: &Pool, snapshot: &OurSnapshot) -> Result<()> {
+pub fn destroy_ours(pool: &Pool, of: &Ref<Vm>, snapshot: &OurSnapshot) -> Result<()> {
     let disks: Vec<Ref<Vdi>> = snapshot.disks.iter().map(|vdi| vdi.reference.clone()).collect();
-    destroy(pool, snapshot.vm.as_ref(), &disks)
+    destroy(pool, snapshot.vm.as_ref(), &disks)?;
+    if snapshot.is_told {
+        pool.remove_entry(of, "other_config", &keys::disks_of_run(snapshot.keys.run))?;
+    }
+    Ok(())
 }
 
 /// Destroys the snapshots of a VM that have a name with a run in it: nobody has told yet whose they are. One that is being
@@ -253,8 +260,14 @@ pub fn attach_again(pool: &Pool, vm: &Ref<Vm>, devices: &[Map<String, Value>]) -
     Ok(())
 }
 
-/// Clears entries that a live VM has of a snapshot it was set back to: they would be copied to every later snapshot.
+/// Clears entries of a live VM that would be copied to every later snapshot: those of a snapshot that it was set back to, and
+/// what tells of disks of which none is left.
 fn forget_leaked(pool: &Pool, survey: &Survey) -> Result<()> {
+    for (run, _gone) in keys::left_disks(&survey.vm.other_config) {
+        if survey.snapshots.iter().all(|snapshot| snapshot.keys.run != run) {
+            pool.remove_entry(&survey.vm.reference, "other_config", &keys::disks_of_run(run))?;
+        }
+    }
     for key in keys::ours(&survey.vm.other_config) {
         pool.remove_entry(&survey.vm.reference, "other_config", key)?;
     }

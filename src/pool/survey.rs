@@ -56,6 +56,8 @@ pub struct OurSnapshot {
     pub keys: Keys,
     /// The snapshot; none if only its disks are left.
     pub vm: Option<Ref<Vm>>,
+    /// Whether the VM tells which disks are left of it.
+    pub is_told: bool,
     /// Its disks.
     pub disks: Vec<Record<Vdi>>,
 }
@@ -288,7 +290,11 @@ fn device_name(device: &Vbd) -> String {
 /// Returns the snapshots of ours, oldest first, of those that were `taken` of a VM, or what is left of them.
 fn snapshots(pool: &Pool, vm: &Record<Vm>, taken: &[Record<Vm>], disks: &[LiveDisk]) -> Result<Vec<OurSnapshot>> {
     let mut by_run: BTreeMap<(String, Uuid), OurSnapshot> = BTreeMap::new();
-    let empty = |keys: &Keys| OurSnapshot { keys: keys.clone(), vm: None, disks: Vec::new() };
+    let told: BTreeMap<Uuid, Vec<Uuid>> = keys::left_disks(&vm.other_config).collect();
+    let empty = |keys: &Keys| {
+        let is_told = told.contains_key(&keys.run);
+        OurSnapshot { keys: keys.clone(), vm: None, is_told, disks: Vec::new() }
+    };
     let mut vdis: BTreeSet<Ref<Vdi>> = disks.iter().flat_map(|disk| disk.vdi.snapshots.iter().cloned()).collect();
     for snapshot in taken {
         let is_of_it = snapshot.is_a_snapshot && snapshot.snapshot_of == vm.reference;
@@ -299,7 +305,18 @@ fn snapshots(pool: &Pool, vm: &Record<Vm>, taken: &[Record<Vm>], disks: &[LiveDi
         vdis.extend(devices.iter().filter(|device| is_disk(device)).map(|device| device.vdi.clone()));
         by_run.entry(place(&keys)).or_insert_with(|| empty(&keys)).vm = Some(snapshot.reference.clone());
     }
-    for vdi in pool.records_of::<Vdi>(&vdis)?.into_iter().filter(|vdi| vdi.is_a_snapshot) {
+    let mut found: Vec<Record<Vdi>> = pool.records_of(&vdis)?;
+    // Of disks that the VM has no more.
+    for uuid in told.values().flatten().map(Uuid::to_string) {
+        if found.iter().any(|vdi| vdi.uuid == uuid) {
+            continue;
+        }
+        match pool.by_uuid::<Vdi>(&uuid).and_then(|vdi| pool.record(&vdi)) {
+            Err(error) if error.is_gone() => {}
+            vdi => found.push(vdi?),
+        }
+    }
+    for vdi in found.into_iter().filter(|vdi| vdi.is_a_snapshot) {
         if let Some(keys) = Keys::parse(&vdi.other_config).filter(|keys| keys.vm == vm.uuid) {
             by_run.entry(place(&keys)).or_insert_with(|| empty(&keys)).disks.push(vdi);
         }

@@ -89,7 +89,7 @@ fn undo(pool: &Pool, state: &State, left: &Left, act: &Act) -> Result<()> {
             let survey = Survey::of(pool, vm)?;
             let is_of_it = |keys: &Keys| keys.run == left.run && keys.keeper == state.keeper() && !keys.is_stored;
             for snapshot in survey.snapshots.iter().filter(|snapshot| is_of_it(&snapshot.keys)) {
-                destroy_ours(pool, snapshot)?;
+                destroy_ours(pool, &survey.vm.reference, snapshot)?;
             }
         }
         Act::Restore { vm, disks } => {
@@ -157,7 +157,7 @@ pub fn decide(
     only_looks: bool,
     say: &dyn Fn(&str),
 ) -> Result<()> {
-    let vm = survey.vm.uuid.clone();
+    let (vm, of) = (survey.vm.uuid.clone(), &survey.vm.reference);
     let all = std::mem::take(&mut survey.snapshots);
     let (left, mut others): (Vec<_>, Vec<_>) =
         all.into_iter().partition(|snapshot| is_left(state, &snapshot.keys, &vm, job));
@@ -169,7 +169,7 @@ pub fn decide(
                 // As the run would have done. What cannot go now goes with the next one.
                 others.retain(|old| {
                     let is_before = old.keys.is_stored && old.keys.is_of(&vm, job);
-                    let gone = if is_before { destroy_ours(pool, old).map(|()| true) } else { Ok(false) };
+                    let gone = if is_before { destroy_ours(pool, of, old).map(|()| true) } else { Ok(false) };
                     !gone.unwrap_or_else(|error| {
                         say(&format!("the snapshot of the backup before cannot be removed yet: {error}"));
                         false
@@ -179,7 +179,7 @@ pub fn decide(
             Published::Perhaps => {}
             Published::Nowhere => {
                 if !only_looks {
-                    destroy_ours(pool, &snapshot)?;
+                    destroy_ours(pool, of, &snapshot)?;
                 }
                 continue;
             }
