@@ -239,21 +239,26 @@ fn an_explanation_says_what_each_disk_will_be_and_makes_nothing() {
 
 #[test]
 fn chains_that_the_host_has_not_coalesced_are_waited_for_and_then_an_error() {
-    let world = World::with_one_disk();
-    world.lab.simulator.settings(|settings| settings.coalesce_interval = None);
-    let mut held = Vec::new();
-    for round in 0..3 {
-        world.guest_writes(round, 1);
+    // Of a storage with many disks all are asked for at once.
+    for others in [0, 10] {
+        let other = |number| (0..4).fold(Machine::new(&format!("other{number}")), |vm, _| vm.disk(Disk::new("d", MIB)));
+        let machine = Machine::new("web01").running().disk(Disk::new("system", 32 * MIB).filled(50));
+        let world = World::new(|scene| (0..others).fold(scene.vm(machine), |scene, number| scene.vm(other(number))));
+        world.lab.simulator.settings(|settings| settings.coalesce_interval = None);
+        let mut held = Vec::new();
+        for round in 0..3 {
+            world.guest_writes(round, 1);
+            held.push(world.held());
+            world.back_up(&["--no-nbd", "--ignore-chain"]);
+        }
+        let said = world.fails(&["--no-nbd", "--chain-wait", "1"], 1);
+        assert!(said.contains("wait to be coalesced") && said.contains("--ignore-chain"), "{said}");
+        world.is_at_rest(1, 1);
+        world.lab.simulator.settings(|settings| settings.coalesce_interval = Some(COALESCE_INTERVAL));
         held.push(world.held());
-        world.back_up(&["--no-nbd", "--ignore-chain"]);
+        world.back_up(&["--no-nbd"]);
+        world.compare(&held);
     }
-    let said = world.fails(&["--no-nbd", "--chain-wait", "1"], 1);
-    assert!(said.contains("wait to be coalesced") && said.contains("--ignore-chain"), "{said}");
-    world.is_at_rest(1, 1);
-    world.lab.simulator.settings(|settings| settings.coalesce_interval = Some(COALESCE_INTERVAL));
-    held.push(world.held());
-    world.back_up(&["--no-nbd"]);
-    world.compare(&held);
 }
 
 #[test]
