@@ -10,6 +10,9 @@
 //!
 //! Each module uses only those to its right.
 
+// They end the program where nothing can be written: `cli::print` and `cli::say` are for that.
+#![cfg_attr(not(test), warn(clippy::print_stdout, clippy::print_stderr))]
+
 mod ahead;
 pub mod cli;
 pub mod doctor;

@@ -53,6 +53,23 @@ fn a_disk_is_read_over_as_many_connections_as_are_asked_for_at_most() {
 }
 
 #[test]
+fn whoever_reads_what_is_said_may_go_and_every_machine_is_backed_up() {
+    let machine = |name: &str| Machine::new(name).disk(Disk::new("system", 4 * MIB));
+    let world = World::new(|scene| scene.vm(machine("web01")).vm(machine("web02")));
+    let mut child = world
+        .command(&["--vm", "web01", "--vm", "web02"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("it starts");
+    drop((child.stdout.take(), child.stderr.take()));
+    assert_eq!(child.wait().expect("it is our child").code(), Some(0));
+    let (_, out, _) = run(xofs().arg("list").arg(&world.repository));
+    assert!(out.contains("web01") && out.contains("web02"), "{out}");
+    world.is_at_rest(2, 2);
+}
+
+#[test]
 fn a_disk_that_is_left_out_is_in_no_snapshot_of_an_older_pool_either() {
     for is_running in [true, false] {
         let world = World::new(|scene| {

@@ -4,7 +4,7 @@
 mod job;
 mod support;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -447,6 +447,29 @@ fn stop_ends_a_run_which_removes_what_it_made() {
     pool.is_at_rest(0);
     let lines = pool.log();
     assert_eq!(lines[lines.len() - 1]["status"], "interrupted");
+}
+
+#[test]
+fn a_run_whose_messages_cannot_be_written_goes_on_and_is_stopped_as_any_other() {
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").expect("it is there"));
+    let pool = Pool::new();
+    pool.job("retries.vm = 0\nlimits.vms = 1\nincremental.nbd = false\n");
+    let begin = || {
+        let mut command = pool.command(&["run", "nightly"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(full()).spawn().expect("it starts")
+    };
+    pool.simulator.fault(Fault::new(Site::Export, Act::Delay(PATIENCE)).after(MIB));
+    let mut child = begin();
+    wait_for("the export", || pool.simulator.faults_left() == 0);
+    let (code, out, err) = run(pool.command(&["stop", "nightly"]).stderr(full()));
+    assert_eq!(code, 0, "{out}{err}");
+    assert_eq!(child.wait().expect("it is our child").code(), Some(130));
+    pool.is_at_rest(0);
+
+    fs::rename(pool.world.path("other"), pool.world.path("away")).expect("moved");
+    assert_eq!(begin().wait().expect("it is our child").code(), Some(3));
+    assert_eq!(pool.backups("main"), [("web01".to_owned(), 1), ("web02".to_owned(), 1)]);
+    assert_eq!(pool.status(), "partial");
 }
 
 #[test]

@@ -150,12 +150,12 @@ impl Stop {
             // As if it were killed: the next run removes what is left.
             std::process::exit(i32::from(Exit::Interrupted as u8));
         }
-        eprintln!("xofs: stops, and removes what was made; once more, and it is left for the next run to remove");
         self.is_stopped.store(true, Ordering::Release);
         self.cancel.cancel();
         if let Some(watch) = &*self.watch.lock().unwrap_or_else(PoisonError::into_inner) {
             watch.cancel();
         }
+        say!("xofs: stops, and removes what was made; once more, and it is left for the next run to remove");
     }
 
     /// Makes what one VM is watched by.
@@ -192,7 +192,7 @@ pub fn run(global: &Global, arguments: &BackupArgs) -> Result<Exit> {
         addresses.push(None);
     }
     let destinations = arguments.store.destinations(global, &addresses, None)?;
-    let say = |sentence: &str| eprintln!("xofs: {}", Shown(sentence));
+    let say = |sentence: &str| say!("xofs: {}", Shown(sentence));
     let pool = named.connect(&stop.cancel)?;
     let mut pools = ReplicaPools::default();
     pools.connect(&arguments.to_sr, |pool| Ok(arguments.pool.another(pool)?.connect(&stop.cancel)))?;
@@ -268,7 +268,7 @@ fn back_up(
         let vm = run.find(named)?;
         let (uuid, name) = (vm.uuid.clone(), vm.name_label.clone());
         let of = name.clone();
-        let watch = stop.watch(move |sentence| eprintln!("xofs: {}: {}", Shown(&of), Shown(sentence)));
+        let watch = stop.watch(move |sentence| say!("xofs: {}: {}", Shown(&of), Shown(sentence)));
         let act = || run.back_up(vm, wanted, &watch, arguments.explain);
         let (text, mut json, exit) = match with_progress("backup", &watch, arguments.store.progress, act)? {
             Done::LeftOut(reason) => {
@@ -321,7 +321,7 @@ fn finish(mut results: Vec<Outcome>, is_stopped: bool) -> Result<Exit> {
         if let Some(error) = &result.error {
             failed += 1;
             let name = result.json["name"].as_str().unwrap_or_default();
-            eprintln!("xofs: {}: {}", Shown(name), Shown(&format!("{error:#}")));
+            say!("xofs: {}: {}", Shown(name), Shown(&format!("{error:#}")));
         }
     }
     if is_stopped {

@@ -121,7 +121,7 @@ pub fn run(global: &Global, arguments: &ForgetArgs) -> Result<Exit> {
             let jobs = Jobs::new(arguments.jobs.or((!is_side_by_side(&judged)).then_some(1)), &*storage);
             if let Some(rename) = jobs.rename.filter(|_| !arguments.json) {
                 let milliseconds = rename.as_secs_f64() * 1000.0;
-                eprintln!("xofs: {} at a time: a rename takes {milliseconds:.1} ms here", count(jobs.count, "merge"));
+                say!("xofs: {} at a time: a rename takes {milliseconds:.1} ms here", count(jobs.count, "merge"));
             }
             let (wait, progress) = (Duration::from_secs(arguments.wait), arguments.progress);
             let manner = Manner { repository: place.name.clone(), wait, progress, jobs: jobs.count };

@@ -104,7 +104,7 @@ pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
     let layout = arguments.store.layout()?;
     let rules = arguments.store.rules()?;
     // Before other threads are started; nothing is watched yet.
-    let watch = Arc::new(Watch::new(|sentence| eprintln!("xofs: {}", Shown(sentence))));
+    let watch = Arc::new(Watch::new(|sentence| say!("xofs: {}", Shown(sentence))));
     let (cancelled, is_second) = (watch.clone(), AtomicBool::new(false));
     let (is_stopped, is_made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (stop, made) = (is_stopped.clone(), is_made.clone());
@@ -113,15 +113,13 @@ pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
             // As if it were killed: the next ingest removes what is left.
             std::process::exit(i32::from(Exit::Interrupted as u8));
         }
-        if made.load(Ordering::Acquire) {
-            eprintln!("xofs: stops; the backup is there, and what expired is forgotten the next time");
-        } else {
-            eprintln!(
-                "xofs: stops, and removes what was written; once more, and it is left for the next ingest to remove"
-            );
-        }
         stop.store(true, Ordering::Release);
         cancelled.cancel();
+        if made.load(Ordering::Acquire) {
+            say!("xofs: stops; the backup is there, and what expired is forgotten the next time");
+        } else {
+            say!("xofs: stops, and removes what was written; once more, and it is left for the next ingest to remove");
+        }
     };
     signals::handle(on_signal).context("take the signals that end a program")?;
     let wanted = Wanted {

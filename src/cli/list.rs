@@ -110,7 +110,7 @@ fn tell(name: &str, listing: &Result<Listing>, arguments: &ListArgs) -> Result<(
     match listing {
         Ok(_) if arguments.json => {}
         Ok(listing) => print::text(&format!("repository {}\n{}\n", Shown(name), listing.to_text()))?,
-        Err(error) => eprintln!("xofs: repository '{}': {}", Shown(name), Shown(&format!("{error:#}"))),
+        Err(error) => say!("xofs: repository '{}': {}", Shown(name), Shown(&format!("{error:#}"))),
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ pub fn start(level: Level, is_background: bool) {
     let filter = asked.and_then(|asked| {
         let filter = EnvFilter::try_new(&asked);
         if let Err(error) = &filter {
-            eprintln!("xofs: warning: XOFS_LOG is ignored, 'debug' or 'xofs=debug,vhd=info' was expected: {error}");
+            say!("xofs: warning: XOFS_LOG is ignored, 'debug' or 'xofs=debug,vhd=info' was expected: {error}");
         }
         filter.ok()
     });

@@ -5,8 +5,12 @@
 //!      │  guest: ls · cat · cp · tar · loop
 //!           └─► open ─► address, config, password        what is named, to an open repository
 //!           └► pool, store                       a pool and its password; what those share that write backups
-//! exit: how each ends      text, print: how values are written      logging, signals, serve, daemon: the process
+//! exit: how each ends      text, print, say: how values are written      logging, signals, serve, daemon: the process
 //! ```
+
+// First: what comes after knows its macro.
+#[macro_use]
+mod say;
 
 mod address;
 mod backup;
@@ -185,7 +189,7 @@ pub fn main() -> ExitCode {
 fn mount_as_helper(arguments: Vec<OsString>) -> ExitCode {
     let code = Request::parse(arguments).map_err(anyhow::Error::from).and_then(|request| {
         for warning in &request.options.warnings {
-            eprintln!("xofs: warning: {warning}");
+            say!("xofs: warning: {warning}");
         }
         if request.is_fake { Ok(0) } else { daemon::start(request.arguments()) }
     });
@@ -203,7 +207,7 @@ fn mount_as_helper(arguments: Vec<OsString>) -> ExitCode {
 fn report(message: &str) {
     let line =
         message.split(['\n', '\r']).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
-    eprintln!("xofs: {}", text::Shown(&line));
+    say!("xofs: {}", text::Shown(&line));
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ pub fn lock(
     let taken = VmLock::take(storage.clone(), vm, patience, |age| {
         if !std::mem::replace(&mut is_said, true) {
             let seconds = age.as_secs();
-            eprintln!("xofs: {}: waiting for another program that writes it (last sign {seconds} s ago)", Shown(name));
+            say!("xofs: {}: waiting for another program that writes it (last sign {seconds} s ago)", Shown(name));
         }
         !is_stopped.load(Ordering::Relaxed)
     });

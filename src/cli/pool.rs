@@ -185,19 +185,20 @@ impl Named {
     pub fn accepts(&self, unknown: &Unknown) -> Result<bool> {
         let shown = Shown(&unknown.address);
         if self.trusts_first {
-            eprintln!("xofs: {shown}: its certificate {} is accepted and remembered", unknown.fingerprint);
+            say!("xofs: {shown}: its certificate {} is accepted and remembered", unknown.fingerprint);
             return Ok(true);
         }
         if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
             return Ok(false);
         }
-        eprint!(
+        let asked = write!(
+            io::stderr(),
             "The certificate of {shown} is not known yet. Its SHA-256 fingerprint is\n  {}\nCompare it with what\n  {}\n\
              prints on that host. Accept and remember it (yes/no)? ",
             unknown.fingerprint,
             Unknown::COMMAND
         );
-        io::stderr().flush().context("ask about the certificate")?;
+        asked.context("ask about the certificate")?;
         let mut answer = String::new();
         io::stdin().read_line(&mut answer).context("ask about the certificate")?;
         Ok(matches!(answer.trim(), "yes" | "y"))

@@ -4,14 +4,14 @@ use std::io::{self, Write};
 
 use anyhow::{Context, Result};
 
-/// Writes text. A reader that went away (`xofs list | head`) is no failure of ours: the process ends.
+/// Writes text. A reader that went away (`xofs list | head`) is no failure of ours, and ends nothing that is being done.
 ///
 /// # Errors
 /// What the system says, such as a full disk.
 pub fn text(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => written.context("write to standard output"),
     }
 }

@@ -47,7 +47,7 @@ impl<T: Remove + Send + 'static> Unfinished<T> {
             if let Some(begun) = &*unfinished {
                 begun.remove();
             }
-            eprintln!("xofs: interrupted");
+            say!("xofs: interrupted");
             std::process::exit(Exit::Interrupted as i32)
         })
     }

@@ -89,7 +89,7 @@ impl Progress {
             Shown::Lines(last) if last.elapsed() >= LINE_PAUSE => {
                 *last = Instant::now();
                 let rate = u128::from(self.done) * 1000 / self.begin.elapsed().as_millis().max(1);
-                eprintln!(
+                say!(
                     "xofs: {}: {} of {}, {}/s, waiting for the {waits_for}",
                     self.what,
                     text::size(self.done),

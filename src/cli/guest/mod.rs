@@ -82,7 +82,7 @@ impl Failures {
 }
 
 fn say(error: &anyhow::Error) {
-    eprintln!("xofs: {}", Shown(&format!("{error:#}")));
+    say!("xofs: {}", Shown(&format!("{error:#}")));
 }
 
 /// Returns the extended attributes of a file, without those that only a mount has.

@@ -111,7 +111,7 @@ pub fn run(global: &Global, arguments: &TarArgs) -> Result<Exit> {
     stream.with_context(|| format!("write '{shown}'"))?.finish()?;
     drop(tar.progress);
     if tar.sockets > 0 {
-        eprintln!("xofs: {} left out: an archive has none", count(tar.sockets, "socket"));
+        say!("xofs: {} left out: an archive has none", count(tar.sockets, "socket"));
     }
     tar.failures.end()
 }

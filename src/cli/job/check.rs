@@ -56,7 +56,7 @@ pub fn run(arguments: &CheckArgs) -> Result<Exit> {
         for loaded in &loaded {
             match &loaded.job {
                 Ok(job) => print::text(&to_text(job, now))?,
-                Err(faults) => faults.to_string().lines().for_each(|line| eprintln!("{}", Shown(line))),
+                Err(faults) => faults.to_string().lines().for_each(|line| say!("{}", Shown(line))),
             }
         }
     }

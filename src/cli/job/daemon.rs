@@ -91,7 +91,7 @@ impl Daemon<'_> {
     /// Says what is wrong, once.
     fn say(&mut self, wrong: String) {
         if wrong != self.said {
-            wrong.lines().for_each(|line| eprintln!("xofs: {}", Shown(line)));
+            wrong.lines().for_each(|line| say!("xofs: {}", Shown(line)));
             self.said = wrong;
         }
     }

@@ -66,7 +66,7 @@ pub fn run(arguments: &ListArgs) -> Result<Exit> {
             }
             Err(faults) => {
                 is_right = false;
-                faults.to_string().lines().for_each(|line| eprintln!("{}", Shown(line)));
+                faults.to_string().lines().for_each(|line| say!("{}", Shown(line)));
                 jobs.push(json!({ "file": loaded.path.to_string_lossy(), "job": null, "isRight": false }));
             }
         }

@@ -125,7 +125,7 @@ fn connect(run: &Machines, name: &str) -> anyhow::Result<(Connected, Vec<Machine
         match named.connect(run.cancel) {
             Err(error) if is_worth_another(&error) && tried < run.job.retries.vm && !run.cancel.is_cancelled() => {
                 tried += 1;
-                eprintln!("xofs: {}: {}; it is tried again", Shown(name), Shown(&error.to_string()));
+                say!("xofs: {}: {}; it is tried again", Shown(name), Shown(&error.to_string()));
                 run.cancel.sleep(run.job.retries.pause, "wait before the next try")?;
             }
             connected => break connected?,
@@ -244,7 +244,7 @@ fn attempt_one(
         }
     };
     if let Some(reason) = tried.reason.as_ref().filter(|_| tried.status != VmStatus::LeftOut) {
-        eprintln!("xofs: {}: {}; {}", Shown(&name), Shown(reason), next.as_deref().unwrap_or_default());
+        say!("xofs: {}: {}; {}", Shown(&name), Shown(reason), next.as_deref().unwrap_or_default());
     }
     let seconds = begun.elapsed().as_secs_f64();
     let Tried { status, reason, backup, .. } = tried;
@@ -261,7 +261,7 @@ fn tried(
 ) -> Tried {
     let own = run.cancel.part(Duration::MAX);
     let of = machine.name.clone();
-    let watch = Arc::new(Watch::new(move |sentence| eprintln!("xofs: {}: {}", Shown(&of), Shown(sentence))));
+    let watch = Arc::new(Watch::new(move |sentence| say!("xofs: {}: {}", Shown(&of), Shown(sentence))));
     watch.transfer().is_of_pool(&machine.pool);
     let _shown = run.live.show(machine, &watch);
     let of_vm = run.job.timeouts.vm.and_then(|limit| Instant::now().checked_add(limit));
@@ -311,7 +311,7 @@ fn back_up_one(
     watch: &Watch,
 ) -> pool::Result<Done> {
     let of = &machine.name;
-    let say = |sentence: &str| eprintln!("xofs: {}: {}", Shown(of), Shown(sentence));
+    let say = |sentence: &str| say!("xofs: {}: {}", Shown(of), Shown(sentence));
     let pool = connected.pool.with(own);
     let wishes = replicas.wishes(&run.job.srs, &machine.pool, own);
     let in_pool = Run::begin(pool, run.state, &connected.options, run.destinations, wishes, &say)?;

@@ -44,7 +44,7 @@ pub fn forget(merges: &Merges, repository: &str, schedule: &str, keep: &Keep, zo
     };
     let next = reason.is_some().then(|| "the new backups are good; the next run goes on with it".to_owned());
     if let (Some(reason), Some(next)) = (&reason, &next) {
-        eprintln!("xofs: {}: {}; {next}", Shown(repository), Shown(reason));
+        say!("xofs: {}: {}; {next}", Shown(repository), Shown(reason));
     }
     let seconds = begun.elapsed().as_secs_f64();
     let repository = repository.to_owned();

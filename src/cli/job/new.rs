@@ -231,8 +231,7 @@ fn answers(arguments: &NewArgs, known: &Known) -> Result<Answers> {
 
 /// Asks on the terminal.
 fn ask(question: &str) -> Result<String> {
-    eprint!("{question}: ");
-    io::stderr().flush().context("ask on the terminal")?;
+    write!(io::stderr(), "{question}: ").context("ask on the terminal")?;
     let mut answer = String::new();
     if io::stdin().lock().read_line(&mut answer).context("ask on the terminal")? == 0 {
         return Err(Failure::new(Exit::Interrupted, "interrupted; nothing was written").into());

@@ -32,7 +32,7 @@ impl Recorder {
         match written.log.append(&record) {
             Ok(()) => written.is_said = false,
             Err(error) if !std::mem::replace(&mut written.is_said, true) => {
-                eprintln!("xofs: {}; the run goes on", Shown(&error.to_string()));
+                say!("xofs: {}; the run goes on", Shown(&error.to_string()));
             }
             Err(_) => {}
         }
@@ -42,7 +42,7 @@ impl Recorder {
     /// Notes what could not even be tried: a machine that is not there, a pool, a repository.
     pub fn never_tried(&self, name: &str, pool: &str, reason: &str) {
         let next = "the next run looks again";
-        eprintln!("xofs: {}: {}; {next}", Shown(name), Shown(reason));
+        say!("xofs: {}: {}; {next}", Shown(name), Shown(reason));
         self.note(Event::VmEnd {
             vm: String::new(),
             name: name.to_owned(),

@@ -80,8 +80,8 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
             // As if it were killed: the next run removes what is left.
             std::process::exit(i32::from(Exit::Interrupted as u8));
         }
-        eprintln!("xofs: stops, and removes what was made; once more, and it is left for the next run to remove");
         stopping.cancel();
+        say!("xofs: stops, and removes what was made; once more, and it is left for the next run to remove");
     };
     signals::handle(on_signal).context("take the signals that end a program")?;
     let Some(lock) = RunLock::take(&folder).with_context(act)? else {
@@ -97,7 +97,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
     }
     // Before the log is put aside. A disk that is full keeps no run from being made.
     if let Err(error) = Totals::keep(&folder, &RunFigures::all(&history)) {
-        eprintln!("xofs: what earlier runs did is not counted yet: {}", Shown(&error.to_string()));
+        say!("xofs: what earlier runs did is not counted yet: {}", Shown(&error.to_string()));
     }
     let id = repository::random_uuid().context("ask the system for random numbers")?;
     let recorder = Recorder::new(id, Log::open(&folder).with_context(act)?);

@@ -68,7 +68,7 @@ pub fn run(arguments: &LogArgs) -> Result<Exit> {
         }
     }
     if unread > 0 {
-        eprintln!(
+        say!(
             "xofs: {} of the log could not be understood: cut off by a crash, or of another version",
             count(unread, "line")
         );

@@ -31,7 +31,7 @@ pub fn tell(job: &Job, run: &Run, recorder: &Recorder, cancel: &xapi::Cancel) {
     let reasons: Vec<String> = mistake.into_iter().chain(told).collect();
     let reason = (!reasons.is_empty()).then(|| reasons.join("; "));
     if let Some(reason) = &reason {
-        eprintln!("xofs: {}", Shown(reason));
+        say!("xofs: {}", Shown(reason));
     }
     recorder.note(Event::ReportEnd { is_done: reason.is_none(), reason, seconds: begun.elapsed().as_secs_f64() });
 }

@@ -131,11 +131,11 @@ impl Stop {
             // As if it were killed: the next run removes what is left.
             std::process::exit(i32::from(Exit::Interrupted as u8));
         }
-        eprintln!("xofs: stops, and removes what was made; once more, and it is left for the next run to remove");
         self.cancel.cancel();
         if let Some(watch) = &*self.watch.lock().unwrap_or_else(PoisonError::into_inner) {
             watch.cancel();
         }
+        say!("xofs: stops, and removes what was made; once more, and it is left for the next run to remove");
     }
 
     /// Makes what one restore is watched by.
@@ -323,16 +323,16 @@ fn make(
     stop: &Arc<Stop>,
     outcomes: &mut Vec<Outcome>,
 ) -> Result<()> {
-    let say = |sentence: &str| eprintln!("xofs: {}", Shown(sentence));
+    let say = |sentence: &str| say!("xofs: {}", Shown(sentence));
     let run = Run::begin(pool.clone(), &named.state, options, &say)?;
     for plan in plans {
         if stop.cancel.is_cancelled() {
             return Ok(());
         }
         for remark in &plan.remarks {
-            eprintln!("xofs: {}: {}", Shown(&plan.source), Shown(remark));
+            say!("xofs: {}: {}", Shown(&plan.source), Shown(remark));
         }
-        let watch = stop.watch(|sentence| eprintln!("xofs: {}", Shown(sentence)));
+        let watch = stop.watch(|sentence| say!("xofs: {}", Shown(sentence)));
         if let Some(name) = &named.name {
             watch.transfer().is_of_pool(name);
         }
@@ -375,7 +375,7 @@ fn finish(mut outcomes: Vec<Outcome>, is_stopped: bool) -> Result<Exit> {
     let mut kinds = BTreeSet::new();
     for outcome in &outcomes {
         if let Some(error) = &outcome.error {
-            eprintln!("xofs: {}: {}", Shown(&outcome.name), Shown(&format!("{error:#}")));
+            say!("xofs: {}: {}", Shown(&outcome.name), Shown(&format!("{error:#}")));
             kinds.insert(outcome.name.clone());
         }
     }

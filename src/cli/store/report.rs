@@ -31,7 +31,7 @@ pub fn reads_to_text(report: &Report) -> String {
 pub fn say_failures(report: &Report) {
     for outcome in &report.outcomes {
         if let Err(error) = &outcome.stored {
-            eprintln!("xofs: {}: {}", Shown(&outcome.name), Shown(&error.to_string()));
+            say!("xofs: {}: {}", Shown(&outcome.name), Shown(&error.to_string()));
         }
     }
 }

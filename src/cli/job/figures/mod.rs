@@ -140,7 +140,7 @@ pub fn run(arguments: &ReportArgs) -> Result<Exit> {
     };
     if unread > 0 {
         let lines = count(unread, "line");
-        eprintln!("xofs: {lines} of the log could not be understood: cut off by a crash, or of another version");
+        say!("xofs: {lines} of the log could not be understood: cut off by a crash, or of another version");
     }
     match arguments.html.as_ref().or(arguments.output.as_ref()) {
         Some(path) => write(path, &written)?,
@@ -171,7 +171,7 @@ fn jobs(arguments: &ReportArgs) -> Result<(Vec<Reported>, usize)> {
             match &loaded.job {
                 Ok(job) => drop(ids.insert((job.id.clone(), true))),
                 Err(faults) => {
-                    faults.to_string().lines().for_each(|line| eprintln!("{}", Shown(line)));
+                    faults.to_string().lines().for_each(|line| say!("{}", Shown(line)));
                     // It is most likely the job that this file described when it was right.
                     let stem = loaded.path.file_stem().and_then(|stem| stem.to_str()).filter(|stem| is_id(stem));
                     ids.extend(stem.map(|stem| (stem.to_owned(), false)));
