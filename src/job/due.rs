@@ -1,8 +1,8 @@
 //! What schedules are to do now. Pure, but for the file that says since when a schedule is known.
 //!
-//! A schedule is due when it has a time between its last run and now. The last run is known from the log, where each says its schedule
-//! and when it began; a schedule without one counts from when it was first seen as it is now. So a run is neither lost nor made
-//! twice, whoever asks, how often, and after whatever crash; many times that were missed are one run.
+//! A schedule is due when it has a time between its last run and now. The last run is known from the log, where each says its schedule,
+//! when it began and what time it was due at; a schedule without one counts from when it was first seen as it is now. So a run is
+//! neither lost nor made twice, whoever asks, how often, and after whatever crash; many times that were missed are one run.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -99,12 +99,12 @@ mod tests {
         }
     }
 
-    /// A history with a run of the schedule that began then.
-    fn began(at: &str) -> History {
+    /// A history with a run of the schedule that began then, and was due at another time, if it was.
+    fn began(at: &str, due: Option<&str>) -> History {
         let event = Event::RunStart {
             job: "job".into(),
             schedule: Some("night".into()),
-            due: None,
+            due: due.map(time),
             host: String::new(),
             process: 1,
         };
@@ -119,6 +119,7 @@ mod tests {
         let seen =
             Seen::update(folder.path(), std::slice::from_ref(&nightly), time("2026-11-01T12:00:00Z")).expect("written");
         let nothing = History::default();
+        let early = "2026-11-03T01:59:59.8Z";
         for (makes_up, history, now, expected) in [
             // Known since noon: the first run is the next night's, and waits for it.
             (true, &nothing, "2026-11-01T12:00:01Z", "2026-11-02T02:00:00Z"),
@@ -128,11 +129,16 @@ mod tests {
             (false, &nothing, "2026-11-04T09:00:00Z", "2026-11-05T02:00:00Z"),
             (false, &nothing, "2026-11-04T02:04:59Z", "2026-11-04T02:00:00Z"),
             // A run is for all times before it.
-            (true, &began("2026-11-04T09:00:00Z"), "2026-11-04T09:00:01Z", "2026-11-05T02:00:00Z"),
+            (true, &began("2026-11-04T09:00:00Z", None), "2026-11-04T09:00:01Z", "2026-11-05T02:00:00Z"),
             // The clock was put back, by hand.
-            (true, &began("2026-11-04T02:00:00Z"), "2026-11-03T02:30:00Z", "2026-11-05T02:00:00Z"),
+            (true, &began("2026-11-04T02:00:00Z", None), "2026-11-03T02:30:00Z", "2026-11-05T02:00:00Z"),
             // It had been years ahead.
-            (true, &began("2029-11-04T02:00:00Z"), "2026-11-03T01:30:00Z", "2026-11-02T02:00:00Z"),
+            (true, &began("2029-11-04T02:00:00Z", None), "2026-11-03T01:30:00Z", "2026-11-02T02:00:00Z"),
+            // It was put back between the look at what is due and the start.
+            (true, &began(early, Some("2026-11-03T02:00:00Z")), "2026-11-03T02:00:05Z", "2026-11-04T02:00:00Z"),
+            // What was due by a clock that was years ahead is no time of this one, now and when it will be.
+            (true, &began(early, Some("2029-11-04T02:00:00Z")), "2026-11-03T02:00:05Z", "2026-11-03T02:00:00Z"),
+            (true, &began(early, Some("2029-11-04T02:00:00Z")), "2029-11-03T12:00:00Z", "2026-11-03T02:00:00Z"),
         ] {
             let timed = timed("0 2 * * *", makes_up);
             assert_eq!(seen.due(&timed, history, time(now)), Some(time(expected)), "{makes_up} {now}");

@@ -390,12 +390,18 @@ impl History {
     }
 
     /// Returns when a run of a schedule was begun last, as seen from `now`; what began by a clock that was wrong does not count.
+    ///
+    /// A clock may be put back between the look that finds a run due and its start: it is for the time that it was due at, too.
     #[must_use]
     pub fn last_start(&self, schedule: &str, now: Timestamp) -> Option<Timestamp> {
-        let of_schedule =
-            |record: &&Record| matches!(&record.event, Event::RunStart { schedule: Some(of), .. } if of == schedule);
-        let starts = self.runs.iter().flat_map(|run| &run.records).filter(of_schedule).map(|record| record.time);
-        starts.filter(|start| !is_far_ahead(*start, now)).max()
+        let start = |record: &Record| match &record.event {
+            Event::RunStart { schedule: Some(of), due, .. } if of == schedule && !is_far_ahead(record.time, now) => {
+                let due = due.filter(|due| !is_far_ahead(*due, record.time.min(now)));
+                Some(due.map_or(record.time, |due| due.max(record.time)))
+            }
+            _ => None,
+        };
+        self.runs.iter().flat_map(|run| &run.records).filter_map(start).max()
     }
 
     /// Whether a process has begun a run, the last one or the one before.
