@@ -19,7 +19,7 @@ use support::run;
 use support::slow_path::SlowPath;
 use uuid::Uuid;
 use xapi::Record;
-use xapi::record::Vdi;
+use xapi::record::{TaskObject, Vdi};
 use xapi_simulator::failure::Failure;
 use xapi_simulator::scene::{Disk, Machine};
 use xapi_simulator::value::Reference;
@@ -353,6 +353,24 @@ fn a_full_backup_becomes_a_machine_for_each_run() {
     world.ends(&to, 1);
     world.is_at_rest(0);
     compare(&world.far, &held[1..]);
+}
+
+#[test]
+fn a_whole_machine_stays_though_the_task_that_made_it_was_left_over() {
+    let world = World::with_one_disk();
+    let to = ["--to-sr", "dr=far", "--mode", "full", "--keep-replicas", "3"];
+    let mut held = vec![world.held()];
+    world.far.simulator.fault(Fault::call("task.destroy", Act::Fail(Failure::internal("not now"))).times(1000));
+    world.replicates(&to);
+    world.far.simulator.clear_faults();
+    let tasks = || world.far.client().records::<TaskObject>().expect("answered").len();
+    assert_eq!(tasks(), 1);
+    world.guest_writes(1, 2);
+    held.push(world.held());
+    world.replicates(&to);
+    assert_eq!(tasks(), 0);
+    compare(&world.far, &held);
+    world.is_at_rest(0);
 }
 
 #[test]

@@ -121,6 +121,11 @@ pub fn content_of(vdi: &Vdi) -> Option<(Uuid, Uuid, u64)> {
     Some((entry(DISK)?, entry(CONTENT)?, vdi.other_config.get(SIZE)?.parse().ok()?))
 }
 
+/// Whether an object with this uuid and these entries is of a replica that is being made, or was.
+pub fn has_marks(uuid: &str, entries: &Texts) -> bool {
+    entries.contains_key(REPLICATING) || is_itself(uuid, entries)
+}
+
 /// Whether an entry belongs to a replica.
 pub fn is_of_replica(name: &str) -> bool {
     [SELF, REPLICATING, REPLACED].contains(&name)

@@ -15,7 +15,7 @@ use xapi::{Pool, Record, Ref, Task};
 
 use super::records::{self, PROVISIONAL, RESTORED_FROM, RESTORING};
 use crate::pool::error::Result;
-use crate::pool::survey;
+use crate::pool::{replica, survey};
 
 /// How long the pool may take to end the import of a run that died.
 const ENDING: Duration = Duration::from_secs(10);
@@ -69,7 +69,7 @@ pub fn undo(pool: &Pool, mark: &str, vm: Option<&str>, disks: &[String]) -> Resu
 }
 
 /// Undoes what a run made of an XVA and died: the task of its import tells which VM that is. One that says what it was restored
-/// from is whole, and stays.
+/// from, or that it is a replica, stays: its task is left over, too, where the pool did not destroy it at once.
 ///
 /// # Errors
 /// What the pool says.
@@ -81,7 +81,9 @@ pub fn undo_import(pool: &Pool, import: &Task) -> Result<()> {
             Err(error) if error.is_gone() => continue,
             vm => vm?,
         };
-        if vm.power_state != "Halted" || vm.other_config.contains_key(RESTORED_FROM) {
+        // A replica, whole or not, is known by its own marks.
+        let is_known = vm.other_config.contains_key(RESTORED_FROM) || replica::has_marks(&vm.uuid, &vm.other_config);
+        if vm.power_state != "Halted" || is_known {
             continue;
         }
         let vbds = pool.records_of::<Vbd>(&vm.vbds)?;
