@@ -306,17 +306,21 @@ fn a_timeout_ends_a_stalled_transfer_and_leaves_nothing() {
             let text = fs::read_to_string(pool.world.path("jobs/nightly.toml")).expect("there");
             pool.world.write("nightly.toml", &text.replace("incremental.compression = 'none'\n", ""));
         }
-        pool.simulator.fault(Fault::new(site.clone(), Act::Delay(PATIENCE)).after(MIB));
-        let report = pool.run(&[], 1);
-        let reason = &report["vms"][0]["reason"];
-        assert_eq!(*reason, "it was ended: a VM may take 10 s by the job's timeouts", "{report:#}");
-        let seconds = report["vms"][0]["seconds"].as_f64().expect("a number");
-        // Five at most where nothing else runs.
-        println!("{site:?}: over {:.1} s after the timeout", seconds - 10.0);
-        assert!((10.0..30.0).contains(&seconds), "{site:?}: {seconds} s");
-        // Nothing is left that would go by itself.
-        assert_eq!(pool.tasks_and_devices(), (0, 0));
-        pool.is_at_rest(0);
+        // On a machine that does other things it may take longer, but hardly each time.
+        let is_soon = (0..3).any(|_| {
+            pool.simulator.fault(Fault::new(site.clone(), Act::Delay(PATIENCE)).after(MIB));
+            let report = pool.run(&[], 1);
+            let reason = &report["vms"][0]["reason"];
+            assert_eq!(*reason, "it was ended: a VM may take 10 s by the job's timeouts", "{report:#}");
+            let seconds = report["vms"][0]["seconds"].as_f64().expect("a number");
+            println!("{site:?}: over {:.1} s after the timeout", seconds - 10.0);
+            assert!(seconds >= 10.0, "{site:?}: {seconds} s");
+            // Nothing is left that would go by itself.
+            assert_eq!(pool.tasks_and_devices(), (0, 0));
+            pool.is_at_rest(0);
+            seconds < 15.0
+        });
+        assert!(is_soon, "{site:?}: three times over more than 5 s after the timeout");
     }
 }
 

@@ -13,8 +13,9 @@ use xapi_simulator::scene::{Disk, Machine, Repository as Sr, Storage};
 use xapi_simulator::value::Reference;
 use xapi_simulator::{Act, Class, Fault, Site};
 
-/// How long the end may take: 5 s where nothing else runs, and more on a machine that does other things.
-const END: Duration = Duration::from_secs(15);
+/// How long the end may take, once in [`TRIES`]: on a machine that does other things it may take longer, but hardly each time.
+const END: Duration = Duration::from_secs(5);
+const TRIES: usize = 3;
 
 /// A machine with a disk, and an SR for replicas.
 fn world() -> World {
@@ -27,6 +28,11 @@ fn world() -> World {
 
 /// Runs a command until its transfer stalls, stops it, and sees that nothing is left, at once.
 fn stopped_when_it_stalls(world: &World, site: Site, mut command: Command) {
+    let is_soon = (0..TRIES).any(|_| end_of_stalled(world, site.clone(), &mut command) < END);
+    assert!(is_soon, "{site:?}: {TRIES} times over more than {END:?} after the signal");
+}
+
+fn end_of_stalled(world: &World, site: Site, command: &mut Command) -> Duration {
     let lab = &world.lab;
     let objects = || {
         lab.simulator.look(|store| {
@@ -42,13 +48,14 @@ fn stopped_when_it_stalls(world: &World, site: Site, mut command: Command) {
     let begun = Instant::now();
     succeed(Command::new("kill").arg("-TERM").arg(child.id().to_string()));
     assert_eq!(child.wait().expect("it is our child").code(), Some(130));
-    println!("{site:?}: over {:.1} s after the signal", begun.elapsed().as_secs_f64());
-    assert!(begun.elapsed() < END, "{site:?}: {:?}", begun.elapsed());
+    let took = begun.elapsed();
+    println!("{site:?}: over {:.1} s after the signal", took.as_secs_f64());
     assert_eq!((lab.tasks(), lab.control_domain_devices(), lab.journals()), (Vec::new(), 0, 0), "{site:?}");
     // What a host was making of an XVA it removes itself, once it notices.
     if site != Site::ImportVm {
         assert_eq!(objects(), before, "{site:?}");
     }
+    took
 }
 
 #[test]
