@@ -1,125 +1,19 @@
 //! Four jobs at once, by the daemon, in the nights in which the clock is changed: one is killed, one stands still, the daemon is
 //! killed and started again, and somebody sets the clock.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::process::Child;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
-use xapi_simulator::scene::{Disk, Machine};
 use xapi_simulator::{Act, Class, Fault, Site as Where};
 
-use crate::pool::{MIB, hosts, wait_for};
-use crate::site::Site;
+use crate::night::{Night, Runs, time};
+use crate::pool::{MIB, wait_for};
 
 /// Longer than any run lasts.
 const FOR_EVER: Duration = Duration::from_secs(3600);
 /// How long what stands still may take.
 const LIMIT: Duration = Duration::from_secs(10);
-
-/// Runs, by their jobs: when each was due, and how it ended.
-type Runs = BTreeMap<&'static str, Vec<(&'static str, &'static str)>>;
-
-/// A site whose jobs are run by a daemon; that is killed in the end.
-struct Night {
-    site: Site,
-    jobs: Vec<&'static str>,
-    daemon: Option<Child>,
-    looks: u32,
-}
-
-impl Night {
-    /// Each job is of a machine of its name.
-    fn new(at: &str, jobs: &[(&'static str, &str)]) -> Self {
-        let machine = |name: &str| Machine::new(name).disk(Disk::new(name, 8 * MIB).filled(100));
-        let scene = jobs.iter().fold(hosts(1), |scene, (name, _)| scene.vm(machine(name)));
-        let site = Site::new(scene, time(at));
-        let night = Self { site, jobs: jobs.iter().map(|(name, _)| *name).collect(), daemon: None, looks: 0 };
-        jobs.iter().for_each(|(name, cron)| night.write_job(name, cron, ""));
-        night
-    }
-
-    fn write_job(&self, name: &str, cron: &str, more: &str) {
-        let text = format!(
-            "pools = ['lab']\nvms.names = ['{name}']\nto.repositories = ['main']\nincremental.nbd = false\n\
-             incremental.compression = 'none'\nretries.vm = 0\n{more}\
-             [[schedules]]\nname = 'night'\ncron = '{cron}'\ntimezone = 'Europe/Paris'\nkeep.last = 2\n",
-        );
-        self.site.write_job(name, &text);
-    }
-
-    fn start_daemon(&mut self) {
-        self.daemon = Some(self.site.start(&["daemon"], "daemon"));
-        self.is_looked_at();
-    }
-
-    fn kill_daemon(&mut self) {
-        let mut daemon = self.daemon.take().expect("it runs");
-        daemon.kill().expect("it is our child");
-        self.site.ended(&mut daemon, "daemon");
-    }
-
-    /// Waits until the daemon has looked at everything since now: each time it tells what is wrong with a file that is new.
-    fn is_looked_at(&mut self) {
-        self.looks += 1;
-        let (name, file) = (format!("look{}", self.looks), self.site.path("daemon.err"));
-        self.site.write_job(&name, "");
-        wait_for("a look of the daemon", || fs::read_to_string(&file).unwrap_or_default().contains(&name));
-        fs::remove_file(self.site.path("jobs").join(format!("{name}.toml"))).expect("there");
-    }
-
-    /// The runs of all jobs, by the log.
-    fn runs(&self) -> BTreeMap<&'static str, Vec<(String, String)>> {
-        let said = |line: &Value, key: &str| line[key].as_str().unwrap_or("none").to_owned();
-        let of = |run: &Vec<Value>| (said(&run[0], "due"), said(run.last().expect("one at least"), "status"));
-        self.jobs.iter().map(|job| (*job, self.site.log(job).iter().map(of).collect())).collect()
-    }
-
-    /// Waits until all runs have ended that had begun, and compares all that there were.
-    fn were(&mut self, expected: &Runs) {
-        self.is_looked_at();
-        let is_running = |job: &Value| job["last"]["status"] == "running";
-        wait_for("the end of all runs", || {
-            let listed = self.site.ask(&["list", "--json"]);
-            !listed["jobs"].as_array().expect("a list").iter().any(is_running)
-        });
-        // What is due because a run has ended; the first look may find that its process is about to.
-        self.is_looked_at();
-        self.is_looked_at();
-        let text = |all: &Vec<(&str, &str)>| all.iter().map(|(due, how)| ((*due).into(), (*how).into())).collect();
-        let expected: BTreeMap<&str, Vec<(String, String)>> =
-            expected.iter().map(|(job, all)| (*job, text(all))).collect();
-        assert_eq!(self.runs(), expected);
-    }
-
-    fn process_of(&self, job: &str) -> Pid {
-        let process = self.site.log(job).last().expect("it runs")[0]["process"].as_i64().expect("a number");
-        Pid::from_raw(i32::try_from(process).expect("small")).expect("not zero")
-    }
-
-    /// How many backups each machine has.
-    fn backups(&self) -> Vec<usize> {
-        let all = self.site.backups("main");
-        let uuid = |job: &&str| self.site.uuid(&self.site.lab.simulator.only(Class::Vm, job));
-        self.jobs.iter().map(|job| all.get(&uuid(job)).map_or(0, Vec::len)).collect()
-    }
-}
-
-impl Drop for Night {
-    fn drop(&mut self) {
-        if let Some(mut daemon) = self.daemon.take() {
-            let _ = daemon.kill();
-            let _ = daemon.wait();
-        }
-    }
-}
-
-fn time(text: &str) -> Timestamp {
-    text.parse().expect("a time")
-}
 
 #[test]
 fn four_jobs_in_the_night_that_skips_an_hour_run_once_each_whatever_ends_them_and_whoever_sets_the_clock() {

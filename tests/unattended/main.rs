@@ -17,6 +17,7 @@ mod four;
 mod guests;
 mod jobs;
 mod judge;
+mod night;
 mod rest;
 mod rules;
 mod site;
