@@ -1,10 +1,29 @@
-//! Files that are replaced as a whole: who reads one sees what was there before, or what is there now.
+//! Files that are read and replaced as a whole: who reads one sees what was there before, or what is there now.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+/// Reads the text of a regular file of at most `longest` bytes, that anybody may have named: it never waits, as the opening of a pipe does.
+///
+/// # Errors
+/// What the system says, and `InvalidData` for what is no regular file, too long, or not UTF-8.
+pub fn text(path: &Path, longest: u64) -> io::Result<String> {
+    let wrong = |message: String| io::Error::new(io::ErrorKind::InvalidData, message);
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(wrong("it is no regular file".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    // Its length may change meanwhile.
+    file.take(longest.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > longest {
+        return Err(wrong(format!("it is longer than {longest} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|_| wrong("it is no text: UTF-8 was expected".to_owned()))
+}
 
 /// Does the same as [`put`] for a path that anybody may have named.
 ///
@@ -45,7 +64,28 @@ pub fn put(path: &Path, fresh: &OsStr, bytes: &[u8], mode: u32, is_durable: bool
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{FileType, Mode};
+
     use super::*;
+
+    #[test]
+    fn the_text_of_a_file_is_read_and_what_is_none_is_not_waited_for() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("text"), "four").expect("written");
+        fs::write(path("bytes"), b"\xff").expect("written");
+        rustix::fs::mknodat(rustix::fs::CWD, path("pipe"), FileType::Fifo, Mode::RWXU, 0).expect("made");
+        assert_eq!(text(&path("text"), 4).expect("read"), "four");
+        for (name, longest, expected) in [
+            ("text", 3, "it is longer than 3 bytes"),
+            ("bytes", 3, "it is no text: UTF-8 was expected"),
+            ("pipe", 3, "it is no regular file"),
+            ("", 3, "it is no regular file"),
+            ("absent", 3, "No such file or directory (os error 2)"),
+        ] {
+            assert_eq!(text(&path(name), longest).expect_err("wrong").to_string(), expected, "{name}");
+        }
+    }
 
     #[test]
     fn a_file_is_replaced_as_a_whole_and_nothing_else_is() {

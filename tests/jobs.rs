@@ -54,7 +54,7 @@ fn check_names_each_mistake_of_each_file_and_says_when_the_others_run() {
     assert_eq!((code, &said["jobs"][0]["faults"][2]["line"]), (2, &Value::from(7)), "{out}");
     let (code, _, err) = run(&mut world.command(&["check", "absent"]));
     assert_eq!(code, 2, "{err}");
-    assert!(err.contains("jobs/absent.toml': No such file"), "{err}");
+    assert!(err.contains("jobs/absent.toml:1: it cannot be read: No such file"), "{err}");
 }
 
 #[test]

@@ -4,11 +4,11 @@
 //! other as it is, but for control characters: no name of a machine ends a line of a mail's head. A name that the report does not have
 //! is a mistake, not nothing.
 
-use std::fs::File;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
+
+use crate::whole;
 
 /// No template is longer (bytes).
 const LONGEST: u64 = 1 << 20;
@@ -28,16 +28,8 @@ impl Template {
     /// # Errors
     /// In a sentence, why it is none.
     pub fn read(path: &Path) -> Result<Self, String> {
-        let read = || -> io::Result<String> {
-            let mut text = String::new();
-            File::open(path)?.take(LONGEST + 1).read_to_string(&mut text)?;
-            Ok(text)
-        };
-        let shown = path.display();
-        let text = read().map_err(|error| format!("read the template '{shown}': {error}"))?;
-        if text.len() as u64 > LONGEST {
-            return Err(format!("the template '{shown}' is longer than {LONGEST} bytes"));
-        }
+        let text = whole::text(path, LONGEST);
+        let text = text.map_err(|error| format!("read the template '{}': {error}", path.display()))?;
         let template = Self { path: path.to_owned(), text };
         template
             .environment()

@@ -1,5 +1,5 @@
 //! Jobs that nobody looks after, by the built binary and a clock that the tests set: a week of nights in which things go wrong, and
-//! four jobs at once in a night in which the clock is changed.
+//! four jobs at once in a night in which the clock is changed; and what keeps the daemon from running what is due, which is nothing.
 //!
 //! `XOFS_ROUNDS=100` makes more weeks, from `XOFS_SEED` on; `XOFS_SEED=17 XOFS_ROUNDS=1` is the one that a failure has printed. With
 //! `XOFS_XO=1` Xen Orchestra's own code judges what a week leaves (`tests/interop/week.mjs`).
@@ -13,6 +13,7 @@ mod seeds;
 mod support;
 
 mod clock;
+mod daemon;
 mod four;
 mod guests;
 mod jobs;

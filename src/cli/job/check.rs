@@ -38,12 +38,12 @@ pub struct CheckArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// If a file cannot be read.
+/// If the configuration is wrong, or the folder cannot be listed.
 pub fn run(arguments: &CheckArgs) -> Result<Exit> {
     let files = arguments.folder.files()?;
     let loaded = match arguments.jobs.as_slice() {
         [] => files.all()?,
-        named => named.iter().map(|name| files.load(&files.path_of(name))).collect::<Result<_>>()?,
+        named => named.iter().map(|name| files.load(&files.path_of(name))).collect(),
     };
     let is_right = loaded.iter().all(|loaded| loaded.job.is_ok());
     let now = Timestamp::now();

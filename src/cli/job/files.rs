@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -12,6 +12,7 @@ use crate::cli::config::Config;
 use crate::cli::exit::Failure;
 use crate::cli::open;
 use crate::job::{Fault, Faults, Job, Known};
+use crate::whole;
 
 /// No file of a job is longer (bytes).
 const LONGEST: u64 = 1 << 20;
@@ -85,39 +86,27 @@ impl Files {
     /// # Errors
     /// `Usage` if there is no such file, or something is wrong with it.
     pub fn job(&self, named: &OsStr) -> Result<(PathBuf, Job)> {
-        let loaded = self.load(&self.path_of(named))?;
+        let loaded = self.load(&self.path_of(named));
         let job = loaded.job.map_err(|faults| Failure::usage(faults.to_string()))?;
         Ok((loaded.path, job))
     }
 
-    /// Reads a file.
-    ///
-    /// # Errors
-    /// `Usage` if it cannot be read at all.
-    pub fn load(&self, path: &Path) -> Result<Loaded> {
-        let path = std::path::absolute(path).with_context(|| format!("find '{}'", path.display()))?;
-        let read = || -> io::Result<Vec<u8>> {
-            let mut bytes = Vec::new();
-            fs::File::open(&path)?.take(LONGEST + 1).read_to_end(&mut bytes)?;
-            Ok(bytes)
-        };
-        let bytes = read().map_err(|error| Failure::usage(format!("read the job '{}': {error}", path.display())))?;
-        let wrong = |message: &str| {
-            let faults = vec![Fault { line: 1, message: message.to_owned() }];
-            Err(Faults { path: path.clone(), faults })
-        };
-        let job = match String::from_utf8(bytes) {
-            Ok(text) if text.len() as u64 > LONGEST => wrong("it is longer than any job"),
+    /// Reads a file. That it cannot be read is what is wrong with it.
+    #[must_use]
+    pub fn load(&self, path: &Path) -> Loaded {
+        // Where the folder that a path counts from is gone, so is the file.
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let job = match whole::text(&path, LONGEST) {
             Ok(text) => Job::parse(&text, &path, &self.known),
-            Err(_) => wrong("it is no text: UTF-8 was expected"),
+            Err(error) => Err(fault(&path, format!("it cannot be read: {error}"))),
         };
-        Ok(Loaded { path, job })
+        Loaded { path, job }
     }
 
     /// Reads all jobs of the folder, by name; none if it is not there. Two with the same id are refused both.
     ///
     /// # Errors
-    /// If the folder cannot be listed, or a file not be read.
+    /// If the folder cannot be listed.
     pub fn all(&self) -> Result<Vec<Loaded>> {
         let entries = match fs::read_dir(&self.folder) {
             Ok(entries) => entries,
@@ -133,10 +122,21 @@ impl Files {
             }
         }
         paths.sort();
-        let mut all: Vec<Loaded> = paths.iter().map(|path| self.load(path)).collect::<Result<_>>()?;
+        let mut all: Vec<Loaded> = paths.iter().map(|path| self.load(path)).collect();
+        all.retain(|loaded| loaded.job.is_ok() || !is_gone(&loaded.path));
         refuse_twins(&mut all);
         Ok(all)
     }
+}
+
+/// Whether a file was removed, or renamed, after the folder had been listed.
+fn is_gone(path: &Path) -> bool {
+    matches!(fs::symlink_metadata(path), Err(error) if error.kind() == io::ErrorKind::NotFound)
+}
+
+/// Makes what is wrong with a file as a whole.
+fn fault(path: &Path, message: String) -> Faults {
+    Faults { path: path.to_owned(), faults: vec![Fault { line: 1, message }] }
 }
 
 /// Two jobs with one id would write into each other's chains.
@@ -147,8 +147,7 @@ fn refuse_twins(all: &mut [Loaded]) {
         let Some(id) = &ids[number] else { continue };
         let twin = (0..all.len()).find(|other| *other != number && ids[*other].as_ref() == Some(id));
         let Some(twin) = twin.map(|twin| all[twin].path.display().to_string()) else { continue };
-        let faults =
-            vec![Fault { line: 1, message: format!("'{twin}' has the same id, '{id}': each job needs its own") }];
-        all[number].job = Err(Faults { path: all[number].path.clone(), faults });
+        let message = format!("'{twin}' has the same id, '{id}': each job needs its own");
+        all[number].job = Err(fault(&all[number].path, message));
     }
 }
