@@ -10,12 +10,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use job::{MIB, PATIENCE, Pool, World, wait_for, words};
 use serde_json::{Value, json};
 use support::loop_mount::{FileSystem, LoopMount};
 use support::{run, succeed, xofs};
+use uuid::Uuid;
 use xapi_simulator::failure::Failure;
 use xapi_simulator::{Act, Class, Fault, Site};
+use xofs::job::log::{Event, History, Log, Record, RunStatus};
 
 const RIGHT: &str = "\
 pools = ['lab']
@@ -374,6 +377,47 @@ fn a_run_whose_log_has_no_room_goes_on_and_the_log_has_its_end_and_no_half_line(
     let is_whole = |line: &&str| serde_json::from_str::<Value>(line).is_ok();
     assert_eq!((text.lines().count(), text.lines().filter(is_whole).count()), (18, 17));
     assert!(text.ends_with('\n'), "{text}");
+}
+
+#[test]
+fn of_lines_that_wait_for_room_the_start_of_the_run_stays_and_a_torn_line_before_them_costs_only_itself() {
+    let place = LoopMount::new(FileSystem::Ext4, 16 << 20);
+    let (path, filler) = (place.path().join("log.jsonl"), place.path().join("filler"));
+    // Longer than a block of the filesystem: it needs room.
+    let host = "h".repeat(10_000);
+    let start = Event::RunStart { job: "nightly".into(), schedule: Some("night".into()), due: None, host, process: 7 };
+    let merge = |number: u32| Event::MergeStart { repository: format!("{number}{}", "-".repeat(100_000)) };
+    let end = Event::RunEnd { status: RunStatus::Done, reason: None, seconds: 1.5 };
+    for (has_reserve, newest) in [(true, 2), (false, 10)] {
+        fs::write(&path, "{\"version\":1,\"ti").expect("written");
+        let append = |log: &mut Log, event: &Event| log.append(&Record::now(Uuid::from_u128(1), event.clone())).is_ok();
+        if !has_reserve {
+            fill(&place.path());
+        }
+        let mut log = Log::open(place.path().as_path()).expect("it opens");
+        if has_reserve {
+            fill(&place.path());
+        }
+        assert!(!append(&mut log, &start));
+        (1..=20).for_each(|number| assert!(!append(&mut log, &merge(number))));
+        // What was set aside is for its end.
+        if !has_reserve {
+            fs::remove_file(&filler).expect("there");
+        }
+        assert!(append(&mut log, &end));
+        drop(log);
+        let history = History::read(&place.path(), &|_| false).expect("read");
+        assert_eq!((history.unread, history.runs.len()), (1, 1));
+        let events: Vec<&Event> = history.runs[0].records.iter().map(|record| &record.event).collect();
+        let numbers = events.iter().filter_map(|event| match event {
+            Event::MergeStart { repository } => repository.trim_end_matches('-').parse().ok(),
+            _ => None,
+        });
+        assert_eq!(numbers.collect::<Vec<u32>>(), (21 - newest..=20).collect::<Vec<u32>>());
+        assert_eq!((events[0], events[events.len() - 1]), (&start, &end));
+        assert!(history.last_start("night", Timestamp::MAX).is_some());
+        let _ = fs::remove_file(&filler);
+    }
 }
 
 /// How each pass over the first disk of a machine began and ended in the last run: by which way, since a base, given up.

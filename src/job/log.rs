@@ -24,6 +24,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use uuid::Uuid;
 
+use super::waiting::Waiting;
+
 /// By more than this no clock is put back that was right (hours).
 const FAR_H: i64 = 25;
 /// The version of the schema.
@@ -36,7 +38,7 @@ const OLDER: usize = 4;
 const LONGEST_LINE: u64 = 4 << 20;
 /// What is set aside for the end of a run (bytes).
 const RESERVE: u64 = 256 << 10;
-/// Lines that wait for room (bytes); of more, only the newest are kept.
+/// Lines that wait for room (bytes); of more, only the first of the run and the newest are kept.
 const WAITING: usize = 1 << 20;
 
 /// One line.
@@ -202,7 +204,7 @@ pub struct Log {
     /// Where the last whole line ends.
     end: u64,
     /// Lines that did not fit.
-    waiting: Vec<u8>,
+    waiting: Waiting,
 }
 
 /// One run, as its lines tell it.
@@ -254,11 +256,9 @@ impl Log {
         let mut file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path)?;
         let end = file.seek(SeekFrom::End(0))?;
-        let mut log = Self { path, file, end, waiting: Vec::new() };
-        if !log.ends_with_line()? {
-            // What is left of a line stands alone, and is passed over.
-            log.waiting.push(b'\n');
-        }
+        // What is left of a line stands alone, and is passed over.
+        let waiting = Waiting::behind(!ends_with_line(&mut file, end)?);
+        let log = Self { path, file, end, waiting };
         // A disk that is full already has none; then the first lines wait, as all others.
         let _ = log.set_aside(0);
         Ok(log)
@@ -273,14 +273,6 @@ impl Log {
         }
     }
 
-    fn ends_with_line(&mut self) -> io::Result<bool> {
-        let Some(last) = self.end.checked_sub(1) else { return Ok(true) };
-        let mut byte = [0];
-        self.file.seek(SeekFrom::Start(last))?;
-        self.file.read_exact(&mut byte)?;
-        Ok(byte == *b"\n")
-    }
-
     /// Appends a line, and everything that found no room before.
     ///
     /// # Errors
@@ -288,22 +280,18 @@ impl Log {
     pub fn append(&mut self, record: &Record) -> io::Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
-        if self.waiting.len() + line.len() > WAITING {
-            self.waiting.clear();
-        }
-        self.waiting.extend_from_slice(&line);
-        let mut room = self.set_aside(self.waiting.len());
+        self.waiting.push(line, matches!(record.event, Event::RunStart { .. }));
+        self.waiting.limit(WAITING);
+        let mut bytes = self.waiting.bytes();
+        let mut room = self.set_aside(bytes.len());
         if room.is_err() && matches!(record.event, Event::RunEnd { .. } | Event::ReportEnd { .. }) {
             // It was set aside for this: the newest lines that fit there.
-            let most = usize::try_from(RESERVE).unwrap_or(usize::MAX);
-            while self.waiting.len() > most {
-                let first = self.waiting.iter().position(|byte| *byte == b'\n').map_or(self.waiting.len(), |at| at + 1);
-                self.waiting.drain(..first);
-            }
+            self.waiting.limit(usize::try_from(RESERVE).unwrap_or(usize::MAX));
+            bytes = self.waiting.bytes();
             room = Ok(());
         }
         self.file.seek(SeekFrom::Start(self.end))?;
-        let write = |()| (&self.file).write_all(&self.waiting).and_then(|()| self.file.sync_data());
+        let write = |()| (&self.file).write_all(&bytes).and_then(|()| self.file.sync_data());
         if let Err(error) = room.and_then(write) {
             // A part of a line may be there; what is behind it goes, too.
             if self.file.metadata()?.len() > self.end {
@@ -313,7 +301,7 @@ impl Log {
             let shown = self.path.display();
             return Err(io::Error::new(error.kind(), format!("write the log '{shown}': {error}")));
         }
-        self.end += self.waiting.len() as u64;
+        self.end += bytes.len() as u64;
         self.waiting.clear();
         Ok(())
     }
@@ -324,6 +312,15 @@ impl Drop for Log {
         // Gives back what was set aside.
         let _ = self.file.set_len(self.end);
     }
+}
+
+/// Whether a file of `len` bytes ends with a whole line.
+fn ends_with_line(file: &mut File, len: u64) -> io::Result<bool> {
+    let Some(last) = len.checked_sub(1) else { return Ok(true) };
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(last))?;
+    file.read_exact(&mut byte)?;
+    Ok(byte == *b"\n")
 }
 
 /// Returns the path of an older log.

@@ -6,7 +6,7 @@
 //! select     which machines of its pools it means; pure
 //! template   what is told of a run, as a person wrote it; pure
 //! lock       one run at a time, and who has it
-//! log        what its runs did; how they stand is computed from it and the lock
+//! log        what its runs did; how they stand is computed from it and the lock     ─► waiting: lines that a full disk has no room for
 //! figures    what runs moved, how fast, and what they waited for, by the log; pure
 //! due        what schedules are to do now, by log and calendar
 //! live       what a run is doing now
@@ -26,6 +26,7 @@ mod schedule;
 mod select;
 mod table;
 mod template;
+mod waiting;
 
 pub use due::Seen;
 pub use file::{
