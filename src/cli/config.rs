@@ -24,6 +24,10 @@ use serde::Deserialize;
 use super::exit::Failure;
 use super::password::Places;
 use crate::size::parse_size;
+use crate::whole;
+
+/// No configuration is longer (bytes).
+const LONGEST: u64 = 1 << 20;
 
 /// What the configuration files say.
 #[derive(Debug, Clone, Default, Deserialize, PartialEq, Eq)]
@@ -103,7 +107,7 @@ impl Config {
     pub fn load() -> Result<Self> {
         let mut config = Self::default();
         for path in files() {
-            match std::fs::read_to_string(&path) {
+            match whole::text(&path, LONGEST) {
                 Ok(text) => {
                     let Self { repositories, pools } = Self::parse(&text, &path)?;
                     config.repositories.extend(repositories);

@@ -3,9 +3,9 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
-use crate::night::{Night, time};
+use crate::night::{Night, Runs, time};
 use crate::pool::wait_for;
-use crate::support::{run, succeed};
+use crate::support::{init, run, succeed};
 
 #[test]
 fn files_that_cannot_be_read_are_told_of_and_the_other_jobs_run() {
@@ -33,4 +33,36 @@ fn files_that_cannot_be_read_are_told_of_and_the_other_jobs_run() {
         assert_eq!(code, 3, "{out}{err}");
         assert!(out.contains(listed) && has_all(&err), "{out}{err}");
     }
+}
+
+#[test]
+fn a_configuration_that_is_changed_counts_at_once_and_one_that_is_wrong_stops_nothing() {
+    let mut night = Night::new("2027-03-01T00:50:00Z", &[("good", "0 2 * * *")]);
+    let job = Night::text("good", "0 2 * * *", "").replace("'main'", "'third'");
+    night.site.write_job("good", &job);
+    night.start_daemon();
+    let wrong = "'third' is no repository of the configuration";
+    assert!(night.said().contains(wrong), "{}", night.said());
+    let path = night.site.path("config/xofs/config.toml");
+    let before = fs::read_to_string(&path).expect("there");
+    let configure = |text: &str| {
+        let fresh = path.with_extension("new");
+        fs::write(&fresh, text).expect("written");
+        fs::rename(fresh, &path).expect("renamed");
+    };
+    let third = init(&night.site.path(""), "third", &[]);
+    configure(&format!("{before}[repositories.third]\npath = '{}'\n", third.display()));
+    // A job with a mistake is not one that has been seen: its schedule counts from now on.
+    let listed = |night: &Night| fs::exists(night.site.lab.state.join("jobs/good/schedules.json")).expect("looked");
+    wait_for("the job to be right", || listed(&night));
+    night.site.clock.set(time("2027-03-01T01:00:00Z"));
+    let expected: Runs = [("good", vec![("2027-03-01T01:00:00Z", "done")])].into();
+    night.were(&expected);
+    configure("[repositories.third]\n");
+    let told = "config.toml', line 1: missing field `path`; what was configured before still counts";
+    wait_for("what is wrong with the configuration", || night.said().contains(told));
+    // The run itself has only what the configuration says now.
+    night.site.clock.set(time("2027-03-02T01:00:00Z"));
+    wait_for("a run that fails to begin", || night.said().matches(told.split(';').next().expect("a word")).count() > 1);
+    assert_eq!(night.said().matches(wrong).count(), 1, "{}", night.said());
 }

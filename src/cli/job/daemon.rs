@@ -1,7 +1,7 @@
 //! `xofs job daemon`: runs jobs by their schedules, each in a process of its own.
 //!
 //! ```text
-//! every few seconds: files of the jobs ─► what is due, by log and calendar ─► 'xofs job run', one for each job
+//! every few seconds: configuration, files of the jobs ─► what is due, by log and calendar ─► 'xofs job run', one for each job
 //! ```
 //!
 //! It keeps nothing in memory that matters: killed at any time and started again, it finds out from the logs what was run. A run goes on
@@ -28,7 +28,7 @@ use crate::job::{Job, Seen, Timed};
 use crate::pool::State;
 
 const EXAMPLES: &str = "\
-It reads the files of the jobs again and again, so it need not be told of changes. Runs go on when it ends. Started by systemd, as by \
+It reads the configuration and the files of the jobs again and again, so it need not be told of changes. Runs go on when it ends. Started by systemd, as by \
 the example xofs-jobs.service, it says when it is ready.
 
 Examples:
@@ -100,6 +100,9 @@ impl Daemon<'_> {
     fn look(&mut self) -> Result<()> {
         self.reap();
         let mut wrong = Vec::new();
+        if let Err(error) = self.files.refresh() {
+            wrong.push(format!("{error:#}; what was configured before still counts"));
+        }
         for Loaded { path, job } in self.files.all()? {
             match job {
                 Ok(job) => {

@@ -73,6 +73,15 @@ fn default_folder() -> Option<PathBuf> {
 }
 
 impl Files {
+    /// Reads the configuration anew.
+    ///
+    /// # Errors
+    /// `Usage` if it is wrong; then what it knew before still counts.
+    pub fn refresh(&mut self) -> Result<()> {
+        self.known = known()?;
+        Ok(())
+    }
+
     /// Returns where the file of a job is: a path is meant as it is, a word is a name in the folder.
     #[must_use]
     pub fn path_of(&self, named: &OsStr) -> PathBuf {
