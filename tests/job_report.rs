@@ -205,7 +205,8 @@ fn top_shows_what_runs_do_and_never_one_whose_process_is_gone() {
     wait_for("what stalls", || {
         let recent = said(&pool, &["top", "--json"])["runs"][0]["vms"][0]["recent"].take();
         let moved = recent["stages"].as_array().into_iter().flatten().filter_map(|stage| stage["bytes"].as_u64());
-        moved.sum::<u64>() == 0 && recent["bottleneck"]["stage"] == "read" && recent["seconds"].as_f64() > Some(5.0)
+        let is_named = recent["bottleneck"]["stage"] == "read" && recent["seconds"].as_f64() > Some(5.0);
+        moved.sum::<u64>() == 0 && is_named && recent["bottleneck"].to_string().contains("nothing came of it in ")
     });
     let runs = &seen["runs"];
     let (job, done, merging) = (&runs[0]["job"], &runs[0]["doneVms"], &runs[0]["merging"]);

@@ -18,6 +18,8 @@ use crate::pool::USUAL_CONNECTIONS;
 
 /// Below this a run says nothing of its stages.
 const SHORTEST: Duration = Duration::from_millis(500);
+/// A stage that is at work and has finished nothing in such a time is not slow: it stands still.
+const STILL: Duration = Duration::from_secs(5);
 /// Less of a run (percent) explains nothing.
 const LEAST: u128 = 25;
 
@@ -119,6 +121,12 @@ pub(super) fn of(reading: &Reading) -> Bottleneck {
         );
         return Bottleneck::none(evidence);
     }
+    let named = Some((stage.stage, stage.of.clone()));
+    if stage.crew != Crew::Step && stage.pieces == 0 && stage.bytes == 0 && elapsed >= STILL {
+        let evidence = format!("nothing came of it in {}", seconds(elapsed));
+        let advice = "see whether it answers at all; timeouts of the job end what never does";
+        return Bottleneck { stage: named, title, evidence, advice: Some(advice.to_owned()) };
+    }
     let evidence = if stage.crew == Crew::Step {
         format!("{} of {}", seconds(length), seconds(elapsed))
     } else if stage.stage == Stage::Bandwidth {
@@ -134,7 +142,7 @@ pub(super) fn of(reading: &Reading) -> Bottleneck {
         }
         evidence
     };
-    Bottleneck { stage: Some((stage.stage, stage.of.clone())), title, evidence, advice: advice(stage) }
+    Bottleneck { stage: named, title, evidence, advice: advice(stage) }
 }
 
 /// Returns who waited for a crew before and behind it, and for which part of the run (percent); not who hardly did.
@@ -323,6 +331,27 @@ mod tests {
         let written = places.iter().zip(writes);
         stages.extend(written.map(|(of, seconds)| stage(Stage::Write, of, Crew::Own, Way::Only, 4, seconds)));
         Reading { elapsed: Duration::from_secs(100), stages }
+    }
+
+    #[test]
+    fn a_stage_that_finished_nothing_is_said_to_stand_still() {
+        let reading = |pieces: u64, elapsed: u64| {
+            let read = (16 * elapsed - 3, 0, 0);
+            let host = Subject::new(Kind::Host, "xcp1");
+            let by = Way::Nbd { wanted: 4, open: Connections::default() };
+            let mut stage = stage(Stage::Read, &host, Crew::Readers, by, 16, read);
+            (stage.pieces, stage.bytes) = (pieces, pieces << 21);
+            Reading { elapsed: Duration::from_secs(elapsed), stages: vec![stage] }
+        };
+        let still = of(&reading(0, 10));
+        assert_eq!(still.stage, Some((Stage::Read, Subject::new(Kind::Host, "xcp1"))));
+        assert_eq!(
+            still.line(),
+            "host xcp1 export: nothing came of it in 10.0 s; see whether it answers at all; timeouts of the job end what never does"
+        );
+        for slow in [reading(1, 10), reading(0, 4)] {
+            assert!(of(&slow).line().ends_with("raise NBD connections from 4 to 8"), "{}", of(&slow).line());
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ use crate::cli::text::{Shown, count, size};
 use crate::job::figures::{RunFigures, Stage, Transfer, VmFigures, rate};
 use crate::job::live::{Live, LiveVm};
 use crate::job::log::{self, RunStatus, VmStatus};
+use crate::probe;
 
 const EXAMPLES: &str = "\
 On a terminal it is shown anew every second, until Ctrl-C; else, or with --once, one time. Bars and throughput of stages are those of the \
@@ -245,14 +246,19 @@ fn machine(vm: &VmFigures, live: Option<&LiveVm>, now: Timestamp) -> String {
 
 /// Writes what the stages did that did anything, with a bar for how busy they were.
 fn stages(recent: &Transfer) -> String {
-    let did = |stage: &&Stage| stage.bytes > 0 || stage.times(recent.took).shares().busy >= 10;
+    // What is nothing but waiting is shown by how long that was.
+    let busy = |stage: &Stage| {
+        let shares = stage.times(recent.took).shares();
+        if stage.name == probe::Stage::Bandwidth.name() { shares.input } else { shares.busy }
+    };
+    let did = |stage: &&Stage| stage.bytes > 0 || busy(stage) >= 10;
     let stages: Vec<&Stage> = recent.stages.iter().filter(did).collect();
     let of = |stage: &Stage| Shown(&place(&stage.of, stage.pool.as_deref())).to_string();
     let names = stages.iter().map(|stage| stage.name.chars().count()).max().unwrap_or(0).max(8);
     let width = stages.iter().map(|stage| of(stage).chars().count()).max().unwrap_or(0);
     let mut text = String::new();
     for stage in stages {
-        let busy = stage.times(recent.took).shares().busy;
+        let busy = busy(stage);
         let moved = if stage.bytes == 0 { String::new() } else { speed(rate(stage.bytes, recent.took)) };
         let (name, of, bar, busy) = (Shown(&stage.name), of(stage), bar(busy), percent(busy));
         let line = format!("    {name:<names$}  {of:<width$}  {bar}  {busy:>5}  {moved:>12}");
