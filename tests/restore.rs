@@ -200,7 +200,13 @@ fn one_disk_comes_back_alone_or_for_a_machine_that_is_there() {
     assert_eq!(lab.bytes_of(&vdi), held["xvdb"]);
     assert_eq!(lab.field(Class::Vdi, &vdi, "name_label"), json!("data of before"));
     assert_eq!(lab.field(Class::Vdi, &vdi, "VBDs"), json!([]));
-    lab.restored(&world.repository, &["web01", "--disk", "xvdb", "--attach-to", "web01"]);
+    let (code, out, err) =
+        run(&mut lab.restore(&world.repository, &["web01", "--disk", "xvdb", "--attach-to", "web01"]));
+    assert_eq!(code, 0, "{out}\n{err}");
+    let vdi = lab.field(Class::Vdi, &lab.disks(&world.machine())["xvdc"], "uuid");
+    let vm = lab.field(Class::Vm, &world.machine(), "uuid");
+    let [vdi, vm] = [&vdi, &vm].map(|uuid| uuid.as_str().expect("text"));
+    assert!(out.contains(&format!("' {vdi} of the VM 'web01' {vm}\n")), "{vdi} {vm} {out}");
     let now = lab.held(&world.machine());
     assert_eq!((now.len(), &now["xvdc"]), (3, &held["xvdb"]));
     assert!(lab.fails(&world.repository, &["web01", "--disk", "xvdz"], 2).contains("it has xvda, xvdb"));

@@ -124,13 +124,16 @@ pub fn room_to_json(rooms: &[Room]) -> Value {
 /// Says in text what was made.
 pub fn to_text(plan: &Plan, restored: &Restored, elapsed: Duration) -> String {
     let mut text = String::new();
-    let uuid = restored.vm.as_deref().or_else(|| restored.disks.first().map(|disk| disk.uuid.as_str()));
-    let kind = match &plan.what {
-        What::Disk(..) => "disk",
-        What::Machine(_) | What::Archive(_) => "VM",
+    let disk = restored.disks.first().map(|disk| disk.uuid.as_str());
+    let (kind, uuid, of) = match &plan.what {
+        What::Disk(_, None) => ("disk", disk, String::new()),
+        What::Disk(_, Some(vm)) => {
+            ("disk", disk, format!(" of the VM '{}' {}", Shown(&vm.name_label), Shown(&vm.uuid)))
+        }
+        What::Machine(_) | What::Archive(_) => ("VM", restored.vm.as_deref(), String::new()),
     };
-    let shown = Shown(uuid.unwrap_or_default());
-    let _ = writeln!(text, "{}: restored as {kind} '{}' {shown}", Shown(&plan.source), Shown(&restored.name));
+    let (source, name, uuid) = (Shown(&plan.source), Shown(&restored.name), Shown(uuid.unwrap_or_default()));
+    let _ = writeln!(text, "{source}: restored as {kind} '{name}' {uuid}{of}");
     for disk in &restored.disks {
         let onto = disk.base.as_ref().map_or_else(String::new, |base| format!(" onto the snapshot {base}"));
         let verified = if disk.verified.is_some() { ", read back and equal" } else { "" };
