@@ -531,7 +531,10 @@ fn a_run_that_was_killed_is_interrupted_for_whoever_looks_and_the_next_one_remov
     child.wait().expect("it is our child");
     assert_eq!(pool.status(), "interrupted");
     let (_, out, _) = run(&mut pool.command(&["log"]));
-    assert!(out.contains("nightly: interrupted, 0 VMs"), "{out}");
+    assert!(
+        out.contains("nightly: interrupted, 1 VM\n  web01  interrupted, 0.0 s: the process of the run ended"),
+        "{out}"
+    );
     let report = pool.run(&[], 0);
     assert_eq!(words(&report, "status"), ["web01 \"done\"", "web02 \"done\""]);
     assert_eq!(pool.status(), "done");

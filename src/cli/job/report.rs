@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::cli::text::{Shown, count};
+use crate::job::figures::CUT_OFF;
 use crate::job::log::{Event, Record, Run, RunStatus, VmStatus};
 
 /// How the last try of a machine ended.
@@ -22,25 +23,37 @@ pub struct VmEnd<'a> {
     pub remarks: Vec<String>,
 }
 
-/// Returns how the last try of each machine ended, in the order in which they were begun with.
-pub fn last_tries(records: &[Record]) -> Vec<VmEnd<'_>> {
+/// Returns how the last try of each machine ended, in the order in which they were begun with. `is_dead`: what has no end had none.
+pub fn last_tries(records: &[Record], is_dead: bool) -> Vec<VmEnd<'_>> {
     let mut ends: Vec<VmEnd> = Vec::new();
     for record in records {
-        let Event::VmEnd { vm, name, pool, attempt, status, reason, next, seconds, backup } = &record.event else {
-            continue;
+        let end = match &record.event {
+            Event::VmEnd { vm, name, pool, attempt, status, reason, next, seconds, backup } => VmEnd {
+                vm,
+                name,
+                pool,
+                attempt: *attempt,
+                status: *status,
+                reason: reason.as_deref(),
+                next: next.as_deref(),
+                seconds: *seconds,
+                remarks: backup.as_ref().map(remarks).unwrap_or_default(),
+            },
+            // Until its end is found.
+            Event::VmStart { vm, name, pool, attempt } if is_dead => VmEnd {
+                vm,
+                name,
+                pool,
+                attempt: *attempt,
+                status: VmStatus::Interrupted,
+                reason: Some(CUT_OFF),
+                next: None,
+                seconds: 0.0,
+                remarks: Vec::new(),
+            },
+            _ => continue,
         };
-        let end = VmEnd {
-            vm,
-            name,
-            pool,
-            attempt: *attempt,
-            status: *status,
-            reason: reason.as_deref(),
-            next: next.as_deref(),
-            seconds: *seconds,
-            remarks: backup.as_ref().map(remarks).unwrap_or_default(),
-        };
-        match ends.iter_mut().find(|known| !vm.is_empty() && known.vm == vm) {
+        match ends.iter_mut().find(|known| !end.vm.is_empty() && known.vm == end.vm) {
             Some(known) => *known = end,
             None => ends.push(end),
         }
@@ -99,7 +112,7 @@ fn head(run: &Run) -> (&str, Option<&str>, Option<&str>, Option<f64>) {
 /// Says what became of a run, for people.
 pub fn to_text(run: &Run) -> String {
     let (job, schedule, reason, seconds) = head(run);
-    let ends = last_tries(&run.records);
+    let ends = last_tries(&run.records, run.status == RunStatus::Interrupted);
     let time = run.records.first().map(|record| format!("{:.0}", record.time)).unwrap_or_default();
     let schedule = schedule.map(|name| format!(" ({name})")).unwrap_or_default();
     let took = seconds.map(|seconds| format!(" in {seconds:.1} s")).unwrap_or_default();
@@ -162,7 +175,7 @@ pub fn to_json(run: &Run) -> Value {
         "status": run.status,
         "reason": reason,
         "seconds": seconds,
-        "vms": last_tries(&run.records).iter().map(vm).collect::<Vec<_>>(),
+        "vms": last_tries(&run.records, run.status == RunStatus::Interrupted).iter().map(vm).collect::<Vec<_>>(),
         "merges": run.records.iter().filter_map(merge).collect::<Vec<_>>(),
     })
 }

@@ -207,7 +207,7 @@ fn status(recorder: &Recorder, is_stopped: bool, has_failed: bool) -> RunStatus 
         return RunStatus::Interrupted;
     }
     let records = recorder.records();
-    let ends = report::last_tries(&records);
+    let ends = report::last_tries(&records, false);
     let is_good = |status: &VmStatus| matches!(status, VmStatus::Done | VmStatus::LeftOut);
     let bad = ends.iter().filter(|end| !is_good(&end.status)).count();
     let merged = |event: &Event| matches!(event, Event::MergeEnd { is_done: false, .. });

@@ -19,7 +19,7 @@ mod timeline;
 mod totals;
 mod transfer;
 
-pub use run::{Failure, MergeFigures, RunFigures, VmFigures};
+pub use run::{CUT_OFF, Failure, MergeFigures, RunFigures, VmFigures};
 pub use sums::{Failures, Merged, Row, Sums, Work};
 pub use timeline::{Strip, strips};
 pub use totals::{Counts, MergeCounts, StageCounts, Totals};

@@ -10,7 +10,7 @@ use super::transfer::{Transfer, duration};
 use crate::job::log::{Event, History, Record, Run, RunStatus, VmStatus};
 
 /// What is said of what was begun with by a run that was cut off.
-const CUT_OFF: &str = "the process of the run ended before it did";
+pub const CUT_OFF: &str = "the process of the run ended before it did";
 
 /// One run.
 #[derive(Debug, Clone, PartialEq)]
@@ -256,11 +256,17 @@ impl RunFigures {
 
     /// Says of what was begun with that it did not end.
     fn cut_off(&mut self) {
+        let mut failed = Vec::new();
         for vm in self.vms.iter_mut().filter(|vm| vm.status.is_none()) {
             (vm.status, vm.reason) = (Some(VmStatus::Interrupted), Some(CUT_OFF.to_owned()));
+            failed.push((vm.name.clone(), false));
         }
         for merge in self.merges.iter_mut().filter(|merge| merge.is_done.is_none()) {
             (merge.is_done, merge.reason) = (Some(false), Some(CUT_OFF.to_owned()));
+            failed.push((merge.repository.clone(), true));
+        }
+        for (of, is_merge) in failed {
+            self.fail(Some((of, CUT_OFF)), is_merge, self.last);
         }
     }
 

@@ -151,7 +151,9 @@ fn what_a_dead_process_began_is_cut_off_and_what_a_living_one_began_is_under_way
     let dead = &figures(&text, false)[0];
     assert_eq!((dead.status, dead.took), (RunStatus::Interrupted, None));
     assert_eq!((dead.vms[0].status, dead.merges[0].is_done), (Some(VmStatus::Interrupted), Some(false)));
-    assert_eq!(dead.vms[0].reason.as_deref(), Some("the process of the run ended before it did"));
+    assert_eq!(dead.vms[0].reason.as_deref(), Some(CUT_OFF));
+    let failed: Vec<_> = dead.failures.iter().map(|failed| (failed.of.as_str(), failed.is_merge)).collect();
+    assert_eq!(failed, [("web01", false), ("main", true)]);
     let living = &figures(&text, true)[0];
     assert_eq!(living.status, RunStatus::Running);
     assert_eq!((living.vms[0].status, living.merges[0].is_done), (None, None));
