@@ -356,16 +356,17 @@ fn a_run_whose_log_has_no_room_goes_on_and_the_log_has_its_end_and_no_half_line(
     fill(&place.path());
     assert_eq!(child.wait().expect("it is our child").code(), Some(0));
     assert_eq!((events(), pool.status()), (whole.map(str::to_owned).to_vec(), "done".to_owned()));
-    // It is full from the beginning, and there is room before the end.
+    // It is full from the beginning to the end: the room stays set aside between runs.
     fill(&place.path());
     let web01 = pool.simulator.only(Class::Vm, "web01");
     pool.simulator.guest_writes(&web01, 7, 8).expect("written");
     stalls();
     let mut child = pool.start();
     wait_for("the export", || pool.simulator.faults_left() == 0);
-    fs::remove_file(place.path().join("filler")).expect("there");
+    assert_eq!(pool.status(), "running");
     assert_eq!(child.wait().expect("it is our child").code(), Some(0));
     assert_eq!(events(), [whole, whole].concat());
+    fs::remove_file(place.path().join("filler")).expect("there");
     // A line that a crash cut off costs only itself.
     let log = place.path().join("log.jsonl");
     let length = fs::metadata(&log).expect("there").len();
@@ -377,6 +378,15 @@ fn a_run_whose_log_has_no_room_goes_on_and_the_log_has_its_end_and_no_half_line(
     let is_whole = |line: &&str| serde_json::from_str::<Value>(line).is_ok();
     assert_eq!((text.lines().count(), text.lines().filter(is_whole).count()), (18, 17));
     assert!(text.ends_with('\n'), "{text}");
+
+    // It was full before the first run: the run says that the log tells nothing of it.
+    fs::remove_file(&log).expect("there");
+    fill(&place.path());
+    let (code, out, err) = run(&mut pool.command(&["run", "nightly"]));
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(err.contains("the log does not tell all of this run"), "{err}");
+    assert_eq!(pool.status(), "none");
+    fs::remove_file(place.path().join("filler")).expect("there");
 }
 
 #[test]

@@ -8,7 +8,8 @@
 //!
 //! Only who holds the job's lock writes. A line is whole or not there: what was cut off by a crash is closed by whoever writes next,
 //! and passed over by whoever reads; a line that does not fit any more is taken back, and written with the next one that fits. Room
-//! for how a run ends is set aside when it begins, and no other line takes it. The schema is docs/job-log.schema.json.
+//! for how runs begin and end is set aside, and no other line takes it: it stays behind the last line, for the next run, to which the
+//! disk may be full. The schema is docs/job-log.schema.json.
 //!
 //! How a run stands is computed: one without an end is running as long as a process holds the lock of its job, else interrupted.
 
@@ -36,7 +37,7 @@ const LONGEST: u64 = 8 << 20;
 const OLDER: usize = 4;
 /// No line is longer (bytes); one that is was not written by us.
 const LONGEST_LINE: u64 = 4 << 20;
-/// What is set aside for the end of a run (bytes).
+/// What is set aside for the end of a run, and the beginning of the next one (bytes).
 const RESERVE: u64 = 256 << 10;
 /// Lines that wait for room (bytes); of more, only the first of the run and the newest are kept.
 const WAITING: usize = 1 << 20;
@@ -259,12 +260,12 @@ impl Log {
         // What is left of a line stands alone, and is passed over.
         let waiting = Waiting::behind(!ends_with_line(&mut file, end)?);
         let log = Self { path, file, end, waiting };
-        // A disk that is full already has none; then the first lines wait, as all others.
+        // A disk that was full already at the first run has none; then the first lines wait, as all others.
         let _ = log.set_aside(0);
         Ok(log)
     }
 
-    /// Sees to it that there is room for `len` bytes, and for the end of the run behind them. Not every filesystem can do that; then a
+    /// Sees to it that there is room for `len` bytes, and for the end of the run, or the next one, behind them. Not every filesystem can do that; then a
     /// full one shows a run that ended as interrupted.
     fn set_aside(&self, len: usize) -> io::Result<()> {
         match fallocate(&self.file, FallocateFlags::KEEP_SIZE, self.end, len as u64 + RESERVE) {
@@ -284,7 +285,8 @@ impl Log {
         self.waiting.limit(WAITING);
         let mut bytes = self.waiting.bytes();
         let mut room = self.set_aside(bytes.len());
-        if room.is_err() && matches!(record.event, Event::RunEnd { .. } | Event::ReportEnd { .. }) {
+        let is_edge = matches!(record.event, Event::RunStart { .. } | Event::RunEnd { .. } | Event::ReportEnd { .. });
+        if room.is_err() && is_edge {
             // It was set aside for this: the newest lines that fit there.
             self.waiting.limit(usize::try_from(RESERVE).unwrap_or(usize::MAX));
             bytes = self.waiting.bytes();
@@ -307,13 +309,6 @@ impl Log {
     }
 }
 
-impl Drop for Log {
-    fn drop(&mut self) {
-        // Gives back what was set aside.
-        let _ = self.file.set_len(self.end);
-    }
-}
-
 /// Whether a file of `len` bytes ends with a whole line.
 fn ends_with_line(file: &mut File, len: u64) -> io::Result<bool> {
     let Some(last) = len.checked_sub(1) else { return Ok(true) };
@@ -330,6 +325,9 @@ fn older(folder: &Path, number: usize) -> PathBuf {
 
 /// Puts the log aside; the oldest one goes.
 fn rotate(folder: &Path) -> io::Result<()> {
+    // Gives back what was set aside.
+    let file = OpenOptions::new().write(true).open(folder.join("log.jsonl"))?;
+    file.set_len(file.metadata()?.len())?;
     for number in (1..OLDER).rev() {
         match fs::rename(older(folder, number), older(folder, number + 1)) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -32,7 +32,7 @@ impl Recorder {
         match written.log.append(&record) {
             Ok(()) => written.is_said = false,
             Err(error) if !std::mem::replace(&mut written.is_said, true) => {
-                say!("xofs: {}; the run goes on", Shown(&error.to_string()));
+                say!("xofs: {}; the run goes on, and is in the log once there is room", Shown(&error.to_string()));
             }
             Err(_) => {}
         }
@@ -54,6 +54,11 @@ impl Recorder {
             seconds: 0.0,
             backup: None,
         });
+    }
+
+    /// Whether the log lacks lines.
+    pub fn lacks_lines(&self) -> bool {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).is_said
     }
 
     /// Returns the lines so far.

@@ -142,6 +142,10 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
     let run = log::Run { id, status, records: recorder.records() };
     drop(live);
     tell::tell(&job, &run, &recorder, &cancel);
+    if recorder.lacks_lines() {
+        let place = Shown(&folder.display().to_string()).to_string();
+        say!("xofs: the log does not tell all of this run, since there was no room in '{place}': make room there");
+    }
     drop((recorder, lock));
     if arguments.json {
         print::json(&report::to_json(&run))?;
