@@ -327,6 +327,39 @@ fn a_timeout_ends_a_stalled_transfer_and_leaves_nothing() {
     }
 }
 
+#[test]
+fn what_is_left_when_a_run_ends_early_is_told_as_it_is() {
+    let pool = Pool::new();
+    let last_of = |name: &str| -> Value {
+        let lines = pool.log();
+        lines.iter().rev().find(|line| line["event"] == "vmEnd" && line["name"] == name).expect("it is told").clone()
+    };
+    let next = "its backups of before are as they were; the next run tries again";
+    // The time is over while the first one is read.
+    pool.job("limits.vms = 1\nincremental.nbd = false\ntimeouts.job = '10s'\n");
+    pool.simulator.fault(Fault::new(Site::Export, Act::Delay(PATIENCE)).after(MIB));
+    let report = pool.run(&[], 1);
+    assert_eq!(words(&report, "attempt"), ["web01 1", "web02 0"], "{report:#}");
+    assert_eq!(words(&report, "next"), [format!("web01 \"{next}\""), format!("web02 \"{next}\"")]);
+    assert_eq!(last_of("web01")["reason"], "it was ended: the job may take 10 s by the job's timeouts");
+    assert_eq!(last_of("web02")["reason"], "it never was its turn: the job may take 10 s by the job's timeouts");
+    pool.is_at_rest(0);
+    // It is stopped before the second round.
+    pool.job("limits.vms = 1\nincremental.nbd = false\nvms.exclude = ['web02']\n");
+    let text = fs::read_to_string(pool.world.path("jobs/nightly.toml")).expect("there");
+    pool.world.write("nightly.toml", &text.replace("retries.pause = '0s'", "retries.pause = '1h'"));
+    pool.simulator.fault(Fault::call("VM.snapshot", Act::Fail(Failure::internal("no"))));
+    let mut child = pool.start();
+    wait_for("the first try", || last_of("web01")["next"] == "it is tried again after the others, in 3600 s");
+    succeed(&mut pool.command(&["stop", "nightly"]));
+    assert_eq!(child.wait().expect("it is our child").code(), Some(130));
+    let last = last_of("web01");
+    assert_eq!((&last["status"], &last["attempt"], &last["next"]), (&json!("failed"), &json!(1), &json!(next)));
+    let reason = last["reason"].as_str().expect("words");
+    assert!(reason.contains("INTERNAL_ERROR") && reason.ends_with("; it is not tried again: the run was stopped"));
+    pool.is_at_rest(0);
+}
+
 /// Fills a filesystem to its last block.
 fn fill(folder: &Path) {
     let mut file = fs::File::create(folder.join("filler")).expect("made");

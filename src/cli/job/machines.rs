@@ -18,11 +18,12 @@ use xapi::{Cancel, Pool};
 
 use super::live::Writer;
 use super::recorder::Recorder;
+use super::until::{Ended, Until};
 use crate::cli::exit::Exit;
 use crate::cli::pool::{Named, PoolArgs};
 use crate::cli::replicas::ReplicaPools;
 use crate::cli::store;
-use crate::cli::text::Shown;
+use crate::cli::text::{Shown, count};
 use crate::ingest::{Destination, Extent, Report, Wanted, Watch};
 use crate::job::log::{Event, History, VmStatus};
 use crate::job::{self, Job, Kind, Machine, Timed, select};
@@ -31,6 +32,8 @@ use crate::probe;
 
 /// How often it is looked whether something is to be stopped.
 const TICK: Duration = Duration::from_millis(100);
+/// What happens next to a machine that has no new backup.
+const NEXT_RUN: &str = "its backups of before are as they were; the next run tries again";
 /// The schedule of what a person started, where no other is meant.
 const BY_HAND: &str = "by-hand";
 
@@ -46,25 +49,14 @@ pub struct Machines<'a> {
     pub recorder: &'a Recorder,
     /// Tells what is being done.
     pub live: &'a Writer,
-    /// Stops all.
-    pub cancel: &'a Cancel,
+    /// Ends all.
+    pub until: &'a Until,
 }
 
 /// A pool that is logged in to.
 struct Connected {
     pool: Pool,
     options: Options,
-}
-
-/// Why a try was ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
-    /// The run was stopped.
-    Stopped,
-    /// It took as long as a machine may.
-    VmTimeout,
-    /// The run took as long as it may.
-    JobTimeout,
 }
 
 /// What became of a try.
@@ -75,9 +67,22 @@ struct Tried {
     is_worth_another: bool,
 }
 
+/// A machine that is to be tried, again if it was.
+struct Open {
+    machine: Machine,
+    last: Option<Last>,
+}
+
+/// The last try of a machine, which failed.
+struct Last {
+    attempt: u32,
+    reason: String,
+    seconds: f64,
+    backup: Option<serde_json::Value>,
+}
+
 /// Backs up all that is meant. Returns why nothing could be, if that is so.
 pub fn back_up(run: &Machines) -> Option<String> {
-    let deadline = run.job.timeouts.job.and_then(|limit| Instant::now().checked_add(limit));
     let (mut pools, mut all, mut are_all_there) = (BTreeMap::new(), Vec::new(), true);
     for name in &run.job.pools {
         match connect(run, name) {
@@ -100,21 +105,45 @@ pub fn back_up(run: &Machines) -> Option<String> {
         return Some("no VM of the pools is one that the job means".to_owned());
     }
     let mut replicas = ReplicaPools::default();
-    let mut left: VecDeque<Machine> = machines.into();
+    let mut left: VecDeque<Open> = machines.into_iter().map(|machine| Open { machine, last: None }).collect();
     for attempt in 1..=run.job.retries.vm.saturating_add(1) {
-        let is_over = deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        if left.is_empty() || run.cancel.is_cancelled() || is_over {
+        if left.is_empty() || run.until.ended().is_some() {
             break;
         }
-        // What is stopped meanwhile ends below.
-        let pause = if attempt > 1 { run.job.retries.pause } else { Duration::ZERO };
-        let until_deadline = deadline.map_or(pause, |deadline| deadline.saturating_duration_since(Instant::now()));
-        let _ = run.cancel.sleep(pause.min(until_deadline), "wait before the next try");
+        if attempt > 1 {
+            // What is ended meanwhile ends below.
+            let _ = run.until.token().sleep(run.job.retries.pause, "wait before the next try");
+        }
         // What cannot be used is said of each machine, as its destination.
         let _ = replicas.connect(&run.job.srs, |name| Ok(connect_replicas(run, name)));
-        left = round(run, &pools, &replicas, left, attempt, deadline);
+        left = round(run, &pools, &replicas, left, attempt);
+    }
+    if let Some(ended) = run.until.ended() {
+        give_up(run, left, ended);
     }
     None
+}
+
+/// Notes what is true of machines that are not tried any more, whatever was noted of them before.
+fn give_up(run: &Machines, left: VecDeque<Open>, ended: Ended) {
+    if !left.is_empty() {
+        say!(
+            "xofs: {} {} not tried any more: {ended}",
+            count(left.len(), "VM"),
+            if left.len() == 1 { "is" } else { "are" }
+        );
+    }
+    for Open { machine, last } in left {
+        let (attempt, status, reason, seconds, backup) = match last {
+            None => (0, ended.status(), format!("it never was its turn: {ended}"), 0.0, None),
+            Some(Last { attempt, reason, seconds, backup }) => {
+                (attempt, VmStatus::Failed, format!("{reason}; it is not tried again: {ended}"), seconds, backup)
+            }
+        };
+        let Machine { uuid: vm, name, pool, .. } = machine;
+        let (reason, next) = (Some(reason), Some(NEXT_RUN.to_owned()));
+        run.recorder.note(Event::VmEnd { vm, name, pool, attempt, status, reason, next, seconds, backup });
+    }
 }
 
 /// Logs in to a pool, and lists what can be backed up there.
@@ -122,11 +151,11 @@ fn connect(run: &Machines, name: &str) -> anyhow::Result<(Connected, Vec<Machine
     let named = PoolArgs::configured(name, run.state_dir.clone()).named()?;
     let mut tried = 0;
     let pool = loop {
-        match named.connect(run.cancel) {
-            Err(error) if is_worth_another(&error) && tried < run.job.retries.vm && !run.cancel.is_cancelled() => {
+        match named.connect(&run.until.token()) {
+            Err(error) if is_worth_another(&error) && tried < run.job.retries.vm && run.until.ended().is_none() => {
                 tried += 1;
                 say!("xofs: {}: {}; it is tried again", Shown(name), Shown(&error.to_string()));
-                run.cancel.sleep(run.job.retries.pause, "wait before the next try")?;
+                run.until.token().sleep(run.job.retries.pause, "wait before the next try")?;
             }
             connected => break connected?,
         }
@@ -148,7 +177,7 @@ fn connect(run: &Machines, name: &str) -> anyhow::Result<(Connected, Vec<Machine
 fn connect_replicas(run: &Machines, name: &str) -> pool::Result<Pool> {
     let named = PoolArgs::configured(name, run.state_dir.clone()).named();
     let named = named.map_err(|error| pool::Error::new(pool::ErrorKind::Usage, format!("{error:#}")))?;
-    named.connect(run.cancel)
+    named.connect(&run.until.token())
 }
 
 fn options(run: &Machines, named: &Named) -> Options {
@@ -184,25 +213,29 @@ fn limits(of_job: &job::Limits) -> Limits {
     }
 }
 
-/// Tries each machine once, a few at a time. Returns those that are worth another try.
+/// Tries each machine once, a few at a time. Returns those that are worth another try, or whose turn it was not before the end.
 fn round(
     run: &Machines,
     pools: &BTreeMap<&str, Connected>,
     replicas: &ReplicaPools,
-    machines: VecDeque<Machine>,
+    machines: VecDeque<Open>,
     attempt: u32,
-    deadline: Option<Instant>,
-) -> VecDeque<Machine> {
+) -> VecDeque<Open> {
     let at_once = usize::try_from(run.job.limits.vms).unwrap_or(usize::MAX).min(machines.len());
     let (waiting, again) = (Mutex::new(machines), Mutex::new(VecDeque::new()));
     let work = || {
         loop {
-            let machine = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(machine) = machine else { return };
+            let open = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let Some(Open { machine, last }) = open else { return };
             let Some(connected) = pools.get(machine.pool.as_str()) else { continue };
-            if attempt_one(run, connected, replicas, &machine, attempt, deadline) {
-                again.lock().unwrap_or_else(PoisonError::into_inner).push_back(machine);
-            }
+            let last = match run.until.ended() {
+                Some(_) => last,
+                None => match attempt_one(run, connected, replicas, &machine, attempt) {
+                    None => continue,
+                    again => again,
+                },
+            };
+            again.lock().unwrap_or_else(PoisonError::into_inner).push_back(Open { machine, last });
         }
     };
     thread::scope(|scope| {
@@ -217,57 +250,44 @@ fn round(
     again.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tries a machine, and notes what became of it. Returns whether it is tried again.
+/// Tries a machine, and notes what became of it. Returns that if it is to be tried again.
 fn attempt_one(
     run: &Machines,
     connected: &Connected,
     replicas: &ReplicaPools,
     machine: &Machine,
     attempt: u32,
-    deadline: Option<Instant>,
-) -> bool {
-    if run.cancel.is_cancelled() {
-        return false;
-    }
+) -> Option<Last> {
     let (vm, name, pool) = (machine.uuid.clone(), machine.name.clone(), machine.pool.clone());
     run.recorder.note(Event::VmStart { vm: vm.clone(), name: name.clone(), pool: pool.clone(), attempt });
     let begun = Instant::now();
-    let tried = tried(run, connected, replicas, machine, deadline);
-    let is_last = attempt > run.job.retries.vm || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-    let is_again = tried.is_worth_another && !is_last && !run.cancel.is_cancelled();
-    let next = match tried.status {
+    let Tried { status, reason, backup, is_worth_another } = tried(run, connected, replicas, machine);
+    let is_again = is_worth_another && attempt <= run.job.retries.vm && run.until.ended().is_none();
+    let next = match status {
         VmStatus::Done | VmStatus::LeftOut => None,
         _ if is_again => Some(format!("it is tried again after the others, in {} s", run.job.retries.pause.as_secs())),
         VmStatus::Partial => Some("the next run stores in each repository and SR what it needs".to_owned()),
-        VmStatus::Failed | VmStatus::Interrupted => {
-            Some("its backups of before are as they were; the next run tries again".to_owned())
-        }
+        VmStatus::Failed | VmStatus::Interrupted => Some(NEXT_RUN.to_owned()),
     };
-    if let Some(reason) = tried.reason.as_ref().filter(|_| tried.status != VmStatus::LeftOut) {
+    if let Some(reason) = reason.as_ref().filter(|_| status != VmStatus::LeftOut) {
         say!("xofs: {}: {}; {}", Shown(&name), Shown(reason), next.as_deref().unwrap_or_default());
     }
     let seconds = begun.elapsed().as_secs_f64();
-    let Tried { status, reason, backup, .. } = tried;
+    let last =
+        is_again.then(|| Last { attempt, reason: reason.clone().unwrap_or_default(), seconds, backup: backup.clone() });
     run.recorder.note(Event::VmEnd { vm, name, pool, attempt, status, reason, next, seconds, backup });
-    is_again
+    last
 }
 
-fn tried(
-    run: &Machines,
-    connected: &Connected,
-    replicas: &ReplicaPools,
-    machine: &Machine,
-    deadline: Option<Instant>,
-) -> Tried {
-    let own = run.cancel.part(Duration::MAX);
+fn tried(run: &Machines, connected: &Connected, replicas: &ReplicaPools, machine: &Machine) -> Tried {
+    let until = run.until.of_vm();
+    let own = until.token();
     let of = machine.name.clone();
     let watch = Arc::new(Watch::new(move |sentence| say!("xofs: {}: {}", Shown(&of), Shown(sentence))));
     watch.transfer().is_of_pool(&machine.pool);
     let _shown = run.live.show(machine, &watch);
-    let of_vm = run.job.timeouts.vm.and_then(|limit| Instant::now().checked_add(limit));
     let act = || back_up_one(run, connected, replicas, machine, &own, &watch);
-    let (done, ended) =
-        watched(run.cancel, [(of_vm, Ended::VmTimeout), (deadline, Ended::JobTimeout)], &own, &watch, act);
+    let (done, ended) = watched(&until, &own, &watch, act);
     let failed = |reason: String, status, is_worth_another| {
         // Where its time went all the same.
         let transfer = watch.transfer().reading();
@@ -281,19 +301,12 @@ fn tried(
         }
         // It is asked to be explained nowhere here.
         (Ok(Done::Explained(_)), _) => failed("it was only explained".to_owned(), VmStatus::Failed, false),
-        (Err(_), Some(Ended::Stopped)) => failed("the run was stopped".to_owned(), VmStatus::Interrupted, false),
-        (Err(_), Some(Ended::VmTimeout)) => failed(late("a VM", run.job.timeouts.vm), VmStatus::Failed, true),
-        (Err(_), Some(Ended::JobTimeout)) => failed(late("the job", run.job.timeouts.job), VmStatus::Failed, false),
+        (Err(_), Some(ended)) => failed(ended.reason(), ended.status(), matches!(ended, Ended::VmTimeout(_))),
         (Err(error), None) => {
             let is_worth_another = is_worth_another(&error);
             failed(error.to_string(), VmStatus::Failed, is_worth_another)
         }
     }
-}
-
-fn late(what: &str, limit: Option<Duration>) -> String {
-    let seconds = limit.unwrap_or_default().as_secs();
-    format!("it was ended: {what} may take {seconds} s by the job's timeouts")
 }
 
 /// Whether another try may end otherwise.
@@ -354,21 +367,13 @@ fn of_report(report: &Report) -> Tried {
     Tried { status, reason, backup: Some(store::to_json(report, None)), is_worth_another }
 }
 
-/// Does something that is ended when the run is stopped, or a time is over. Returns what ended it, if anything.
-fn watched<T>(
-    run: &Cancel,
-    limits: [(Option<Instant>, Ended); 2],
-    own: &Cancel,
-    watch: &Watch,
-    act: impl FnOnce() -> T,
-) -> (T, Option<Ended>) {
+/// Does something that is ended when its time is over. Returns what ended it, if anything.
+fn watched<T>(until: &Until, own: &Cancel, watch: &Watch, act: impl FnOnce() -> T) -> (T, Option<Ended>) {
     let (done, is_done) = mpsc::channel::<()>();
     thread::scope(|scope| {
         let watcher = scope.spawn(move || {
             while let Err(RecvTimeoutError::Timeout) = is_done.recv_timeout(TICK) {
-                let is_over = |limit: &(Option<Instant>, Ended)| limit.0.is_some_and(|limit| Instant::now() >= limit);
-                let late = limits.iter().find(|limit| is_over(limit)).map(|(_, ended)| *ended);
-                let ended = if run.is_cancelled() { Some(Ended::Stopped) } else { late };
+                let ended = until.ended();
                 if ended.is_some() {
                     own.cancel();
                     watch.cancel();
@@ -379,6 +384,8 @@ fn watched<T>(
         });
         let result = act();
         drop(done);
-        (result, watcher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        let ended = watcher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        // What waits with the token of its own may have seen it first.
+        (result, ended.or_else(|| until.ended()))
     })
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! new · check · list · log · report · stop ─► files, state   where jobs and what they leave are; figures: the report
 //! daemon ─► run, as processes                            by schedules
-//! run ─► machines ─► merges ─► report ─► tell               one run, in this process; recorder: what is noted of it
+//! run ─► machines ─► merges ─► report ─► tell               one run, in this process; recorder: what is noted of it; until: its end
 //! ```
 
 mod check;
@@ -23,6 +23,7 @@ mod state;
 mod stop;
 mod tell;
 mod top;
+mod until;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};

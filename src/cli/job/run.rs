@@ -17,6 +17,7 @@ use super::recorder::Recorder;
 use super::report;
 use super::state::StateArgs;
 use super::tell;
+use super::until::Until;
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::text::Shown;
 use crate::cli::{Global, print, signals, store};
@@ -101,7 +102,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
     }
     let id = repository::random_uuid().context("ask the system for random numbers")?;
     let recorder = Recorder::new(id, Log::open(&folder).with_context(act)?);
-    let begun = Instant::now();
+    let (begun, until) = (Instant::now(), Until::new(&cancel, &job.timeouts));
     recorder.note(Event::RunStart {
         job: job.id.clone(),
         schedule: timed.map(|timed| timed.name.clone()),
@@ -121,7 +122,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
         history: &history,
         recorder: &recorder,
         live: &live,
-        cancel: &cancel,
+        until: &until,
     };
     let reason = if destinations.is_empty() && job.srs.is_empty() {
         Some("no repository can be opened".to_owned())
