@@ -141,14 +141,25 @@ fn new_says_without_a_terminal_what_it_would_ask_for_and_writes_nothing_that_is_
     assert_eq!(fs::read_dir(world.path("jobs")).expect("listed").count(), 0);
 }
 
-/// `xofs job` on a terminal, where somebody writes this; returns how it ended, and what was to be seen.
-fn on_terminal(world: &World, arguments: &[&str], written: &str) -> (i32, String) {
+/// `xofs job` on a terminal, where somebody writes as soon as something is to be seen, in turn; returns how it ended, and what was to be
+/// seen.
+fn on_terminal(world: &World, arguments: &[&str], dialogue: &[(&str, &str)]) -> (i32, String) {
     let command = world.command(arguments);
     let words = [command.get_program()].into_iter().chain(command.get_args());
     let line = words.map(|word| word.to_str().expect("text")).collect::<Vec<_>>().join(" ");
-    let mut terminal = Command::new("script");
+    // What is awaited in vain ends, too.
+    let mut terminal = Command::new("timeout");
     terminal
-        .args(["--quiet", "--return", "--command", &line, "/dev/null"])
+        .args([
+            "--foreground",
+            &PATIENCE.as_secs().to_string(),
+            "script",
+            "--quiet",
+            "--return",
+            "--command",
+            &line,
+            "/dev/null",
+        ])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     for (name, value) in command.get_envs() {
@@ -159,9 +170,30 @@ fn on_terminal(world: &World, arguments: &[&str], written: &str) -> (i32, String
     }
     let mut child = terminal.spawn().expect("script is in util-linux");
     let mut keys = child.stdin.take().expect("piped");
-    keys.write_all(written.as_bytes()).expect("it reads");
-    let mut seen = String::new();
-    child.stdout.take().expect("piped").read_to_string(&mut seen).expect("text");
+    let mut shown = child.stdout.take().expect("piped");
+    let (mut seen, mut answered) = (Vec::new(), 0);
+    let mut part = [0; 4096];
+    let mut left = dialogue.iter();
+    let mut turn = left.next();
+    loop {
+        let new: &[u8] = &seen[answered..];
+        let found = turn.and_then(|(awaited, written)| {
+            let at = new.windows(awaited.len()).position(|part| part == awaited.as_bytes())?;
+            Some((at + awaited.len(), written))
+        });
+        if let Some((end, written)) = found {
+            answered += end;
+            keys.write_all(written.as_bytes()).expect("it reads");
+            turn = left.next();
+            continue;
+        }
+        match shown.read(&mut part).expect("it shows") {
+            0 => break,
+            count => seen.extend_from_slice(&part[..count]),
+        }
+    }
+    let seen = String::from_utf8(seen).expect("text");
+    assert_eq!(turn, None, "{seen}");
     let code = child.wait().expect("it is our child").code().expect("it ended by itself");
     drop(keys);
     (code, seen)
@@ -171,10 +203,10 @@ fn on_terminal(world: &World, arguments: &[&str], written: &str) -> (i32, String
 fn new_asks_on_a_terminal_for_what_is_missing() {
     let world = World::new();
     let answers = "lab\nweb01, tag:backup\nmain, /srv/other\n\n\n0 2 * * *\n7\n";
-    let (code, seen) = on_terminal(&world, &["new", "nightly"], answers);
+    let (code, seen) = on_terminal(&world, &["new", "nightly"], &[("Pools", answers)]);
     assert_eq!(code, 0, "{seen}");
     for question in
-        ["Pools, of lab: ", "VMs: names or uuids, tag:NAME, or all: ", "Repositories: paths, or of main: ", "SRs for "]
+        ["Pools, of lab: ", "VMs: names or uuids, tag:NAME, or all: ", "Repositories: paths, or of main; ", "SRs for "]
     {
         assert!(seen.contains(question), "{question}\n{seen}");
     }
@@ -191,16 +223,66 @@ fn new_asks_on_a_terminal_for_what_is_missing() {
     }
     // Only for what is missing: here which VMs, and how.
     let given = ["new", "replicas", "--pool", "lab", "--to-sr", "spare", "--cron", "@daily"];
-    let (code, seen) = on_terminal(&world, &given, "all\nfull\n");
+    let (code, seen) = on_terminal(&world, &given, &[("VMs", "all\nfull\n")]);
     assert!(code == 0 && seen.matches("VMs: ").count() == 1 && !seen.contains("Pools"), "{seen}");
     let text = fs::read_to_string(world.path("jobs/replicas.toml")).expect("written");
     assert!(text.contains("\nmode = \"full\"") && text.contains("\nall = true\n"), "{text}");
-    // What is wrong, and who has enough of it, leave no file.
-    let (code, seen) = on_terminal(&world, &["new", "wrong"], "lob\nall\nmain\n\n\n\n");
-    assert!(code == 2 && seen.contains("nothing was written: 'lob' is no pool"), "{code}\n{seen}");
-    let (code, seen) = on_terminal(&world, &["new", "ended"], "lab\n\u{4}");
-    assert!(code == 130 && seen.contains("nothing was written"), "{code}\n{seen}");
     assert_eq!(fs::read_dir(world.path("jobs")).expect("listed").count(), 2);
+}
+
+#[test]
+fn new_checks_each_answer_at_once_and_asks_again() {
+    let world = World::new();
+    let dialogue = [
+        ("Pools, of lab: ", "zzz\n"),
+        ("'zzz' is no pool of the configuration, which has lab; it needs", ""),
+        ("Pools, of lab: ", "lab\n"),
+        ("VMs: ", "\n"),
+        ("[vms] names no machine: give names, uuids, tags", ""),
+        ("VMs: ", "all\n"),
+        ("Repositories: ", "mian\n"),
+        ("'mian' is no repository of the configuration; did you mean 'main'?", ""),
+        ("Repositories: ", "\n"),
+        ("SRs for replicas: ", "\n"),
+        ("[to] names neither a repository nor an SR", ""),
+        ("SRs for replicas: ", "zzz=fast\n"),
+        ("'zzz' is no pool of the configuration, which has lab", ""),
+        ("SRs for replicas: ", "fast\n"),
+        ("Incremental or full", "zzz\n"),
+        ("'zzz' is no kind of backups; expected incremental or full", ""),
+        ("Incremental or full", "Full\n"),
+        ("When: ", "0 2 30 2 *\n"),
+        ("'0 2 30 2 *' is no pattern of cron: there is no such day; expected minute, hour", ""),
+        ("When: ", "0 2 * * *\n"),
+        ("How many backups", "zz\n"),
+        ("'zz' is no number of backups; expected one like 7", ""),
+        ("How many backups", "101\n"),
+        ("'replicas' is 101; expected a number from 1 to 100", ""),
+        ("How many backups", "5\n"),
+    ];
+    let (code, seen) = on_terminal(&world, &["new", "nightly"], &dialogue);
+    assert_eq!(code, 0, "{seen}");
+    let text = fs::read_to_string(world.path("jobs/nightly.toml")).expect("written");
+    for line in ["pools = [\"lab\"]", "mode = \"full\"", "all = true", "srs = [\"fast\"]", "replicas = 5"] {
+        assert!(text.lines().any(|found| found.starts_with(line)), "{line}\n{text}");
+    }
+    // What options say is checked before anything is asked.
+    let (code, seen) = on_terminal(&world, &["new", "wrong", "--to", "mian"], &[]);
+    assert!(code == 2 && seen.contains("nothing was written: 'mian' is no repository"), "{code}\n{seen}");
+    assert!(!seen.contains("Pools"), "{seen}");
+    assert_eq!(fs::read_dir(world.path("jobs")).expect("listed").count(), 1);
+}
+
+#[test]
+fn new_writes_nothing_for_who_has_enough_of_its_questions() {
+    let world = World::new();
+    for (key, name) in [("\u{3}", "Ctrl-C"), ("\u{4}", "Ctrl-D"), ("half an answer\u{3}", "Ctrl-C after a part")] {
+        let dialogue = [("Pools", "lab\n"), ("VMs: ", key)];
+        let (code, seen) = on_terminal(&world, &["new", "ended"], &dialogue);
+        assert_eq!(code, 130, "{name}\n{seen}");
+        assert!(seen.ends_with("\nxofs: interrupted; nothing was written\r\n"), "{name}\n{seen}");
+        assert_eq!(fs::read_dir(world.path("jobs")).expect("listed").count(), 0);
+    }
 }
 
 #[test]
