@@ -23,6 +23,15 @@ use jiff::tz::{AmbiguousOffset, TimeZone};
 /// How often a time is looked for again that lies in what a clock repeats: a day of minutes, more than any clock was put back.
 const MOST_REPEATED: usize = 24 * 60;
 
+/// The fields of a pattern, and what each may say.
+const FIELDS: [(&str, &str); 5] = [
+    ("minute", "0 to 59"),
+    ("hour", "0 to 23"),
+    ("day of month", "1 to 31, or L"),
+    ("month", "1 to 12, or jan to dec"),
+    ("day of week", "0 to 7, or sun to sat"),
+];
+
 /// When something runs, again and again.
 #[derive(Clone)]
 pub struct Calendar {
@@ -49,7 +58,7 @@ impl Calendar {
     /// Why it is none, or that it never comes.
     pub fn new(pattern: &str, zone: TimeZone) -> Result<Self, String> {
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
-        let cron = parser.parse(pattern).map_err(|error| error.to_string())?;
+        let cron = parser.parse(pattern).map_err(|_| fault(pattern, &parser))?;
         let calendar = Self { cron, zone };
         // A leap day is at most eight years away.
         let begin = DateTime::constant(2000, 1, 1, 0, 0, 0, 0);
@@ -104,6 +113,30 @@ impl Calendar {
             AmbiguousOffset::Unambiguous { .. } | AmbiguousOffset::Fold { .. } => ambiguous.earlier().ok(),
         }
     }
+}
+
+/// Says why a pattern is none: each field is tried among others that are right.
+fn fault(pattern: &str, parser: &CronParser) -> String {
+    let written: Vec<&str> = pattern.split_whitespace().collect();
+    if pattern.contains('@') {
+        return "there are @hourly, @daily, @weekly, @monthly and @yearly".to_owned();
+    }
+    if written.len() != FIELDS.len() {
+        return format!("{} fields are needed, and it has {}", FIELDS.len(), written.len());
+    }
+    let is_wrong = |number: usize, text: &str| {
+        let mut fields = ["*"; FIELDS.len()];
+        fields[number] = text;
+        parser.parse(&fields.join(" ")).is_err()
+    };
+    let wrong: Vec<String> = written
+        .iter()
+        .zip(FIELDS)
+        .enumerate()
+        .filter(|(number, (text, _))| is_wrong(*number, text))
+        .map(|(_, (text, (name, range)))| format!("'{}' is no {name}, which is {range}", text.escape_debug()))
+        .collect();
+    if wrong.is_empty() { "its fields do not go together".to_owned() } else { wrong.join("; ") }
 }
 
 #[cfg(test)]
@@ -181,10 +214,27 @@ mod tests {
         ] {
             assert_eq!(calendar(pattern, "UTC").after(time("2026-11-23T12:00:00Z")), Some(time(expected)), "{pattern}");
         }
-        for pattern in
-            ["", "0 2 * *", "0 0 2 * * *", "61 * * * *", "0 2 * 0 *", "0 2 * * wen", "0 0 30 2 *", "every day"]
-        {
-            assert!(Calendar::new(pattern, TimeZone::UTC).is_err(), "{pattern}");
+    }
+
+    #[test]
+    fn what_is_no_pattern_is_told_with_each_field_that_is_wrong() {
+        for (pattern, expected) in [
+            ("", "5 fields are needed, and it has 0"),
+            ("0 2 * *", "5 fields are needed, and it has 4"),
+            ("0 0 2 * * *", "5 fields are needed, and it has 6"),
+            ("61 * * * *", "'61' is no minute, which is 0 to 59"),
+            (
+                "*/0 24 0 * *",
+                "'*/0' is no minute, which is 0 to 59; '24' is no hour, which is 0 to 23; '0' is no day of month, which is 1 to 31, or L",
+            ),
+            ("0 2 * 0 *", "'0' is no month, which is 1 to 12, or jan to dec"),
+            ("0 2 * * wen", "'wen' is no day of week, which is 0 to 7, or sun to sat"),
+            ("0 5-2 * * *", "'5-2' is no hour, which is 0 to 23"),
+            ("0 0 30 2 *", "there is no such day"),
+            ("every day", "5 fields are needed, and it has 2"),
+            ("@nightly", "there are @hourly, @daily, @weekly, @monthly and @yearly"),
+        ] {
+            assert_eq!(Calendar::new(pattern, TimeZone::UTC).expect_err(pattern), expected, "{pattern}");
         }
     }
 

@@ -3,6 +3,7 @@
 //! Whoever reads a table asks for each key by name, which makes the list of those that are known; [`Section::finish`] refuses the rest.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,9 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::size::parse_rate;
+
+/// No time is longer: what is, is a slip of the pen.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// One mistake.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +83,9 @@ impl<'a> Document<'a> {
     pub fn finish<T>(self, value: Option<T>, path: &Path) -> Result<T, Faults> {
         let mut faults = self.faults.into_inner();
         faults.sort_by_key(|fault| fault.line);
+        // A parser that goes on after a mistake finds it again and again.
+        let mut said = BTreeSet::new();
+        faults.retain(|fault| said.insert((fault.line, fault.message.clone())));
         match value {
             Some(value) if faults.is_empty() => Ok(value),
             _ => Err(Faults { path: path.to_owned(), faults }),
@@ -104,6 +111,8 @@ pub struct Section<'a> {
     pub span: Range<usize>,
     table: &'a DeTable<'a>,
     known: RefCell<Vec<&'static str>>,
+    /// Keys whose values are not of their kind.
+    wrong: RefCell<BTreeSet<&'static str>>,
 }
 
 impl<'a> Section<'a> {
@@ -113,12 +122,24 @@ impl<'a> Section<'a> {
     }
 
     fn new(document: &'a Document<'a>, name: String, span: Range<usize>, table: &'a DeTable<'a>) -> Self {
-        Self { document, name, span, table, known: RefCell::default() }
+        Self { document, name, span, table, known: RefCell::default(), wrong: RefCell::default() }
     }
 
     /// Notes a mistake of the table as a whole.
     pub fn note(&self, message: impl Into<String>) {
         self.document.note(self.span.clone(), message);
+    }
+
+    /// Notes a mistake of the table that is seen by what some keys say; not if these were not understood, which was noted.
+    pub fn note_by(&self, keys: &[&'static str], message: impl Into<String>) {
+        if !keys.iter().any(|key| self.is_wrong(key)) {
+            self.note(message);
+        }
+    }
+
+    /// Whether the value of a key that was asked for is not of its kind.
+    pub fn is_wrong(&self, key: &str) -> bool {
+        self.wrong.borrow().contains(key)
     }
 
     /// Notes a mistake at a place of the text.
@@ -131,13 +152,14 @@ impl<'a> Section<'a> {
         self.table.iter().find(|(name, _)| name.get_ref() == key).map(|(_, value)| value)
     }
 
-    fn expected(&self, key: &str, found: &Spanned<DeValue<'a>>, expected: &str) {
+    fn expected(&self, key: &'static str, found: &Spanned<DeValue<'a>>, expected: &str) {
         let found_as = match found.get_ref() {
             DeValue::String(text) => format!("'{}'", text.escape_debug()),
             DeValue::Integer(number) => number.to_string(),
             other => other.type_str().to_owned(),
         };
         self.note_at(&found.span(), format!("'{key}' is {found_as}; expected {expected}"));
+        self.wrong.borrow_mut().insert(key);
     }
 
     /// Reads a text that is not empty.
@@ -193,13 +215,15 @@ impl<'a> Section<'a> {
         None
     }
 
-    /// Reads a time that is not negative.
+    /// Reads a time that is not negative, and not longer than [`LONGEST`].
     pub fn duration(&self, key: &'static str) -> Option<Duration> {
         let value = self.value(key)?;
         let parsed = as_text(value).and_then(|text| text.value.parse::<SignedDuration>().ok());
         let duration = parsed.and_then(|duration| Duration::try_from(duration).ok());
+        let duration = duration.filter(|duration| *duration <= LONGEST);
         if duration.is_none() {
-            self.expected(key, value, "a time like \"90s\", \"30m\" or \"6h\"");
+            let most = LONGEST.as_secs() / 3600;
+            self.expected(key, value, &format!("a time like \"90s\", \"30m\" or \"6h\", of {most}h at most"));
         }
         duration
     }

@@ -10,6 +10,10 @@ pub(super) struct Destinations {
     pub repositories: Vec<String>,
     /// SRs that replicas are kept on.
     pub srs: Vec<SrAddress>,
+    /// Whether it names repositories, be it wrongly.
+    pub has_repositories: bool,
+    /// The same of SRs.
+    pub has_srs: bool,
 }
 
 /// Reads `[to]`.
@@ -38,8 +42,13 @@ pub(super) fn destinations(to: Section, known: &Known) -> Destinations {
         srs.push(sr);
     }
     if repositories.is_empty() && named.is_empty() {
-        to.note("[to] names neither a repository nor an SR: give repositories = [\"NAME\"], srs = [\"SR\"], or both");
+        to.note_by(
+            &["repositories", "srs"],
+            "[to] names neither a repository nor an SR: give repositories = [\"NAME\"], srs = [\"SR\"], or both",
+        );
     }
+    let has_repositories = !repositories.is_empty() || to.is_wrong("repositories");
+    let has_srs = !named.is_empty() || to.is_wrong("srs");
     to.finish();
-    Destinations { repositories: values(repositories), srs }
+    Destinations { repositories: values(repositories), srs, has_repositories, has_srs }
 }

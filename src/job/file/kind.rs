@@ -67,7 +67,7 @@ pub(super) fn kind(root: &Section) -> Kind {
     for (section, other) in
         [(incremental.as_ref().filter(|_| is_full), "full"), (full.as_ref().filter(|_| !is_full), "incremental")]
     {
-        if let Some(section) = section {
+        if let Some(section) = section.filter(|_| !root.is_wrong("mode")) {
             section.note(format!("the job has mode = \"{other}\", to which this does not apply"));
         }
     }
@@ -103,7 +103,7 @@ fn of_incremental(section: Section) -> Incremental {
         keeps_base: section.flag("keep_snapshot").unwrap_or(usual.keeps_base),
     };
     if incremental.purges_data && !(incremental.tracks_changes && incremental.keeps_base) {
-        section.note("purge_snapshot_data needs cbt = true, and a snapshot that is kept");
+        section.note_by(&["cbt", "keep_snapshot"], "purge_snapshot_data needs cbt = true, and a snapshot that is kept");
     }
     section.finish();
     incremental

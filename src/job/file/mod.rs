@@ -111,18 +111,21 @@ fn of_root(root: &Section, path: &Path, known: &Known) -> Option<Job> {
     let pools = pools(root, known);
     let vms = root.section("vms").map(which::which);
     if vms.is_none() {
-        root.note("[vms] is missing: it says which machines are backed up, by names, uuids, tags, or all = true");
+        root.note_by(
+            &["vms"],
+            "[vms] is missing: it says which machines are backed up, by names, uuids, tags, or all = true",
+        );
     }
     let destinations = root.section("to").map(|to| destinations::destinations(to, known));
     if destinations.is_none() {
-        root.note("[to] is missing: it says where backups are stored, like repositories = [\"main\"]");
+        root.note_by(&["to"], "[to] is missing: it says where backups are stored, like repositories = [\"main\"]");
     }
     let kind = kind::kind(root);
     // Where [to] is missing, that is what is wrong, and not what refers to it.
     let of_job = schedules::OfJob {
         is_incremental: matches!(kind, Kind::Incremental(_)),
-        has_repositories: destinations.as_ref().is_none_or(|to| !to.repositories.is_empty()),
-        has_srs: destinations.as_ref().is_none_or(|to| !to.srs.is_empty()),
+        has_repositories: destinations.as_ref().is_none_or(|to| to.has_repositories),
+        has_srs: destinations.as_ref().is_none_or(|to| to.has_srs),
     };
     let schedules = schedules::schedules(root, &of_job);
     let limits = limits::limits(root.section("limits"));
@@ -132,7 +135,7 @@ fn of_root(root: &Section, path: &Path, known: &Known) -> Option<Job> {
         // Of a path of one part the parent is empty, which is where the program was started.
         reporting::report(section, path.parent().unwrap_or(Path::new("")))
     });
-    let (vms, Destinations { repositories, srs }) = (vms?, destinations?);
+    let (vms, Destinations { repositories, srs, .. }) = (vms?, destinations?);
     Some(Job {
         id: id?,
         description,
@@ -170,7 +173,8 @@ fn id(root: &Section, path: &Path) -> Option<String> {
 fn pools(root: &Section, known: &Known) -> Vec<String> {
     let pools = root.texts("pools");
     if pools.is_empty() {
-        root.note(
+        root.note_by(
+            &["pools"],
             "pools is missing: it names the pools of the machines, like pools = [\"lab\"], as the configuration does",
         );
     }

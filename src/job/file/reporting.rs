@@ -38,7 +38,10 @@ pub enum Form {
 pub(super) fn report(section: Section, folder: &Path) -> Option<Reporting> {
     let command = values(section.texts("command"));
     if command.is_empty() {
-        section.note("command is missing: a program and its arguments, like [\"/usr/sbin/sendmail\", \"-t\"]");
+        section.note_by(
+            &["command"],
+            "command is missing: a program and its arguments, like [\"/usr/sbin/sendmail\", \"-t\"]",
+        );
     }
     let format = section.choice("format", &[("mail", false), ("json", true)]);
     let (template, to) = (section.text("template"), section.text("to"));
@@ -61,8 +64,10 @@ pub(super) fn report(section: Section, folder: &Path) -> Option<Reporting> {
         (None, _) if is_json => Some(Form::Json),
         (None, Some(to)) => Some(Form::Mail(to.value)),
         (None, None) => {
-            section
-                .note("to is missing: the address that a mail goes to; or say format = \"json\", or name a template");
+            section.note_by(
+                &["to", "format", "template"],
+                "to is missing: the address that a mail goes to; or say format = \"json\", or name a template",
+            );
             None
         }
     };

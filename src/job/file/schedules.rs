@@ -70,7 +70,9 @@ pub(super) fn schedules(root: &Section, of_job: &OfJob) -> Vec<Timed> {
 fn schedule(section: &Section, of_job: &OfJob, names: &mut BTreeSet<String>) -> Option<Timed> {
     let name = section.text("name");
     match &name {
-        None => section.note("name is missing: repositories remember it with each backup of this schedule"),
+        None => {
+            section.note_by(&["name"], "name is missing: repositories remember it with each backup of this schedule")
+        }
         Some(name) if !is_id(&name.value) => {
             let shown = name.value.escape_debug();
             section.note_at(
@@ -98,10 +100,12 @@ fn schedule(section: &Section, of_job: &OfJob, names: &mut BTreeSet<String>) -> 
     };
     let cron = section.text("cron");
     if cron.is_none() {
-        section.note("cron is missing: it says when, like cron = \"0 2 * * *\" for two o'clock each night");
+        section
+            .note_by(&["cron"], "cron is missing: it says when, like cron = \"0 2 * * *\" for two o'clock each night");
     }
-    let calendar = cron.zip(zone).and_then(|(cron, zone)| {
-        let calendar = Calendar::new(&cron.value, zone);
+    let calendar = cron.and_then(|cron| {
+        // Whether it is right is the same in each zone.
+        let calendar = Calendar::new(&cron.value, zone.clone().unwrap_or(TimeZone::UTC));
         let expected = "expected minute, hour, day of month, month, day of week, like \"0 2 * * mon-fri\"";
         let wrong = |why| {
             let shown = cron.value.escape_debug();
@@ -125,7 +129,7 @@ fn schedule(section: &Section, of_job: &OfJob, names: &mut BTreeSet<String>) -> 
     }
     Some(Timed {
         name: name?.value,
-        calendar: calendar?,
+        calendar: zone.and(calendar)?,
         timezone: timezone.map(|zone| zone.value),
         makes_up,
         is_full,
@@ -146,7 +150,8 @@ fn keep(section: Section) -> Keep {
     };
     let rules = [keep.last, keep.daily, keep.weekly, keep.monthly, keep.yearly];
     if rules.iter().all(|rule| rule.unwrap_or(0) == 0) {
-        section.note(
+        section.note_by(
+            &["last", "daily", "weekly", "monthly", "yearly"],
             "keep keeps nothing: give last, daily, weekly, monthly or yearly; or leave keep out, to keep everything",
         );
     }

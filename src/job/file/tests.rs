@@ -191,7 +191,11 @@ fn each_mistake_is_named_with_its_line_and_what_is_expected() {
         ("\"gzip\"", "\"lzma\"", "19: 'compression' is 'lzma'; expected \"none\" or \"gzip\" or \"brotli\""),
         ("cbt = true", "purge_snapshot_data = true", "17: purge_snapshot_data needs cbt = true"),
         ("pools = ", "mode = 'full'\npools = ", "18: the job has mode = \"full\", to which this does not apply"),
-        ("\"0 2 * * *\"", "\"0 25 * * *\"", "25: '0 25 * * *' is no pattern of cron: "),
+        (
+            "\"0 2 * * *\"",
+            "\"0 25 * * *\"",
+            "25: '0 25 * * *' is no pattern of cron: '25' is no hour, which is 0 to 23; exp",
+        ),
         (
             "\"0 2 * * *\"",
             "\"0 0 31 2 *\"",
@@ -204,6 +208,8 @@ fn each_mistake_is_named_with_its_line_and_what_is_expected() {
         ("\"skip\"", "\"never\"", "34: 'missed' is 'never'; expected \"run\" or \"skip\""),
         ("vm = \"6h\"", "vm = \"6 parsecs\"", "45: 'vm' is '6 parsecs'; expected a time like"),
         ("vm = \"6h\"", "vm = \"-6h\"", "45: 'vm' is '-6h'; expected a time like"),
+        ("pause = \"5s\"", "pause = \"8760h 1s\"", "52: 'pause' is '8760h 1s'; expected a time like"),
+        ("pause = \"5s\"", "pause = \"99999999999999h\"", "\"6h\", of 8760h at most"),
         ("vm = \"6h\"", "vm = \"0s\"", "44: vm is no time at all"),
         ("to = \"b", "timeout = \"x\"\nto = \"b", "56: 'timeout' is 'x'; expected a time like"),
         ("to = \"b", "template = \"/nowhere\"\nto = \"b", "56: read the template '/nowhere': No such file"),
@@ -244,4 +250,44 @@ fn all_mistakes_are_named_at_once_by_line() {
     assert!(parse("").expect_err("nothing").contains("[vms] is missing"));
     let named = |path| Job::parse(WHOLE, Path::new(path), &known());
     assert!(named("/jobs/my job.toml").expect_err("a space").to_string().contains("'my job', is no name of a job"));
+}
+
+#[test]
+fn a_mistake_is_told_once_and_hides_no_other_and_brings_no_other_with_it() {
+    let lines = |text: &str| -> Vec<String> {
+        let faults = Job::parse(text, Path::new("/jobs/web.toml"), &known()).expect_err(text);
+        faults.faults.into_iter().map(|fault| format!("{}: {}", fault.line, fault.message)).collect()
+    };
+    let both = lines(&with("Europe/Paris", "Q").replace("\"0 2 * * *\"", "\"x\""));
+    let expected = [
+        "25: 'x' is no pattern of cron: 5 fields are needed, and it has 1; expected minute, ",
+        "26: 'Q' is no time zone",
+    ];
+    assert!(both.len() == 2 && both.iter().zip(expected).all(|(line, said)| line.starts_with(said)), "{both:?}");
+    for (line, other, expected) in [
+        ("pools = [\"lab\"]", "pools = 'lab'", "3: 'pools' is 'lab'; expected a list of texts"),
+        (
+            "repositories = [\"main\", \"/srv/other\"]",
+            "repositories = 'main'",
+            "14: 'repositories' is 'main'; expected a l",
+        ),
+        ("srs = [\"spare\", \"production=fast=1\"]", "srs = 'spare'", "15: 'srs' is 'spare'; expected a list of texts"),
+        ("name = \"nightly\"", "name = 7", "24: 'name' is 7; expected a text in quotes"),
+        ("cron = \"0 2 * * *\"", "cron = 7", "25: 'cron' is 7; expected a text in quotes"),
+        ("last = 7, weekly = 4", "last = 'x'", "27: 'last' is 'x'; expected a number from 0 to 1000000"),
+        ("command = [\"/usr/sbin/sendmail\", \"-t\"]", "command = 'mail'", "55: 'command' is 'mail'; expected a list"),
+        ("to = \"backup@example.org\"", "to = 7", "56: 'to' is 7; expected a text in quotes"),
+        ("cbt = true", "purge_snapshot_data = true\ncbt = 'yes'", "22: 'cbt' is 'yes'; expected true or false"),
+    ] {
+        let said = lines(&with(line, other));
+        assert!(said.len() == 1 && said[0].starts_with(expected), "{said:?}\nexpected: {expected}");
+    }
+    let (of, to) = ("pools = ['lab']\n", "to.repositories = ['main']\n");
+    assert_eq!(lines(&format!("{of}vms = 7\n{to}")), ["2: 'vms' is 7; expected a table, [vms]"]);
+    let wrong = lines(&format!("{of}vms.names = 'web01'\n{to}"));
+    assert_eq!(wrong, ["2: 'names' is 'web01'; expected a list of texts, like [\"one\", \"other\"]"]);
+    let nested = lines(&format!("{of}vms.names = {}{}\n{to}", "[".repeat(200), "]".repeat(200)));
+    assert_eq!(nested.len(), 1, "{nested:?}");
+    let nested = lines(&format!("{of}vms.names = {}{}\n{to}", "[\n".repeat(200), "]\n".repeat(200)));
+    assert_eq!(nested.len(), 1, "{nested:?}");
 }

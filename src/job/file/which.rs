@@ -77,7 +77,10 @@ pub(super) fn which(vms: Section) -> Which {
     }
     let chosen = names.len() + uuids.len() + tags.len();
     match (all, chosen) {
-        (false, 0) => vms.note("[vms] names no machine: give names, uuids, tags, or all = true"),
+        (false, 0) => vms.note_by(
+            &["all", "names", "uuids", "tags"],
+            "[vms] names no machine: give names, uuids, tags, or all = true",
+        ),
         (true, 1..) => vms.note("[vms] says all = true, and names some: leave the one or the other out"),
         _ => {}
     }
