@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 
+use rustix::fs::{FlockOperation, flock};
+
 use crate::night::{Night, Runs, time};
 use crate::pool::wait_for;
 use crate::support::{init, run, succeed};
@@ -65,4 +67,64 @@ fn a_configuration_that_is_changed_counts_at_once_and_one_that_is_wrong_stops_no
     night.site.clock.set(time("2027-03-02T01:00:00Z"));
     wait_for("a run that fails to begin", || night.said().matches(told.split(';').next().expect("a word")).count() > 1);
     assert_eq!(night.said().matches(wrong).count(), 1, "{}", night.said());
+}
+
+/// The same job; what it missed is left out.
+fn skipping(more: &str) -> String {
+    Night::text("good", "0 2 * * *", more) + "missed = 'skip'\n"
+}
+
+#[test]
+fn what_was_missed_is_left_out_where_the_schedule_says_so_but_for_the_last_five_minutes() {
+    let mut night = Night::new("2027-03-01T00:50:00Z", &[("good", "0 2 * * *"), ("other", "0 2 * * *")]);
+    night.site.write_job("good", &skipping(""));
+    night.start_daemon();
+    night.kill_daemon();
+    // Off for two nights, and on again in the morning.
+    night.site.clock.set(time("2027-03-03T06:00:00Z"));
+    night.start_daemon();
+    let mut expected: Runs = [("good", Vec::new()), ("other", vec![("2027-03-01T01:00:00Z", "done")])].into();
+    night.were(&expected);
+    night.kill_daemon();
+    // On again a little late.
+    night.site.clock.set(time("2027-03-04T01:02:00Z"));
+    night.start_daemon();
+    for job in ["good", "other"] {
+        expected.get_mut(job).expect("one of them").push(("2027-03-04T01:00:00Z", "done"));
+    }
+    night.were(&expected);
+}
+
+#[test]
+fn a_run_by_hand_that_is_still_told_of_costs_no_run_that_is_due() {
+    let mut night = Night::new("2027-03-01T00:50:00Z", &[("good", "0 2 * * *")]);
+    let told = night.site.path("told");
+    let tell = format!("while ! test -e {}; do sleep 0.1; done", told.display());
+    night.site.write_job(
+        "good",
+        &skipping(&format!("[report]\ncommand = ['sh', '-c', '{tell}']\nformat = 'json'\nwhen = 'always'\n")),
+    );
+    night.start_daemon();
+    let mut by_hand = night.site.start(&["run", "good"], "by-hand");
+    wait_for("its end", || night.site.log("good").iter().flatten().any(|line| line["event"] == "runEnd"));
+    night.site.clock.set(time("2027-03-01T01:00:00Z"));
+    // Long enough for a process that was started in vain to have ended.
+    (0..5).for_each(|_| night.is_looked_at());
+    fs::write(told, "").expect("written");
+    assert_eq!(night.site.ended(&mut by_hand, "by-hand").code, Some(0));
+    night.were(&[("good", vec![("none", "done"), ("2027-03-01T01:00:00Z", "done")])].into());
+    assert!(!night.said().contains("runs already"), "{}", night.said());
+}
+
+#[test]
+fn a_run_that_was_refused_because_another_one_had_the_lock_is_tried_again_at_once() {
+    let mut night = Night::new("2027-03-01T00:50:00Z", &[("good", "0 2 * * *")]);
+    night.start_daemon();
+    // Who looks sees nobody who runs it, but nobody can: as if it were taken each time just after the look.
+    let lock = fs::File::create(night.site.lab.state.join("jobs/good/lock")).expect("made");
+    flock(&lock, FlockOperation::LockShared).expect("free");
+    night.site.clock.set(time("2027-03-01T01:00:00Z"));
+    wait_for("three that are refused", || night.said().matches("the job 'good' runs already").count() == 3);
+    drop(lock);
+    night.were(&[("good", vec![("2027-03-01T01:00:00Z", "done")])].into());
 }

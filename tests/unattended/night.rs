@@ -76,7 +76,8 @@ impl Night {
     /// The runs of all jobs, by the log.
     pub fn runs(&self) -> BTreeMap<&'static str, Vec<(String, String)>> {
         let said = |line: &Value, key: &str| line[key].as_str().unwrap_or("none").to_owned();
-        let of = |run: &Vec<Value>| (said(&run[0], "due"), said(run.last().expect("one at least"), "status"));
+        let end = |run: &[Value]| run.iter().rfind(|line| line["event"] == "runEnd").cloned().unwrap_or_default();
+        let of = |run: &Vec<Value>| (said(&run[0], "due"), said(&end(run), "status"));
         self.jobs.iter().map(|job| (*job, self.site.log(job).iter().map(of).collect())).collect()
     }
 

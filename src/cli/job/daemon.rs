@@ -23,8 +23,7 @@ use super::state::StateArgs;
 use crate::cli::exit::Exit;
 use crate::cli::text::Shown;
 use crate::cli::{Global, daemon, signals};
-use crate::job::log::{self, History, RunStatus};
-use crate::job::{Job, Seen, Timed};
+use crate::job::{Job, Seen, Timed, lock, log};
 use crate::pool::State;
 
 const EXAMPLES: &str = "\
@@ -37,8 +36,8 @@ Examples:
 
 /// How often files and processes are looked at.
 const TICK: Duration = Duration::from_secs(1);
-/// How long a job is left alone whose process ended without having begun.
-const PAUSE: Duration = Duration::from_secs(300);
+/// How long a job is left alone whose process ended without having begun: twice as long is still no run missed.
+const PAUSE: Duration = Duration::from_secs(120);
 
 /// Runs jobs by their schedules
 #[derive(Debug, Args)]
@@ -128,8 +127,8 @@ impl Daemon<'_> {
         let history = history(self.state.folder(), &job.id)?;
         let due = |timed: &Timed| Some((seen.due(timed, &history, now).filter(|due| *due <= now)?, timed.name.clone()));
         let Some((due, schedule)) = job.schedules.iter().filter_map(due).min() else { return Ok(()) };
-        if is_running(&history) {
-            // Somebody else runs it; it is still due afterwards.
+        if lock::is_held(&folder).context("see whether it runs")? {
+            // Somebody else runs it, or tells of it still, which the log does not say; it is due afterwards, too.
             return Ok(());
         }
         let child = self.start(path, &schedule, due)?;
@@ -157,22 +156,22 @@ impl Daemon<'_> {
     fn reap(&mut self) {
         let mut ended = Vec::new();
         for (id, child) in &mut self.running {
-            // What cannot be waited for is no child any more.
-            if !matches!(child.try_wait(), Ok(None)) {
-                ended.push(id.clone());
+            match child.try_wait() {
+                Ok(None) => {}
+                Ok(Some(status)) => ended.push((id.clone(), status.code())),
+                // What cannot be waited for is no child any more.
+                Err(_) => ended.push((id.clone(), None)),
             }
         }
-        for id in ended {
+        for (id, code) in ended {
             let Some(child) = self.running.remove(&id) else { continue };
+            // Somebody else had begun just before it.
+            let is_refused = code == Some(i32::from(Exit::Locked as u8));
             let history = history(self.state.folder(), &id).unwrap_or_default();
-            if !history.has_begun(child.id()) {
+            if !is_refused && !history.has_begun(child.id()) {
                 // It said why.
                 self.paused.insert(id, Instant::now() + PAUSE);
             }
         }
     }
-}
-
-fn is_running(history: &History) -> bool {
-    history.runs.last().is_some_and(|run| run.status == RunStatus::Running)
 }

@@ -1,6 +1,7 @@
 //! `xofs job list`: the jobs, how their last runs stand, and when the next ones are.
 
 use std::fmt::Write as _;
+use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -14,7 +15,7 @@ use super::state::StateArgs;
 use crate::cli::exit::Exit;
 use crate::cli::print;
 use crate::cli::text::Shown;
-use crate::job::log::{History, Run};
+use crate::job::log::{self, Event, History, Record, Run, RunStatus};
 use crate::job::{Job, lock};
 
 const EXAMPLES: &str = "\
@@ -23,6 +24,9 @@ How a run stands is looked up each time: one whose process is gone without an en
 Examples:
   xofs job list
   xofs job list --json | jq -r '.jobs[] | select(.last.status != \"done\").job'";
+
+/// How often a log is read whose last run has no end, and is another one each time.
+const LOOKS: u32 = 5;
 
 /// Lists the jobs, how their last runs stand, and when the next ones are
 #[derive(Debug, Args)]
@@ -42,9 +46,25 @@ pub struct ListArgs {
 /// # Errors
 /// What the system says.
 pub fn history(state: &Path, job: &str) -> Result<History> {
-    let folder = state.join("jobs").join(job);
-    let read = || History::read(&folder, &lock::runner(&folder)?);
-    read().with_context(|| format!("read the log of the job '{job}' in '{}'", folder.display()))
+    let folder = log::path(state, job);
+    let settled = settled(&folder, || lock::runner(&folder));
+    settled.with_context(|| format!("read the log of the job '{job}' in '{}'", folder.display()))
+}
+
+/// Reads it with the answer to who runs the job, until that was asked after its last run had begun: a run that begins between the
+/// question and the reading is not interrupted.
+fn settled<R: Fn(u32) -> bool>(folder: &Path, ask: impl Fn() -> io::Result<R>) -> io::Result<History> {
+    let is_end = |record: &Record| matches!(record.event, Event::RunEnd { .. });
+    let (mut looks, mut seen) = (1, None);
+    loop {
+        let history = History::read(folder, &ask()?)?;
+        let without_end = |run: &&Run| run.status == RunStatus::Interrupted && !run.records.iter().any(is_end);
+        let last = history.runs.last().filter(without_end).map(|run| run.id);
+        if last.is_none() || last == seen || looks == LOOKS {
+            return Ok(history);
+        }
+        (looks, seen) = (looks + 1, last);
+    }
 }
 
 /// Runs the command.
@@ -113,4 +133,44 @@ fn to_json(loaded: &Loaded, job: &Job, last: Option<&Run>, next: Option<Timestam
         "last": last.map(report::to_json),
         "next": next,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::job::lock::RunLock;
+    use crate::job::log::Log;
+
+    #[test]
+    fn a_run_that_begins_while_somebody_looks_is_not_shown_as_interrupted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let running = RefCell::new(Vec::new());
+        let begin = |number: u128| {
+            running.borrow_mut().clear();
+            let lock = RunLock::take(folder.path()).expect("asked").expect("free");
+            let mut log = Log::open(folder.path()).expect("opens");
+            let process = std::process::id();
+            let event =
+                Event::RunStart { job: "nightly".into(), schedule: None, due: None, host: String::new(), process };
+            log.append(&Record::now(Uuid::from_u128(number), event)).expect("fits");
+            running.borrow_mut().push((lock, log));
+        };
+        // Each begins between the question and the reading; the first of them is gone without an end by then.
+        let next = RefCell::new(vec![2, 1]);
+        let ask = || {
+            let runner = lock::runner(folder.path());
+            next.borrow_mut().pop().into_iter().for_each(begin);
+            runner
+        };
+        let statuses = || -> Vec<RunStatus> {
+            settled(folder.path(), ask).expect("read").runs.iter().map(|run| run.status).collect()
+        };
+        assert_eq!(statuses(), [RunStatus::Interrupted, RunStatus::Running]);
+        running.borrow_mut().clear();
+        assert_eq!(statuses(), [RunStatus::Interrupted, RunStatus::Interrupted]);
+    }
 }
