@@ -18,6 +18,7 @@ use support::{run, succeed, xofs};
 use uuid::Uuid;
 use xapi_simulator::failure::Failure;
 use xapi_simulator::{Act, Class, Fault, Site};
+use xofs::job::Starts;
 use xofs::job::log::{Event, History, Log, Record, RunStatus};
 
 const RIGHT: &str = "\
@@ -540,7 +541,7 @@ fn of_lines_that_wait_for_room_the_start_of_the_run_stays_and_a_torn_line_before
         });
         assert_eq!(numbers.collect::<Vec<u32>>(), (21 - newest..=20).collect::<Vec<u32>>());
         assert_eq!((events[0], events[events.len() - 1]), (&start, &end));
-        assert!(history.last_start("night", Timestamp::MAX).is_some());
+        assert!(Starts::of(&history).last("night", Timestamp::MAX).is_some());
         let _ = fs::remove_file(&filler);
     }
 }

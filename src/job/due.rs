@@ -13,8 +13,9 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::Starts;
 use super::file::Timed;
-use super::log::{History, is_far_ahead};
+use super::log::is_far_ahead;
 use crate::whole;
 
 /// Where nothing that was missed is made up for, a run may be as late as this all the same: the machine was busy, or just started.
@@ -63,9 +64,9 @@ impl Seen {
 
     /// Returns when a schedule is due: a time that has passed, if it is due now. `None` if never.
     #[must_use]
-    pub fn due(&self, timed: &Timed, history: &History, now: Timestamp) -> Option<Timestamp> {
+    pub fn due(&self, timed: &Timed, starts: &Starts, now: Timestamp) -> Option<Timestamp> {
         let since = self.0.get(&timed.name).map_or(now, |known| known.since);
-        let last = history.last_start(&timed.name, now).map_or(since, |last| last.max(since));
+        let last = starts.last(&timed.name, now).map_or(since, |last| last.max(since));
         let from = match now.checked_sub(GRACE) {
             Ok(earliest) if !timed.makes_up => last.max(earliest),
             _ => last,
@@ -79,7 +80,7 @@ mod tests {
     use jiff::tz::TimeZone;
     use uuid::Uuid;
 
-    use super::super::log::{Event, Record, Run, RunStatus};
+    use super::super::log::{Event, History, Record, Run, RunStatus};
     use super::super::schedule::Calendar;
     use super::*;
 
@@ -99,8 +100,8 @@ mod tests {
         }
     }
 
-    /// A history with a run of the schedule that began then, and was due at another time, if it was.
-    fn began(at: &str, due: Option<&str>) -> History {
+    /// The start of a run of the schedule that began then, and was due at another time, if it was.
+    fn began(at: &str, due: Option<&str>) -> Starts {
         let event = Event::RunStart {
             job: "job".into(),
             schedule: Some("night".into()),
@@ -109,7 +110,8 @@ mod tests {
             process: 1,
         };
         let record = Record { version: 1, time: time(at), run: Uuid::nil(), event };
-        History { runs: vec![Run { id: Uuid::nil(), status: RunStatus::Done, records: vec![record] }], unread: 0 }
+        let run = Run { id: Uuid::nil(), status: RunStatus::Done, records: vec![record] };
+        Starts::of(&History { runs: vec![run], unread: 0 })
     }
 
     #[test]
@@ -118,9 +120,9 @@ mod tests {
         let nightly = timed("0 2 * * *", true);
         let seen =
             Seen::update(folder.path(), std::slice::from_ref(&nightly), time("2026-11-01T12:00:00Z")).expect("written");
-        let nothing = History::default();
+        let nothing = Starts::default();
         let early = "2026-11-03T01:59:59.8Z";
-        for (makes_up, history, now, expected) in [
+        for (makes_up, starts, now, expected) in [
             // Known since noon: the first run is the next night's, and waits for it.
             (true, &nothing, "2026-11-01T12:00:01Z", "2026-11-02T02:00:00Z"),
             (true, &nothing, "2026-11-02T02:00:00Z", "2026-11-02T02:00:00Z"),
@@ -141,7 +143,7 @@ mod tests {
             (true, &began(early, Some("2029-11-04T02:00:00Z")), "2029-11-03T12:00:00Z", "2026-11-03T02:00:00Z"),
         ] {
             let timed = timed("0 2 * * *", makes_up);
-            assert_eq!(seen.due(&timed, history, time(now)), Some(time(expected)), "{makes_up} {now}");
+            assert_eq!(seen.due(&timed, starts, time(now)), Some(time(expected)), "{makes_up} {now}");
         }
     }
 
@@ -153,15 +155,12 @@ mod tests {
         let update = |schedules: &[Timed], now| Seen::update(folder.path(), schedules, now).expect("written");
         update(&old, first);
         let later = time("2026-11-09T12:00:00Z");
-        assert_eq!(update(&old, later).due(&old[0], &History::default(), later), Some(time("2026-11-02T02:00:00Z")));
-        assert_eq!(update(&new, later).due(&new[0], &History::default(), later), Some(time("2026-11-10T03:00:00Z")));
+        assert_eq!(update(&old, later).due(&old[0], &Starts::default(), later), Some(time("2026-11-02T02:00:00Z")));
+        assert_eq!(update(&new, later).due(&new[0], &Starts::default(), later), Some(time("2026-11-10T03:00:00Z")));
         // Seen by a clock that was years ahead.
         let earlier = time("2020-11-09T12:00:00Z");
-        assert_eq!(
-            update(&new, earlier).due(&new[0], &History::default(), earlier),
-            Some(time("2020-11-10T03:00:00Z"))
-        );
+        assert_eq!(update(&new, earlier).due(&new[0], &Starts::default(), earlier), Some(time("2020-11-10T03:00:00Z")));
         fs::write(folder.path().join(FILE), "{").expect("written");
-        assert_eq!(update(&new, later).due(&new[0], &History::default(), later), Some(time("2026-11-10T03:00:00Z")));
+        assert_eq!(update(&new, later).due(&new[0], &Starts::default(), later), Some(time("2026-11-10T03:00:00Z")));
     }
 }

@@ -338,6 +338,30 @@ fn rotate(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
 
+/// Opens the logs in a job's folder, oldest first.
+pub(super) fn files(folder: &Path) -> impl Iterator<Item = io::Result<File>> + use<> {
+    let open = |path: PathBuf| match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        opened => Some(opened),
+    };
+    let older = (1..=OLDER).rev().map(|number| older(folder, number));
+    older.chain([folder.join("log.jsonl")]).collect::<Vec<_>>().into_iter().filter_map(open)
+}
+
+/// Reads the lines of a log; `None` is one that cannot be understood.
+pub(super) fn records(file: File, mut each: impl FnMut(Option<Record>)) -> io::Result<()> {
+    let (mut file, mut line) = (BufReader::new(file), Vec::new());
+    loop {
+        line.clear();
+        if file.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        if line != b"\n" {
+            each(serde_json::from_slice(&line).ok().filter(|record: &Record| record.version == VERSION));
+        }
+    }
+}
+
 impl History {
     /// Reads the logs in a job's folder. `runs` says whether the process of a number runs the job; it was asked before.
     ///
@@ -345,13 +369,11 @@ impl History {
     /// What the system says.
     pub fn read(folder: &Path, runs: &dyn Fn(u32) -> bool) -> io::Result<Self> {
         let mut history = Self::default();
-        let paths = (1..=OLDER).rev().map(|number| older(folder, number)).chain([folder.join("log.jsonl")]);
-        for path in paths {
-            match File::open(&path) {
-                Ok(file) => history.add(BufReader::new(file))?,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
+        for file in files(folder) {
+            records(file?, |record| match record {
+                Some(record) => history.add(record),
+                None => history.unread += 1,
+            })?;
         }
         for (number, run) in history.runs.iter_mut().rev().enumerate() {
             // Only the last one can be running: it has the lock.
@@ -360,50 +382,11 @@ impl History {
         Ok(history)
     }
 
-    fn add(&mut self, mut file: impl BufRead) -> io::Result<()> {
-        let mut line = Vec::new();
-        loop {
-            line.clear();
-            if file.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut line)? == 0 {
-                return Ok(());
-            }
-            if line == b"\n" {
-                continue;
-            }
-            match serde_json::from_slice::<Record>(&line) {
-                Ok(record) if record.version == VERSION => self.add_record(record),
-                _ => self.unread += 1,
-            }
-        }
-    }
-
-    fn add_record(&mut self, record: Record) {
+    fn add(&mut self, record: Record) {
         match self.runs.iter_mut().rev().find(|run| run.id == record.run) {
             Some(run) => run.records.push(record),
             None => self.runs.push(Run { id: record.run, status: RunStatus::Interrupted, records: vec![record] }),
         }
-    }
-
-    /// Returns when a run of a schedule was begun last, as seen from `now`; what began by a clock that was wrong does not count.
-    ///
-    /// A clock may be put back between the look that finds a run due and its start: it is for the time that it was due at, too.
-    #[must_use]
-    pub fn last_start(&self, schedule: &str, now: Timestamp) -> Option<Timestamp> {
-        let start = |record: &Record| match &record.event {
-            Event::RunStart { schedule: Some(of), due, .. } if of == schedule && !is_far_ahead(record.time, now) => {
-                let due = due.filter(|due| !is_far_ahead(*due, record.time.min(now)));
-                Some(due.map_or(record.time, |due| due.max(record.time)))
-            }
-            _ => None,
-        };
-        self.runs.iter().flat_map(|run| &run.records).filter_map(start).max()
-    }
-
-    /// Whether a process has begun a run, the last one or the one before.
-    #[must_use]
-    pub fn has_begun(&self, process: u32) -> bool {
-        let is_its = |record: &Record| matches!(record.event, Event::RunStart { process: of, .. } if of == process);
-        self.runs.iter().rev().take(2).any(|run| run.records.iter().any(is_its))
     }
 
     /// Returns how many backups of a machine were made since its last key; `None` if there is none.
@@ -553,7 +536,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_log_tells_of_schedules_and_keys_is_found() {
+    fn what_a_log_tells_of_keys_is_found() {
         let folder = tempfile::tempdir().expect("a folder");
         write(folder.path(), 1, &[start(), vm("a", false), vm("b", true)]);
         write(
@@ -562,8 +545,6 @@ mod tests {
             &[start(), vm("a", true), vm("a", false), vm("a", false), vm("b", true), vm("b", false)],
         );
         let history = History::read(folder.path(), &|_| false).expect("read");
-        assert_eq!(history.last_start("night", Timestamp::MAX), Some(history.runs[1].records[0].time));
-        assert_eq!(history.last_start("other", Timestamp::MAX), None);
         assert_eq!(["a", "b", "c"].map(|vm| history.since_key(vm)), [Some(2), Some(1), None]);
     }
 }

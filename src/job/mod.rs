@@ -7,8 +7,9 @@
 //! template   what is told of a run, as a person wrote it; pure
 //! lock       one run at a time, and who has it
 //! log        what its runs did; how they stand is computed from it and the lock     ─► waiting: lines that a full disk has no room for
+//! starts     when its runs began, by the log
 //! figures    what runs moved, how fast, and what they waited for, by the log; pure
-//! due        what schedules are to do now, by log and calendar
+//! due        what schedules are to do now, by starts and calendar
 //! live       what a run is doing now
 //! whole      files that are replaced as a whole
 //! ```
@@ -24,6 +25,7 @@ pub mod lock;
 pub mod log;
 mod schedule;
 mod select;
+mod starts;
 mod table;
 mod template;
 mod waiting;
@@ -35,4 +37,5 @@ pub use file::{
 };
 pub use schedule::Calendar;
 pub use select::{Machine, Missing, select};
+pub use starts::{Kept, Starts};
 pub use table::{Fault, Faults};

@@ -18,12 +18,11 @@ use jiff::Timestamp;
 use xapi::Cancel;
 
 use super::files::{Files, FolderArgs, Loaded};
-use super::list::history;
 use super::state::StateArgs;
 use crate::cli::exit::Exit;
 use crate::cli::text::Shown;
 use crate::cli::{Global, daemon, signals};
-use crate::job::{Job, Seen, Timed, lock, log};
+use crate::job::{Job, Kept, Seen, Timed, lock, log};
 use crate::pool::State;
 
 const EXAMPLES: &str = "\
@@ -55,6 +54,8 @@ struct Daemon<'a> {
     state: State,
     /// The processes that run jobs.
     running: BTreeMap<String, Child>,
+    /// When runs of jobs began, as it was read.
+    starts: BTreeMap<String, Kept>,
     /// Jobs that are left alone.
     paused: BTreeMap<String, Instant>,
     /// What is wrong with files, as it was said.
@@ -73,8 +74,8 @@ pub fn run(global: &Global, arguments: &DaemonArgs) -> Result<Exit> {
     let files = arguments.folder.files()?;
     let state = arguments.state.open()?;
     let _only = state.lock("job-daemon", Duration::ZERO, || false).context("begin to run jobs by their schedules")?;
-    let (running, paused, said) = (BTreeMap::new(), BTreeMap::new(), String::new());
-    let mut jobs = Daemon { global, files, state, running, paused, said };
+    let (running, starts, paused) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+    let mut jobs = Daemon { global, files, state, running, starts, paused, said: String::new() };
     daemon::notify();
     while !cancel.is_cancelled() {
         if let Err(error) = jobs.look() {
@@ -124,13 +125,13 @@ impl Daemon<'_> {
         let now = Timestamp::now();
         let folder = log::folder(self.state.folder(), &job.id).context("make the folder of its log")?;
         let seen = Seen::update(&folder, &job.schedules, now).context("note its schedules")?;
-        let history = history(self.state.folder(), &job.id)?;
-        let due = |timed: &Timed| Some((seen.due(timed, &history, now).filter(|due| *due <= now)?, timed.name.clone()));
-        let Some((due, schedule)) = job.schedules.iter().filter_map(due).min() else { return Ok(()) };
         if lock::is_held(&folder).context("see whether it runs")? {
-            // Somebody else runs it, or tells of it still, which the log does not say; it is due afterwards, too.
+            // Somebody else runs it, or tells of it still, which the log does not say; what is due is so afterwards, too.
             return Ok(());
         }
+        let starts = self.starts.entry(job.id.clone()).or_default().read(&folder).context("read its log")?;
+        let due = |timed: &Timed| Some((seen.due(timed, starts, now).filter(|due| *due <= now)?, timed.name.clone()));
+        let Some((due, schedule)) = job.schedules.iter().filter_map(due).min() else { return Ok(()) };
         let child = self.start(path, &schedule, due)?;
         self.running.insert(job.id.clone(), child);
         Ok(())
@@ -167,8 +168,9 @@ impl Daemon<'_> {
             let Some(child) = self.running.remove(&id) else { continue };
             // Somebody else had begun just before it.
             let is_refused = code == Some(i32::from(Exit::Locked as u8));
-            let history = history(self.state.folder(), &id).unwrap_or_default();
-            if !is_refused && !history.has_begun(child.id()) {
+            let folder = log::path(self.state.folder(), &id);
+            let starts = self.starts.entry(id.clone()).or_default().read(&folder);
+            if !is_refused && !starts.is_ok_and(|starts| starts.has_begun(child.id())) {
                 // It said why.
                 self.paused.insert(id, Instant::now() + PAUSE);
             }

@@ -25,7 +25,7 @@ use crate::ingest::Destination;
 use crate::job::figures::{RunFigures, Totals};
 use crate::job::lock::RunLock;
 use crate::job::log::{self, Event, History, Log, RunStatus, VmStatus};
-use crate::job::{Job, Timed};
+use crate::job::{Job, Starts, Timed};
 use crate::repository;
 
 const EXAMPLES: &str = "\
@@ -91,7 +91,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
     };
     let history = History::read(&folder, &|_| false).with_context(act)?;
     if let (Some(due), Some(timed)) = (arguments.due, timed) {
-        if history.last_start(&timed.name, Timestamp::now()).is_some_and(|last| last >= due) {
+        if Starts::of(&history).last(&timed.name, Timestamp::now()).is_some_and(|last| last >= due) {
             print::text(&format!("{}: the run of {} was made already\n", job.id, timed.name))?;
             return Ok(Exit::Done);
         }
