@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -16,6 +17,8 @@ use super::password::{self, OF_POOL, Source};
 use super::text::Shown;
 use crate::pool::{self, Login, State, Unknown};
 
+/// Held while a person is asked about a certificate: pools are logged in to side by side.
+static ASKING: Mutex<()> = Mutex::new(());
 /// The user that every pool has.
 const ROOT: &str = "root";
 
@@ -188,6 +191,7 @@ impl Named {
             say!("xofs: {shown}: its certificate {} is accepted and remembered", unknown.fingerprint);
             return Ok(true);
         }
+        let _one = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
         if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
             return Ok(false);
         }

@@ -1,6 +1,6 @@
 //! The pools that replicas are kept in, each logged in to once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use xapi::{Cancel, Pool};
@@ -17,12 +17,22 @@ impl ReplicaPools {
     /// # Errors
     /// Those of `connect` that forbid all.
     pub fn connect(&mut self, srs: &[SrAddress], connect: impl Fn(&str) -> Result<pool::Result<Pool>>) -> Result<()> {
-        for name in srs.iter().filter_map(|sr| sr.pool.as_ref()) {
-            if !matches!(self.0.get(name), Some(Ok(_))) {
-                self.0.insert(name.clone(), connect(name)?);
-            }
-        }
-        Ok(())
+        self.missing(srs).into_iter().try_for_each(|name| {
+            let pool = connect(&name)?;
+            self.put(name, pool);
+            Ok(())
+        })
+    }
+
+    /// Returns the pools that these SRs are in and that are not logged in to.
+    pub fn missing(&self, srs: &[SrAddress]) -> BTreeSet<String> {
+        let is_missing = |name: &&String| !matches!(self.0.get(*name), Some(Ok(_)));
+        srs.iter().filter_map(|sr| sr.pool.as_ref()).filter(is_missing).cloned().collect()
+    }
+
+    /// Takes a pool, or why it cannot be used.
+    pub fn put(&mut self, name: String, pool: pool::Result<Pool>) {
+        self.0.insert(name, pool);
     }
 
     /// Says where replicas are to be kept of a machine, whose pool is called `own`, until `cancel` stops it.

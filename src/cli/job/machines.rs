@@ -6,28 +6,28 @@
 //!
 //! Each try is a run of its own in the pool: with its own journal there, and a token that stops nothing but it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use xapi::{Cancel, Pool};
+use xapi::Cancel;
 
 use super::live::Writer;
+use super::pools::{Asked, Connected, Pools, connect_replicas};
 use super::recorder::Recorder;
 use super::until::{Ended, Until};
 use crate::cli::exit::Exit;
-use crate::cli::pool::{Named, PoolArgs};
 use crate::cli::replicas::ReplicaPools;
 use crate::cli::store;
 use crate::cli::text::{Shown, count};
 use crate::ingest::{Destination, Extent, Report, Wanted, Watch};
 use crate::job::log::{Event, History, VmStatus};
-use crate::job::{self, Job, Kind, Machine, Timed, select};
-use crate::pool::{self, Done, Limits, Mode, Options, Run, State, USUAL_REPLICAS};
+use crate::job::{Job, Kind, Machine, Timed, select};
+use crate::pool::{self, Done, Run, State};
 use crate::probe;
 
 /// How often it is looked whether something is to be stopped.
@@ -53,12 +53,6 @@ pub struct Machines<'a> {
     pub until: &'a Until,
 }
 
-/// A pool that is logged in to.
-struct Connected {
-    pool: Pool,
-    options: Options,
-}
-
 /// What became of a try.
 struct Tried {
     status: VmStatus,
@@ -81,47 +75,107 @@ struct Last {
     backup: Option<serde_json::Value>,
 }
 
-/// Backs up all that is meant. Returns why nothing could be, if that is so.
-pub fn back_up(run: &Machines) -> Option<String> {
-    let (mut pools, mut all, mut are_all_there) = (BTreeMap::new(), Vec::new(), true);
-    for name in &run.job.pools {
-        match connect(run, name) {
-            Ok((connected, machines)) => {
-                pools.insert(name.as_str(), connected);
-                all.extend(machines);
-            }
-            Err(error) => {
-                are_all_there = false;
-                run.recorder.never_tried(&format!("pool {name}"), name, &format!("{error:#}"));
+/// Machines whose turn comes in a round.
+struct Queue {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+struct Waiting {
+    open: VecDeque<Open>,
+    /// How many pools may still bring some.
+    late: usize,
+}
+
+/// A pool that may still bring machines, as long as it is there.
+struct Late<'a>(&'a Queue);
+
+impl Queue {
+    fn new(open: VecDeque<Open>, late: usize) -> Self {
+        Self { waiting: Mutex::new(Waiting { open, late }), changed: Condvar::new() }
+    }
+
+    /// Returns the next one, waiting for pools that are late.
+    fn next(&self) -> Option<Open> {
+        let mut waiting = self.lock();
+        loop {
+            match waiting.open.pop_front() {
+                None if waiting.late > 0 => {
+                    waiting = self.changed.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                }
+                open => return open,
             }
         }
     }
-    let (machines, missing) = select(&run.job.vms, &all);
-    // It may be in the pool that could not be asked.
-    for missing in missing.iter().filter(|_| are_all_there) {
-        run.recorder.never_tried(&missing.name, "", &missing.reason);
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    if machines.is_empty() && are_all_there && missing.is_empty() {
-        return Some("no VM of the pools is one that the job means".to_owned());
+}
+
+impl Late<'_> {
+    fn bring(self, machines: Vec<Machine>) {
+        self.0.lock().open.extend(machines.into_iter().map(Open::new));
     }
-    let mut replicas = ReplicaPools::default();
-    let mut left: VecDeque<Open> = machines.into_iter().map(|machine| Open { machine, last: None }).collect();
+}
+
+impl Drop for Late<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.lock();
+        waiting.late = waiting.late.saturating_sub(1);
+        drop(waiting);
+        self.0.changed.notify_all();
+    }
+}
+
+impl Open {
+    fn new(machine: Machine) -> Self {
+        Self { machine, last: None }
+    }
+}
+
+/// Backs up all that is meant. Returns why nothing could be, if that is so.
+pub fn back_up(run: &Machines) -> Option<String> {
+    let (pools, mut replicas) = (Pools::default(), ReplicaPools::default());
+    let mut late = pools.ask(run);
+    let are_all_known = late.is_empty();
+    if let Some(nothing) = are_all_known.then(|| tell_missing(run, &pools)).flatten() {
+        return Some(nothing);
+    }
+    let (machines, _) = select(&run.job.vms, &pools.machines());
+    let mut left: VecDeque<Open> = machines.into_iter().map(Open::new).collect();
     for attempt in 1..=run.job.retries.vm.saturating_add(1) {
-        if left.is_empty() || run.until.ended().is_some() {
+        if (left.is_empty() && late.is_empty()) || run.until.ended().is_some() {
             break;
         }
         if attempt > 1 {
             // What is ended meanwhile ends below.
             let _ = run.until.token().sleep(run.job.retries.pause, "wait before the next try");
         }
-        // What cannot be used is said of each machine, as its destination.
-        let _ = replicas.connect(&run.job.srs, |name| Ok(connect_replicas(run, name)));
-        left = round(run, &pools, &replicas, left, attempt);
+        connect_replicas(run, &mut replicas);
+        left = round(run, &pools, std::mem::take(&mut late), &replicas, left, attempt);
+        if let Some(nothing) = (attempt == 1 && !are_all_known).then(|| tell_missing(run, &pools)).flatten() {
+            return Some(nothing);
+        }
     }
     if let Some(ended) = run.until.ended() {
         give_up(run, left, ended);
     }
     None
+}
+
+/// Notes what is named in vain, once all pools have answered. Returns that nothing is meant, if it is so.
+fn tell_missing(run: &Machines, pools: &Pools) -> Option<String> {
+    // It may be in the pool that could not be asked.
+    if pools.has_failed() {
+        return None;
+    }
+    let (machines, missing) = select(&run.job.vms, &pools.machines());
+    for missing in &missing {
+        run.recorder.never_tried(&missing.name, "", &missing.reason);
+    }
+    let is_nothing = machines.is_empty() && missing.is_empty();
+    is_nothing.then(|| "no VM of the pools is one that the job means".to_owned())
 }
 
 /// Notes what is true of machines that are not tried any more, whatever was noted of them before.
@@ -146,91 +200,25 @@ fn give_up(run: &Machines, left: VecDeque<Open>, ended: Ended) {
     }
 }
 
-/// Logs in to a pool, and lists what can be backed up there.
-fn connect(run: &Machines, name: &str) -> anyhow::Result<(Connected, Vec<Machine>)> {
-    let named = PoolArgs::configured(name, run.state_dir.clone()).named()?;
-    let mut tried = 0;
-    let pool = loop {
-        match named.connect(&run.until.token()) {
-            Err(error) if is_worth_another(&error) && tried < run.job.retries.vm && run.until.ended().is_none() => {
-                tried += 1;
-                say!("xofs: {}: {}; it is tried again", Shown(name), Shown(&error.to_string()));
-                run.until.token().sleep(run.job.retries.pause, "wait before the next try")?;
-            }
-            connected => break connected?,
-        }
-    };
-    let machine = |vm: xapi::Record<xapi::record::Vm>| Machine {
-        pool: name.to_owned(),
-        uuid: vm.uuid.clone(),
-        name: vm.name_label.clone(),
-        tags: vm.tags.clone(),
-        power_state: vm.power_state.clone(),
-    };
-    let mut machines: Vec<Machine> = pool::all_vms(&pool)?.into_iter().map(machine).collect();
-    // A pool lists them in no order.
-    machines.sort_by(|a, b| (&a.name, &a.uuid).cmp(&(&b.name, &b.uuid)));
-    Ok((Connected { pool, options: options(run, &named) }, machines))
-}
-
-/// Logs in to a pool that replicas are kept in.
-fn connect_replicas(run: &Machines, name: &str) -> pool::Result<Pool> {
-    let named = PoolArgs::configured(name, run.state_dir.clone()).named();
-    let named = named.map_err(|error| pool::Error::new(pool::ErrorKind::Usage, format!("{error:#}")))?;
-    named.connect(&run.until.token())
-}
-
-fn options(run: &Machines, named: &Named) -> Options {
-    let job = run.job;
-    let replicas_kept = run.timed.map_or(USUAL_REPLICAS, |timed| timed.replicas);
-    let (mode, incremental) = match &job.kind {
-        Kind::Full(full) => (Mode::Full(full.compression), None),
-        Kind::Incremental(incremental) => (Mode::Incremental, Some(incremental)),
-    };
-    Options {
-        mode,
-        job: Some(job.id.clone()),
-        keeps_base: incremental.is_none_or(|how| how.keeps_base),
-        tracks_changes: incremental.is_some_and(|how| how.tracks_changes),
-        purges_data: incremental.is_some_and(|how| how.purges_data),
-        nbd_connections: incremental.and_then(|how| usize::try_from(how.nbd_connections?).ok()),
-        sr_paths: named.sr_paths.clone(),
-        chain_patience: job.timeouts.chain,
-        patience: job.timeouts.lock,
-        replicas_kept: usize::try_from(replicas_kept).unwrap_or(usize::MAX),
-        limits: limits(&job.limits),
-    }
-}
-
-/// Returns what is done at once in pools, together with all other runs of this machine.
-fn limits(of_job: &job::Limits) -> Limits {
-    let count = |count: u32| usize::try_from(count).unwrap_or(usize::MAX);
-    Limits {
-        exports: count(of_job.exports),
-        snapshots: count(of_job.snapshots),
-        transfers: of_job.transfers.map(count),
-        bandwidth: of_job.bandwidth,
-    }
-}
-
-/// Tries each machine once, a few at a time. Returns those that are worth another try, or whose turn it was not before the end.
+/// Tries each machine once, a few at a time, those of pools that are late behind the others. Returns those that are worth another
+/// try, or whose turn it was not before the end.
 fn round(
     run: &Machines,
-    pools: &BTreeMap<&str, Connected>,
+    pools: &Pools,
+    late: Vec<Asked>,
     replicas: &ReplicaPools,
     machines: VecDeque<Open>,
     attempt: u32,
 ) -> VecDeque<Open> {
-    let at_once = usize::try_from(run.job.limits.vms).unwrap_or(usize::MAX).min(machines.len());
-    let (waiting, again) = (Mutex::new(machines), Mutex::new(VecDeque::new()));
+    let at_most = if late.is_empty() { machines.len() } else { usize::MAX };
+    let at_once = usize::try_from(run.job.limits.vms).unwrap_or(usize::MAX).min(at_most);
+    let (queue, again) = (Queue::new(machines, late.len()), Mutex::new(VecDeque::new()));
     let work = || {
-        loop {
-            let open = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-            let Some(Open { machine, last }) = open else { return };
-            let Some(connected) = pools.get(machine.pool.as_str()) else { continue };
+        while let Some(Open { machine, last }) = queue.next() {
+            let Some(connected) = pools.get(&machine.pool) else { continue };
             let last = match run.until.ended() {
                 Some(_) => last,
-                None => match attempt_one(run, connected, replicas, &machine, attempt) {
+                None => match attempt_one(run, &connected, replicas, &machine, attempt) {
                     None => continue,
                     again => again,
                 },
@@ -239,6 +227,13 @@ fn round(
         }
     };
     thread::scope(|scope| {
+        for asked in &late {
+            let late = Late(&queue);
+            let ask = move || late.bring(pools.ask_again(run, asked));
+            if let Err(error) = thread::Builder::new().name("job-pool".to_owned()).spawn_scoped(scope, ask) {
+                pools.fail(run, asked.name, &format!("it cannot be asked again: {error}"));
+            }
+        }
         for _ in 1..at_once {
             // Where the system refuses another thread, there are fewer.
             if thread::Builder::new().name("job-vm".to_owned()).spawn_scoped(scope, work).is_err() {
@@ -310,7 +305,7 @@ fn tried(run: &Machines, connected: &Connected, replicas: &ReplicaPools, machine
 }
 
 /// Whether another try may end otherwise.
-fn is_worth_another(error: &pool::Error) -> bool {
+pub fn is_worth_another(error: &pool::Error) -> bool {
     use pool::ErrorKind::{Pool, Untrusted, Usage};
     !matches!(error.kind(), Usage | Untrusted | Pool(xapi::ErrorKind::Credentials | xapi::ErrorKind::Untrusted))
 }

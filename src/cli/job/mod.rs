@@ -3,7 +3,7 @@
 //! ```text
 //! new · check · list · log · report · stop ─► files, state   where jobs and what they leave are; figures: the report
 //! daemon ─► run, as processes                            by schedules
-//! run ─► machines ─► merges ─► report ─► tell               one run, in this process; recorder: what is noted of it; until: its end
+//! run ─► machines, of pools ─► merges ─► report ─► tell     one run, in this process; recorder: what is noted of it; until: its end
 //! ```
 
 mod check;
@@ -15,6 +15,7 @@ mod live;
 mod machines;
 mod merges;
 mod new;
+mod pools;
 mod recorder;
 mod report;
 mod run;

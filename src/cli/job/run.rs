@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -17,7 +19,7 @@ use super::recorder::Recorder;
 use super::report;
 use super::state::StateArgs;
 use super::tell;
-use super::until::Until;
+use super::until::{Ended, Until};
 use crate::cli::exit::{Exit, Failure};
 use crate::cli::text::Shown;
 use crate::cli::{Global, print, signals, store};
@@ -38,6 +40,9 @@ runs already, 130 if it was stopped.
 Examples:
   xofs job run nightly
   xofs job run nightly --schedule monthly --full";
+
+/// How often it is looked whether the run has ended.
+const TICK: Duration = Duration::from_millis(100);
 
 /// Runs a job now
 #[derive(Debug, Args)]
@@ -111,7 +116,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
         process: std::process::id(),
     });
     let live = Writer::begin(&folder, id);
-    let destinations = destinations(global, &job, &recorder);
+    let destinations = destinations(global, &job, &recorder, &until);
     let machines = Machines {
         job: &job,
         timed,
@@ -180,17 +185,40 @@ fn timed<'a>(job: &'a Job, named: Option<&str>) -> Result<Option<&'a Timed>> {
     Ok(found)
 }
 
-/// Opens the repositories; one that cannot be opened is told, and keeps nothing from the others.
-fn destinations(global: &Global, job: &Job, recorder: &Recorder) -> Vec<Destination> {
-    let global = &Global { shares_key: job.repositories.len() > 1, ..global.clone() };
+/// Opens the repositories; one that cannot be opened, or does not answer before the run ends, is told, and keeps nothing from the
+/// others.
+fn destinations(global: &Global, job: &Job, recorder: &Recorder, until: &Until) -> Vec<Destination> {
+    let global = Global { shares_key: job.repositories.len() > 1, ..global.clone() };
+    let (names, (opened, answers)) = (job.repositories.clone(), mpsc::channel());
+    let open = move || {
+        for name in names {
+            let _ = opened.send(store::destinations(&global, &[Some(OsStr::new(&name))], None, None));
+        }
+    };
+    // A share whose server is gone does not even say so: its thread is left alone then.
+    let thread = thread::Builder::new().name("job-open".to_owned()).spawn(open);
     let mut destinations = Vec::with_capacity(job.repositories.len());
     for to in &job.repositories {
-        match store::destinations(global, &[Some(OsStr::new(to))], None, None) {
-            Ok(opened) => destinations.extend(opened),
-            Err(error) => recorder.never_tried(&format!("repository {to}"), "", &format!("{error:#}")),
+        let never = |reason: &str| recorder.never_tried(&format!("repository {to}"), "", reason);
+        match next(&answers, until) {
+            Ok(Ok(opened)) => destinations.extend(opened),
+            Ok(Err(error)) => never(&format!("{error:#}")),
+            Err(Some(ended)) => never(&ended.reason()),
+            Err(None) => never(&thread.as_ref().err().map_or("its thread failed".to_owned(), ToString::to_string)),
         }
     }
     destinations
+}
+
+/// Waits for what a thread sends, at most until the run ends; `None` if the thread has.
+fn next<T>(answers: &Receiver<T>, until: &Until) -> Result<T, Option<Ended>> {
+    loop {
+        match answers.recv_timeout(TICK) {
+            Ok(answer) => return Ok(answer),
+            Err(RecvTimeoutError::Disconnected) => return Err(None),
+            Err(RecvTimeoutError::Timeout) => until.ended().map_or(Ok(()), |ended| Err(Some(ended)))?,
+        }
+    }
 }
 
 /// Returns the repositories that have new backups, which SRs are not.
