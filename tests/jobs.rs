@@ -524,7 +524,7 @@ fn of_lines_that_wait_for_room_the_start_of_the_run_stays_and_a_torn_line_before
         if has_reserve {
             fill(&place.path());
         }
-        assert!(!append(&mut log, &start));
+        assert_eq!(append(&mut log, &start), has_reserve);
         (1..=20).for_each(|number| assert!(!append(&mut log, &merge(number))));
         // What was set aside is for its end.
         if !has_reserve {
