@@ -1,6 +1,8 @@
 //! What keeps the daemon from nothing: files that are wrong, a configuration that is changed, and what others do with its jobs.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 
 use rustix::fs::{FlockOperation, flock};
@@ -126,5 +128,17 @@ fn a_run_that_was_refused_because_another_one_had_the_lock_is_tried_again_at_onc
     night.site.clock.set(time("2027-03-01T01:00:00Z"));
     wait_for("three that are refused", || night.said().matches("the job 'good' runs already").count() == 3);
     drop(lock);
+    night.were(&[("good", vec![("2027-03-01T01:00:00Z", "done")])].into());
+}
+
+#[test]
+fn a_job_runs_by_itself_whatever_bytes_its_file_is_named_with() {
+    let mut night = Night::new("2027-03-01T00:50:00Z", &[("good", "0 2 * * *")]);
+    let jobs = night.site.path("jobs");
+    fs::write(jobs.join("good.toml"), format!("id = 'good'\n{}", Night::text("good", "0 2 * * *", "")))
+        .expect("written");
+    fs::rename(jobs.join("good.toml"), jobs.join(OsStr::from_bytes(b"g\xff.toml"))).expect("renamed");
+    night.start_daemon();
+    night.site.clock.set(time("2027-03-01T01:00:00Z"));
     night.were(&[("good", vec![("2027-03-01T01:00:00Z", "done")])].into());
 }

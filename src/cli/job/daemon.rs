@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -106,7 +107,7 @@ impl Daemon<'_> {
         for Loaded { path, job } in self.files.all()? {
             match job {
                 Ok(job) => {
-                    if let Err(error) = self.look_at(&path.to_string_lossy(), &job) {
+                    if let Err(error) = self.look_at(&path, &job) {
                         wrong.push(format!("{}: {error:#}", job.id));
                     }
                 }
@@ -117,7 +118,7 @@ impl Daemon<'_> {
         Ok(())
     }
 
-    fn look_at(&mut self, path: &str, job: &Job) -> Result<()> {
+    fn look_at(&mut self, path: &Path, job: &Job) -> Result<()> {
         let is_paused = self.paused.get(&job.id).is_some_and(|until| Instant::now() < *until);
         if job.schedules.is_empty() || is_paused || self.running.contains_key(&job.id) {
             return Ok(());
@@ -137,7 +138,7 @@ impl Daemon<'_> {
         Ok(())
     }
 
-    fn start(&self, path: &str, schedule: &str, due: Timestamp) -> Result<Child> {
+    fn start(&self, path: &Path, schedule: &str, due: Timestamp) -> Result<Child> {
         // Not by a name: the program may have been exchanged meanwhile.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("xofs").args(["job", "run", "--schedule", schedule, "--due", &due.to_string()]);
