@@ -690,14 +690,29 @@ fn a_merge_that_fails_leaves_good_backups_and_the_next_run_goes_on_with_it() {
 fn keys_are_made_as_often_as_the_job_says() {
     let pool = Pool::new();
     pool.job("incremental.key_every = 3\n");
-    let mut keys = Vec::new();
-    for arguments in [&[] as &[&str], &[], &[], &[], &["--full"], &[]] {
+    let is_key = |arguments: &[&str]| {
         pool.run(arguments, 0);
         let lines = pool.log();
         let last = lines.iter().rev().find(|line| line["event"] == "vmEnd" && line["name"] == "web01").expect("it ran");
-        keys.push(last["backup"]["repositories"][1]["disks"][0]["isKey"] == true);
-    }
+        last["backup"]["repositories"][1]["disks"][0]["isKey"] == true
+    };
+    let mut keys: Vec<bool> = [&[] as &[&str], &[], &[], &[], &["--full"], &[]].map(is_key).into();
     assert_eq!(keys, [true, false, false, true, true, false]);
+    // Also where the log has only the last run, and so many later where nothing is known.
+    let folder = pool.state().join("jobs/nightly");
+    keys.clear();
+    for is_lost in [false, false, true, false, false] {
+        let lines = pool.log();
+        let last = lines[lines.len() - 1]["run"].clone();
+        let of_last = lines.iter().filter(|line| line["run"] == last && !is_lost);
+        fs::write(folder.join("log.jsonl"), of_last.map(|line| format!("{line}\n")).collect::<String>())
+            .expect("written");
+        if is_lost {
+            fs::remove_file(folder.join("keys.json")).expect("there");
+        }
+        keys.push(is_key(&[]));
+    }
+    assert_eq!(keys, [false, true, false, false, true]);
 }
 
 #[test]

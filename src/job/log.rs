@@ -3,7 +3,7 @@
 //! ```text
 //! <state>/jobs/<job>/log.jsonl       and log.1.jsonl to log.4.jsonl, older ones
 //! <state>/jobs/<job>/lock            see `lock`
-//! <state>/jobs/<job>/totals.json     see `figures`; live.json, see `live`
+//! <state>/jobs/<job>/totals.json     see `figures`; live.json, see `live`; keys.json, see `keys`
 //! ```
 //!
 //! Only who holds the job's lock writes. A line is whole or not there: what was cut off by a crash is closed by whoever writes next,
@@ -388,28 +388,6 @@ impl History {
             None => self.runs.push(Run { id: record.run, status: RunStatus::Interrupted, records: vec![record] }),
         }
     }
-
-    /// Returns how many backups of a machine were made since its last key; `None` if there is none.
-    #[must_use]
-    pub fn since_key(&self, vm: &str) -> Option<u32> {
-        let mut since = None;
-        for record in self.runs.iter().flat_map(|run| &run.records) {
-            let Event::VmEnd { vm: of, backup: Some(backup), status: VmStatus::Done | VmStatus::Partial, .. } =
-                &record.event
-            else {
-                continue;
-            };
-            if of != vm {
-                continue;
-            }
-            let repositories = backup["repositories"].as_array().into_iter().flatten();
-            let disks = repositories.flat_map(|repository| repository["disks"].as_array().into_iter().flatten());
-            let mut keys = disks.map(|disk| disk["isKey"] == true).peekable();
-            let is_key = keys.peek().is_some() && keys.all(|is_key| is_key);
-            since = if is_key { Some(0) } else { since.map(|count: u32| count.saturating_add(1)) };
-        }
-        since
-    }
 }
 
 /// Whether a time that was noted is so far ahead that the clock was wrong then: who waits for it waits in vain. Less may be a clock
@@ -533,18 +511,5 @@ mod tests {
         let runs: Vec<u128> = history.runs.iter().map(|run| run.id.as_u128()).collect();
         assert_eq!(runs, [2, 3, 4, 5, 6]);
         assert_eq!(fs::read_dir(folder.path()).expect("listed").count(), 5);
-    }
-
-    #[test]
-    fn what_a_log_tells_of_keys_is_found() {
-        let folder = tempfile::tempdir().expect("a folder");
-        write(folder.path(), 1, &[start(), vm("a", false), vm("b", true)]);
-        write(
-            folder.path(),
-            2,
-            &[start(), vm("a", true), vm("a", false), vm("a", false), vm("b", true), vm("b", false)],
-        );
-        let history = History::read(folder.path(), &|_| false).expect("read");
-        assert_eq!(["a", "b", "c"].map(|vm| history.since_key(vm)), [Some(2), Some(1), None]);
     }
 }

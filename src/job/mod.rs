@@ -9,6 +9,7 @@
 //! log        what its runs did; how they stand is computed from it and the lock     ─► waiting: lines that a full disk has no room for
 //! starts     when its runs began, by the log
 //! figures    what runs moved, how fast, and what they waited for, by the log; pure
+//! keys       how many backups were made since the last that stores all blocks
 //! due        what schedules are to do now, by starts and calendar
 //! live       what a run is doing now
 //! whole      files that are replaced as a whole
@@ -20,6 +21,7 @@
 mod due;
 pub mod figures;
 mod file;
+mod keys;
 pub mod live;
 pub mod lock;
 pub mod log;
@@ -35,6 +37,7 @@ pub use file::{
     Form, Full, Incremental, Job, Keep, Kind, Known, Limits, PowerState, Reporting, Retries, Timed, Timeouts, Which,
     is_id,
 };
+pub use keys::SinceKey;
 pub use schedule::Calendar;
 pub use select::{Machine, Missing, select};
 pub use starts::{Kept, Starts};

@@ -25,8 +25,8 @@ use crate::cli::replicas::ReplicaPools;
 use crate::cli::store;
 use crate::cli::text::{Shown, count};
 use crate::ingest::{Destination, Extent, Report, Wanted, Watch};
-use crate::job::log::{Event, History, VmStatus};
-use crate::job::{Job, Kind, Machine, Timed, select};
+use crate::job::log::{Event, VmStatus};
+use crate::job::{Job, Kind, Machine, SinceKey, Timed, select};
 use crate::pool::{self, Done, Run, State};
 use crate::probe;
 
@@ -45,7 +45,7 @@ pub struct Machines<'a> {
     pub state: &'a State,
     pub state_dir: Option<PathBuf>,
     pub destinations: &'a [Destination],
-    pub history: &'a History,
+    pub since_key: &'a SinceKey,
     pub recorder: &'a Recorder,
     /// Tells what is being done.
     pub live: &'a Writer,
@@ -341,8 +341,8 @@ fn back_up_one(
 /// Decides whether all blocks are stored: where it is asked for, or as many backups were made since the last key as the job says.
 fn extent(run: &Machines, machine: &Machine) -> Option<Extent> {
     let Kind::Incremental(how) = &run.job.kind else { return None };
-    let since_key = run.history.since_key(&machine.uuid);
-    let is_due = how.key_every.zip(since_key).is_some_and(|(every, since)| since.saturating_add(1) >= every);
+    let since = run.since_key.count(&machine.uuid);
+    let is_due = how.key_every.is_some_and(|every| since.saturating_add(1) >= every);
     (run.is_full || run.timed.is_some_and(|timed| timed.is_full) || is_due).then_some(Extent::Full)
 }
 

@@ -27,7 +27,7 @@ use crate::ingest::Destination;
 use crate::job::figures::{RunFigures, Totals};
 use crate::job::lock::RunLock;
 use crate::job::log::{self, Event, History, Log, RunStatus, VmStatus};
-use crate::job::{Job, Starts, Timed};
+use crate::job::{Job, SinceKey, Starts, Timed};
 use crate::repository;
 
 const EXAMPLES: &str = "\
@@ -102,7 +102,8 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
         }
     }
     // Before the log is put aside. A disk that is full keeps no run from being made.
-    if let Err(error) = Totals::keep(&folder, &RunFigures::all(&history)) {
+    let since_key = SinceKey::of(&folder, &history).with_context(act)?;
+    if let Err(error) = Totals::keep(&folder, &RunFigures::all(&history)).and(since_key.keep(&folder)) {
         say!("xofs: what earlier runs did is not counted yet: {}", Shown(&error.to_string()));
     }
     let id = repository::random_uuid().context("ask the system for random numbers")?;
@@ -124,7 +125,7 @@ pub fn run(global: &Global, arguments: &RunArgs) -> Result<Exit> {
         state: &state,
         state_dir: arguments.state.folder(),
         destinations: &destinations,
-        history: &history,
+        since_key: &since_key,
         recorder: &recorder,
         live: &live,
         until: &until,
