@@ -126,7 +126,7 @@ fn a_run_that_was_refused_because_another_one_had_the_lock_is_tried_again_at_onc
     let lock = fs::File::create(night.site.lab.state.join("jobs/good/lock")).expect("made");
     flock(&lock, FlockOperation::LockShared).expect("free");
     night.site.clock.set(time("2027-03-01T01:00:00Z"));
-    wait_for("three that are refused", || night.said().matches("the job 'good' runs already").count() == 3);
+    wait_for("three that are refused", || night.said().matches("the job 'good' runs already").count() >= 3);
     drop(lock);
     night.were(&[("good", vec![("2027-03-01T01:00:00Z", "done")])].into());
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::Child;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use rustix::process::Pid;
@@ -10,7 +12,7 @@ use serde_json::Value;
 use xapi_simulator::Class;
 use xapi_simulator::scene::{Disk, Machine};
 
-use crate::pool::{MIB, hosts, wait_for};
+use crate::pool::{MIB, PATIENCE, hosts, wait_for};
 use crate::site::Site;
 
 /// Runs, by their jobs: when each was due, and how it ended.
@@ -81,20 +83,17 @@ impl Night {
         self.jobs.iter().map(|job| (*job, self.site.log(job).iter().map(of).collect())).collect()
     }
 
-    /// Waits until all runs have ended that had begun, and compares all that there were.
+    /// Waits until these are all runs that there were, and that no look of the daemon begins another one.
     pub fn were(&mut self, expected: &Runs) {
-        self.is_looked_at();
-        let is_running = |job: &Value| job["last"]["status"] == "running";
-        wait_for("the end of all runs", || {
-            let listed = self.site.ask(&["list", "--json"]);
-            !listed["jobs"].as_array().expect("a list").iter().any(is_running)
-        });
-        // What is due because a run has ended; the first look may find that its process is about to.
-        self.is_looked_at();
-        self.is_looked_at();
         let text = |all: &Vec<(&str, &str)>| all.iter().map(|(due, how)| ((*due).into(), (*how).into())).collect();
         let expected: BTreeMap<&str, Vec<(String, String)>> =
             expected.iter().map(|(job, all)| (*job, text(all))).collect();
+        let begun = Instant::now();
+        while self.runs() != expected && begun.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(20));
+        }
+        // What is due because a run has ended; the first look may find that its process is about to.
+        (0..3).for_each(|_| self.is_looked_at());
         assert_eq!(self.runs(), expected);
     }
 
