@@ -41,7 +41,8 @@ impl Terminal {
     /// `Interrupted` by Ctrl-C and Ctrl-D; what the system says.
     pub fn ask(&self, question: &str) -> Result<String> {
         loop {
-            write!(io::stderr(), "{question}: ").context("ask on the terminal")?;
+            // In one piece: a key that is pressed meanwhile is echoed before or after it.
+            io::stderr().write_all(format!("{question}: ").as_bytes()).context("ask on the terminal")?;
             let Some(line) = self.line().context("ask on the terminal")? else {
                 // Below the question.
                 say!("");
