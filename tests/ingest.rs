@@ -23,7 +23,7 @@ use storage::{
 use support::{files, run, scratch, seed, succeed, xofs};
 use tempfile::TempDir;
 use vhd::{BlockIndex, BlockSize, Digest, Filter, Format};
-use xofs::ingest::{self, Destination, ErrorKind, Layout, RepositoryDestination, Source, Wanted, Watch};
+use xofs::ingest::{self, Destination, ErrorKind, Layout, RepositoryDestination, Reserve, Source, Wanted, Watch};
 use xofs::repository::{OpenOptions, Repository};
 
 const VM: &str = "1f2e3d4c-5b6a-4798-8a9b-0c1d2e3f4a5b";
@@ -425,9 +425,14 @@ fn a_destination_that_fails_is_given_up_and_the_other_is_right() {
 fn a_place_without_room_is_refused_before_anything_is_written() {
     let memory: Arc<dyn WritableStorage> = Arc::new(MemoryStorage::new());
     memory.create_directory(&path("xo-vm-backups")).unwrap();
-    let wanted = Wanted { reserve: Some(u64::MAX), ..wanted(&states()[0], 0) };
+    let wanted = Wanted { reserve: Reserve { bytes: Some(u64::MAX), is_option: false }, ..wanted(&states()[0], 0) };
     let error = ingest::run(&wanted, &[plain(&memory)], &watch()).err().unwrap();
     assert_eq!(error.kind(), ErrorKind::NoRoom, "{error}");
+    // Only who has an option is told of it.
+    assert!(error.to_string().ends_with("kept as the reserve; forget old backups or make room"), "{error}");
+    let wanted = Wanted { reserve: Reserve { is_option: true, ..wanted.reserve }, ..wanted };
+    let error = ingest::run(&wanted, &[plain(&memory)], &watch()).err().unwrap();
+    assert!(error.to_string().ends_with("; forget old backups, make room, or lower --reserve"), "{error}");
     assert!(files(&*memory).is_empty(), "{:?}", files(&*memory));
 }
 

@@ -17,7 +17,7 @@ use storage::{
 };
 use support::{KEY, copy_of, files, fixture, init, run, scratch, succeed, xofs};
 use tempfile::TempDir;
-use xofs::ingest::{self, Destination, ErrorKind, Extent, Layout, RepositoryDestination, Wanted, Watch};
+use xofs::ingest::{self, Destination, ErrorKind, Extent, Layout, RepositoryDestination, Reserve, Wanted, Watch};
 use xofs::probe::Stage;
 use xofs::repository::{Backup, Mode, OpenOptions, Repository, Vm};
 
@@ -379,8 +379,10 @@ fn a_destination_that_fails_is_given_up_and_the_others_are_right() {
     assert!(moved(Stage::Write).contains(&(report.outcomes[1].name.as_str(), xva.bytes)), "{:?}", moved(Stage::Write));
     assert!(moved(Stage::Sync).contains(&(report.outcomes[1].name.as_str(), xva.bytes)), "{:?}", moved(Stage::Sync));
     // Where none is left, nothing was done.
-    let Err(error) = mirror(&Wanted { reserve: Some(u64::MAX), ..wanted(source, LARGE).unwrap() }, &[&storages[2]])
-    else {
+    let Err(error) = mirror(
+        &Wanted { reserve: Reserve { bytes: Some(u64::MAX), is_option: true }, ..wanted(source, LARGE).unwrap() },
+        &[&storages[2]],
+    ) else {
         panic!("there is no room")
     };
     assert!(error.kind() == ErrorKind::NoRoom && error.to_string().contains("about 6 MiB are needed, "), "{error}");

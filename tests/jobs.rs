@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use job::{MIB, PATIENCE, Pool, World, wait_for, words};
 use serde_json::{Value, json};
 use support::loop_mount::{FileSystem, LoopMount};
-use support::{run, succeed, xofs};
+use support::{init, run, succeed, xofs};
 use uuid::Uuid;
 use xapi_simulator::failure::Failure;
 use xapi_simulator::{Act, Class, Fault, Site};
@@ -204,7 +204,7 @@ fn on_terminal(world: &World, arguments: &[&str], dialogue: &[(&str, &str)]) -> 
 fn new_asks_on_a_terminal_for_what_is_missing() {
     let world = World::new();
     let answers = "lab\nweb01, tag:backup\nmain, /srv/other\n\n\n0 2 * * *\n7\n";
-    let (code, seen) = on_terminal(&world, &["new", "nightly"], &[("Pools", answers)]);
+    let (code, seen) = on_terminal(&world, &["new", "nightly"], &[("Pools, of lab: ", answers)]);
     assert_eq!(code, 0, "{seen}");
     for question in
         ["Pools, of lab: ", "VMs: names or uuids, tag:NAME, or all: ", "Repositories: paths, or of main; ", "SRs for "]
@@ -224,7 +224,7 @@ fn new_asks_on_a_terminal_for_what_is_missing() {
     }
     // Only for what is missing: here which VMs, and how.
     let given = ["new", "replicas", "--pool", "lab", "--to-sr", "spare", "--cron", "@daily"];
-    let (code, seen) = on_terminal(&world, &given, &[("VMs", "all\nfull\n")]);
+    let (code, seen) = on_terminal(&world, &given, &[("all: ", "all\nfull\n")]);
     assert!(code == 0 && seen.matches("VMs: ").count() == 1 && !seen.contains("Pools"), "{seen}");
     let text = fs::read_to_string(world.path("jobs/replicas.toml")).expect("written");
     assert!(text.contains("\nmode = \"full\"") && text.contains("\nall = true\n"), "{text}");
@@ -278,7 +278,7 @@ fn new_checks_each_answer_at_once_and_asks_again() {
 fn new_writes_nothing_for_who_has_enough_of_its_questions() {
     let world = World::new();
     for (key, name) in [("\u{3}", "Ctrl-C"), ("\u{4}", "Ctrl-D"), ("half an answer\u{3}", "Ctrl-C after a part")] {
-        let dialogue = [("Pools", "lab\n"), ("VMs: ", key)];
+        let dialogue = [("Pools, of lab: ", "lab\n"), ("or all: ", key)];
         let (code, seen) = on_terminal(&world, &["new", "ended"], &dialogue);
         assert_eq!(code, 130, "{name}\n{seen}");
         assert!(seen.ends_with("\nxofs: interrupted; nothing was written\r\n"), "{name}\n{seen}");
@@ -796,6 +796,35 @@ fn json_of(path: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(path).expect("there")).expect("JSON")
 }
 
+#[test]
+fn what_a_run_advises_can_be_done_in_a_job_or_in_the_configuration() {
+    let pool = Pool::new();
+    let reason = |code| {
+        let report = pool.run(&[], code);
+        report["vms"][0]["reason"].as_str().expect("words").to_owned()
+    };
+    // A repository that is too small, and one that cannot be written.
+    let place = LoopMount::new(FileSystem::Tmpfs, 3 << 20);
+    let small = init(&place.path(), "small", &[]);
+    pool.job_to(&format!("to.repositories = ['{}']", small.display()), "mode = 'full'\n");
+    let said = reason(1);
+    assert!(said.contains("too little room") && said.ends_with("; forget old backups or make room"), "{said}");
+    place.remount(true);
+    let said = reason(1);
+    assert!(said.contains("Read-only file system") && !said.contains("full") && !said.contains("room"), "{said}");
+    place.remount(false);
+    // A certificate that is another, and one of which nothing is said.
+    let path = pool.world.path("config/xofs/config.toml");
+    let config = fs::read_to_string(&path).expect("there");
+    let right = format!("fingerprint = '{}'\n", pool.simulator.fingerprint());
+    for other in [format!("fingerprint = '{}'\n", ["AA"; 32].join(":")), String::new()] {
+        fs::write(&path, config.replace(&right, &other)).expect("written");
+        let said = reason(1);
+        assert!(said.contains(pool.simulator.fingerprint()), "{said}");
+        assert!(said.ends_with("and give it as fingerprint in [pools.lab] of the configuration"), "{said}");
+    }
+}
+
 /// `xofs job daemon`; killed when it is dropped.
 struct Daemon(Child);
 
@@ -828,7 +857,8 @@ fn what_a_schedule_missed_is_run_once_however_often_the_daemon_is_killed() {
     wait_for("the export", || pool.simulator.faults_left() == 0);
     assert_eq!(pool.status(), "running");
     let (code, _, err) = run(&mut pool.command(&["daemon"]));
-    assert_eq!(code, 11, "{err}");
+    let expected = format!("xofs: a daemon runs already for the state in '{}'\n", pool.state().display());
+    assert_eq!((code, err), (11, expected));
     drop(first);
     let mut second = daemon();
     wait_for("the end of the run", || pool.status() == "done");

@@ -209,7 +209,7 @@ pub fn run(global: &Global, arguments: &BackupArgs) -> Result<Exit> {
             extent: arguments.store.extent(),
             layout,
             schedule: arguments.store.schedule.clone(),
-            reserve: arguments.store.reserve,
+            reserve: arguments.store.reserve(),
             ..Wanted::default()
         };
         results.push(back_up(arguments, &run, vm, wanted(), rules.as_ref(), &destinations, &stop));

@@ -128,7 +128,7 @@ pub fn run(global: &Global, arguments: &IngestArgs) -> Result<Exit> {
         job: arguments.store.job.clone(),
         schedule: arguments.store.schedule.clone(),
         patience: arguments.store.patience(),
-        reserve: arguments.store.reserve,
+        reserve: arguments.store.reserve(),
         ..sources::wanted(global, arguments)?
     };
     let addresses: Vec<Option<&OsStr>> = std::iter::once(arguments.address.as_deref())

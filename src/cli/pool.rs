@@ -49,6 +49,9 @@ pub struct PoolArgs {
     /// Folder for what is remembered between runs [default: /var/lib/xofs for root, else ~/.local/state/xofs]
     #[arg(long, value_name = "FOLDER", env = "XOFS_STATE_DIR", hide_env_values = true)]
     state_dir: Option<PathBuf>,
+    /// Whether there are no such options: all is as the configuration says.
+    #[arg(skip)]
+    is_configured: bool,
 }
 
 /// What a command needs to log in to its pool.
@@ -76,6 +79,7 @@ impl PoolArgs {
             ca: None,
             trust_first: false,
             state_dir,
+            is_configured: true,
         }
     }
 
@@ -91,8 +95,10 @@ impl PoolArgs {
         let user = self.user.clone().or(entry.user.clone()).unwrap_or_else(|| ROOT.to_owned());
         let shown = if is_named { &self.pool } else { &entry.address };
         let password = password(&entry, &user, shown, self.password_places(), |name| std::env::var(name).ok())?;
-        let named = self.of(entry, user, password, fingerprint, authority)?;
-        Ok(Named { name: is_named.then(|| self.pool.clone()), ..named })
+        let name = is_named.then(|| self.pool.clone());
+        let only_entry = name.clone().filter(|_| self.is_configured);
+        let login = Login { address: entry.address, user, password, fingerprint, authority, entry: only_entry };
+        Ok(Named { name, ..self.of(login, entry.sr_paths)? })
     }
 
     /// Finds another pool, by its name in the configuration or its address. What the configuration does not say of it is as for the
@@ -101,7 +107,8 @@ impl PoolArgs {
     /// # Errors
     /// As [`PoolArgs::named`].
     pub fn another(&self, name: &str) -> Result<Named> {
-        let (entry, _) = entry(name)?;
+        let (entry, is_named) = entry(name)?;
+        let only_entry = is_named.then(|| name.to_owned());
         let authority = entry.authority.as_ref().map(|path| certificates(path)).transpose()?;
         let fingerprint = entry.fingerprint.clone();
         let is_own = entry.password() != (None, None);
@@ -109,26 +116,19 @@ impl PoolArgs {
         let command_line = if is_own { (None, None) } else { self.password_places() };
         let environment = |name: &str| std::env::var(name).ok().filter(|_| !is_own);
         let password = password(&entry, &user, name, command_line, environment)?;
-        self.of(entry, user, password, fingerprint, authority)
+        let login = Login { address: entry.address, user, password, fingerprint, authority, entry: only_entry };
+        self.of(login, entry.sr_paths)
     }
 
     fn password_places(&self) -> (Option<&Path>, Option<&str>) {
         (self.pool_password_file.as_deref(), self.pool_password_command.as_deref())
     }
 
-    fn of(
-        &self,
-        entry: PoolEntry,
-        user: String,
-        password: Zeroizing<String>,
-        fingerprint: Option<String>,
-        authority: Option<String>,
-    ) -> Result<Named> {
+    fn of(&self, login: Login, sr_paths: BTreeMap<String, PathBuf>) -> Result<Named> {
         let folder = self.state_dir.clone().or_else(State::default_folder);
         let folder = folder.ok_or_else(|| Failure::usage("this user has no folder of its own: give --state-dir"))?;
         let state = State::open(&folder)?;
-        let login = Login { address: entry.address, user, password, fingerprint, authority };
-        Ok(Named { name: None, login, sr_paths: entry.sr_paths, state, trusts_first: self.trust_first })
+        Ok(Named { name: None, login, sr_paths, state, trusts_first: self.trust_first })
     }
 }
 

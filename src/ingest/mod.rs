@@ -63,6 +63,6 @@ pub use replica::{Replica, ReplicaArchive, ReplicaBase, ReplicaBlock, ReplicaDis
 pub use report::{Outcome, Pass, Place, ReadDisk, Report, Stored, StoredDisk, StoredXva};
 pub use run::{Begun, begin, run};
 pub use source::{ImageOptions, RawFile, Source};
-pub use wanted::{Destination, Extent, JOB, Layout, RepositoryDestination, SCHEDULE, Wanted};
+pub use wanted::{Destination, Extent, JOB, Layout, RepositoryDestination, Reserve, SCHEDULE, Wanted};
 pub use watch::Watch;
 pub(crate) use xva_source::StoredArchive;

@@ -30,7 +30,7 @@ use super::record::Template;
 use super::report::{Place, Stored, StoredDisk, StoredXva};
 use super::room::{self, Estimate, Needs, Quota};
 use super::source::Source;
-use super::wanted::{RepositoryDestination, SCHEDULE, Wanted};
+use super::wanted::{RepositoryDestination, Reserve, SCHEDULE, Wanted};
 use super::watch::Watch;
 use crate::probe::{Counted, Crew, Probe, Stage, Subject, Way};
 use crate::repository::{self, Backup, BackupTime, Document, Mode, VmFolder, VmId, VmLock};
@@ -187,7 +187,7 @@ impl<'a> RepositoryTarget<'a> {
     }
 
     /// Refuses disks, by their numbers, that there is no room for.
-    pub fn check_room(&self, disks: &[(usize, &Feed)], reserve: Option<u64>) -> Result<()> {
+    pub fn check_room(&self, disks: &[(usize, &Feed)], reserve: Reserve) -> Result<()> {
         let plans = || disks.iter().map(|(disk, _)| &self.plans[*disk]);
         let is_exploded = plans().any(|plan| matches!(plan.format, Format::Exploded(_)));
         let check = |estimate| self.check_estimate(estimate, reserve, is_exploded);
@@ -206,7 +206,7 @@ impl<'a> RepositoryTarget<'a> {
         Ok(())
     }
 
-    fn check_estimate(&self, estimate: Estimate, reserve: Option<u64>, is_exploded: bool) -> Result<()> {
+    fn check_estimate(&self, estimate: Estimate, reserve: Reserve, is_exploded: bool) -> Result<()> {
         room::check(&*self.destination.storage, estimate, reserve, is_exploded)?;
         let written = self.stored_bytes();
         self.quota.map_or(Ok(()), |quota| quota.check(written.saturating_add(estimate.bytes), "are to come"))
@@ -235,7 +235,7 @@ impl<'a> RepositoryTarget<'a> {
     }
 
     /// Believes of a disk of a pool what it says of its base, if it says something, and sees whether there is room for it.
-    pub fn believe(&mut self, disk: usize, feed: &Feed, reserve: Option<u64>) -> Result<()> {
+    pub fn believe(&mut self, disk: usize, feed: &Feed, reserve: Reserve) -> Result<()> {
         if let Some(base) = &mut self.plans[disk].base {
             base.changed = feed.changed().cloned();
         }
@@ -294,7 +294,7 @@ impl<'a> RepositoryTarget<'a> {
     }
 
     /// Decides where the XVA of a full backup goes, of `size` bytes, and refuses one that there is no room for.
-    pub fn plan_xva(&mut self, size: u64, time: BackupTime, reserve: Option<u64>) -> Result<()> {
+    pub fn plan_xva(&mut self, size: u64, time: BackupTime, reserve: Reserve) -> Result<()> {
         let archive = Archive::new(self.folder.clone(), time);
         archive.check_size(&*self.destination.storage, size)?;
         self.count_used()?;

@@ -13,6 +13,7 @@ use super::feed::Feed;
 use super::intake::{Taken, read_block};
 use super::plan::DiskPlan;
 use super::run::Stages;
+use super::wanted::Reserve;
 use crate::repository;
 
 /// Blocks of a disk that are looked at.
@@ -157,23 +158,27 @@ impl Estimate {
 pub(super) fn check(
     storage: &dyn WritableStorage,
     estimate: Estimate,
-    reserve: Option<u64>,
+    reserve: Reserve,
     is_exploded: bool,
 ) -> Result<()> {
     let room = storage.room()?;
-    let reserve = reserve.unwrap_or_else(|| RESERVE.min(room.bytes / RESERVE_PART));
-    let free = room.bytes.saturating_sub(reserve);
+    let kept = reserve.bytes.unwrap_or_else(|| RESERVE.min(room.bytes / RESERVE_PART));
+    let free = room.bytes.saturating_sub(kept);
     if estimate.bytes > free {
         let blocks = match estimate.blocks {
             0 => String::new(),
             count => format!(" ({count} blocks of {} MiB)", mebibytes(BlockSize::DEFAULT.bytes())),
         };
+        let way = if reserve.is_option {
+            "forget old backups, make room, or lower --reserve"
+        } else {
+            "forget old backups or make room"
+        };
         let message = format!(
-            "too little room: about {} MiB are needed{blocks}, {} MiB are free and {} MiB of them kept as the reserve; \
-             forget old backups, make room, or lower --reserve",
+            "too little room: about {} MiB are needed{blocks}, {} MiB are free and {} MiB of them kept as the reserve; {way}",
             mebibytes(estimate.bytes),
             mebibytes(room.bytes),
-            mebibytes(reserve)
+            mebibytes(kept)
         );
         return Err(Error::new(ErrorKind::NoRoom, message));
     }

@@ -42,6 +42,15 @@ pub enum Layout {
     Exploded(Option<Filter>),
 }
 
+/// What is left free in each destination.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Reserve {
+    /// So many bytes; a part of what is free, if nothing is said.
+    pub bytes: Option<u64>,
+    /// Whether who asks could have said less, by an option: what is refused for it says so.
+    pub is_option: bool,
+}
+
 /// A backup that is to be made.
 #[derive(Default)]
 pub struct Wanted {
@@ -65,8 +74,8 @@ pub struct Wanted {
     pub patience: Duration,
     /// How often a disk whose transfer broke is read again.
     pub disk_retries: u32,
-    /// Bytes that are left free in each destination.
-    pub reserve: Option<u64>,
+    /// What is left free in each destination.
+    pub reserve: Reserve,
     /// What changed since a backup, where that is known.
     pub changes: Option<Changes>,
     /// The backup that it is made from, if it is one: see [`Wanted::mirror`].

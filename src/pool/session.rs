@@ -18,6 +18,8 @@ pub struct Login {
     pub fingerprint: Option<String>,
     /// The certificates (PEM) of who signed it, if they are given.
     pub authority: Option<String>,
+    /// The entry of the configuration that alone can say the fingerprint; `None` if an option can.
+    pub entry: Option<String>,
 }
 
 /// A certificate that nobody vouched for.
@@ -65,16 +67,24 @@ pub fn connect(
         let from = if is_known && login.fingerprint.is_none() { "was accepted before" } else { "was given" };
         return Err(untrusted(&format!(
             "{address} has another certificate than {from}; its fingerprint is {fingerprint}. If it was renewed, compare that \
-             with what '{}' prints on the host, and give --fingerprint",
-            Unknown::COMMAND
+             with what '{}' prints on the host, and {}",
+            Unknown::COMMAND,
+            match &login.entry {
+                Some(name) => format!("give it as fingerprint in [pools.{name}] of the configuration"),
+                None => "give --fingerprint".to_owned(),
+            }
         )));
     }
     let unknown = Unknown { address: address.to_string(), fingerprint };
     if !accepts(&unknown)? {
         return Err(untrusted(&format!(
             "the certificate of {address} is not known; its fingerprint is {fingerprint}. Compare it with what '{}' prints on \
-             the host, and give --fingerprint {fingerprint}, or --trust-first to accept it and remember it",
-            Unknown::COMMAND
+             the host, and {}",
+            Unknown::COMMAND,
+            match &login.entry {
+                Some(name) => format!("give it as fingerprint in [pools.{name}] of the configuration"),
+                None => format!("give --fingerprint {fingerprint}, or --trust-first to accept it and remember it"),
+            }
         )));
     }
     let pool = connect(Trust::Pinned(vec![fingerprint]))?;

@@ -111,7 +111,8 @@ impl State {
             }
             if start.elapsed() >= patience {
                 let message = format!(
-                    "another run of xofs on this machine works on it since more than {} s; wait for it, or give --wait",
+                    "another run of xofs on this machine works on it for more than {} s; wait for it, or let this one wait longer \
+                     (--wait, in a job timeouts.lock)",
                     patience.as_secs()
                 );
                 return Err(Error::new(ErrorKind::Locked, message));

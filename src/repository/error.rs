@@ -16,7 +16,7 @@ pub enum ErrorKind {
     Damaged,
     /// The storage did not answer; trying again may help.
     Unavailable,
-    /// The storage refuses access.
+    /// The storage refuses access, or to be written.
     PermissionDenied,
     /// No VM, backup, disk or file has that name.
     NotFound,
@@ -63,7 +63,7 @@ impl From<storage::Error> for Error {
         use storage::ErrorKind as Storage;
         let kind = match error.kind() {
             Storage::NotFound => ErrorKind::NotFound,
-            Storage::PermissionDenied => ErrorKind::PermissionDenied,
+            Storage::PermissionDenied | Storage::ReadOnly => ErrorKind::PermissionDenied,
             Storage::Key => ErrorKind::Key,
             Storage::Exists => ErrorKind::Exists,
             Storage::IsDirectory
@@ -71,9 +71,7 @@ impl From<storage::Error> for Error {
             | Storage::Escape
             | Storage::TooLarge
             | Storage::Authentication => ErrorKind::Damaged,
-            Storage::Io | Storage::NotEmpty | Storage::NoSpace | Storage::ReadOnly | Storage::Unsupported => {
-                ErrorKind::Unavailable
-            }
+            Storage::Io | Storage::NotEmpty | Storage::NoSpace | Storage::Unsupported => ErrorKind::Unavailable,
         };
         Self::new(kind, error.to_string())
     }

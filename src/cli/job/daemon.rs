@@ -20,11 +20,11 @@ use xapi::Cancel;
 
 use super::files::{Files, FolderArgs, Loaded};
 use super::state::StateArgs;
-use crate::cli::exit::Exit;
+use crate::cli::exit::{Exit, Failure};
 use crate::cli::text::Shown;
 use crate::cli::{Global, daemon, signals};
 use crate::job::{Job, Kept, Seen, Timed, lock, log};
-use crate::pool::State;
+use crate::pool::{ErrorKind, State};
 
 const EXAMPLES: &str = "\
 It reads the configuration and the files of the jobs again and again, so it need not be told of changes. Runs go on when it ends. Started by systemd, as by \
@@ -74,7 +74,13 @@ pub fn run(global: &Global, arguments: &DaemonArgs) -> Result<Exit> {
     signals::handle(move || stopping.cancel()).context("take the signals that end a program")?;
     let files = arguments.folder.files()?;
     let state = arguments.state.open()?;
-    let _only = state.lock("job-daemon", Duration::ZERO, || false).context("begin to run jobs by their schedules")?;
+    let _only = match state.lock("job-daemon", Duration::ZERO, || false) {
+        Err(error) if error.kind() == ErrorKind::Locked => {
+            let folder = state.folder().display();
+            return Err(Failure::new(Exit::Locked, format!("a daemon runs already for the state in '{folder}'")).into());
+        }
+        locked => locked.context("begin to run jobs by their schedules")?,
+    };
     let (running, starts, paused) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let mut jobs = Daemon { global, files, state, running, starts, paused, said: String::new() };
     daemon::notify();

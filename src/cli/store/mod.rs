@@ -16,7 +16,7 @@ use super::config::Entry;
 use super::exit::Failure;
 use super::forget::RetentionArgs;
 use super::{Global, open};
-use crate::ingest::{Destination, Extent, Layout, RepositoryDestination};
+use crate::ingest::{Destination, Extent, Layout, RepositoryDestination, Reserve};
 use crate::repository::Rules;
 use crate::size::parse_size;
 
@@ -67,7 +67,7 @@ pub struct StoreArgs {
     wait: u64,
     /// How much is left free in each repository [default: 5 % of what is free, at most 1 GiB]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub reserve: Option<u64>,
+    reserve: Option<u64>,
     /// What all files of each repository may have together [default: what the configuration says of it]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     quota: Option<u64>,
@@ -89,6 +89,11 @@ impl StoreArgs {
             (_, true) => Some(Extent::Incremental),
             _ => None,
         }
+    }
+
+    /// Returns what is left free.
+    pub fn reserve(&self) -> Reserve {
+        Reserve { bytes: self.reserve, is_option: true }
     }
 
     /// Returns how long another program is waited for that works on the VM.
