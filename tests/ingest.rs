@@ -533,7 +533,7 @@ fn cut_everywhere(layout: Layout) {
         let storage: Arc<dyn WritableStorage> = memory.clone();
         let wanted = Wanted { layout: Some(layout), ..wanted(&states[0], 0) };
         ingest::run(&wanted, &[plain(&storage)], &watch()).unwrap();
-        memory.sync_tree(&ObjectPath::root()).unwrap();
+        memory.sync_tree(&ObjectPath::root(), &memory.mark().unwrap()).unwrap();
         memory
     };
     for count in 0.. {

@@ -100,7 +100,7 @@ fn vm_of(repository: &Repository, name: &str) -> (Vm, Arc<Vec<Arc<Backup>>>) {
 fn empty() -> Arc<MemoryStorage> {
     let memory = Arc::new(MemoryStorage::with_power_cuts());
     WritableStorage::create_directory(&*memory, &path("xo-vm-backups")).unwrap();
-    memory.sync_tree(&ObjectPath::root()).unwrap();
+    memory.sync_tree(&ObjectPath::root(), &memory.mark().unwrap()).unwrap();
     memory
 }
 
@@ -157,7 +157,7 @@ fn a_mirror_of_a_full_backup_that_is_cut_off_anywhere_leaves_it_whole_or_nothing
         let memory = empty();
         let storage: Arc<dyn WritableStorage> = memory.clone();
         mirror_of(1, &storage).unwrap();
-        memory.sync_tree(&ObjectPath::root()).unwrap();
+        memory.sync_tree(&ObjectPath::root(), &memory.mark().unwrap()).unwrap();
         let (storage, is_cut) = cut::until(&memory, count);
         let done = mirror_of(2, &storage);
         drop(storage);
@@ -503,7 +503,7 @@ fn an_encrypted_mirror_that_is_cut_off_anywhere_leaves_it_whole_or_nothing_and_t
         let memory = empty();
         let storage: Arc<dyn WritableStorage> = memory.clone();
         drop(encrypt(&storage, KEY));
-        memory.sync_tree(&ObjectPath::root()).unwrap();
+        memory.sync_tree(&ObjectPath::root(), &memory.mark().unwrap()).unwrap();
         let (storage, is_cut) = cut::until(&memory, count);
         let done = mirror_of(LARGE, &decrypt(&storage, key()));
         drop(storage);

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use storage::{LocalStorage, WritableStorage};
+use storage::{ErrorKind, Existing, LocalStorage, ObjectPath, WritableStorage};
 use support::loop_mount::{FileSystem, LoopMount};
+use support::slow_path::SlowPath;
 use support::{Mounted, run, scratch, succeed, xofs};
 use tempfile::TempDir;
 use xofs::merge::{self, Watch};
@@ -274,6 +275,39 @@ fn a_full_place_takes_no_backup_and_loses_none() {
         world.check(1, &format!("{layout:?}"));
         world.add(BACKUPS);
         world.check(2, "room was made");
+    }
+}
+
+#[test]
+fn a_block_that_the_server_refuses_as_its_file_is_closed_is_in_no_backup() {
+    let place = LoopMount::new(FileSystem::Ext4, 64 << 20);
+    let mut world = World::with_backups(&place, PLAIN);
+    let slow = SlowPath::mount(&world.repository);
+    slow.fail("EDQUOT", "*/blocks/* ops=flush");
+    let real = std::mem::replace(&mut world.repository, slow.path().to_path_buf());
+    world.refused(&mut world.ingest(BACKUPS), 1, &["close ", "/blocks/", "quota"]);
+    slow.release();
+    world.repository = real;
+    world.check(BACKUPS, "refused");
+    world.add(BACKUPS);
+    world.check(BACKUPS + 1, "taken");
+}
+
+#[test]
+fn what_could_not_be_written_back_is_told_to_each_that_wrote_meanwhile() {
+    // A disk that is smaller than it says: what is written later than it was taken finds no room.
+    let place = LoopMount::over_full(64 << 20, 8 << 20);
+    let storage = LocalStorage::open(&place.path()).unwrap();
+    let marks = [storage.mark().unwrap(), storage.mark().unwrap()];
+    let folder = ObjectPath::new("folder").unwrap();
+    storage.create_directory(&folder).unwrap();
+    // Less than is written past the system's cache.
+    for number in 0..512 {
+        storage.write(&folder.join(&number.to_string()).unwrap(), &[7; 32 << 10], Existing::Refuse).unwrap();
+    }
+    for mark in &marks {
+        let error = storage.sync_tree(&folder, mark).unwrap_err();
+        assert!(matches!(error.kind(), ErrorKind::NoSpace | ErrorKind::Io), "{error}");
     }
 }
 

@@ -70,7 +70,7 @@ impl World {
             world.backup(number, GOOD);
             world.truths.insert(time(number), content.clone());
         }
-        world.memory.sync_tree(&ObjectPath::root()).unwrap();
+        world.memory.sync_tree(&ObjectPath::root(), &world.memory.mark().unwrap()).unwrap();
         world
     }
 
@@ -157,7 +157,7 @@ impl World {
             world.image(LOST, &time(7), uuid(201), parent, 1, 0xee);
             world.backup(7, LOST);
         }
-        world.memory.sync_tree(&ObjectPath::root()).unwrap();
+        world.memory.sync_tree(&ObjectPath::root(), &world.memory.mark().unwrap()).unwrap();
         (world, sorts)
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use storage::{
-    Capabilities, Entry, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Stream, Synced,
+    Capabilities, Entry, Existing, Mark, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Stream, Synced,
     WritableObject, WritableStorage, WritableStream,
 };
 
@@ -160,12 +160,16 @@ impl WritableStorage for CountedStorage {
         act(&self.acts.sync, || self.storage.sync_each(paths))
     }
 
-    fn sync_tree(&self, path: &ObjectPath) -> Result<()> {
-        act(&self.acts.sync, || self.storage.sync_tree(path))
+    fn mark(&self) -> Result<Mark> {
+        self.storage.mark()
     }
 
-    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {
-        act(&self.acts.sync, || self.storage.sync_trees(paths, what))
+    fn sync_tree(&self, path: &ObjectPath, since: &Mark) -> Result<()> {
+        act(&self.acts.sync, || self.storage.sync_tree(path, since))
+    }
+
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced, since: &Mark) -> Result<()> {
+        act(&self.acts.sync, || self.storage.sync_trees(paths, what, since))
     }
 
     fn is_immutable(&self, path: &ObjectPath) -> Result<bool> {

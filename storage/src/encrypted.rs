@@ -30,8 +30,8 @@ use crate::sealed::{CHACHA_LONGEST, GCM_LONGEST, KEY_LENGTH, NONCE_LENGTH, Seali
 use crate::sealed_stream::{Closing, Encrypting, Opening, damaged};
 use crate::stream::of_object;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Stream,
-    Synced, WritableObject, WritableStorage, WritableStream, decoding, publish,
+    Capabilities, Entry, Error, ErrorKind, Existing, Mark, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
+    Stream, Synced, WritableObject, WritableStorage, WritableStream, decoding, publish,
 };
 
 /// The longest object opened for positioned reads, as stored: it is decrypted as a whole, in memory. Blocks have 2 MiB
@@ -518,8 +518,12 @@ impl WritableStorage for EncryptedStorage<dyn WritableStorage> {
         self.inner.sync_each(paths)
     }
 
-    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {
-        self.inner.sync_trees(paths, what)
+    fn mark(&self) -> Result<Mark> {
+        self.inner.mark()
+    }
+
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced, since: &Mark) -> Result<()> {
+        self.inner.sync_trees(paths, what, since)
     }
 
     fn is_immutable(&self, path: &ObjectPath) -> Result<bool> {

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::write::MovesByPath;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Moves, Object, ObjectPath, Result, Room, Stat, Storage, Stream,
-    Synced, WritableObject, WritableStorage, WritableStream,
+    Capabilities, Entry, Error, ErrorKind, Existing, Mark, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
+    Stream, Synced, WritableObject, WritableStorage, WritableStream,
 };
 
 /// What is asked of a storage or of an open object.
@@ -407,11 +407,15 @@ impl<S: WritableStorage + ?Sized + 'static> WritableStorage for FaultyStorage<S>
         self.inner.sync(path)
     }
 
-    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {
+    fn mark(&self) -> Result<Mark> {
+        self.inner.mark()
+    }
+
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced, since: &Mark) -> Result<()> {
         for path in paths {
             self.control.begin(Operation::Sync, "sync", path)?;
         }
-        self.inner.sync_trees(paths, what)
+        self.inner.sync_trees(paths, what, since)
     }
 
     fn is_immutable(&self, path: &ObjectPath) -> Result<bool> {

@@ -46,7 +46,7 @@ pub use path::ObjectPath;
 pub use power_cut::Loss;
 pub use stream::{Stream, WritableStream};
 pub use write::{
-    Existing, Moves, Room, Synced, UNPUBLISHED, WritableObject, WritableStorage, create_directories, publish,
+    Existing, Mark, Moves, Room, Synced, UNPUBLISHED, WritableObject, WritableStorage, create_directories, publish,
     publish_rename, remove_tree, unless_gone,
 };
 

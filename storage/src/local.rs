@@ -24,8 +24,8 @@ use rustix::io::Errno;
 use crate::direct;
 use crate::write::copy_in_pieces;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Kind, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
-    Synced, WritableObject, WritableStorage,
+    Capabilities, Entry, Error, ErrorKind, Existing, Kind, Mark, Moves, Object, ObjectPath, Result, Room, Stat,
+    Storage, Synced, WritableObject, WritableStorage,
 };
 
 /// Files that are synced at the same time where each has to be asked of a server.
@@ -92,6 +92,20 @@ impl LocalStorage {
             }
             other => other,
         }
+    }
+
+    /// Opens a file or a folder to be synced.
+    fn open_to_sync(&self, path: &ObjectPath) -> Result<OwnedFd> {
+        if !self.syncs_at_once {
+            // SMB has its server sync only what is open to be written, and says of anything else that it did.
+            match self.open_fd(path, "sync", TO_WRITE) {
+                Err(error) if error.kind() == ErrorKind::NotFound => return Err(error),
+                // A folder, or what may only be read, which nobody has just written.
+                Err(_) => {}
+                opened => return opened,
+            }
+        }
+        self.open_to_read(path, "sync", OFlags::NONBLOCK | OFlags::NOCTTY)
     }
 
     /// Whether a name just listed is, or leads to, a directory.
@@ -163,6 +177,12 @@ impl LocalStorage {
     }
 }
 
+/// Closes a file that was written: what only then goes to its server may fail only then (NFS, SMB, many over FUSE), and nobody
+/// is told of it later.
+fn close(file: File, path: &ObjectPath) -> Result<()> {
+    nix::unistd::close(file).map_err(|error| Error::from_io("close", path, error.into()))
+}
+
 /// Returns what is known of an open file, which must be one.
 fn stat_of_file(file: &File, path: &ObjectPath, act: &'static str) -> Result<Stat> {
     let stat = stat_of(file).map_err(|error| Error::from_io(act, path, error))?;
@@ -192,9 +212,11 @@ fn place(magic: rustix::fs::FsWord) -> Place {
     const CIFS: u32 = 0xff53_4d42;
     const FUSE: u32 = 0x6573_5546;
     const CEPH: u32 = 0x00c3_6400;
+    // Of a host to its guests.
+    const NINE_P: u32 = 0x0102_1997;
     match magic as u32 {
         NFS | CEPH => Place::Server,
-        SMB2 | CIFS | FUSE => Place::OtherServer,
+        SMB2 | CIFS | FUSE | NINE_P => Place::OtherServer,
         _ => Place::Local,
     }
 }
@@ -289,16 +311,21 @@ impl WritableStorage for LocalStorage {
     }
 
     fn write(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()> {
-        self.written(path, bytes, existing).map(drop)
+        close(self.written(path, bytes, existing)?, path)
     }
 
     fn write_and_stat(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<Stat> {
         // Of the open file: over a network, its bytes are on the server then, which has given it its time.
-        stat_of_file(&self.written(path, bytes, existing)?, path, "stat")
+        let file = self.written(path, bytes, existing)?;
+        let stat = stat_of_file(&file, path, "stat")?;
+        close(file, path)?;
+        Ok(stat)
     }
 
     fn write_and_sync(&self, path: &ObjectPath, bytes: &[u8], existing: Existing) -> Result<()> {
-        self.written(path, bytes, existing)?.sync_all().map_err(|error| Error::from_io("sync", path, error))
+        let file = self.written(path, bytes, existing)?;
+        file.sync_all().map_err(|error| Error::from_io("sync", path, error))?;
+        close(file, path)
     }
 
     fn create(&self, path: &ObjectPath) -> Result<Arc<dyn WritableObject>> {
@@ -374,7 +401,7 @@ impl WritableStorage for LocalStorage {
     }
 
     fn sync(&self, path: &ObjectPath) -> Result<()> {
-        let file = File::from(self.open_to_read(path, "sync", OFlags::NONBLOCK | OFlags::NOCTTY)?);
+        let file = File::from(self.open_to_sync(path)?);
         let synced = match file.sync_all() {
             // Where a folder cannot be synced (some over FUSE and SMB), its server keeps the names.
             Err(error)
@@ -404,11 +431,20 @@ impl WritableStorage for LocalStorage {
         })
     }
 
-    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {
+    fn mark(&self) -> Result<Mark> {
+        if !self.syncs_at_once {
+            return Ok(Mark::default());
+        }
+        // Opened anew: the system remembers what it has told for each file that was opened, not for each that leads to it.
+        Ok(Mark(Some(self.open_fd(&ObjectPath::root(), "open", OFlags::RDONLY | OFlags::DIRECTORY)?)))
+    }
+
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced, since: &Mark) -> Result<()> {
         let Some(first) = paths.first() else { return Ok(()) };
         if self.syncs_at_once {
-            // Also finds errors of what was written back since the storage was opened, by whom and from where ever.
-            return syncfs(&self.root).map_err(|error| Error::from_io("sync", first, error.into()));
+            // Also finds errors of what was written back since, by whom and from where ever.
+            let marked = since.0.as_ref().unwrap_or(&self.root);
+            return syncfs(marked).map_err(|error| Error::from_io("sync", first, error.into()));
         }
         let mut folders = paths.to_vec();
         while let Some(folder) = folders.pop() {
@@ -602,13 +638,17 @@ mod tests {
         for number in 0..3 * SYNCS_AT_ONCE {
             std::fs::write(folder.path().join(format!("tree/below/{number:03}")), "").unwrap();
         }
-        storage.sync_tree(&path).unwrap();
+        storage.sync_tree(&path, &storage.mark().unwrap()).unwrap();
         for name in ["a", "000a", "020a", "zzz"] {
             let link = folder.path().join("tree/below").join(name);
             std::os::unix::fs::symlink("nowhere", &link).unwrap();
-            assert_eq!(storage.sync_tree(&path).unwrap_err().kind(), ErrorKind::NotFound, "{name}");
+            assert_eq!(
+                storage.sync_tree(&path, &storage.mark().unwrap()).unwrap_err().kind(),
+                ErrorKind::NotFound,
+                "{name}"
+            );
             // Of names alone no file is synced.
-            storage.sync_trees(std::slice::from_ref(&path), Synced::Names).unwrap();
+            storage.sync_trees(std::slice::from_ref(&path), Synced::Names, &Mark::default()).unwrap();
             std::fs::remove_file(link).unwrap();
         }
     }

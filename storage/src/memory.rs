@@ -13,8 +13,8 @@ use std::time::{Duration, SystemTime};
 use crate::power_cut::{Change, Durable, Loss};
 use crate::write::MovesByPath;
 use crate::{
-    Capabilities, Entry, Error, ErrorKind, Existing, Kind, Moves, Object, ObjectPath, Result, Room, Stat, Storage,
-    Synced, WritableObject, WritableStorage,
+    Capabilities, Entry, Error, ErrorKind, Existing, Kind, Mark, Moves, Object, ObjectPath, Result, Room, Stat,
+    Storage, Synced, WritableObject, WritableStorage,
 };
 
 /// The inode of the root.
@@ -569,7 +569,11 @@ impl WritableStorage for MemoryStorage {
         Ok(())
     }
 
-    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()> {
+    fn mark(&self) -> Result<Mark> {
+        Ok(Mark::default())
+    }
+
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced, _: &Mark) -> Result<()> {
         let mut tree = self.tree();
         let mut inodes = Vec::new();
         for path in paths {

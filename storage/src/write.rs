@@ -3,6 +3,7 @@
 //! Apart from [`Storage`], so that what only reads is handed nothing it could write with. Two acts of which no step may be
 //! left out stand here once: [`publish`] and [`publish_rename`].
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -26,6 +27,13 @@ pub enum Synced {
     /// Names, which is enough where files were moved whose bytes are durable.
     Names,
 }
+
+/// A moment in what is written. Whoever writes much and syncs it at the end marks when it begins.
+///
+/// A system that writes later what it was given tells an error of that to whoever syncs next, and that once: so who syncs one thing
+/// would hear of the loss of another, which then passes for written. Each mark is told of all errors since.
+#[derive(Debug, Default)]
+pub struct Mark(pub(crate) Option<OwnedFd>);
 
 /// What is left of a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -166,19 +174,25 @@ pub trait WritableStorage: Storage {
         paths.iter().try_for_each(|path| self.sync(path))
     }
 
-    /// The same for a folder and all that is in it, at any depth.
+    /// Marks this moment, for [`WritableStorage::sync_tree`].
     ///
     /// # Errors
-    /// As for [`WritableStorage::sync`].
-    fn sync_tree(&self, path: &ObjectPath) -> Result<()> {
-        self.sync_trees(std::slice::from_ref(path), Synced::All)
+    /// What the storage says.
+    fn mark(&self) -> Result<Mark>;
+
+    /// The same for a folder and all that is in it, at any depth, which was written since a moment.
+    ///
+    /// # Errors
+    /// As for [`WritableStorage::sync`]; also if anything at all that was written since could not be kept.
+    fn sync_tree(&self, path: &ObjectPath, since: &Mark) -> Result<()> {
+        self.sync_trees(std::slice::from_ref(path), Synced::All, since)
     }
 
     /// The same for several folders, or for `what` of them.
     ///
     /// # Errors
-    /// As for [`WritableStorage::sync`].
-    fn sync_trees(&self, paths: &[ObjectPath], what: Synced) -> Result<()>;
+    /// As for [`WritableStorage::sync_tree`].
+    fn sync_trees(&self, paths: &[ObjectPath], what: Synced, since: &Mark) -> Result<()>;
 
     /// Whether an object may be neither changed, renamed nor removed, by nobody, until that is lifted (`chattr +i`, or `+a`).
     ///

@@ -66,7 +66,7 @@ fn a_rename_is_all_or_nothing() {
     memory.create_directory("b").unwrap();
     write(&memory, "a/file", b"moved");
     write(&memory, "b/file", b"replaced");
-    memory.sync_tree(&path("")).unwrap();
+    memory.sync_tree(&path(""), &memory.mark().unwrap()).unwrap();
     WritableStorage::rename(&memory, &path("a/file"), &path("b/file")).unwrap();
     let both = |loss| (left(&memory, "a/file", loss), left(&memory, "b/file", loss).unwrap());
     assert_eq!(both(Loss::All), (Some(b"moved".to_vec()), b"replaced".to_vec()));
@@ -83,7 +83,7 @@ fn a_name_is_kept_with_what_it_came_from() {
         memory.create_directory(folder).unwrap();
     }
     write(&memory, "a/file", b"moved");
-    memory.sync_tree(&path("")).unwrap();
+    memory.sync_tree(&path(""), &memory.mark().unwrap()).unwrap();
     WritableStorage::rename(&memory, &path("a/file"), &path("b/file")).unwrap();
     WritableStorage::rename(&memory, &path("b/file"), &path("c/file")).unwrap();
     memory.sync(&path("c")).unwrap();
@@ -109,12 +109,12 @@ fn what_is_left_can_be_cut_off_again() {
     let memory = MemoryStorage::with_power_cuts();
     memory.create_directory("a").unwrap();
     write(&memory, "a/file", b"bytes");
-    memory.sync_tree(&path("")).unwrap();
+    memory.sync_tree(&path(""), &memory.mark().unwrap()).unwrap();
     let after = memory.after_power_cut(|| Loss::All);
     write(&after, "a/file", b"again");
     write(&after, "a/new", b"new");
     assert_eq!(left(&after, "a/file", Loss::All).unwrap(), b"bytes");
-    after.sync_tree(&path("")).unwrap();
+    after.sync_tree(&path(""), &after.mark().unwrap()).unwrap();
     let again = after.after_power_cut(|| Loss::All);
     assert_eq!(again.read(&path("a/file"), 9).unwrap(), b"again");
     assert_eq!(again.list(&path("a")).unwrap().len(), 2);

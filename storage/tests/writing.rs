@@ -70,7 +70,7 @@ fn what_is_written_is_read() {
         storage.sync(&path("")).unwrap();
         storage.sync_each(&["", "file", "synced"].map(path)).unwrap();
         assert_eq!(kind(storage.sync_each(&["file", "missing", ""].map(path))), ErrorKind::NotFound);
-        storage.sync_tree(&path("")).unwrap();
+        storage.sync_tree(&path(""), &storage.mark().unwrap()).unwrap();
         assert_eq!(kind(storage.sync(&path("missing"))), ErrorKind::NotFound);
     });
 }

@@ -32,7 +32,11 @@ impl FileSystem {
 }
 
 /// A mounted file system of its own.
-pub struct LoopMount(TempDir);
+pub struct LoopMount {
+    folder: TempDir,
+    /// Whether its image is on a tmpfs of its own.
+    is_over_tmpfs: bool,
+}
 
 impl LoopMount {
     /// Makes one of `bytes`.
@@ -55,9 +59,23 @@ impl LoopMount {
         made.mounted()
     }
 
+    /// Makes an ext4 of `bytes` on a device that has room for `room` of them.
+    pub fn over_full(bytes: u64, room: u64) -> Self {
+        require_root();
+        let (folder, size) = (Self::empty(), format!("size={room}"));
+        let below = folder.path().join("below");
+        fs::create_dir(&below).expect("the folder is empty");
+        succeed(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&below));
+        let made = Self { folder, is_over_tmpfs: true };
+        File::create(made.image()).and_then(|file| file.set_len(bytes)).expect("a sparse file takes no room");
+        fs::create_dir(made.path()).expect("the folder is empty");
+        succeed(Command::new("mkfs.ext4").args(["-q", "-F", "-m", "0", "-O", "^has_journal"]).arg(made.image()));
+        made.mounted()
+    }
+
     /// Where it is mounted.
     pub fn path(&self) -> PathBuf {
-        self.0.path().join("mount")
+        self.folder.path().join("mount")
     }
 
     /// Lets it be written, or only read.
@@ -67,16 +85,19 @@ impl LoopMount {
     }
 
     fn image(&self) -> PathBuf {
-        self.0.path().join("image")
+        self.folder.path().join(if self.is_over_tmpfs { "below/image" } else { "image" })
     }
 
     fn folder(bytes: u64) -> Self {
         require_root();
-        let folder = tempfile::Builder::new().prefix("place-").tempdir_in(scratch()).expect("a folder to mount at");
-        let made = Self(folder);
+        let made = Self { folder: Self::empty(), is_over_tmpfs: false };
         File::create(made.image()).and_then(|file| file.set_len(bytes)).expect("a sparse file takes no room");
         fs::create_dir(made.path()).expect("the folder is empty");
         made
+    }
+
+    fn empty() -> TempDir {
+        tempfile::Builder::new().prefix("place-").tempdir_in(scratch()).expect("a folder to mount at")
     }
 
     fn mounted(self) -> Self {
@@ -88,13 +109,16 @@ impl LoopMount {
 
 impl Drop for LoopMount {
     fn drop(&mut self) {
-        let unmount = |options: &[&str]| {
-            Command::new("umount").args(options).arg(self.path()).output().is_ok_and(|output| output.status.success())
-        };
-        if super::is_mounted(&self.path().canonicalize().expect("it was made")) && !unmount(&[]) {
-            // Leave nothing even then: what has a file open keeps it until it ends.
-            unmount(&["--lazy"]);
-            assert!(std::thread::panicking(), "{} cannot be unmounted", self.path().display());
+        let below = self.is_over_tmpfs.then(|| self.folder.path().join("below"));
+        for place in [Some(self.path()), below].into_iter().flatten() {
+            let unmount = |options: &[&str]| {
+                Command::new("umount").args(options).arg(&place).output().is_ok_and(|output| output.status.success())
+            };
+            if super::is_mounted(&place.canonicalize().expect("it was made")) && !unmount(&[]) {
+                // Leave nothing even then: what has a file open keeps it until it ends.
+                unmount(&["--lazy"]);
+                assert!(std::thread::panicking(), "{} cannot be unmounted", place.display());
+            }
         }
     }
 }

@@ -120,7 +120,7 @@ impl World {
         if random.below(2) == 0 {
             world.kept.insert(FULL.to_owned());
         }
-        storage.sync_tree(&ObjectPath::root()).unwrap();
+        storage.sync_tree(&ObjectPath::root(), &storage.mark().unwrap()).unwrap();
         world
     }
 

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 use std::{env, error, fs, hint, thread};
 
-use storage::{Existing, LocalStorage, ObjectPath, Synced, WritableStorage};
+use storage::{Existing, LocalStorage, ObjectPath, WritableStorage};
 use uuid::Uuid;
 use vhd::{BlockIndex, BlockSize, Digest, EncodedBlock, Filter, Format, NewLayer, WholeBlock};
 
@@ -72,7 +72,7 @@ fn main() -> Result<(), Failure> {
                 )?;
                 Ok(())
             })?;
-            storage.sync_trees(&[ObjectPath::root()], Synced::All)?;
+            storage.sync_tree(&ObjectPath::root(), &storage.mark()?)?;
             start.elapsed()
         }
     };

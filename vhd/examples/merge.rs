@@ -84,7 +84,7 @@ fn make(storage: Arc<LocalStorage>, format: Format, blocks: u32) -> Result<(), F
             sink.finish()?;
         }
     }
-    Ok(storage.sync_tree(&ObjectPath::root())?)
+    Ok(storage.sync_tree(&ObjectPath::root(), &storage.mark()?)?)
 }
 
 /// Has an empty exploded image hold every block, an empty file each.

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use storage::{Existing, ObjectPath, WritableStorage, remove_tree};
+use storage::{Existing, Mark, ObjectPath, WritableStorage, remove_tree};
 
 use crate::block_sink::{Arrivals, BlockSink, Written};
 use crate::digests::{self, Collector, DIGESTS, Sidecar};
@@ -23,6 +23,8 @@ pub(crate) struct ExplodedWriter {
     filter: Filter,
     arrivals: Arrivals,
     digests: Collector,
+    /// Before anything was written.
+    begun: Mark,
     /// Whether nothing is left to be removed: it is complete, or gone.
     is_ended: bool,
 }
@@ -35,9 +37,11 @@ impl ExplodedWriter {
         filter: Filter,
         layer: NewLayer,
     ) -> Result<Self> {
+        let begun = storage.mark()?;
         storage.create_directory(&folder)?;
         let arrivals = Arrivals::new(Format::Exploded(filter), layer);
-        let writer = Self { storage, folder, filter, arrivals, digests: Collector::default(), is_ended: false };
+        let digests = Collector::default();
+        let writer = Self { storage, folder, filter, arrivals, digests, begun, is_ended: false };
         writer.storage.create_directory(&writer.folder.join("blocks")?)?;
         Ok(writer)
     }
@@ -87,7 +91,7 @@ impl ExplodedWriter {
             self.storage.write(&self.folder.join(name)?, &bytes, Existing::Refuse)?;
             len += bytes.len() as u64;
         }
-        self.storage.sync_tree(&self.folder)?;
+        self.storage.sync_tree(&self.folder, &self.begun)?;
         let (uuid, block_size, records) = (layer.footer().uuid, layer.block_size(), self.digests.take());
         let sidecar = Sidecar { uuid, block_size, file_size: None, records };
         digests::publish(&*self.storage, &self.folder.join(DIGESTS)?, &sidecar);

@@ -178,7 +178,7 @@ impl World {
             }
             kinds.push(kind);
         }
-        memory.sync_tree(&ObjectPath::root()).unwrap();
+        memory.sync_tree(&ObjectPath::root(), &memory.mark().unwrap()).unwrap();
         let chain = (first..=last).map(|number| name(number, kinds[number])).collect();
         Self { memory, truths, chain, block_len, partial }
     }
@@ -432,7 +432,7 @@ fn what_nobody_synced_before_is_durable_once_a_merge_has_begun() {
                 _ => image.put(&memory, name.strip_suffix(".alias.vhd").unwrap()),
             }
             if number == 0 {
-                memory.sync_tree(&ObjectPath::root()).unwrap();
+                memory.sync_tree(&ObjectPath::root(), &memory.mark().unwrap()).unwrap();
             }
         }
         let truth = [1, 2, 3].map(|byte| [byte; FLAT_BLOCK]).concat();

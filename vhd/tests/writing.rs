@@ -373,7 +373,7 @@ fn a_power_cut_at_any_moment_leaves_all_of_a_layer_or_nothing_that_opens() {
         loop {
             let memory = Arc::new(MemoryStorage::with_power_cuts());
             memory.create_directory("data").unwrap();
-            memory.sync_tree(&ObjectPath::root()).unwrap();
+            memory.sync_tree(&ObjectPath::root(), &memory.mark().unwrap()).unwrap();
             let faulty = Arc::new(FaultyStorage::new(memory.clone()));
             let changes = AtomicU64::new(0);
             // The last write is half done; then nothing is.

@@ -61,7 +61,7 @@ fn probe(storage: &dyn WritableStorage) -> Result<Duration> {
             storage.create_directory(folder)?;
         }
         storage.write(&folders[0].join("file")?, b"", Existing::Refuse)?;
-        storage.sync_tree(&folder)?;
+        storage.sync_tree(&folder, &storage.mark()?)?;
         let mut times = [Duration::ZERO; RENAMES];
         for (number, time) in times.iter_mut().enumerate() {
             let (from, to) = (&folders[number % 2], &folders[(number + 1) % 2]);

@@ -80,7 +80,7 @@ fn repository(is_encrypted: bool, days: &[u32], cache: Option<&str>) -> MemorySt
     if let Some(text) = cache {
         storage.write(&path(cache::NAME), &gzip(text), Existing::Refuse).unwrap();
     }
-    memory.sync_tree(&ObjectPath::root()).unwrap();
+    memory.sync_tree(&ObjectPath::root(), &memory.mark().unwrap()).unwrap();
     memory.after_power_cut(|| Loss::None)
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use storage::{Moves, ObjectPath, Synced, WritableStorage, publish};
+use storage::{Mark, Moves, ObjectPath, Synced, WritableStorage, publish};
 
 use super::tops::Tops;
 use super::{Control, Image, Merge, Outcome, digests};
@@ -19,12 +19,13 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
     let target = children.last().expect("a merge has children");
     let tops = Tops::of(base, children);
     let header = widened(base, target);
+    let begun = storage.mark()?;
     (control.barrier)()?;
     if let Some(header) = &header {
         write_table(storage, base, &Tops::of(base, &[]), header.max_table_entries)?;
         write(storage, base, "header", &header.to_bytes())?;
     }
-    sync_held(merge, children)?;
+    sync_held(merge, children, &begun)?;
     (control.barrier)()?;
     merge.begin(base, target)?;
     make_folders(storage, base, &tops)?;
@@ -35,7 +36,7 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
     }
     // The bytes of their files were durable before.
     let data: Vec<_> = std::iter::once(base).chain(children).map(|image| image.layer.data.clone()).collect();
-    storage.sync_trees(&data, Synced::Names)?;
+    storage.sync_trees(&data, Synced::Names, &begun)?;
     // Where it was said to be gone and is not, an older one of the base would be taken for it.
     for (number, child) in children.iter().enumerate() {
         let left = Exploded::listed(&child.layer, &merge.reader)?;
@@ -66,15 +67,15 @@ pub(super) fn run(merge: &Merge, base: &Image, children: &[Image], control: &Con
 }
 
 /// Makes durable what the children hold: a block whose name a power cut takes would pass for one that was moved.
-fn sync_held(merge: &Merge, children: &[Image]) -> Result<()> {
+fn sync_held(merge: &Merge, children: &[Image], begun: &Mark) -> Result<()> {
     let storage = &*merge.storage;
     match merge.reader.stat(&merge.state) {
         Err(error) if error.kind() == storage::ErrorKind::NotFound => {}
         // Whoever began it may have moved blocks that were not durable.
-        other => return Ok(other.and_then(|_| storage.sync_tree(&merge.folder))?),
+        other => return Ok(other.and_then(|_| storage.sync_tree(&merge.folder, begun))?),
     }
     let data: Vec<_> = children.iter().map(|child| child.layer.data.clone()).collect();
-    storage.sync_trees(&data, Synced::All)?;
+    storage.sync_trees(&data, Synced::All, begun)?;
     for child in children {
         storage.sync(&child.layer.data.parent())?;
         storage.sync(&child.layer.name)?;
