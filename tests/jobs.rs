@@ -825,6 +825,29 @@ fn what_a_run_advises_can_be_done_in_a_job_or_in_the_configuration() {
     }
 }
 
+#[test]
+fn a_pool_that_fails_is_told_and_is_no_machine_and_the_log_that_has_a_wrong_line_is_named() {
+    let pool = Pool::new();
+    pool.job("retries.vm = 0\n");
+    let path = pool.world.path("config/xofs/config.toml");
+    let config = fs::read_to_string(&path).expect("there");
+    fs::write(&path, config.replace(pool.simulator.fingerprint(), &["AA"; 32].join(":"))).expect("written");
+    let report = pool.run(&[], 1);
+    let entry = &report["vms"][0];
+    let said = [&entry["vm"], &entry["name"], &entry["pool"], &entry["attempt"], &entry["remarks"]];
+    assert_eq!(json!(said), json!(["", "pool lab", "lab", 0, []]), "{report:#}");
+    let folder = pool.state().join("jobs/nightly");
+    let mut log = fs::OpenOptions::new().append(true).open(folder.join("log.jsonl")).expect("there");
+    log.write_all(b"{\"half\n").expect("written");
+    for arguments in [&["log", "nightly"][..], &["report", "nightly"], &["report", "nightly", "--since", "1d"]] {
+        let (code, out, err) = run(&mut pool.command(arguments));
+        assert!(code == 0 && (out.contains("failed, 0 VMs") || out.contains("(1 failed), 0 VMs")), "{out}");
+        let named = format!("xofs: 1 line of the log in '{}' could not be understood", folder.display());
+        assert!(err.starts_with(&named), "{err}");
+    }
+    assert_eq!(run(&mut pool.command(&["report", "nightly", "--last", "0"])).0, 2);
+}
+
 /// `xofs job daemon`; killed when it is dropped.
 struct Daemon(Child);
 

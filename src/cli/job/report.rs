@@ -23,6 +23,13 @@ pub struct VmEnd<'a> {
     pub remarks: Vec<String>,
 }
 
+impl VmEnd<'_> {
+    /// Whether it is a machine: else a pool, a repository, or what a job names and no pool has, of which there is no uuid.
+    fn is_machine(&self) -> bool {
+        !self.vm.is_empty()
+    }
+}
+
 /// Returns how the last try of each machine ended, in the order in which they were begun with. `is_dead`: what has no end had none.
 pub fn last_tries(records: &[Record], is_dead: bool) -> Vec<VmEnd<'_>> {
     let mut ends: Vec<VmEnd> = Vec::new();
@@ -53,7 +60,7 @@ pub fn last_tries(records: &[Record], is_dead: bool) -> Vec<VmEnd<'_>> {
             },
             _ => continue,
         };
-        match ends.iter_mut().find(|known| !end.vm.is_empty() && known.vm == end.vm) {
+        match ends.iter_mut().find(|known| end.is_machine() && known.vm == end.vm) {
             Some(known) => *known = end,
             None => ends.push(end),
         }
@@ -116,7 +123,8 @@ pub fn to_text(run: &Run) -> String {
     let time = run.records.first().map(|record| format!("{:.0}", record.time)).unwrap_or_default();
     let schedule = schedule.map(|name| format!(" ({name})")).unwrap_or_default();
     let took = seconds.map(|seconds| format!(" in {seconds:.1} s")).unwrap_or_default();
-    let mut text = format!("{time}  {job}{schedule}: {}, {}{took}\n", status_name(run.status), count(ends.len(), "VM"));
+    let vms = ends.iter().filter(|end| end.is_machine()).count();
+    let mut text = format!("{time}  {job}{schedule}: {}, {}{took}\n", status_name(run.status), count(vms, "VM"));
     // Writing to a String cannot fail.
     let mut explain = |reason: Option<&str>, next: Option<&str>, line: String| {
         let _ = write!(text, "  {line}");

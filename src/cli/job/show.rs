@@ -1,6 +1,7 @@
 //! `xofs job log`: what runs did.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use anyhow::Result;
 use clap::Args;
@@ -12,8 +13,8 @@ use super::report;
 use super::state::StateArgs;
 use crate::cli::exit::Exit;
 use crate::cli::print;
-use crate::cli::text::count;
-use crate::job::log::Run;
+use crate::cli::text::{Shown, count};
+use crate::job::log::{self, Run};
 
 const EXAMPLES: &str = "\
 With --json, the lines of the log as they are, one JSON object each; their schema is docs/job-log.schema.json.
@@ -51,10 +52,10 @@ pub fn run(arguments: &LogArgs) -> Result<Exit> {
         None => files.all()?.into_iter().filter_map(|loaded| Some(loaded.job.ok()?.id)).collect(),
     };
     let state = arguments.state.open()?;
-    let (mut runs, mut unread) = (Vec::new(), 0);
+    let mut runs = Vec::new();
     for id in &ids {
         let mut history = history(state.folder(), id)?;
-        unread += history.unread;
+        say_unread(state.folder(), id, history.unread);
         runs.extend(history.runs.drain(history.runs.len().saturating_sub(arguments.last)..));
     }
     runs.sort_by_key(|run: &Run| run.records.first().map(|record| record.time));
@@ -67,11 +68,16 @@ pub fn run(arguments: &LogArgs) -> Result<Exit> {
             print::text(&report::to_text(run))?;
         }
     }
+    Ok(Exit::Done)
+}
+
+/// Says how many lines of the log of a job could not be understood, if any.
+pub fn say_unread(state: &Path, job: &str, unread: usize) {
     if unread > 0 {
+        let (lines, folder) = (count(unread, "line"), log::path(state, job).display().to_string());
         say!(
-            "xofs: {} of the log could not be understood: cut off by a crash, or of another version",
-            count(unread, "line")
+            "xofs: {lines} of the log in '{}' could not be understood: cut off by a crash, or of another version",
+            Shown(&folder)
         );
     }
-    Ok(Exit::Done)
 }

@@ -104,6 +104,14 @@ pub struct Failure {
     pub time: Timestamp,
 }
 
+impl VmFigures {
+    /// Whether it is a machine: else a pool, a repository, or what a job names and no pool has, of which there is no uuid.
+    #[must_use]
+    pub fn is_machine(&self) -> bool {
+        !self.vm.is_empty()
+    }
+}
+
 impl RunFigures {
     /// Reads the runs of a log, oldest first.
     #[must_use]
@@ -226,7 +234,7 @@ impl RunFigures {
 
     /// Notes a try of a machine, in the place of the one before.
     fn put(&mut self, vm: VmFigures) {
-        match self.vms.iter_mut().find(|known| !vm.vm.is_empty() && known.vm == vm.vm) {
+        match self.vms.iter_mut().find(|known| vm.is_machine() && known.vm == vm.vm) {
             Some(known) => *known = vm,
             None => self.vms.push(vm),
         }

@@ -114,7 +114,7 @@ impl Sums {
                 merges.add(merge.transfer.as_ref(), at(run.begun, merge.ended));
             }
         }
-        let vms = || runs.iter().flat_map(|run| &run.vms).filter_map(|vm| vm.status);
+        let vms = || runs.iter().flat_map(|run| &run.vms).filter(|vm| vm.is_machine()).filter_map(|vm| vm.status);
         Self {
             runs: counted(&RunStatus::ALL, runs.iter().map(|run| run.status)),
             vms: counted(&VmStatus::ALL, vms()),

@@ -30,10 +30,11 @@ use jiff::{Span, Timestamp, Zoned};
 
 use super::files::FolderArgs;
 use super::list::history;
+use super::show::say_unread;
 use super::state::StateArgs;
 use crate::cli::exit::Exit;
 use crate::cli::print;
-use crate::cli::text::{Shown, count};
+use crate::cli::text::Shown;
 use crate::job::figures::{Counts, RunFigures, Totals};
 use crate::job::{is_id, log};
 use crate::whole;
@@ -63,8 +64,8 @@ pub struct ReportArgs {
     #[command(flatten)]
     state: StateArgs,
     /// So many runs of each job
-    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "since")]
-    last: usize,
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "since", value_parser = clap::value_parser!(u32).range(1..))]
+    last: u32,
     /// The runs that began since: a time before now like 7d or 36h, a date, or a time
     #[arg(long, value_name = "WHEN", value_parser = parse_since)]
     since: Option<Timestamp>,
@@ -138,10 +139,6 @@ pub fn run(arguments: &ReportArgs) -> Result<Exit> {
             None => text::to_text(&selection, &TimeZone::system()),
         }
     };
-    if unread > 0 {
-        let lines = count(unread, "line");
-        say!("xofs: {lines} of the log could not be understood: cut off by a crash, or of another version");
-    }
     match arguments.html.as_ref().or(arguments.output.as_ref()) {
         Some(path) => write(path, &written)?,
         None => print::text(&written)?,
@@ -186,6 +183,7 @@ fn jobs(arguments: &ReportArgs) -> Result<(Vec<Reported>, usize)> {
     let (mut jobs, mut unread) = (Vec::with_capacity(ids.len()), 0);
     for (id, is_right) in ids {
         let history = history(state.folder(), &id)?;
+        say_unread(state.folder(), &id, history.unread);
         unread += history.unread;
         let act = || format!("read what runs of the job '{id}' did");
         let runs = RunFigures::all(&history);
@@ -201,7 +199,10 @@ fn select(arguments: &ReportArgs, jobs: Vec<Reported>, unread: usize, now: Times
     for mut job in jobs {
         match arguments.since {
             Some(since) => runs.extend(job.runs.into_iter().filter(|run| run.begun >= since)),
-            None => runs.extend(job.runs.drain(job.runs.len().saturating_sub(arguments.last)..)),
+            None => {
+                let last = usize::try_from(arguments.last).unwrap_or(usize::MAX);
+                runs.extend(job.runs.drain(job.runs.len().saturating_sub(last)..));
+            }
         }
     }
     runs.sort_by(|a, b| (a.begun, &a.job).cmp(&(b.begun, &b.job)));

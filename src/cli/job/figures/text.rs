@@ -88,7 +88,7 @@ fn shares(shares: Shares) -> [String; 3] {
 fn run(run: &RunFigures) -> String {
     let schedule = run.schedule.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
     let took = run.took.map(|took| format!(" in {}", time(took))).unwrap_or_default();
-    let (job, vms) = (Shown(&run.job), count(run.vms.len(), "VM"));
+    let (job, vms) = (Shown(&run.job), count(run.vms.iter().filter(|vm| vm.is_machine()).count(), "VM"));
     let mut text = format!("{:.0}  {job}{}: {}, {vms}{took}", run.begun, Shown(&schedule), status_name(run.status));
     let _ = writeln!(text, ", {} read, {} stored", size(run.read()), size(run.stored()));
     if let Some(reason) = &run.reason {
