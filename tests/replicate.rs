@@ -12,14 +12,14 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pool::{BLOCK, Lab, MIB, PATIENCE};
+use pool::{BLOCK, Lab, MIB, PATIENCE, wait_for};
 use replica::{World, compare, compare_repository, held_by, mac_of, machines, read, sent, states, switch_off};
 use serde_json::{Value, json};
 use support::run;
 use support::slow_path::SlowPath;
 use uuid::Uuid;
 use xapi::Record;
-use xapi::record::{TaskObject, Vdi};
+use xapi::record::{TaskObject, Vdi, Vm};
 use xapi_simulator::failure::Failure;
 use xapi_simulator::scene::{Disk, Machine};
 use xapi_simulator::value::Reference;
@@ -371,6 +371,38 @@ fn a_whole_machine_stays_though_the_task_that_made_it_was_left_over() {
     assert_eq!(tasks(), 0);
     compare(&world.far, &held);
     world.is_at_rest(0);
+}
+
+/// Has a run stall at `fault` in the other pool, does something meanwhile, and kills it.
+fn kill_at(world: &World, to: &[&str], fault: Fault, meanwhile: impl FnOnce()) {
+    world.far.simulator.fault(fault);
+    let mut killed = world.command(to).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+    wait_for("the moment", || world.far.simulator.faults_left() == 0);
+    meanwhile();
+    killed.kill().expect("it is ours");
+    killed.wait().expect("it is ours");
+}
+
+#[test]
+fn a_copy_that_somebody_made_of_a_machine_that_was_not_whole_is_his() {
+    let world = World::with_one_disk();
+    let to = ["--to-sr", "dr=far", "--mode", "full"];
+    let (held, pool) = (world.held(), world.far.client());
+    let all = || pool.records::<Vm>().expect("answered").into_iter().filter(|vm| !vm.is_control_domain);
+    // What the pool made of the XVA is marked, and more is about to be told of it.
+    kill_at(&world, &to, Fault::call("VM.add_tags", Act::Delay(Duration::from_secs(3600))), || {
+        let made = all().next().expect("one is there");
+        pool.run("VM.copy", &[json!(made.reference), json!("his"), json!("")]).expect("copied");
+    });
+    assert_eq!((all().count(), states(&world.far).len()), (2, 0));
+    world.replicates(&to);
+    let his = all().find(|vm| vm.name_label == "his").expect("it is there");
+    assert!(held_by(&world.far, &his) == held, "it has its disk, with what it held");
+    // The other is gone, and there is one that is whole.
+    assert_eq!(all().count(), 2);
+    compare(&world.far, &[held]);
+    let disks = pool.records::<Vdi>().expect("answered").into_iter().filter(|vdi| vdi.managed);
+    assert_eq!(disks.count(), 2, "his, and that of the replica");
 }
 
 #[test]

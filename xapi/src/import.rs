@@ -125,7 +125,7 @@ impl Import {
 
     /// Returns the end of all that was sent: from here on the pool may make something of it, whoever waits.
     fn told(mut self, ended: Result<Outcome>) -> Result<(Outcome, Task)> {
-        if ended.is_err() && self.makes_machine {
+        if ended.is_err() && self.makes_machine && !self.task.is_over() {
             self.task.leave();
         }
         Ok((ended?, self.task))

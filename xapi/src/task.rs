@@ -121,9 +121,15 @@ impl Task {
         self.is_held = true;
     }
 
-    /// Leaves it in the pool unless it is known to have ended: until somebody destroys it, it says what was made.
-    pub(crate) fn leave(&mut self) {
-        self.is_left = !self.is_over.load(Ordering::Acquire);
+    /// Leaves it in the pool: until somebody destroys it, it says what was made.
+    pub fn leave(&mut self) {
+        self.is_left = true;
+    }
+
+    /// Whether it is known to have ended, or to be gone.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Acquire)
     }
 
     /// Returns its reference.
@@ -271,7 +277,7 @@ impl Drop for Task {
         let is_transfer = self.is_held && !self.is_call;
         // One that was broken off ends by itself, and lets go of its disks first; unless its host hangs.
         let hangs = is_transfer
-            && !self.is_over.load(Ordering::Acquire)
+            && !self.is_over()
             && self.ended(&Cancel::within(BROKEN_OFF)).is_err_and(|error| error.kind() != ErrorKind::Unknown);
         if hangs {
             // In the same time as what follows: a pool that does not answer is not waited for twice.

@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use xapi::record::{Sr, Vbd, Vm};
-use xapi::{Import, Pool, Record, Ref};
+use xapi::record::{Class, Sr, Texts, Vbd, Vdi, Vm};
+use xapi::{Import, Outcome, Pool, Record, Ref};
 
-use super::machine::block_start;
+use super::machine::{block_start, set_itself};
 use super::marks::{REPLICATING, TAG};
 use super::replication::{Progress, of_pool};
 use crate::ingest::{self, ReplicaArchive};
@@ -33,27 +33,37 @@ impl ArchiveSending {
 
     fn end(self) -> Result<String> {
         let Self { pool, import, mark, progress } = self;
-        let (outcome, task) = import.conclude_held()?;
-        let vm: Ref<Vm> = outcome.reference()?;
-        // First of all that it is ours: until it says so, the task does to the run that comes after one that died.
-        pool.set_entry(&vm, "other_config", REPLICATING, &mark)?;
+        let (outcome, mut task) = import.conclude_held()?;
+        // Until all of it says to be ours, the task does to the run that comes after.
+        let record = tell(&pool, &outcome, &mark).inspect_err(|_| task.leave())?;
         drop(task);
-        let record: Record<Vm> = pool.record(&vm)?;
-        block_start(&pool, &vm)?;
+        let vm = &record.reference;
         if record.is_a_template {
-            pool.set(&vm, "is_a_template", false)?;
+            pool.set(vm, "is_a_template", false)?;
         }
-        // Exported of a snapshot, it says to be one of a backup.
-        forget_backups(&pool, &vm, &record.other_config, REPLICATING)?;
-        for device in pool.records_of::<Vbd>(&record.vbds)?.iter().filter(|device| is_disk(device)) {
-            pool.set_entry(&device.vdi, "other_config", REPLICATING, &mark)?;
-            let entries = pool.field(&device.vdi, "other_config")?;
-            forget_backups(&pool, &device.vdi, &entries, REPLICATING)?;
-        }
-        pool.add_tag(&vm, TAG)?;
-        progress.lock().unwrap_or_else(PoisonError::into_inner).machine = Some(vm);
+        pool.add_tag(vm, TAG)?;
+        progress.lock().unwrap_or_else(PoisonError::into_inner).machine = Some(vm.clone());
         Ok(record.uuid.clone())
     }
+}
+
+/// Tells what the pool made of an XVA that it is ours, and no copy of it: its disks first, so that none is without once the machine says
+/// it. Exported of a snapshot, they say until then to be of a backup. Returns the machine as it was made.
+fn tell(pool: &Pool, outcome: &Outcome, mark: &str) -> Result<Record<Vm>> {
+    let vm: Record<Vm> = pool.record(&outcome.reference()?)?;
+    block_start(pool, &vm.reference)?;
+    let devices: Vec<Record<Vbd>> = pool.records_of(&vm.vbds)?;
+    for disk in pool.records_of::<Vdi>(devices.iter().filter(|device| is_disk(device)).map(|device| &device.vdi))? {
+        tell_one(pool, &disk.reference, &disk.other_config, mark)?;
+    }
+    tell_one(pool, &vm.reference, &vm.other_config, mark)?;
+    Ok(vm)
+}
+
+fn tell_one<C: Class>(pool: &Pool, object: &Ref<C>, entries: &Texts, mark: &str) -> Result<()> {
+    pool.set_entry(object, "other_config", REPLICATING, mark)?;
+    forget_backups(pool, object, entries, REPLICATING)?;
+    set_itself(pool, object)
 }
 
 impl ReplicaArchive for ArchiveSending {

@@ -60,6 +60,7 @@ pub fn create(
     fields.insert("other_config".to_owned(), Value::Object(other_config));
     fields.insert("blocked_operations".to_owned(), Value::Object(blocked));
     let vm = pool.create_vm(&fields)?;
+    set_itself(pool, &vm)?;
     block_start(pool, &vm)?;
     parts::set_bios_strings(pool, &vm, &source.vm, say)?;
     for interface in &interfaces {
@@ -68,7 +69,6 @@ pub fn create(
     for contents in source.vtpms.iter().flatten() {
         parts::make_tpm(pool, &vm, contents, say)?;
     }
-    set_itself(pool, &vm)?;
     Ok(vm)
 }
 

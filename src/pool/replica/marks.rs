@@ -110,7 +110,7 @@ pub fn schedule_of(vm: &Vm) -> &str {
     vm.other_config.get(SCHEDULE).map_or(ingest::SCHEDULE, String::as_str)
 }
 
-/// Whether an object with this uuid is the one that its entries were given to.
+/// Whether an object with this uuid is the one that its entries were given to: of a replica that is being made, or was.
 pub fn is_itself(uuid: &str, entries: &Texts) -> bool {
     entries.get(SELF).is_some_and(|itself| itself == uuid)
 }
@@ -119,11 +119,6 @@ pub fn is_itself(uuid: &str, entries: &Texts) -> bool {
 pub fn content_of(vdi: &Vdi) -> Option<(Uuid, Uuid, u64)> {
     let entry = |name: &str| Uuid::try_parse(vdi.other_config.get(name)?).ok();
     Some((entry(DISK)?, entry(CONTENT)?, vdi.other_config.get(SIZE)?.parse().ok()?))
-}
-
-/// Whether an object with this uuid and these entries is of a replica that is being made, or was.
-pub fn has_marks(uuid: &str, entries: &Texts) -> bool {
-    entries.contains_key(REPLICATING) || is_itself(uuid, entries)
 }
 
 /// Whether an entry belongs to a replica.

@@ -1,7 +1,7 @@
 //! A replica of one machine on one SR, for one run: what an ingest asks of it.
 //!
 //! ```text
-//! each disk: what the version holds that it is relative to is cloned, or an empty disk made ─► its blocks ─► it is itself
+//! each disk: what the version holds that it is relative to is cloned, or an empty disk made, and is itself ─► its blocks ─► what it holds
 //! commit:    the machine, unchanged since, or a new one ─► gets these disks for those it has ─► snapshot, marked ─► mark away
 //!                                                                              what is whole: the commit ─────────────┘
 //! ```
@@ -20,7 +20,7 @@ use super::archive::ArchiveSending;
 use super::found::{Found, Version, VersionDisk};
 use super::machine::{self, name_of, set_itself};
 use super::marks::{
-    self, BLOCKED, CLONING, CONTENT, Identity, Kind, NUMBER, REPLACED, REPLICATING, RUN, SCHEDULE, SELF, SIZE, TIME,
+    self, BLOCKED, CLONING, CONTENT, Identity, Kind, NUMBER, REPLACED, REPLICATING, RUN, SCHEDULE, SIZE, TIME,
     schedule_of,
 };
 use super::sending::DiskSending;
@@ -159,7 +159,9 @@ impl Replication {
         let vdi = match disk.base {
             None => {
                 let sr = self.place.sr.reference.as_str();
-                pool.create_vdi(&machine::disk(of, sr, disk.size, &self.identity, &self.mark()))?
+                let vdi = pool.create_vdi(&machine::disk(of, sr, disk.size, &self.identity, &self.mark()))?;
+                set_itself(pool, &vdi)?;
+                vdi
             }
             Some(base) => {
                 let gone =
@@ -187,7 +189,8 @@ impl Replication {
         pool.with(&cleanup()).remove_entry(&snapshot.reference, "other_config", CLONING)?;
         let clone = clone?;
         pool.set_entry(&clone, "other_config", REPLICATING, &mark)?;
-        for entry in [SELF, CLONING, CONTENT, SIZE] {
+        set_itself(pool, &clone)?;
+        for entry in [CLONING, CONTENT, SIZE] {
             pool.remove_entry(&clone, "other_config", entry)?;
         }
         Ok(clone)
@@ -280,7 +283,6 @@ impl Replication {
             for (entry, value) in self.identity.entries() {
                 pool.set_entry(&device.vdi, "other_config", entry, &value)?;
             }
-            set_itself(pool, &device.vdi)?;
         }
         for (entry, value) in self.identity.entries() {
             pool.set_entry(&vm, "other_config", entry, &value)?;
@@ -434,7 +436,6 @@ impl DiskSink {
         for (entry, value) in &self.holds {
             self.pool.set_entry(&self.vdi, "other_config", entry, value)?;
         }
-        set_itself(&self.pool, &self.vdi)?;
         let uuid: String = self.pool.field(&self.vdi, "uuid")?;
         Ok(uuid)
     }

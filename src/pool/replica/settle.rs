@@ -7,17 +7,18 @@
 //! | a snapshot | is not whole | destroyed with its disks |
 //! | the machine | the run's snapshot of it is whole | loses the mark; the disks that were replaced are destroyed |
 //! | | else, an older snapshot is | the disks that were replaced are connected again, the new ones destroyed |
-//! | | else | it is new, and destroyed with its disks |
-//! | | runs | somebody uses it: loses the mark |
+//! | | else | it is new, and destroyed with those of its disks that are marked |
+//! | | runs, or is new and may be started | somebody uses it: loses the mark |
 //! | a disk | no machine has it | destroyed |
 //!
-//! What somebody made of a marked object by a copy has the mark, too, but bears another's uuid: it is left alone.
+//! What somebody made of a marked object by a copy has the mark, too, but bears another's uuid: it is left alone. A machine bears its own
+//! before it has a disk.
 
 use serde_json::{Map, Value, json};
 use xapi::record::{Texts, Vbd, Vdi, Vm};
 use xapi::{Pool, Record, Ref};
 
-use super::marks::{self, CLONING, REPLACED, REPLICATING, RUN, SELF, is_itself};
+use super::marks::{self, BLOCKED, CLONING, REPLACED, REPLICATING, RUN, SELF, is_itself};
 use crate::pool::error::Result;
 use crate::pool::restore::made::is_of_a_machine;
 use crate::pool::snapshot::attach_again;
@@ -30,7 +31,9 @@ use crate::pool::survey::is_disk;
 pub fn settle(pool: &Pool, mark: &str) -> Result<()> {
     let machines = pool.records::<Vm>()?;
     let has = |entries: &Texts, entry: &str| entries.get(entry).is_some_and(|value| value == mark);
-    let is_ours = |vm: &Vm| vm.other_config.get(SELF).is_none_or(|_| is_itself(&vm.uuid, &vm.other_config));
+    let is_new = |vm: &Vm| vm.vbds.is_empty() && !vm.other_config.contains_key(SELF);
+    let is_ours = |vm: &Vm| is_itself(&vm.uuid, &vm.other_config) || is_new(vm);
+    let may_start = |vm: &Vm| !is_new(vm) && !vm.blocked_operations.contains_key(BLOCKED[0]);
     let marked = || machines.iter().filter(|vm| has(&vm.other_config, REPLICATING));
     // Ours is named by the run until it is itself; one that somebody took meanwhile is neither.
     for snapshot in
@@ -45,8 +48,10 @@ pub fn settle(pool: &Pool, mark: &str) -> Result<()> {
         let is_finished = whole.iter().any(|version| has(&version.other_config, RUN));
         match newest {
             _ if is_finished || machine.power_state != "Halted" => {}
+            None if may_start(machine) => {}
             None => {
-                destroy_with_disks(pool, machine, |vdi| !vdi.is_a_snapshot)?;
+                let is_new = |vdi: &Vdi| has(&vdi.other_config, REPLICATING) && !vdi.is_a_snapshot;
+                destroy_with_disks(pool, machine, is_new)?;
                 continue;
             }
             Some(version) => set_back(pool, machine, version, |vdi| has(&vdi.other_config, REPLICATING))?,

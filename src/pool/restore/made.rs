@@ -81,8 +81,8 @@ pub fn undo_import(pool: &Pool, import: &Task) -> Result<()> {
             Err(error) if error.is_gone() => continue,
             vm => vm?,
         };
-        // A replica, whole or not, is known by its own marks.
-        let is_known = vm.other_config.contains_key(RESTORED_FROM) || replica::has_marks(&vm.uuid, &vm.other_config);
+        // A replica that says to be one, whole or not, is known by its own marks.
+        let is_known = vm.other_config.contains_key(RESTORED_FROM) || replica::is_itself(&vm.uuid, &vm.other_config);
         if vm.power_state != "Halted" || is_known {
             continue;
         }
