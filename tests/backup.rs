@@ -19,6 +19,7 @@ use xapi::{Record, Ref};
 use xapi_simulator::failure::Failure;
 use xapi_simulator::log::Activity;
 use xapi_simulator::scene::{Disk, Machine, Repository as Sr, Storage};
+use xapi_simulator::value::Reference;
 use xapi_simulator::{Act, Class, Fault, Site, Upset};
 
 #[test]
@@ -356,6 +357,43 @@ fn what_a_killed_run_left_is_removed_by_the_next_with_or_without_its_journal() {
         assert!(!is_key(&next, 0) && next["backup"]["reads"][0]["passes"][0]["base"].is_string(), "{next:#}");
         world.is_at_rest(2, 2);
         assert!(world.lab.client().record(&theirs).is_ok());
+        world.compare(&held);
+    }
+}
+
+#[test]
+fn a_snapshot_that_somebody_took_of_a_machine_set_back_to_ours_keeps_its_disks() {
+    for arguments in [["--no-nbd"].as_slice(), &["--cbt", "--purge-snapshot-data"]] {
+        let world = World::with_one_disk();
+        let pool = world.lab.client();
+        let mut held = vec![world.held()];
+        world.back_up(arguments);
+        // It has data still: only what was read by changed block tracking is purged.
+        let ours = pool.by_name::<Vm>("[xofs] web01").expect("answered").remove(0);
+        let ours: Record<Vm> = pool.record(&ours).expect("there");
+        world.guest_writes(1, 4);
+        pool.run("VM.revert", &[json!(ours.reference)]).expect("set back");
+        let live: Record<Vdi> = pool.record(&live_disks(&world)[0]).expect("there");
+        assert!(live.other_config.contains_key("xofs:run"), "it is a clone of a disk of ours");
+        // The machine has the entries of its own past; one that was made of the snapshot would have these, too.
+        let vm: Ref<Vm> = Ref::new(world.machine().as_str());
+        for (name, value) in ours.other_config.iter().filter(|(name, _)| name.starts_with("xofs:")) {
+            pool.set_entry(&vm, "other_config", name, value).expect("set");
+        }
+        world.guest_writes(2, 4);
+        let before_upgrade = world.held();
+        let theirs = pool.snapshot_vm(&vm, "before upgrade", &[]).expect("taken");
+        let kept: Vec<Reference> = world.lab.disks(&Reference::from(theirs.as_str())).into_values().collect();
+        for round in 3..6 {
+            world.guest_writes(round, 2);
+            held.push(world.held());
+            world.back_up(arguments);
+            let is_purged = round > 3 && arguments.len() > 1;
+            world.is_at_rest(if is_purged { 1 } else { 2 }, 2);
+            let disks = world.lab.disks(&Reference::from(theirs.as_str()));
+            assert_eq!(disks.into_values().collect::<Vec<_>>(), kept, "his snapshot has its own disks");
+            assert!(world.lab.held(&Reference::from(theirs.as_str())) == before_upgrade, "as they were");
+        }
         world.compare(&held);
     }
 }

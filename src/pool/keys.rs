@@ -4,6 +4,10 @@
 //! repository says that, too, and only such a one may be what the next increment is relative to. Until a snapshot has its
 //! entries, its name tells the run. Whatever does not say all of this is not ours and is never removed.
 //!
+//! Each object says its own uuid, too: the disks that a VM has after somebody went back to a snapshot of ours have its entries, and
+//! so has each later snapshot of theirs, but not its uuid. Such are not ours. A storage that a disk of ours is moved to gives it
+//! another uuid: then the snapshot that has it tells.
+//!
 //! Where only the disks of a snapshot are kept nothing leads to the one of a disk that the VM has no more: so the VM tells
 //! which disks a run left, in an entry for each run.
 
@@ -20,6 +24,7 @@ const VM: &str = "xofs:vm";
 const RUN: &str = "xofs:run";
 const KEEPER: &str = "xofs:keeper";
 const DATETIME: &str = "xofs:datetime";
+const SELF: &str = "xofs:self";
 /// Set once what the snapshot holds is durable in each repository.
 pub const STORED: &str = "xofs:stored";
 /// The value of [`STORED`].
@@ -47,7 +52,8 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// Reads what an object says of itself; `None` unless it is one of ours.
+    /// Reads what an object says; `None` unless it says all of it. It is ours only if it is the one that this was said of:
+    /// [`is_itself`].
     #[must_use]
     pub fn parse(other_config: &BTreeMap<String, String>) -> Option<Self> {
         let entry = |name: &str| other_config.get(name).cloned();
@@ -61,15 +67,16 @@ impl Keys {
         })
     }
 
-    /// Returns the entries that say it, without that of being stored, which comes later.
+    /// Returns the entries that say it of the object with this uuid, without that of being stored, which comes later.
     #[must_use]
-    pub fn entries(&self) -> [(&'static str, String); 5] {
+    pub fn entries(&self, uuid: &str) -> [(&'static str, String); 6] {
         [
             (JOB, self.job.clone()),
             (VM, self.vm.clone()),
             (RUN, self.run.to_string()),
             (KEEPER, self.keeper.clone()),
             (DATETIME, self.datetime.clone()),
+            (SELF, uuid.to_owned()),
         ]
     }
 
@@ -78,6 +85,12 @@ impl Keys {
     pub fn is_of(&self, vm: &str, job: &str) -> bool {
         self.vm == vm && self.job == job
     }
+}
+
+/// Whether an object with this uuid is the one that its entries were given to.
+#[must_use]
+pub fn is_itself(uuid: &str, other_config: &BTreeMap<String, String>) -> bool {
+    other_config.get(SELF).is_some_and(|itself| itself == uuid)
 }
 
 /// Returns the names of the entries of ours, but for those of replicas and of what runs left: a live object has some after
@@ -160,18 +173,19 @@ mod tests {
             is_stored: false,
         };
         let mut config: BTreeMap<String, String> =
-            keys.entries().into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+            keys.entries("a").into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
         assert_eq!(Keys::parse(&config), Some(keys.clone()));
         config.insert(disks_of_run(run), format!("{run} nonsense {}", Uuid::nil()));
         assert_eq!(left_disks(&config).collect::<Vec<_>>(), [(run, vec![run, Uuid::nil()])]);
-        assert!(ours(&config).count() == 5 && keys.is_of("v", "j") && !keys.is_of("v", "k"));
+        assert!(ours(&config).count() == 6 && keys.is_of("v", "j") && !keys.is_of("v", "k"));
         config.insert(STORED.into(), TRUE.into());
         assert_eq!(Keys::parse(&config), Some(Keys { is_stored: true, ..keys.clone() }));
-        for (name, _) in keys.entries() {
+        for (name, _) in keys.entries("a") {
             let mut less = config.clone();
             less.remove(name);
-            assert_eq!(Keys::parse(&less), None, "{name}");
+            assert!(Keys::parse(&less).is_none() || !is_itself("a", &less), "{name}");
         }
+        assert!(is_itself("a", &config) && !is_itself("b", &config));
         let xo = BTreeMap::from([("xo:backup:job".to_owned(), "x".to_owned())]);
         assert!(is_of_xen_orchestra(&xo) && !is_of_xen_orchestra(&config) && Keys::parse(&xo).is_none());
     }

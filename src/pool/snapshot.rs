@@ -327,12 +327,13 @@ type Described = (Record<Vm>, Vec<Record<Vbd>>, BTreeMap<Ref<Vdi>, Record<Vdi>>)
 fn describe(pool: &Pool, survey: &Survey, snapshot: &Ref<Vm>, keys: &Keys) -> Result<Described> {
     let devices: Vec<Ref<Vbd>> = pool.field(snapshot, "VBDs")?;
     let devices: Vec<Record<Vbd>> = pool.records_of::<Vbd>(&devices)?.into_iter().filter(is_disk).collect();
-    for device in &devices {
-        for (key, value) in keys.entries() {
-            pool.set_entry(&device.vdi, "other_config", key, &value)?;
+    for vdi in pool.records_of::<Vdi>(devices.iter().map(|device| &device.vdi))? {
+        for (key, value) in keys.entries(&vdi.uuid) {
+            pool.set_entry(&vdi.reference, "other_config", key, &value)?;
         }
     }
-    for (key, value) in keys.entries() {
+    let uuid: String = pool.field(snapshot, "uuid")?;
+    for (key, value) in keys.entries(&uuid) {
         pool.set_entry(snapshot, "other_config", key, &value)?;
     }
     // Without, an XVA of it becomes a template where it is imported. Editions that refuse that have to live with it.

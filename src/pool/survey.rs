@@ -288,48 +288,58 @@ fn device_name(device: &Vbd) -> String {
 }
 
 /// Returns the snapshots of ours, oldest first, of those that were `taken` of a VM, or what is left of them.
+///
+/// What has the entries of one of ours, and is another object, is somebody else's. Each snapshot is one of its own.
 fn snapshots(pool: &Pool, vm: &Record<Vm>, taken: &[Record<Vm>], disks: &[LiveDisk]) -> Result<Vec<OurSnapshot>> {
-    let mut by_run: BTreeMap<(String, Uuid), OurSnapshot> = BTreeMap::new();
     let told: BTreeMap<Uuid, Vec<Uuid>> = keys::left_disks(&vm.other_config).collect();
-    let empty = |keys: &Keys| {
+    let said_of = |vdi: &Record<Vdi>| Keys::parse(&vdi.other_config).filter(|keys| keys.vm == vm.uuid);
+    let ours = |keys: Keys, snapshot: Option<Ref<Vm>>, disks: Vec<Record<Vdi>>| {
         let is_told = told.contains_key(&keys.run);
-        OurSnapshot { keys: keys.clone(), vm: None, is_told, disks: Vec::new() }
+        OurSnapshot { keys, vm: snapshot, is_told, disks }
     };
-    let mut vdis: BTreeSet<Ref<Vdi>> = disks.iter().flat_map(|disk| disk.vdi.snapshots.iter().cloned()).collect();
+    let (mut found, mut seen): (Vec<OurSnapshot>, BTreeSet<Ref<Vdi>>) = (Vec::new(), BTreeSet::new());
     for snapshot in taken {
         let is_of_it = snapshot.is_a_snapshot && snapshot.snapshot_of == vm.reference;
-        let Some(keys) = Keys::parse(&snapshot.other_config).filter(|keys| is_of_it && keys.vm == vm.uuid) else {
+        let is_ours = is_of_it && keys::is_itself(&snapshot.uuid, &snapshot.other_config);
+        let Some(keys) = Keys::parse(&snapshot.other_config).filter(|keys| is_ours && keys.vm == vm.uuid) else {
             continue;
         };
         let devices: Vec<Record<Vbd>> = pool.records_of(&snapshot.vbds)?;
-        vdis.extend(devices.iter().filter(|device| is_disk(device)).map(|device| device.vdi.clone()));
-        by_run.entry(place(&keys)).or_insert_with(|| empty(&keys)).vm = Some(snapshot.reference.clone());
+        let of_it: BTreeSet<&Ref<Vdi>> = devices.iter().filter(|vbd| is_disk(vbd)).map(|vbd| &vbd.vdi).collect();
+        let mut its: Vec<Record<Vdi>> = pool.records_of(of_it)?;
+        // By the snapshot that has it a disk is known, too, which has another uuid since its storage was changed.
+        its.retain(|vdi| vdi.is_a_snapshot && said_of(vdi).is_some_and(|of| of.run == keys.run));
+        seen.extend(its.iter().map(|vdi| vdi.reference.clone()));
+        found.push(ours(keys, Some(snapshot.reference.clone()), its));
     }
-    let mut found: Vec<Record<Vdi>> = pool.records_of(&vdis)?;
+    // What no snapshot has any more is known by its own uuid alone.
+    let of_disks: BTreeSet<&Ref<Vdi>> = disks.iter().flat_map(|disk| &disk.vdi.snapshots).collect();
+    let mut others: Vec<Record<Vdi>> = pool.records_of(of_disks.into_iter().filter(|vdi| !seen.contains(vdi)))?;
     // Of disks that the VM has no more.
     for uuid in told.values().flatten().map(Uuid::to_string) {
-        if found.iter().any(|vdi| vdi.uuid == uuid) {
-            continue;
-        }
         match pool.by_uuid::<Vdi>(&uuid).and_then(|vdi| pool.record(&vdi)) {
             Err(error) if error.is_gone() => {}
-            vdi => found.push(vdi?),
+            vdi => others.push(vdi?),
         }
     }
-    for vdi in found.into_iter().filter(|vdi| vdi.is_a_snapshot) {
-        if let Some(keys) = Keys::parse(&vdi.other_config).filter(|keys| keys.vm == vm.uuid) {
-            by_run.entry(place(&keys)).or_insert_with(|| empty(&keys)).disks.push(vdi);
+    for vdi in others {
+        let Some(keys) = said_of(&vdi).filter(|_| vdi.is_a_snapshot && keys::is_itself(&vdi.uuid, &vdi.other_config))
+        else {
+            continue;
+        };
+        if !seen.insert(vdi.reference.clone()) {
+            continue;
+        }
+        match found.iter_mut().find(|snapshot| snapshot.keys.run == keys.run) {
+            Some(snapshot) => snapshot.disks.push(vdi),
+            None => found.push(ours(keys, None, vec![vdi])),
         }
     }
     // A snapshot is stored if all that is left of it says so: the last of it is told last.
-    for snapshot in by_run.values_mut() {
+    for snapshot in &mut found {
         let says_so = |vdi: &Record<Vdi>| Keys::parse(&vdi.other_config).is_some_and(|keys| keys.is_stored);
         snapshot.keys.is_stored = !snapshot.disks.is_empty() && snapshot.disks.iter().all(says_so);
     }
-    Ok(by_run.into_values().collect())
-}
-
-/// Sorts by time.
-fn place(keys: &Keys) -> (String, Uuid) {
-    (keys.datetime.clone(), keys.run)
+    found.sort_by_key(|snapshot| (snapshot.keys.datetime.clone(), snapshot.keys.run));
+    Ok(found)
 }
