@@ -544,6 +544,37 @@ fn forget_wants_a_rule_a_scope_and_a_time_zone_that_exists() {
 }
 
 #[test]
+fn forget_keeps_what_a_kept_backup_is_built_on_by_name_alone() {
+    let fixture = fixture("hard");
+    let repository = copy_of(&fixture.join("repo"));
+    let mut forget = xofs();
+    forget.arg("forget").arg(repository.path()).args(["--vm=broken03", "--keep-last=1", "--apply", "--json"]);
+    let (code, out, err) = run(&mut forget);
+    assert_eq!(code, 3, "{out}{err}");
+    let value: Value = serde_json::from_str(&out).expect("--json writes JSON");
+    let done = &value["applied"]["vms"][0];
+    assert_eq!(done["forgotten"], serde_json::json!([]), "{value}");
+    let refused = done["refused"].as_array().expect("a list");
+    let times: Vec<&str> = refused.iter().map(|refused| text(refused, "time")).collect();
+    assert_eq!(times, ["2026-08-01T020003Z", "2026-08-02T020003Z"]);
+    for refused in refused {
+        let reason = text(refused, "reason");
+        assert!(reason.contains("20260803T020003Z.alias.vhd': a parent with uuid"), "{reason}");
+        assert!(reason.contains("20260802T020003Z.alias.vhd', was expected in its folder"), "{reason}");
+    }
+    let truth = expected(&fixture);
+    let vms = truth["vms"].as_array().expect("VMs");
+    let vm = vms.iter().find(|vm| vm["name"] == "broken03").expect("it is in the fixture");
+    let folder = folder();
+    for backup in &vm["backups"].as_array().expect("backups")[..2] {
+        let output = folder.path().join(time(backup));
+        let selector = format!("broken03/{}", support::folder_name(text(backup, "metadata")));
+        succeed(xofs().arg("export").arg(repository.path()).arg(selector).arg("--output").arg(&output));
+        assert_eq!(sha256(&output).expect("it can be read"), text(&backup["disks"][0], "sha256"), "{backup}");
+    }
+}
+
+#[test]
 fn forget_merges_the_disks_of_several_vms_at_a_time() {
     let folder = folder();
     let repository = folder.path().join("repository");

@@ -20,6 +20,10 @@ use xofs::repository::ErrorKind;
 
 /// How many are tried where `XOFS_SEEDS` does not say it.
 const SEEDS: u64 = 6;
+/// The uuid of nothing.
+const ABSENT: Uuid = Uuid::from_u128(0x2222_2222_2222_4222_8222_2222_2222_2222);
+/// The time of a backup that is kept, later than all others.
+const KEPT: &str = "20260821T020003Z";
 
 fn cut_everywhere(seed: u64) {
     let mut random = Random::new(seed.wrapping_add(1 << 32));
@@ -74,18 +78,27 @@ fn nothing_goes_while_a_backup_of_the_vm_cannot_be_read() {
     world.finish(&world.memory, "once it is gone");
 }
 
-/// Puts an image that no metadata names beside the second disks, built on that of a backup.
-fn put_child(world: &World, name: &str, parent: usize) {
+/// The uuid of the second disk of a backup.
+fn uuid_of(number: usize) -> Uuid {
+    Uuid::from_u128(0x1111_1111_1111_4111_8111_0000_0000_0001 + 2 * number as u128)
+}
+
+/// Puts an image that no metadata names beside the second disks, built on `parent`: its uuid, and the name it is called by.
+fn put_child(world: &World, name: &str, parent: (Uuid, &str)) {
     let lineage = second_disks();
     let storage: Arc<dyn WritableStorage> = world.memory.clone();
     let data = path(&format!("{lineage}/data/{name}.vhd"));
     let uuid = Uuid::from_u128(0x1111_1111_1111_4111_8111_ffff_ffff_ffff);
-    let parent_uuid = Uuid::from_u128(0x1111_1111_1111_4111_8111_0000_0000_0001 + 2 * parent as u128);
     let layer = NewLayer::new(uuid, BLOCK as u64 * 6, 0).unwrap();
     let layer = layer.with_block_size(BlockSize::new(u32::try_from(BLOCK).unwrap()).unwrap()).unwrap();
-    let layer = layer.child_of(parent_uuid, &format!("{}.alias.vhd", time(parent))).unwrap();
+    let layer = layer.child_of(parent.0, parent.1).unwrap();
     create_layer(storage.clone(), Format::Exploded(Filter::None), data.clone(), layer).unwrap().finish().unwrap();
     write_alias(&*storage, &path(&format!("{lineage}/{name}.alias.vhd")), &data).unwrap();
+}
+
+/// What calls the second disk of a backup its parent.
+fn alias_of(number: usize) -> String {
+    format!("{}.alias.vhd", time(number))
 }
 
 fn second_disks() -> String {
@@ -96,11 +109,13 @@ fn second_disks() -> String {
 fn what_an_ingest_left_that_was_ended_is_in_nobodys_way() {
     const LATER: &str = "20260820T020003Z";
     let world = World::new(4);
-    put_child(&world, LATER, world.truths.len() - 1);
+    let newest = world.truths.len() - 1;
+    put_child(&world, LATER, (uuid_of(newest), &alias_of(newest)));
     let done = world.forget(world.memory.clone()).unwrap();
     assert_eq!(done.problems.len(), 1, "nobody knows what it is: {done:?}");
     let world = World::new(4);
-    put_child(&world, LATER, world.truths.len() - 1);
+    let newest = world.truths.len() - 1;
+    put_child(&world, LATER, (uuid_of(newest), &alias_of(newest)));
     world.memory.put(&format!("{}/.{LATER}.xofs-ingest", second_disks()), "begun").unwrap();
     let done = world.forget(world.memory.clone()).unwrap();
     assert!(done.problems.is_empty() && done.refused.is_empty() && !done.backups.is_empty(), "{done:?}");
@@ -131,16 +146,51 @@ fn the_folder_of_a_disk_goes_with_its_last_backup_unless_something_else_is_there
 fn a_backup_stays_that_another_chain_is_built_on() {
     // One whose second disk has one chain.
     let is_fit = |world: &World| world.truths.len() > 2 && world.keys[1].len() == 1;
-    let mut world = (0..).map(World::new).find(is_fit).unwrap();
-    world.kept = world.truths.keys().next_back().into_iter().cloned().chain([FULL.to_owned()]).collect();
-    // A second child of the first backup's disk, which no metadata names.
-    put_child(&world, "branch", 0);
-    let done = world.forget(world.memory.clone()).unwrap();
-    let refused: Vec<String> = done.refused.iter().map(|(time, _)| time.stored()).collect();
-    assert_eq!(refused.len(), world.truths.len() - 1, "{done:?}");
-    assert!(done.refused.iter().all(|(_, reason)| reason.contains("is built on it, too")), "{done:?}");
-    assert_eq!(done.backups, []);
-    assert_eq!(world.check(&world.memory, "refused", true).len(), world.truths.len() + 1);
+    // By uuid and by name, or by one of these.
+    let first = alias_of(0);
+    for parent in [(uuid_of(0), &*first), (uuid_of(0), "renamed.alias.vhd"), (ABSENT, &first)] {
+        let mut world = (0..).map(World::new).find(is_fit).unwrap();
+        world.kept = world.truths.keys().next_back().into_iter().cloned().chain([FULL.to_owned()]).collect();
+        // A second child of the first backup's disk, which no metadata names.
+        put_child(&world, "branch", parent);
+        let done = world.forget(world.memory.clone()).unwrap();
+        let refused: Vec<String> = done.refused.iter().map(|(time, _)| time.stored()).collect();
+        assert_eq!(refused.len(), world.truths.len() - 1, "{parent:?}: {done:?}");
+        assert!(done.refused.iter().all(|(_, reason)| reason.contains("is built on it, too")), "{parent:?}: {done:?}");
+        assert_eq!(done.backups, [], "{parent:?}");
+        assert_eq!(world.check(&world.memory, "refused", true).len(), world.truths.len() + 1);
+    }
+}
+
+#[test]
+fn all_backups_stay_where_nobody_knows_what_a_kept_one_is_built_on_or_can_read_what_is_left() {
+    // What the disk of the one that is kept is said to be built on, by uuid and by name, and the reason.
+    let second = alias_of(1);
+    for (parent, expected) in [
+        ((uuid_of(0), &*second), "by the uuid of its parent"),
+        ((ABSENT, &second), "was expected in its folder"),
+        ((ABSENT, "nothing.alias.vhd"), "was expected in its folder"),
+        ((uuid_of(0), "nothing.alias.vhd"), "nothing that can be read would be left"),
+    ] {
+        let mut world = World::new(4);
+        let all = world.truths.len() + 1;
+        put_child(&world, KEPT, parent);
+        let disk = format!("vdis/{JOB}/0a1b2c3d-0000-4000-8000-0000000000d1/{KEPT}.alias.vhd");
+        let metadata = json!({
+            "mode": "delta", "jobId": JOB, "scheduleId": "s", "vhds": { "OpaqueRef:1": disk },
+            "vdis": { "OpaqueRef:1": { "uuid": ABSENT.to_string() } }, "vm": { "name_label": "web01" },
+        });
+        let metadata_path = format!("xo-vm-backups/{VM}/{KEPT}.json");
+        world.memory.put(&metadata_path, metadata.to_string()).unwrap();
+        world.kept = [KEPT.to_owned(), FULL.to_owned()].into();
+        let done = world.forget(world.memory.clone()).unwrap();
+        assert_eq!((done.backups.len(), done.refused.len()), (0, all - 1), "{parent:?}: {done:?}");
+        assert!(done.refused.iter().all(|(_, reason)| reason.contains(expected)), "{parent:?}: {done:?}");
+        // All the others read as ever.
+        world.memory.remove(&metadata_path).unwrap();
+        world.kept.remove(KEPT);
+        assert_eq!(world.check(&world.memory, "refused", true).len(), all, "{parent:?}");
+    }
 }
 
 #[test]

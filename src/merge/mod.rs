@@ -23,7 +23,7 @@ use std::thread;
 
 use serde_json::value::{RawValue, to_raw_value};
 use storage::{ObjectPath, Storage, UNPUBLISHED, WritableStorage, unless_gone};
-use vhd::{Control, ImageSummary, Merge, Outcome};
+use vhd::{BlockCache, Context, Control, ImageSummary, Merge, Outcome};
 
 pub(crate) use note::note_of;
 
@@ -292,6 +292,12 @@ impl<'a> Run<'a> {
                         continue;
                     }
                 };
+                if went.iter().any(|name| name.parent() == *lineage) {
+                    if let Some(reason) = self.why_unreadable(lineage, &kept) {
+                        problems.push((lineage.clone(), reason));
+                        continue;
+                    }
+                }
                 for name in &found.unneeded {
                     let name = lineage.join(name)?;
                     if !went.contains(&name) {
@@ -348,6 +354,20 @@ impl<'a> Run<'a> {
                 return Ok(merges);
             }
         }
+    }
+
+    /// Returns why nothing could be read of a disk once only what is `kept` is left of it; `None` if something could, or nothing
+    /// is meant to be left.
+    fn why_unreadable(&self, lineage: &ObjectPath, kept: &BTreeSet<ObjectPath>) -> Option<String> {
+        let context = Context { storage: self.reader.clone(), cache: BlockCache::new(0) };
+        let mut why = None;
+        for name in kept.iter().rev().filter(|name| name.parent() == *lineage) {
+            match vhd::open(&context, name, None) {
+                Ok(_) => return None,
+                Err(error) => why = why.or(Some(error)),
+            }
+        }
+        why.map(|error| format!("nothing that can be read would be left of this disk: {error}"))
     }
 
     /// Returns the disks that the backups that stay name.

@@ -171,7 +171,8 @@ impl Merge {
     ///
     /// # Errors
     /// Whatever keeps one of the images from being opened: it might be built on another. [`ErrorKind::Damaged`] if two have
-    /// one uuid, or are built on each other.
+    /// one uuid, or are built on each other, or if what a needed one is built on is not in `folder` by its uuid, or is another by
+    /// its name.
     pub fn lineage(
         reader: &Arc<dyn Storage>,
         folder: &ObjectPath,

@@ -1,6 +1,6 @@
 //! What may be merged, and where a merge stands.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use storage::{Entry, ObjectPath, Storage, WritableStorage};
@@ -18,35 +18,39 @@ use crate::layer::{Body, Layer};
 use crate::links::Links;
 use crate::merge_state::{MergeState, Step};
 
-/// Finds the runs of images that are not kept, each with the kept one that is built on it, and those nothing kept needs.
+/// The images of a folder, each with its name.
+type Images = BTreeMap<Uuid, (ObjectPath, Links)>;
+
+/// Finds the runs of images that are not kept, each with the kept one that is built on them, and those nothing kept needs.
 pub(super) fn lineage(
     reader: &Arc<dyn Storage>,
     folder: &ObjectPath,
     is_kept: impl Fn(&ObjectPath) -> bool,
 ) -> Result<Lineage> {
-    let mut images: HashMap<Uuid, (ObjectPath, Option<Uuid>)> = HashMap::new();
+    let mut images = Images::new();
     let paths = images_of(folder, &reader.list(folder)?)?;
     for (path, links) in paths.iter().zip(Links::of_each(reader, &paths)) {
-        let Links { uuid, parent, .. } = links?;
-        if let Some((other, _)) = images.insert(uuid, (path.clone(), parent)) {
+        let links = links?;
+        let uuid = links.uuid;
+        if let Some((other, _)) = images.insert(uuid, (path.clone(), links)) {
             let reason = format!("it has the uuid of '{other}', {uuid}: nobody can say which is meant");
             return Err(Error::new(ErrorKind::Damaged, path, reason));
         }
     }
     let mut chains = Vec::new();
     let mut needed: HashSet<Uuid> = HashSet::new();
-    for (uuid, (path, parent)) in images.iter().filter(|(_, (path, _))| is_kept(path)) {
-        needed.insert(*uuid);
-        let mut chain = vec![path.file_name().to_owned()];
-        let mut next = *parent;
-        while let Some((path, parent)) = next.and_then(|parent| images.get(&parent)).filter(|(path, _)| !is_kept(path))
-        {
+    for image in images.values().filter(|(path, _)| is_kept(path)) {
+        needed.insert(image.1.uuid);
+        let mut chain = vec![image.0.file_name().to_owned()];
+        let mut next = parent(&images, image)?;
+        while let Some(image) = next.filter(|(path, _)| !is_kept(path)) {
+            let (path, links) = image;
             if chain.len() > images.len() {
                 return Err(Error::new(ErrorKind::Damaged, path, "its parents form a loop: it is its own ancestor"));
             }
-            needed.extend(next);
+            needed.insert(links.uuid);
             chain.push(path.file_name().to_owned());
-            next = *parent;
+            next = parent(&images, image)?;
         }
         if chain.len() > 1 {
             chain.reverse();
@@ -57,19 +61,40 @@ pub(super) fn lineage(
     Ok(Lineage { chains, unneeded: unneeded(&images, &needed) })
 }
 
+/// Returns what an image is built on. Others find it by its name and may not look at its uuid, as XO when it restores: where the
+/// two do not lead to one image of the folder, either may be needed.
+fn parent<'i>(images: &'i Images, (path, links): &(ObjectPath, Links)) -> Result<Option<&'i (ObjectPath, Links)>> {
+    let Some(uuid) = links.parent else { return Ok(None) };
+    let Some(parent) = images.get(&uuid) else {
+        let called = links.parent_name.as_ref().map_or(String::new(), |name| format!(", called '{name}',"));
+        let reason =
+            format!("a parent with uuid {uuid}{called} was expected in its folder: nobody knows what it is built on");
+        return Err(Error::new(ErrorKind::Damaged, path, reason));
+    };
+    let named = images.values().map(|(path, _)| path).find(|path| links.parent_name.as_ref() == Some(*path));
+    if let Some(named) = named.filter(|named| **named != parent.0) {
+        let reason = format!(
+            "it is built on '{}' by the uuid of its parent, on '{named}' by the name: nobody can say which is meant",
+            parent.0
+        );
+        return Err(Error::new(ErrorKind::Damaged, path, reason));
+    }
+    Ok(Some(parent))
+}
+
 /// Returns the names of the images that are not needed, each after those that are built on it.
-fn unneeded(images: &HashMap<Uuid, (ObjectPath, Option<Uuid>)>, needed: &HashSet<Uuid>) -> Vec<String> {
+fn unneeded(images: &Images, needed: &HashSet<Uuid>) -> Vec<String> {
     // What is built on itself is as deep as anything can be.
     let depth = |uuid: &Uuid| {
-        let mut parent = images[uuid].1;
+        let mut parent = images[uuid].1.parent;
         (0..images.len()).take_while(move |_| {
             let is_built_on = parent.is_some();
-            parent = parent.and_then(|parent| images.get(&parent)?.1);
+            parent = parent.and_then(|parent| images.get(&parent)?.1.parent);
             is_built_on
         })
     };
     let mut left: Vec<_> = images.iter().filter(|(uuid, _)| !needed.contains(uuid)).collect();
-    left.sort_by_key(|(uuid, (path, _))| (std::cmp::Reverse(depth(uuid).count()), path.clone()));
+    left.sort_by_key(|(uuid, (path, _))| (std::cmp::Reverse(depth(uuid).count()), path));
     left.into_iter().map(|(_, (path, _))| path.file_name().to_owned()).collect()
 }
 
@@ -318,7 +343,7 @@ fn unsupported(image: &Image, reason: &str) -> Error {
     Error::new(ErrorKind::Unsupported, &image.layer.name, reason)
 }
 
-/// No other image of the folder, which holds those `names`, may be built on one that goes.
+/// No other image of the folder, which holds those `names`, may be built on one that goes, by uuid or by name.
 fn check_branches(reader: &Arc<dyn Storage>, names: &[ObjectPath], base: &Image, children: &[Image]) -> Result<()> {
     let images = || std::iter::once(base).chain(children);
     let going = &children[..children.len() - 1];
@@ -327,8 +352,12 @@ fn check_branches(reader: &Arc<dyn Storage>, names: &[ObjectPath], base: &Image,
     for (name, links) in others.iter().zip(Links::of_each(reader, &others)) {
         // What cannot be read may be built on any of them.
         let other = links?;
-        let built_on = std::iter::once(base).chain(going).find(|image| other.parent == Some(image.layer.footer.uuid));
-        if let Some(image) = built_on.filter(|image| image.layer.footer.uuid != last_uuid(children)) {
+        let is_built_on = |image: &&Image| {
+            let uuid = image.layer.footer.uuid;
+            uuid != last_uuid(children)
+                && (other.parent == Some(uuid) || other.parent_name.as_ref() == Some(&image.layer.name))
+        };
+        if let Some(image) = std::iter::once(base).chain(going).find(is_built_on) {
             let reason = format!("'{name}' is built on it, too, and would be lost");
             return Err(Error::new(ErrorKind::Unsupported, &image.layer.name, reason));
         }
