@@ -14,6 +14,8 @@ use std::time::Duration;
 use pool::{Lab, MIB, World, wait_for};
 use serde_json::{Value, json};
 use support::{init, run};
+use xapi::Ref;
+use xapi::record::{Vdi, Vm};
 use xapi_simulator::scene::{Disk, Machine, Repository as Sr, Storage};
 use xapi_simulator::value::Reference;
 use xapi_simulator::{Class, Fault, Scene};
@@ -387,6 +389,133 @@ fn what_a_killed_run_left_is_removed_by_the_next_and_nothing_else() {
     assert!(said["vm"].is_null());
     let after = lab.count();
     assert_eq!((after.0, after.1), (before.0, before.1 + 1));
+}
+
+impl Lab {
+    /// Has a restore of `web01` stall at `fault`, and kills it so long after it has.
+    fn kill_at(&self, repository: &Path, arguments: &[&str], fault: &str, after: Duration) {
+        self.simulator.fault(fault.parse::<Fault>().expect(fault));
+        let mut command = self.restore(repository, &[&["web01"], arguments].concat());
+        let mut killed = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+        wait_for("the moment", || self.simulator.faults_left() == 0);
+        std::thread::sleep(after);
+        killed.kill().expect("it is ours");
+        killed.wait().expect("it is ours");
+    }
+}
+
+#[test]
+fn a_machine_that_somebody_may_have_used_stays_though_its_marks_do_too() {
+    let world = with_one_machine();
+    world.back_up(&[]);
+    let (before, lab, pool) = (world.lab.count(), &world.lab, world.lab.client());
+    // It may be started, and still says to be restored.
+    lab.kill_at(&world.repository, &["--name", "new"], "call VM.remove_from_other_config stall", Duration::ZERO);
+    let vm = lab.simulator.only(Class::Vm, "new");
+    pool.start_vm(&Ref::new(vm.as_str()), false).expect("starts");
+    lab.simulator.guest_writes(&vm, world.seed ^ 77, 3).expect("written");
+    pool.run("VM.hard_shutdown", &[json!(vm.as_str())]).expect("off");
+    let held = lab.held(&vm);
+    world.back_up(&[]);
+    assert_eq!((lab.count(), lab.held(&vm)), ((before.0 + 1, before.1 + 2), held));
+    assert_eq!(lab.field(Class::Vm, &vm, "blocked_operations"), json!({}));
+    lab.is_at_rest();
+}
+
+#[test]
+fn a_disk_that_was_taken_from_a_whole_machine_stays_though_its_mark_does_too() {
+    let world = with_one_machine();
+    world.back_up(&[]);
+    let (lab, pool) = (&world.lab, world.lab.client());
+    for has_mark in [true, false] {
+        let before = lab.count();
+        // The two disks have got their names of the beginning; the third time it is that of the end.
+        let name = format!("new {has_mark}");
+        let fault = "call VDI.set_name_label after 2 stall";
+        lab.kill_at(&world.repository, &["--name", &name], fault, Duration::ZERO);
+        let vm = lab.simulator.only(Class::Vm, &name);
+        let disk = lab.disks(&vm)["xvdb"].clone();
+        if !has_mark {
+            let vm: Ref<Vm> = Ref::new(vm.as_str());
+            pool.remove_entry(&vm, "other_config", "xofs:restoring").expect("removed");
+        }
+        let taken = pool.record::<Vdi>(&Ref::new(disk.as_str())).expect("there").vbds.clone();
+        taken.iter().for_each(|vbd| pool.destroy_vbd(vbd).expect("destroyed"));
+        world.back_up(&[]);
+        assert_eq!(lab.count(), (before.0 + 1, before.1 + 2), "{has_mark}");
+        assert_eq!(lab.field(Class::Vdi, &disk, "name_label"), json!("data"));
+        lab.is_at_rest();
+    }
+}
+
+/// A pool with a full backup of `web01`.
+fn with_one_full_backup() -> World {
+    let disk = Disk::new("system", 4 * MIB).filled(100);
+    let world = World::new(|scene| scene.vm(Machine::new("web01").disk(disk)));
+    world.back_up(&["--mode", "full", "--xva-compression", "none"]);
+    world
+}
+
+#[test]
+fn what_a_killed_run_had_the_pool_make_of_an_xva_goes_with_the_next_whenever_it_was_killed() {
+    let world = with_one_full_backup();
+    let (before, lab) = (world.lab.count(), &world.lab);
+    for call in [
+        "VM.add_to_blocked_operations",
+        "VDI.add_to_other_config",
+        "VM.set_name_label",
+        "VM.add_to_other_config",
+        "VM.add_tags",
+        "VM.remove_from_blocked_operations",
+    ] {
+        lab.kill_at(&world.repository, &["--name", "new"], &format!("call {call} stall"), Duration::ZERO);
+        assert_eq!(lab.count(), (before.0 + 1, before.1 + 1), "{call}: it left what it made");
+        world.back_up(&["--mode", "full"]);
+        assert_eq!(lab.count(), before, "{call}");
+        lab.is_at_rest();
+    }
+}
+
+#[test]
+fn an_import_that_outlives_its_run_is_waited_for_by_those_that_come_after() {
+    let world = with_one_full_backup();
+    let (before, lab) = (world.lab.count(), &world.lab);
+    // The pool has all bytes, and takes its time.
+    let fault = "import-vm after 2900KiB delay 20";
+    lab.kill_at(&world.repository, &["--name", "new"], fault, Duration::from_secs(2));
+    let is_there = || lab.tasks().iter().any(|task| task.contains("import of a machine"));
+    world.back_up(&["--mode", "full"]);
+    assert!(is_there(), "it says still what was made");
+    wait_for("the end of the import", || lab.simulator.log().now(xapi_simulator::log::Activity::Import) == 0);
+    assert_eq!(lab.count(), (before.0 + 1, before.1 + 1), "it came to its end");
+    world.back_up(&["--mode", "full"]);
+    assert_eq!(lab.count(), before);
+    lab.is_at_rest();
+}
+
+#[test]
+fn a_disk_that_somebody_gave_to_a_machine_of_an_xva_stays() {
+    let world = with_one_full_backup();
+    let (lab, pool) = (&world.lab, world.lab.client());
+    let his = pool.record::<Vdi>(&Ref::new(lab.disks(&world.machine())["xvda"].as_str())).expect("there");
+    let mut fields = his.raw.clone();
+    fields.insert("name_label".to_owned(), json!("his"));
+    fields.insert("other_config".to_owned(), json!({}));
+    let all = || pool.records::<Vm>().expect("answered").into_iter().map(|vm| vm.reference).collect::<Vec<_>>();
+    for call in ["VM.add_to_blocked_operations", "VM.add_tags"] {
+        let before = all();
+        lab.kill_at(&world.repository, &["--name", "new"], &format!("call {call} stall"), Duration::ZERO);
+        let made = all().into_iter().find(|vm| !before.contains(vm)).expect("it left what it made");
+        let disk = pool.create_vdi(&fields).expect("made");
+        let device = json!({
+            "VM": made, "VDI": disk, "userdevice": "4", "bootable": false,
+            "mode": "RW", "type": "Disk", "unpluggable": true, "empty": false, "other_config": {},
+            "qos_algorithm_type": "", "qos_algorithm_params": {},
+        });
+        pool.create_vbd(device.as_object().expect("an object")).expect("made");
+        world.back_up(&["--mode", "full"]);
+        assert!(pool.record::<Vdi>(&disk).is_ok(), "{call}");
+    }
 }
 
 /// The devices of a machine in one of its lists.

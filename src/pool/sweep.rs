@@ -44,15 +44,13 @@ pub fn begin(pool: Pool, state: &State, say: &dyn Fn(&str)) -> Result<(Pool, Jou
 /// undone now is said, and tried again by the next run.
 ///
 /// # Errors
-/// If the journals or the tasks cannot be listed.
+/// If the journals cannot be listed.
 fn runs(pool: &Pool, state: &State, uuid: &str, say: &dyn Fn(&str)) -> Result<()> {
-    destroy_tasks(pool, state, |run| !journal::is_alive(state, run))?;
+    let tell = |error: Error| say(&format!("what a run left that was ended cannot be removed yet: {error}"));
+    destroy_tasks(pool, state, |run| !journal::is_alive(state, run)).unwrap_or_else(tell);
     for left in Left::find(state, uuid, say)? {
         let undone = left.acts.iter().rev().try_for_each(|act| undo(pool, state, &left, act));
-        match undone.and_then(|()| left.undone()) {
-            Ok(()) => {}
-            Err(error) => say(&format!("what a run left that was ended cannot be removed yet: {error}")),
-        }
+        undone.and_then(|()| left.undone()).unwrap_or_else(tell);
     }
     Ok(())
 }
@@ -64,17 +62,19 @@ fn runs(pool: &Pool, state: &State, uuid: &str, say: &dyn Fn(&str)) -> Result<()
 /// If the tasks cannot be listed, or one cannot be ended.
 pub fn destroy_tasks(pool: &Pool, state: &State, is_meant: impl Fn(Uuid) -> bool) -> Result<()> {
     let keeper = state.keeper();
+    let mut destroyed = Ok(());
     for task in pool.records::<TaskObject>()? {
         if !keys::run_of(&task.name_label, &keeper).is_some_and(&is_meant) {
             continue;
         }
-        if task.name_label.ends_with(xapi::IMPORT_OF_A_MACHINE) {
-            restore::undo_import(pool, &pool.watch(&task.reference, xapi::IMPORT_OF_A_MACHINE))?;
+        // One that cannot be ended yet keeps no other.
+        destroyed = destroyed.and(if task.name_label.ends_with(xapi::IMPORT_OF_A_MACHINE) {
+            restore::undo_import(pool, pool.watch(&task.reference, xapi::IMPORT_OF_A_MACHINE))
         } else {
-            pool.destroy_task(&task.reference)?;
-        }
+            pool.destroy_task(&task.reference).map_err(Error::from)
+        });
     }
-    Ok(())
+    destroyed
 }
 
 fn undo(pool: &Pool, state: &State, left: &Left, act: &Act) -> Result<()> {

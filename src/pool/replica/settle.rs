@@ -63,7 +63,7 @@ pub fn settle(pool: &Pool, mark: &str) -> Result<()> {
         for entry in [REPLICATING, CLONING, REPLACED].into_iter().filter(|entry| has(entries, entry)) {
             // A clone bears the uuid of what it was made of until it has entries of its own.
             let is_ours = entry == CLONING || entries.get(SELF).is_none_or(|_| is_itself(&disk.uuid, entries));
-            if is_ours && !disk.is_a_snapshot && !is_of_a_machine(pool, &disk)? {
+            if is_ours && !disk.is_a_snapshot && !is_of_a_machine(pool, &disk, &[])? {
                 pool.destroy_vdi(&disk.reference)?;
                 break;
             }

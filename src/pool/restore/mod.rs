@@ -9,7 +9,7 @@
 //!                └► made         marked until it is whole; undone whatever ends it ─► journal
 //! ```
 //!
-//! Invariant: what is not whole has an entry in its `other_config` that names the run, and cannot be started; that entry goes last.
+//! Invariant: what is not whole has an entry in its `other_config` that names the run, and cannot be started; what can be is never undone.
 //! So whoever comes after a run that died knows what of it to remove, and nobody takes half a VM for a whole one.
 
 mod digests;

@@ -1,25 +1,27 @@
 //! Doing what was planned.
 //!
 //! ```text
-//! told ─► VM, marked and blocked ─► disks, marked ─► bytes, several at a time ─► read back ─► interfaces, TPM ─► name, start ─► mark
-//!                └───────────────────────── whatever fails: all of it goes ──────────────────────────┘              goes
+//! told ─► VM, marked and blocked ─► disks, marked ─► bytes, several at a time ─► read back ─► interfaces, TPM ─► name ─► unblocked ─► marks
+//!                └───────────────────────── whatever fails: all of it goes ──────────────────────────────────────┘                  go
 //! ```
+//!
+//! Of an XVA the pool makes the VM and its disks at once: they are blocked and marked then, and until they are, the import's task stays.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
-use xapi::record::{Network, Sr, Vbd, Vdi, Vif, Vm};
-use xapi::{Pool, Record, Ref, Task};
+use xapi::record::{Network, Sr, Vdi, Vif, Vm};
+use xapi::{Pool, Record, Ref};
 
 use super::digests::Digests;
 use super::document::{Fields, flag, text};
-use super::made::{self, Made};
+use super::made;
 use super::networks;
 use super::parts;
 use super::plan::{Archive, Machine, Options, Plan, PlannedDisk, What};
-use super::records::{self, BLOCKED, Mark, PROVISIONAL, RESTORING, TAG};
+use super::records::{self, BLOCKED, BLOCKED_BECAUSE, Mark, PROVISIONAL, RESTORING, TAG};
 use super::target::Target;
 use super::transfer::{self, Content, Stages};
 use crate::ingest::Watch;
@@ -27,7 +29,7 @@ use crate::pool::error::{Error, ErrorKind, Result};
 use crate::pool::journal::{Act, Journal};
 use crate::pool::limits::{Limits, PoolId, Turn, Turns};
 use crate::pool::state::State;
-use crate::pool::{cleanup, keys, subjects, survey, sweep};
+use crate::pool::{cleanup, keys, subjects, sweep};
 use crate::probe::{self, Probe, Stage, Subject};
 
 /// Disks as they were planned, and as they were made.
@@ -112,11 +114,10 @@ impl<'a> Run<'a> {
         };
         let disks: Vec<String> = plan.disks().iter().map(|disk| disk.label.clone()).collect();
         let begun = self.journal.tell(Act::Restore { vm: vm.clone(), disks: disks.clone() })?;
-        let mut made = Made::default();
         let restored = match &plan.what {
-            What::Machine(machine) => self.machine(plan, machine, &mark, &mut made, watch),
-            What::Disk(disk, vm) => self.only_disk(plan, disk, vm.as_deref(), &mark, &mut made, watch),
-            What::Archive(archive) => self.archive(plan, archive, &mark, &mut made, watch),
+            What::Machine(machine) => self.machine(plan, machine, &mark, watch),
+            What::Disk(disk, vm) => self.only_disk(plan, disk, vm.as_deref(), &mark, watch),
+            What::Archive(archive) => self.archive(plan, archive, &mark, watch),
         };
         let error = match restored {
             Ok(restored) => {
@@ -127,7 +128,7 @@ impl<'a> Run<'a> {
         };
         // Whatever ended it; and what was made though the pool's answer did not come.
         let pool = self.pool.with(&cleanup());
-        let undone = made.undo(&pool).and_then(|()| made::undo(&pool, &mark.restoring, vm.as_deref(), &disks));
+        let undone = made::undo(&pool, &mark.restoring, vm.as_deref(), &disks);
         let undone = undone.and_then(|()| sweep::destroy_tasks(&pool, self.state, |run| run == self.journal.run()));
         match undone {
             Ok(()) => self.journal.over(begun),
@@ -136,11 +137,11 @@ impl<'a> Run<'a> {
         Err(error)
     }
 
-    fn machine(&self, plan: &Plan, machine: &Machine, mark: &Mark, made: &mut Made, watch: &Watch) -> Result<Restored> {
+    fn machine(&self, plan: &Plan, machine: &Machine, mark: &Mark, watch: &Watch) -> Result<Restored> {
         let (prepares, settles) = (self.step(Stage::Prepare, watch), self.step(Stage::Settle, watch));
-        let (vm, disks) = prepares.work(|| self.make_machine(plan, machine, mark, made))?;
+        let (vm, disks) = prepares.work(|| self.make_machine(plan, machine, mark))?;
         let restored = self.fill(&disks, watch)?;
-        let uuid = settles.work(|| self.finish_machine(plan, machine, &vm, &disks, made))?;
+        let uuid = settles.work(|| self.finish_machine(plan, machine, &vm, &disks))?;
         Ok(self.restored(Some(uuid), plan, restored, None, watch))
     }
 
@@ -162,22 +163,15 @@ impl<'a> Run<'a> {
     }
 
     /// Makes a VM and its disks, which hold nothing yet.
-    fn make_machine<'p>(
-        &self,
-        plan: &Plan,
-        machine: &'p Machine,
-        mark: &Mark,
-        made: &mut Made,
-    ) -> Result<(Ref<Vm>, Disks<'p>)> {
+    fn make_machine<'p>(&self, plan: &Plan, machine: &'p Machine, mark: &Mark) -> Result<(Ref<Vm>, Disks<'p>)> {
         let pool = &self.pool;
         let fields = records::machine(&machine.vm, &plan.name, mark, machine.keeps_macs)?;
         let vm = pool.create_vm(&fields)?;
-        made.vm = Some(vm.clone());
-        parts::block(pool, &vm, &BLOCKED, records::BLOCKED_BECAUSE)?;
+        parts::block(pool, &vm, &BLOCKED, BLOCKED_BECAUSE)?;
         parts::set_bios_strings(pool, &vm, &machine.vm, self.say)?;
         let mut disks = Vec::with_capacity(machine.disks.len());
         for disk in &machine.disks {
-            let vdi = self.make_disk(disk, mark, made)?;
+            let vdi = self.make_disk(disk, mark)?;
             self.connect(disk, &vm, &vdi.reference)?;
             disks.push((disk, vdi));
         }
@@ -191,7 +185,6 @@ impl<'a> Run<'a> {
         machine: &Machine,
         vm: &Ref<Vm>,
         disks: &[(&PlannedDisk, Record<Vdi>)],
-        made: &mut Made,
     ) -> Result<String> {
         let pool = &self.pool;
         // Of those without a network the plan has told.
@@ -203,15 +196,16 @@ impl<'a> Run<'a> {
         }
         let vm_record: Record<Vm> = pool.record(vm)?;
         pool.set(vm, "name_label", plan.name.as_str())?;
-        self.unblock(vm, &records::blocked(&machine.vm))?;
         // From here on it is there: what fails now is said, and nothing is undone.
-        pool.remove_entry(vm, "other_config", RESTORING)?;
-        *made = Made::default();
-        for (disk, vdi) in disks {
-            let finished = self.finish_disk(disk, &disk.label, &vdi.reference);
-            finished
-                .map_err(|error| error.while_doing(&format!("finish the VM {}, which is restored", vm_record.uuid)))?;
-        }
+        self.unblock(vm, &records::blocked(&machine.vm))?;
+        let finish = || -> Result<()> {
+            for (disk, vdi) in disks {
+                self.finish_disk(disk, &disk.label, &vdi.reference)?;
+            }
+            // It leads to what is left of the disks.
+            Ok(pool.remove_entry(vm, "other_config", RESTORING)?)
+        };
+        finish().map_err(|error| error.while_doing(&format!("finish the VM {}, which is restored", vm_record.uuid)))?;
         self.start(vm, &vm_record.uuid)?;
         Ok(vm_record.uuid.clone())
     }
@@ -222,15 +216,13 @@ impl<'a> Run<'a> {
         disk: &PlannedDisk,
         vm: Option<&Record<Vm>>,
         mark: &Mark,
-        made: &mut Made,
         watch: &Watch,
     ) -> Result<Restored> {
         let (prepares, settles) = (self.step(Stage::Prepare, watch), self.step(Stage::Settle, watch));
-        let vdi = prepares.work(|| self.make_disk(disk, mark, made))?;
+        let vdi = prepares.work(|| self.make_disk(disk, mark))?;
         let restored = self.fill(&[(disk, vdi.clone())], watch)?;
         settles.work(|| self.finish_disk(disk, &plan.name, &vdi.reference))?;
         // It is whole, whether or not it can be attached.
-        *made = Made::default();
         if let Some(vm) = vm {
             let attached = settles.work(|| self.attach(vm, &vdi.reference));
             attached.map_err(|error| error.while_doing(&format!("attach the disk {}, which is restored", vdi.uuid)))?;
@@ -238,57 +230,72 @@ impl<'a> Run<'a> {
         Ok(self.restored(vm.map(|vm| vm.uuid.clone()), plan, restored, None, watch))
     }
 
-    fn archive(&self, plan: &Plan, archive: &Archive, mark: &Mark, made: &mut Made, watch: &Watch) -> Result<Restored> {
+    fn archive(&self, plan: &Plan, archive: &Archive, mark: &Mark, watch: &Watch) -> Result<Restored> {
         let pool = &self.pool;
         let turn = self.turn(pool, watch)?;
-        // Until the VM says what it was restored from, the task alone tells who comes after a run that died.
         let stages = self.stages(&archive.storage, watch);
-        let (vm, task, checksum) =
+        let (vm, mut task, checksum) =
             transfer::send_archive(pool, &archive.storage.reference, &archive.xva, &stages, watch)?;
         drop(turn);
         let settles = self.step(Stage::Settle, watch);
-        let uuid = settles.work(|| self.finish_archive(plan, archive, mark, &vm, task, made))?;
+        // Until all of it is marked, the task alone tells who comes after what was made.
+        let (vm, disks) = settles.work(|| self.mark_imported(&vm, &plan.name, mark)).inspect_err(|_| task.leave())?;
+        drop(task);
+        settles.work(|| self.finish_archive(plan, archive, mark, &vm, &disks))?;
         let archive = Some((checksum, archive.xva.size()));
-        Ok(self.restored(Some(uuid), plan, Vec::new(), archive, watch))
+        Ok(self.restored(Some(vm.uuid.clone()), plan, Vec::new(), archive, watch))
     }
 
-    /// Gives a VM that the pool made of an XVA what it is to have; then its task goes. Returns its uuid.
+    /// Blocks and marks what the pool made of an XVA: the disks first, so that none is without once the VM is marked. Returns what it was.
+    fn mark_imported(&self, vm: &Ref<Vm>, name: &str, mark: &Mark) -> Result<(Record<Vm>, Vec<Ref<Vdi>>)> {
+        let pool = &self.pool;
+        let record: Record<Vm> = pool.record(vm)?;
+        for operation in BLOCKED {
+            pool.set_entry(vm, "blocked_operations", operation, BLOCKED_BECAUSE)?;
+        }
+        let disks = made::disks_of(pool, &record)?;
+        // Exported of a snapshot, it says to be one of a backup.
+        for disk in &disks {
+            pool.set_entry(&disk.reference, "other_config", RESTORING, &mark.restoring)?;
+            made::forget_backups(pool, &disk.reference, &disk.other_config, RESTORING)?;
+        }
+        pool.set(vm, "name_label", format!("{PROVISIONAL}{name}"))?;
+        pool.set_entry(vm, "other_config", RESTORING, &mark.restoring)?;
+        made::forget_backups(pool, vm, &record.other_config, RESTORING)?;
+        Ok((record, disks.into_iter().map(|disk| disk.reference).collect()))
+    }
+
+    /// Gives a VM that the pool made of an XVA what it is to have.
     fn finish_archive(
         &self,
         plan: &Plan,
         archive: &Archive,
         mark: &Mark,
-        vm: &Ref<Vm>,
-        task: Task,
-        made: &mut Made,
-    ) -> Result<String> {
-        let pool = &self.pool;
-        made.vm = Some(vm.clone());
-        let record: Record<Vm> = pool.record(vm)?;
-        for vbd in pool.records_of::<Vbd>(&record.vbds)?.iter().filter(|vbd| survey::is_disk(vbd)) {
-            made.disks.push(vbd.vdi.clone());
-        }
-        // Exported of a snapshot, it says to be one of a backup, and may say to be a template.
+        record: &Record<Vm>,
+        disks: &[Ref<Vdi>],
+    ) -> Result<()> {
+        let (pool, vm) = (&self.pool, &record.reference);
         if record.is_a_template {
             pool.set(vm, "is_a_template", false)?;
         }
-        made::forget_backups(pool, vm, &record.other_config, RESTORING)?;
-        for vdi in &made.disks {
-            let entries: BTreeMap<String, String> = pool.field(vdi, "other_config")?;
-            made::forget_backups(pool, vdi, &entries, RESTORING)?;
-        }
-        self.move_interfaces(&record, archive)?;
+        self.move_interfaces(record, archive)?;
         pool.add_tag(vm, TAG)?;
-        pool.set(vm, "name_label", plan.name.as_str())?;
         pool.set_entry(vm, "other_config", records::RESTORED_FROM, &mark.from)?;
-        drop(task);
-        *made = Made::default();
-        self.start(vm, &record.uuid)?;
-        Ok(record.uuid.clone())
+        pool.set(vm, "name_label", plan.name.as_str())?;
+        // From here on it is there: what fails now is said, and nothing is undone.
+        self.unblock(vm, &records::blocked(&record.raw))?;
+        let finish = || -> Result<()> {
+            for object in disks {
+                pool.remove_entry(object, "other_config", RESTORING)?;
+            }
+            Ok(pool.remove_entry(vm, "other_config", RESTORING)?)
+        };
+        finish().map_err(|error| error.while_doing(&format!("finish the VM {}, which is restored", record.uuid)))?;
+        self.start(vm, &record.uuid)
     }
 
     /// Makes a disk that holds nothing yet, or what a snapshot holds.
-    fn make_disk(&self, disk: &PlannedDisk, mark: &Mark, made: &mut Made) -> Result<Record<Vdi>> {
+    fn make_disk(&self, disk: &PlannedDisk, mark: &Mark) -> Result<Record<Vdi>> {
         let pool = &self.pool;
         let act = format!("make disk {}", disk.name.escape_debug());
         let make = || -> Result<Ref<Vdi>> {
@@ -299,7 +306,6 @@ impl<'a> Run<'a> {
             }
         };
         let vdi = make().map_err(|error| error.while_doing(&act))?;
-        made.disks.push(vdi.clone());
         let named = format!("{PROVISIONAL}{}", disk.label);
         if disk.base.is_some() {
             // First of all that it is ours: until then it has what its snapshot says of itself.
