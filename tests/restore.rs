@@ -448,6 +448,24 @@ fn a_disk_that_was_taken_from_a_whole_machine_stays_though_its_mark_does_too() {
     }
 }
 
+#[test]
+fn a_clone_of_a_snapshot_of_which_nobody_heard_is_removed() {
+    let world = with_one_machine();
+    world.back_up(&[]);
+    let (before, lab) = (world.lab.count(), &world.lab);
+    lab.simulator.fault("call VDI.clone cut".parse::<Fault>().expect("a fault"));
+    lab.fails(&world.repository, &["web01", "--onto-snapshot"], 1);
+    assert_eq!((lab.count(), lab.simulator.faults_left()), (before, 0));
+    let fault = "call VDI.remove_from_other_config stall";
+    lab.kill_at(&world.repository, &["--onto-snapshot"], fault, Duration::ZERO);
+    assert_eq!(lab.count(), (before.0 + 1, before.1 + 1), "the clone is there");
+    world.back_up(&[]);
+    assert_eq!(lab.count(), before);
+    // Nobody knows the task of a call whose answer was lost: the pool removes it in time.
+    lab.simulator.change(|state| state.store.forget(Class::Task));
+    lab.is_at_rest();
+}
+
 /// A pool with a full backup of `web01`.
 fn with_one_full_backup() -> World {
     let disk = Disk::new("system", 4 * MIB).filled(100);

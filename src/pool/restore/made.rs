@@ -11,6 +11,7 @@
 //! | none has the mark | some are marked | nothing: somebody changed it | the same |
 //! | none is meant | marked, no VM has them | before a disk alone was whole | destroys them |
 //! | of an XVA, without a mark | some or none are marked | just after the import | destroys what its task names, if all disks bear a sign of it |
+//! | | a snapshot is marked | while it was cloned | takes the mark away |
 //!
 //! A VM that somebody copied has no operation blocked, and snapshots of others have marks, too: both only lose them.
 

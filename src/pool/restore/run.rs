@@ -112,7 +112,10 @@ impl<'a> Run<'a> {
             What::Disk(..) => None,
             What::Machine(_) | What::Archive(_) => Some(plan.name.clone()),
         };
-        let disks: Vec<String> = plan.disks().iter().map(|disk| disk.label.clone()).collect();
+        // A clone is called as its snapshot is, until it has its own name.
+        let name_of_base = |disk: &PlannedDisk| disk.base.as_ref().map(|base| base.vdi.name_label.clone());
+        let disks: Vec<String> =
+            plan.disks().iter().flat_map(|disk| [Some(disk.label.clone()), name_of_base(disk)]).flatten().collect();
         let begun = self.journal.tell(Act::Restore { vm: vm.clone(), disks: disks.clone() })?;
         let restored = match &plan.what {
             What::Machine(machine) => self.machine(plan, machine, &mark, watch),
@@ -302,14 +305,19 @@ impl<'a> Run<'a> {
             let fields = records::disk(&disk.vdi, disk.storage.reference.as_str(), disk.size, mark);
             match &disk.base {
                 None => Ok(pool.create_vdi(&fields)?),
-                Some(base) => Ok(pool.clone_vdi(&base.vdi.reference)?),
+                Some(base) => {
+                    // So the clone says to be ours from its first moment on.
+                    pool.set_entry(&base.vdi.reference, "other_config", RESTORING, &mark.restoring)?;
+                    let clone = pool.clone_vdi(&base.vdi.reference);
+                    pool.with(&cleanup()).remove_entry(&base.vdi.reference, "other_config", RESTORING)?;
+                    Ok(clone?)
+                }
             }
         };
         let vdi = make().map_err(|error| error.while_doing(&act))?;
         let named = format!("{PROVISIONAL}{}", disk.label);
         if disk.base.is_some() {
-            // First of all that it is ours: until then it has what its snapshot says of itself.
-            pool.set_entry(&vdi, "other_config", RESTORING, &mark.restoring)?;
+            // Until then it has what its snapshot says of itself.
             let entries: BTreeMap<String, String> = pool.field(&vdi, "other_config")?;
             made::forget_backups(pool, &vdi, &entries, RESTORING)?;
             pool.set_entry(&vdi, "other_config", records::RESTORED_FROM, &mark.from)?;
