@@ -11,7 +11,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use pool::{BLOCK, COALESCE_INTERVAL, Held, MIB, PATIENCE, World, is_key, read, wait_for};
-use serde_json::json;
+use serde_json::{Value, json};
 use support::slow_path::SlowPath;
 use support::{init, run, scratch, xofs};
 use xapi::record::{Vdi, Vm};
@@ -396,6 +396,44 @@ fn a_snapshot_that_somebody_took_of_a_machine_set_back_to_ours_keeps_its_disks()
         }
         world.compare(&held);
     }
+}
+
+#[test]
+fn a_restored_machine_says_where_it_came_from_after_its_backup_and_half_a_machine_has_none() {
+    let world = World::new(|scene| scene.vm(Machine::new("web01").disk(Disk::new("system", 4 * MIB))));
+    let (lab, pool) = (&world.lab, world.lab.client());
+    world.back_up(&["--mode", "full", "--xva-compression", "none"]);
+    let (code, out, err) = run(lab.command("restore", &["--json"]).arg(&world.repository).arg("web01"));
+    assert_eq!(code, 0, "{out}\n{err}");
+    let said: Value = serde_json::from_str(&out).expect("JSON");
+    let uuid = said["restores"][0]["vm"].as_str().expect("it says").to_owned();
+    let vm = pool.by_uuid::<Vm>(&uuid).expect("there");
+    pool.set(&vm, "name_label", "web01").expect("set");
+    world.back_up(&["--no-nbd", "--vm", &uuid]);
+    let names = |vm: &Ref<Vm>| {
+        let vm: Record<Vm> = pool.record(vm).expect("there");
+        vm.other_config.keys().filter(|name| name.starts_with("xofs:")).cloned().collect::<Vec<_>>()
+    };
+    assert_eq!(names(&vm), ["xofs:restored-from"], "without it, it is taken for what a dead restore left");
+
+    let counted = || (lab.snapshots(Class::Vm), xofs::pool::all_vms(&pool).expect("answered").len());
+    let before = counted();
+    for (mark, act) in [("xofs:restoring", "restored"), ("xofs:replicating", "replicated")] {
+        pool.set_entry(&vm, "other_config", mark, "of somebody").expect("set");
+        // Whole, if it may be started: then only the mark was left, and it stays for who looks after it.
+        world.back_up(&["--no-nbd", "--vm", &uuid]);
+        assert!(names(&vm).iter().any(|name| name == mark), "{:?}", names(&vm));
+        pool.set_entry(&vm, "blocked_operations", "start", "not whole").expect("set");
+        let said = world.fails(&["--no-nbd", "--vm", &uuid], 2);
+        assert!(said.contains("is not whole") && said.contains(act) && said.contains(&uuid), "{said}");
+        assert_eq!(counted(), (before.0, before.1 - 1), "{mark}");
+        // Of two with this name one is meant.
+        world.back_up(&["--no-nbd", "--explain"]);
+        pool.remove_entry(&vm, "other_config", mark).expect("removed");
+        pool.remove_entry(&vm, "blocked_operations", "start").expect("removed");
+    }
+    assert_eq!(counted(), before);
+    assert!(world.fails(&["--no-nbd"], 2).contains("several VMs"));
 }
 
 #[test]

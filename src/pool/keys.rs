@@ -15,8 +15,6 @@ use std::collections::BTreeMap;
 
 use uuid::Uuid;
 
-use super::replica::is_of_replica;
-
 /// What all names of entries of ours begin with.
 pub const PREFIX: &str = "xofs:";
 const JOB: &str = "xofs:job";
@@ -93,11 +91,11 @@ pub fn is_itself(uuid: &str, other_config: &BTreeMap<String, String>) -> bool {
     other_config.get(SELF).is_some_and(|itself| itself == uuid)
 }
 
-/// Returns the names of the entries of ours, but for those of replicas and of what runs left: a live object has some after
-/// somebody went back to a snapshot of ours.
-pub fn ours(other_config: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
-    let is_meant = |name: &&str| name.starts_with(PREFIX) && !is_of_replica(name) && !name.starts_with(DISKS_OF_RUN);
-    other_config.keys().map(String::as_str).filter(is_meant)
+/// Returns the names of those entries that snapshots of ours have, and nothing else has of its own: a live object has some after
+/// somebody went back to one.
+pub fn of_snapshots(other_config: &BTreeMap<String, String>) -> impl Iterator<Item = &str> {
+    let all = [JOB, VM, RUN, KEEPER, DATETIME, SELF, STORED];
+    all.into_iter().filter(|name| other_config.contains_key(*name))
 }
 
 /// Returns the name of the entry of a VM that tells the uuids of the disks, parted by spaces, that a run left of it.
@@ -177,8 +175,10 @@ mod tests {
         assert_eq!(Keys::parse(&config), Some(keys.clone()));
         config.insert(disks_of_run(run), format!("{run} nonsense {}", Uuid::nil()));
         assert_eq!(left_disks(&config).collect::<Vec<_>>(), [(run, vec![run, Uuid::nil()])]);
-        assert!(ours(&config).count() == 6 && keys.is_of("v", "j") && !keys.is_of("v", "k"));
+        assert!(keys.is_of("v", "j") && !keys.is_of("v", "k"));
         config.insert(STORED.into(), TRUE.into());
+        config.insert("xofs:restored-from".into(), "a backup".into());
+        assert_eq!(of_snapshots(&config).collect::<Vec<_>>(), [JOB, VM, RUN, KEEPER, DATETIME, SELF, STORED]);
         assert_eq!(Keys::parse(&config), Some(Keys { is_stored: true, ..keys.clone() }));
         for (name, _) in keys.entries("a") {
             let mut less = config.clone();

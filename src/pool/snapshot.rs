@@ -268,11 +268,11 @@ fn forget_leaked(pool: &Pool, survey: &Survey) -> Result<()> {
             pool.remove_entry(&survey.vm.reference, "other_config", &keys::disks_of_run(run))?;
         }
     }
-    for key in keys::ours(&survey.vm.other_config) {
+    for key in keys::of_snapshots(&survey.vm.other_config) {
         pool.remove_entry(&survey.vm.reference, "other_config", key)?;
     }
     for disk in &survey.disks {
-        for key in keys::ours(&disk.vdi.other_config) {
+        for key in keys::of_snapshots(&disk.vdi.other_config) {
             pool.remove_entry(&disk.vdi.reference, "other_config", key)?;
         }
     }

@@ -11,6 +11,8 @@ use super::base::DiskSnapshot;
 use super::chain::{self, Image};
 use super::error::{Error, ErrorKind, Result};
 use super::keys::{self, Keys};
+use super::replica::REPLICATING;
+use super::restore::records::{BLOCKED, RESTORING};
 use super::room::Storage;
 
 /// The type of a disk that has no data any more, only what changed.
@@ -65,7 +67,7 @@ pub struct OurSnapshot {
 /// Finds the VM that is meant: by uuid, or by its name, if only one has it.
 ///
 /// # Errors
-/// If there is none, or several; what the pool says.
+/// If there is none, or several, or it is not whole; what the pool says.
 pub fn find(pool: &Pool, named: &str) -> Result<Record<Vm>> {
     let shown = named.escape_debug();
     let none = || Error::new(ErrorKind::Usage, format!("the pool has no VM '{shown}': give its name or its uuid"));
@@ -79,14 +81,16 @@ pub fn find(pool: &Pool, named: &str) -> Result<Record<Vm>> {
             let message = format!("'{shown}' is {what}: a VM was expected");
             return Err(Error::new(ErrorKind::Usage, message));
         }
-        return Ok(vm);
+        return unfinished(&vm).map_or_else(|| Ok(vm.clone()), |why| Err(not_whole(&vm, why)));
     }
     let found = pool.by_name::<Vm>(named)?;
     let mut found: Vec<Record<Vm>> = pool.records_of(&found)?;
     found.retain(|vm| kind_of(vm).is_none());
+    let halves: Vec<Error> = found.iter().filter_map(|vm| Some(not_whole(vm, unfinished(vm)?))).collect();
+    found.retain(|vm| unfinished(vm).is_none());
     let uuids: Vec<String> = found.iter().map(|vm| vm.uuid.clone()).collect();
     match (found.pop(), found.is_empty()) {
-        (None, _) => Err(none()),
+        (None, _) => Err(halves.into_iter().next().unwrap_or_else(none)),
         (Some(vm), true) => Ok(vm),
         (Some(_), false) => {
             let message = format!("several VMs are called '{shown}': {}; say which by its uuid", uuids.join(", "));
@@ -101,8 +105,26 @@ pub fn find(pool: &Pool, named: &str) -> Result<Record<Vm>> {
 /// What the pool says.
 pub fn all(pool: &Pool) -> Result<Vec<Record<Vm>>> {
     let mut found = pool.records::<Vm>()?;
-    found.retain(|vm| kind_of(vm).is_none());
+    found.retain(|vm| kind_of(vm).is_none() && unfinished(vm).is_none());
     Ok(found)
+}
+
+/// Says what is being done to a VM that is not whole yet. One that may be started is, whatever mark was left on it.
+fn unfinished(vm: &Vm) -> Option<&'static str> {
+    let is_blocked = vm.blocked_operations.contains_key(BLOCKED[0]);
+    let is_marked = |mark: &str| is_blocked && vm.other_config.contains_key(mark);
+    let marks = [(RESTORING, "restored"), (REPLICATING, "replicated")];
+    marks.into_iter().find_map(|(mark, act)| is_marked(mark).then_some(act))
+}
+
+fn not_whole(vm: &Vm, act: &str) -> Error {
+    let message = format!(
+        "'{}' ({}) is not whole: it is being {act}, or that was cut off. Wait for its end; what was cut off the next run of who \
+         began it undoes",
+        vm.name_label.escape_debug(),
+        vm.uuid.escape_debug()
+    );
+    Error::new(ErrorKind::Usage, message)
 }
 
 /// Says what it is that is no VM to be backed up.

@@ -17,7 +17,6 @@ use uuid::Uuid;
 use xapi::record::{Texts, Vdi, Vm};
 
 use crate::ingest;
-use crate::pool::keys::PREFIX;
 
 pub const SELF: &str = "xofs:replica";
 const OF: &str = "xofs:replica-of";
@@ -121,12 +120,6 @@ pub fn content_of(vdi: &Vdi) -> Option<(Uuid, Uuid, u64)> {
     Some((entry(DISK)?, entry(CONTENT)?, vdi.other_config.get(SIZE)?.parse().ok()?))
 }
 
-/// Whether an entry belongs to a replica.
-pub fn is_of_replica(name: &str) -> bool {
-    [SELF, REPLICATING, REPLACED].contains(&name)
-        || name.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with("replica-"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,13 +157,5 @@ mod tests {
         let unfinished = machine("s", &[entries[0], entries[1], (REPLICATING, "run")]);
         assert_eq!(of.number_of(&Vm { is_a_snapshot: true, ..unfinished }), None);
         assert_eq!(of.number_of(&Vm { is_a_snapshot: false, ..version }), None);
-    }
-
-    #[test]
-    fn only_entries_of_replicas_are_taken_for_such() {
-        let all =
-            [SELF, OF, JOB, SR, KIND, NUMBER, TIME, SCHEDULE, RUN, DISK, CONTENT, SIZE, CLONING, REPLICATING, REPLACED];
-        assert!(all.iter().all(|name| is_of_replica(name)));
-        assert!(!is_of_replica("xofs:job") && !is_of_replica("xofs:restored-from") && !is_of_replica("mac_seed"));
     }
 }

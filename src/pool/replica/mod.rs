@@ -27,7 +27,7 @@ use std::sync::Arc;
 use xapi::record::Sr;
 use xapi::{Pool, Record};
 
-pub use marks::{Identity, Kind, is_itself, is_of_replica};
+pub use marks::{Identity, Kind, REPLICATING, is_itself};
 pub use replication::{Absent, Replication};
 pub use settle::settle;
 pub use source::Source;
