@@ -7,7 +7,7 @@ mod pool;
 mod support;
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pool::{BLOCK, COALESCE_INTERVAL, Held, MIB, PATIENCE, World, is_key, read, wait_for};
@@ -334,15 +334,23 @@ fn a_signal_ends_a_run_at_once_and_leaves_nothing_but_the_base() {
 }
 
 #[test]
-fn what_a_killed_run_left_is_removed_by_the_next_with_or_without_its_journal() {
-    for has_journal in [true, false] {
+fn what_a_killed_run_left_is_removed_by_the_next_with_or_without_its_journal_or_the_name_of_its_machine() {
+    for (has_journal, has_name) in [(true, true), (false, true), (true, false)] {
         let world = World::with_one_disk();
         let mut held = vec![world.held()];
         world.back_up(&["--no-nbd"]);
         world.guest_writes(1, 60);
         world.lab.simulator.fault(Fault::new(Site::Export, Act::Delay(PATIENCE)).after(MIB));
-        let mut child =
-            world.command(&["--no-nbd"]).stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
+        let mut command = world.command(&["--no-nbd"]);
+        if !has_name {
+            // As another machine would be called, with the same process and folders.
+            let mut named = Command::new("unshare");
+            named.args(["--uts", "sh", "-c", "hostname before && exec \"$0\" \"$@\""]);
+            named.arg(command.get_program()).args(command.get_args());
+            named.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+            command = named;
+        }
+        let mut child = command.stdin(Stdio::null()).stderr(Stdio::null()).spawn().expect("starts");
         wait_for("the export", || world.lab.simulator.faults_left() == 0);
         child.kill().expect("it lives");
         child.wait().expect("it ends");

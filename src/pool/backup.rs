@@ -491,7 +491,7 @@ impl<'a> Run<'a> {
         }
         if !is_stored {
             // Also those of which nobody knows, because the answer did not come.
-            sweep::destroy_tasks(&pool, self.state, |run| run == self.journal.run())?;
+            sweep::destroy_tasks(&pool, &self.state.keeper(), |run| run == self.journal.run())?;
         }
         Ok(())
     }

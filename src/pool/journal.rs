@@ -1,10 +1,10 @@
 //! What a run is about to make or change in a pool, on disk before it does: whoever comes after one that died undoes it.
 //!
-//! A journal is a file of lines of JSON, each durable before what it tells is done. The first names the pool; the others tell an
-//! act, or that one is over:
+//! A journal is a file of lines of JSON, each durable before what it tells is done. The first names the pool, and whom the run said
+//! in it to be of, which a machine that has another name since would not know; the others tell an act, or that one is over:
 //!
 //! ```text
-//! {"pool":"..."}                                              which pool
+//! {"pool":"...","keeper":"..."}                               which pool, and whose run
 //! {"act":1,"snapshot":{"vm":"...","name":"..."}}              a snapshot of that name is about to be made
 //! {"publishing":1}                                            a backup of it is about to exist somewhere
 //! {"over":1}                                                  it is kept, or gone
@@ -73,6 +73,7 @@ pub enum Act {
 enum Line {
     Pool {
         pool: String,
+        keeper: String,
     },
     Act {
         act: u32,
@@ -114,6 +115,8 @@ pub struct Begun(u32);
 pub struct Left {
     /// The run.
     pub run: Uuid,
+    /// Whose it said to be, in the pool.
+    pub keeper: String,
     /// What it had begun, oldest first.
     pub acts: Vec<Act>,
     path: PathBuf,
@@ -136,7 +139,7 @@ impl Journal {
                 if !has_name(&file)? {
                     continue;
                 }
-                append(&mut file, &Line::Pool { pool: pool.to_owned() })?;
+                append(&mut file, &Line::Pool { pool: pool.to_owned(), keeper: state.keeper() })?;
                 File::open(state.runs())?.sync_all()?;
                 return Ok(file);
             }
@@ -224,7 +227,9 @@ impl Left {
                 continue;
             }
             match read(&file) {
-                Ok(Some((of, acts))) if of == pool => found.push(Self { run, acts, path, _file: file }),
+                Ok(Some((of, keeper, acts))) if of == pool => {
+                    found.push(Self { run, keeper, acts, path, _file: file });
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => drop(fs::remove_file(&path)),
                 Err(error) => unreadable(&format!("the journal '{}' cannot be read: {error}", path.display())),
@@ -255,18 +260,19 @@ fn has_name(file: &File) -> io::Result<bool> {
     Ok(file.metadata()?.nlink() > 0)
 }
 
-/// Returns the pool of a journal and the acts that are not over; `None` if its run died before it did anything.
-fn read(file: &File) -> io::Result<Option<(String, Vec<Act>)>> {
+/// Returns the pool of a journal, whose it is, and the acts that are not over; `None` if its run died before it did anything.
+fn read(file: &File) -> io::Result<Option<(String, String, Vec<Act>)>> {
     let mut text = String::new();
     if file.take(LONGEST + 1).read_to_string(&mut text)? as u64 > LONGEST {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "it is longer than any journal"));
     }
     // What was cut off was not done.
     let Some((whole, _cut)) = text.rsplit_once('\n') else { return Ok(None) };
-    let (mut pool, mut acts): (Option<String>, Vec<(u32, Act)>) = (None, Vec::new());
+    let mut first: Option<(String, String)> = None;
+    let mut acts: Vec<(u32, Act)> = Vec::new();
     for line in whole.lines() {
         match serde_json::from_str(line)? {
-            Line::Pool { pool: named } => pool = Some(named),
+            Line::Pool { pool, keeper } => first = Some((pool, keeper)),
             Line::Act { act, what } => acts.push((act, what)),
             Line::Publishing { publishing } => {
                 for (_, what) in acts.iter_mut().filter(|(number, _)| *number == publishing) {
@@ -278,8 +284,9 @@ fn read(file: &File) -> io::Result<Option<(String, Vec<Act>)>> {
             Line::Over { over } => acts.retain(|(number, _)| *number != over),
         }
     }
-    let pool = pool.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it does not name its pool"))?;
-    Ok(Some((pool, acts.into_iter().map(|(_, act)| act).collect())))
+    let first = first.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "it does not name its pool"));
+    let (pool, keeper) = first?;
+    Ok(Some((pool, keeper, acts.into_iter().map(|(_, act)| act).collect())))
 }
 
 #[cfg(test)]
@@ -339,10 +346,11 @@ mod tests {
         journal.over(begun);
         drop(journal);
         assert_eq!(fs::read_dir(state.runs()).expect("listed").count(), 0);
-        let cut = "{\"pool\":\"pool\"}\n{\"act\":1,\"snapshot\":{\"vm\":\"v\",\"name\":\"a\"}}\n{\"act\":2,\"snapsh";
+        let cut = "{\"pool\":\"pool\",\"keeper\":\"k\"}\n{\"act\":1,\"snapshot\":{\"vm\":\"v\",\"name\":\"a\"}}\n{\"act\":2,\"snapsh";
         fs::write(state.runs().join(Uuid::from_u128(2).to_string()), cut).expect("written");
         assert_eq!(left(&state)[0].acts, [snapshot("a")]);
-        fs::write(state.runs().join(Uuid::from_u128(3).to_string()), "{\"pool\":\"other\"}\n").expect("written");
+        fs::write(state.runs().join(Uuid::from_u128(3).to_string()), "{\"pool\":\"other\",\"keeper\":\"k\"}\n")
+            .expect("written");
         fs::write(state.runs().join(Uuid::from_u128(4).to_string()), "nonsense\n").expect("written");
         let mut problems = Vec::new();
         assert_eq!(Left::find(&state, "pool", |problem| problems.push(problem.to_owned())).expect("listed").len(), 1);

@@ -47,9 +47,13 @@ pub fn begin(pool: Pool, state: &State, say: &dyn Fn(&str)) -> Result<(Pool, Jou
 /// If the journals cannot be listed.
 fn runs(pool: &Pool, state: &State, uuid: &str, say: &dyn Fn(&str)) -> Result<()> {
     let tell = |error: Error| say(&format!("what a run left that was ended cannot be removed yet: {error}"));
-    destroy_tasks(pool, state, |run| !journal::is_alive(state, run)).unwrap_or_else(tell);
+    let keeper = state.keeper();
+    destroy_tasks(pool, &keeper, |run| !journal::is_alive(state, run)).unwrap_or_else(tell);
     for left in Left::find(state, uuid, say)? {
-        let undone = left.acts.iter().rev().try_for_each(|act| undo(pool, state, &left, act));
+        // Where this machine has another name since.
+        let renamed = left.keeper != keeper;
+        let tasks = if renamed { destroy_tasks(pool, &left.keeper, |run| run == left.run) } else { Ok(()) };
+        let undone = tasks.and_then(|()| left.acts.iter().rev().try_for_each(|act| undo(pool, &left, act)));
         undone.and_then(|()| left.undone()).unwrap_or_else(tell);
     }
     Ok(())
@@ -60,11 +64,10 @@ fn runs(pool: &Pool, state: &State, uuid: &str, say: &dyn Fn(&str)) -> Result<()
 ///
 /// # Errors
 /// If the tasks cannot be listed, or one cannot be ended.
-pub fn destroy_tasks(pool: &Pool, state: &State, is_meant: impl Fn(Uuid) -> bool) -> Result<()> {
-    let keeper = state.keeper();
+pub fn destroy_tasks(pool: &Pool, keeper: &str, is_meant: impl Fn(Uuid) -> bool) -> Result<()> {
     let mut destroyed = Ok(());
     for task in pool.records::<TaskObject>()? {
-        if !keys::run_of(&task.name_label, &keeper).is_some_and(&is_meant) {
+        if !keys::run_of(&task.name_label, keeper).is_some_and(&is_meant) {
             continue;
         }
         // One that cannot be ended yet keeps no other.
@@ -77,7 +80,7 @@ pub fn destroy_tasks(pool: &Pool, state: &State, is_meant: impl Fn(Uuid) -> bool
     destroyed
 }
 
-fn undo(pool: &Pool, state: &State, left: &Left, act: &Act) -> Result<()> {
+fn undo(pool: &Pool, left: &Left, act: &Act) -> Result<()> {
     match act {
         Act::Snapshot { vm, name, is_published } => {
             let Some(vm) = live(pool, vm)? else { return Ok(()) };
@@ -87,15 +90,15 @@ fn undo(pool: &Pool, state: &State, left: &Left, act: &Act) -> Result<()> {
                 return Ok(());
             }
             let survey = Survey::of(pool, vm)?;
-            let is_of_it = |keys: &Keys| keys.run == left.run && keys.keeper == state.keeper() && !keys.is_stored;
+            let is_of_it = |keys: &Keys| keys.run == left.run && keys.keeper == left.keeper && !keys.is_stored;
             for snapshot in survey.snapshots.iter().filter(|snapshot| is_of_it(&snapshot.keys)) {
                 destroy_ours(pool, &survey.vm.reference, snapshot)?;
             }
         }
         Act::Restore { vm, disks } => {
-            restore::undo(pool, &keys::mark(left.run, &state.keeper()), vm.as_deref(), disks)?;
+            restore::undo(pool, &keys::mark(left.run, &left.keeper), vm.as_deref(), disks)?;
         }
-        Act::Replica { sr } => replica::settle(pool, &replica::mark(&keys::mark(left.run, &state.keeper()), sr))?,
+        Act::Replica { sr } => replica::settle(pool, &replica::mark(&keys::mark(left.run, &left.keeper), sr))?,
         Act::Detached { vm, devices } => {
             let Some(vm) = live(pool, vm)? else { return Ok(()) };
             attach_again(pool, &vm.reference, devices)?;

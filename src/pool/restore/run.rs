@@ -132,7 +132,8 @@ impl<'a> Run<'a> {
         // Whatever ended it; and what was made though the pool's answer did not come.
         let pool = self.pool.with(&cleanup());
         let undone = made::undo(&pool, &mark.restoring, vm.as_deref(), &disks);
-        let undone = undone.and_then(|()| sweep::destroy_tasks(&pool, self.state, |run| run == self.journal.run()));
+        let undone =
+            undone.and_then(|()| sweep::destroy_tasks(&pool, &self.state.keeper(), |run| run == self.journal.run()));
         match undone {
             Ok(()) => self.journal.over(begun),
             Err(left) => (self.say)(&format!("what was made is not all removed: the next run does that ({left})")),
