@@ -71,6 +71,9 @@ struct Reply {
     data: Vec<u8>,
 }
 
+/// Characters of a server's own words that are told.
+const SAID: usize = 200;
+
 struct Handshake<'a> {
     stream: Box<dyn Stream>,
     name: &'a str,
@@ -300,7 +303,12 @@ impl Handshake<'_> {
     }
 
     fn refused(&self, reply: &Reply) -> Error {
-        let said = String::from_utf8_lossy(&reply.data[..reply.data.len().min(200)]).escape_debug().to_string();
+        let mut said = String::from_utf8_lossy(&reply.data).into_owned();
+        if !self.name.is_empty() {
+            // Servers repeat it, and a name may be all that is asked of who wants in.
+            said = said.replace(self.name, "(its name)");
+        }
+        let said: String = said.chars().take(SAID).collect::<String>().escape_debug().collect();
         let said = if said.is_empty() { String::new() } else { format!(" ({said})") };
         let reason = match reply.kind {
             wire::REPLY_UNKNOWN => "the server has no export of this name".to_owned(),
