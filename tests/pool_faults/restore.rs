@@ -135,7 +135,11 @@ impl World {
                     is_blocked || self.bytes_of(vm) == self.held,
                     "{when}: half a machine that can be started\n{ended:?}"
                 );
-                !self.is_marked(Class::Vm, vm)
+                // What the pool has just made of an XVA says it only later.
+                let says_from_where = self.lab.simulator.look(|store| {
+                    store.entry(Class::Vm, vm, "other_config", "xofs:restored-from").expect("it is there").is_some()
+                });
+                !is_blocked && says_from_where
             })
             .collect()
     }

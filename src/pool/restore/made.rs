@@ -74,7 +74,8 @@ pub fn undo(pool: &Pool, mark: &str, vm: Option<&str>, disks: &[String]) -> Resu
 }
 
 /// Whether a marked VM is not whole, and nobody can have used it.
-fn is_unfinished(vm: &Vm) -> bool {
+#[must_use]
+pub fn is_unfinished(vm: &Vm) -> bool {
     let is_blocked = vm.blocked_operations.get(BLOCKED[0]).is_some_and(|why| why == BLOCKED_BECAUSE);
     // Some versions of XAPI leave out what is blocked when they make a VM.
     let is_bare = vm.vbds.is_empty() && vm.name_label.starts_with(PROVISIONAL);

@@ -201,7 +201,7 @@ impl<'a> Run<'a> {
         let vm_record: Record<Vm> = pool.record(vm)?;
         pool.set(vm, "name_label", plan.name.as_str())?;
         // From here on it is there: what fails now is said, and nothing is undone.
-        self.unblock(vm, &records::blocked(&machine.vm))?;
+        self.free(vm, &vm_record.uuid, &records::blocked(&machine.vm))?;
         let finish = || -> Result<()> {
             for (disk, vdi) in disks {
                 self.finish_disk(disk, &disk.label, &vdi.reference)?;
@@ -209,7 +209,7 @@ impl<'a> Run<'a> {
             // It leads to what is left of the disks.
             Ok(pool.remove_entry(vm, "other_config", RESTORING)?)
         };
-        finish().map_err(|error| error.while_doing(&format!("finish the VM {}, which is restored", vm_record.uuid)))?;
+        finish().map_err(|error| unfinished(error, &vm_record.uuid))?;
         self.start(vm, &vm_record.uuid)?;
         Ok(vm_record.uuid.clone())
     }
@@ -287,14 +287,14 @@ impl<'a> Run<'a> {
         pool.set_entry(vm, "other_config", records::RESTORED_FROM, &mark.from)?;
         pool.set(vm, "name_label", plan.name.as_str())?;
         // From here on it is there: what fails now is said, and nothing is undone.
-        self.unblock(vm, &records::blocked(&record.raw))?;
+        self.free(vm, &record.uuid, &records::blocked(&record.raw))?;
         let finish = || -> Result<()> {
             for object in disks {
                 pool.remove_entry(object, "other_config", RESTORING)?;
             }
             Ok(pool.remove_entry(vm, "other_config", RESTORING)?)
         };
-        finish().map_err(|error| error.while_doing(&format!("finish the VM {}, which is restored", record.uuid)))?;
+        finish().map_err(|error| unfinished(error, &record.uuid))?;
         self.start(vm, &record.uuid)
     }
 
@@ -469,6 +469,14 @@ impl<'a> Run<'a> {
         Ok(self.pool.remove_entry(vdi, "other_config", RESTORING)?)
     }
 
+    /// Lets a VM be started. Whether it may be decides whether it is there, also where the pool's answer did not come.
+    fn free(&self, vm: &Ref<Vm>, uuid: &str, before: &Fields) -> Result<()> {
+        self.unblock(vm, before).map_err(|error| match self.pool.with(&cleanup()).record::<Vm>(vm) {
+            Ok(vm) if !made::is_unfinished(&vm) => unfinished(error, uuid),
+            _ => error,
+        })
+    }
+
     /// Takes away what blocked the start, and blocks what was blocked before.
     fn unblock(&self, vm: &Ref<Vm>, before: &Fields) -> Result<()> {
         for operation in BLOCKED.iter().filter(|operation| !before.contains_key(**operation)) {
@@ -507,4 +515,9 @@ impl<'a> Run<'a> {
         let started = self.pool.start_vm(vm, false);
         started.map_err(|error| Error::from(error).while_doing(&format!("start the VM {uuid}, which is restored")))
     }
+}
+
+/// Says of an error that the VM is there in spite of it.
+fn unfinished(error: Error, uuid: &str) -> Error {
+    error.while_doing(&format!("finish the VM {uuid}, which is restored"))
 }
