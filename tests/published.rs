@@ -22,7 +22,7 @@ use xapi_simulator::scene::{Disk, Machine, Repository as Sr, Storage};
 use xapi_simulator::{Act, Class, Fault};
 
 /// Sets whose a disk, or a snapshot of a machine, is: what comes after is that it is stored.
-const ENTRIES: u64 = 5;
+const ENTRIES: u64 = 6;
 /// What changed block tracking tells of (bytes).
 const PIECE: usize = 64 << 10;
 /// Pieces that are compared at most though nothing says that they changed.
